@@ -205,7 +205,7 @@ def _add_run(add: Add) -> None:
             "--redo",
             metavar="STAGE",
             help="redo this stage and all later stages: prepare, pretrain, sft, prefer, "
-            "evaluate or publish",
+            "reinforce, evaluate or publish",
         ),
         argument(
             "--until",

@@ -33,7 +33,7 @@ _DTYPE = re.compile(r"u?int(8|16|32|64)")
 # A target that is not learned.
 IGNORED = -100
 
-Kind = Literal["tokens", "conversations", "pairs", "labels"]
+Kind = Literal["tokens", "conversations", "pairs", "labels", "prompts"]
 KINDS = get_args(Kind)
 # The kinds whose sequences have a side: preferred, or not.
 PREFERENCES = ("pairs", "labels")
@@ -112,12 +112,13 @@ class Manifest:
 
     Attributes:
         kind: "tokens" (documents joined by end-of-text and cut into rows), or packed, with flags:
-            "conversations", "pairs" (of a chosen and a rejected sequence) or "labels" (sequences
-            that are desired or not).
+            "conversations", "pairs" (of a chosen and a rejected sequence), "labels" (sequences
+            that are desired or not) or "prompts" (one in a row; nothing is learned).
         seq_len: ids in a row.
         vocab_size: every id is below it.
         pad: id that is never learned in rows of kind "tokens"; None if nothing is padded.
         info: notes for people, such as where the data came from; not part of the fingerprint.
+        records: of prompts, the sha256 of the file with their answers; None for other kinds.
 
     Raises:
         ValueError: a field is not of its type, or there are more shards than MOST_SHARDS.
@@ -129,6 +130,7 @@ class Manifest:
     shards: tuple[Shard, ...]
     pad: int | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    records: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -139,13 +141,16 @@ class Manifest:
             require_count("pad", self.pad)
         if not isinstance(self.info, dict):
             raise ValueError(f"info is {self.info!r:.200}; it must be an object")
+        if self.records is not None and not _matches(_SHA256, self.records):
+            raise ValueError(f"records is {self.records!r:.200}; it must be 64 hexadecimal digits")
         if len(self.shards) > MOST_SHARDS:
             raise ValueError(f"{len(self.shards):,} shards are more than {MOST_SHARDS:,}")
 
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 of exactly the fields that decide a row's content."""
-        content = [self.kind, self.seq_len, self.vocab_size, self.pad]
+        content: list[Any] = [self.kind, self.seq_len, self.vocab_size, self.pad]
+        content += [] if self.records is None else [self.records]
         shards = [[s.name, s.start, s.rows, s.sha256, s.flags_sha256] for s in self.shards]
         return hashlib.sha256(json.dumps([content, shards]).encode()).hexdigest()
 
@@ -166,6 +171,8 @@ class Manifest:
             BadInput: the disk is full or the path can't be written.
         """
         document = {"format": MANIFEST_FORMAT, "fingerprint": self.fingerprint, **asdict(self)}
+        if self.records is None:  # other kinds are written as before there were prompts
+            del document["records"]
         write_atomically(Path(path), json.dumps(document, indent=1).encode())
 
     @classmethod

@@ -19,6 +19,23 @@ from pion.errors import BadInput
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """What is known of targets that the model itself has drawn, each (B, T) in fp32.
+
+    Attributes:
+        weights: how much better than the others the answer of the target was.
+        log_probs: the log-probability with which the target was drawn, in nats.
+    """
+
+    weights: Tensor
+    log_probs: Tensor
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Sampled":
+        """Return the same with ``function`` applied to each of the tensors."""
+        return Sampled(function(self.weights), function(self.log_probs))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows as int64 tensors ``(B, T)``.
 
@@ -30,6 +47,7 @@ class Batch:
             for the padding of conversations, at its end. Tokens attend only within their document.
             None if every row is a single document.
         sequences: the answers in rows of preferences; None for rows of other kinds.
+        sampled: of answers that the model has drawn; None for rows of other kinds.
     """
 
     tokens: Tensor
@@ -37,6 +55,7 @@ class Batch:
     positions: Tensor | None
     documents: Tensor | None
     sequences: Sequences | None = None
+    sampled: Sampled | None = None
 
 
 def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
@@ -47,6 +66,7 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
         None if batch.positions is None else function(batch.positions),
         None if batch.documents is None else function(batch.documents),
         None if batch.sequences is None else batch.sequences.mapped(function),
+        None if batch.sampled is None else batch.sampled.mapped(function),
     )
 
 
@@ -136,7 +156,7 @@ class RowStream:
         Raises:
             BadInput: the row's shard can't be read.
         """
-        source, shard, row = self._locate(i)
+        source, shard, row = self.place(i)
         return self._rows[source].row(shard, row)
 
     def with_references(self, references: References) -> Self:
@@ -151,6 +171,12 @@ class RowStream:
             for shard, count in enumerate(rows.manifest.shard_rows):
                 yield from ((source, shard, row) for row in range(count))
 
+    def place(self, i: int) -> Place:
+        """Return where training row ``i`` >= 0 is."""
+        if isinstance(self._order, MixtureOrder):
+            return self._order.locate(i)
+        return 0, *self._order.locate(i)
+
     def number_of(self, place: Place) -> int:
         """Return the number of a row among `places`, from 0."""
         source, shard, row = place
@@ -162,7 +188,7 @@ class RowStream:
         Raises:
             BadInput: a shard can't be read.
         """
-        return self.batch_at([self._locate(i) for i in indices])
+        return self.batch_at([self.place(i) for i in indices])
 
     def batch_at(self, places: Sequence[Place]) -> Batch:
         """Return the rows at these places, in this order.
@@ -202,7 +228,7 @@ class RowStream:
         """
         first: dict[tuple[int, int, int, int], int] = {}
         numbers = []
-        for source, shard, place in map(self._locate, indices):
+        for source, shard, place in map(self.place, indices):
             row = self._rows[source].row(shard, place)
             if row.documents is not None:
                 keys = [(source, shard, place, int(n)) for n in row.documents]
@@ -244,8 +270,3 @@ class RowStream:
         if self._end_of_text is None:
             return np.zeros_like(row.tokens)
         return np.cumsum(row.tokens == self._end_of_text, dtype=np.int64)
-
-    def _locate(self, i: int) -> Place:
-        if isinstance(self._order, MixtureOrder):
-            return self._order.locate(i)
-        return 0, *self._order.locate(i)

@@ -101,24 +101,22 @@ class StepGraphs:
         return results
 
     def _computed(self, shape: Shape, tokens: Sequence[int]) -> Results | None:
-        found = self._by_shape.pop(shape, None)
-        if found is None:
-            return self._captured(shape, tokens)
+        """Return what a replay gives: also where the step was computed to prove the graph, because
+        the bits must not depend on how long this process lives."""
+        found = self._by_shape.pop(shape, None) or self._captured(shape, tokens)
         self._by_shape[shape] = found
         found.step.write(tokens)
+        expected = None if found.proven else found.step.compute()
         results = found.graph.replay()
         self.replays += 1
-        if not found.proven:
-            expected = found.step.compute()
+        if expected is not None:
             if not _largest_share(results[1], expected[1]) <= LIMIT:  # or there is a NaN
                 self._refuse("a replayed step differs from the same step without a graph")
                 return None
             found.proven = True
-            return expected
         return results
 
-    def _captured(self, shape: Shape, tokens: Sequence[int]) -> Results:
-        """Compute a step, capture it, and return the results of the computed one."""
+    def _captured(self, shape: Shape, tokens: Sequence[int]) -> _Captured:
         device = self._model.embed.weight.device
         check_memory(device)
         # Graphs whose replays follow each other share memory.
@@ -127,11 +125,10 @@ class StepGraphs:
             self._by_shape.pop(next(iter(self._by_shape)))
         step, graph = FixedStep(self._model, self._cache, shape), CudaGraph(device, other)
         step.write(tokens)
-        results = graph.computed(step.compute)
+        graph.computed(step.compute)
         graph.capture(step.compute)
         self.captures += 1
-        self._by_shape[shape] = _Captured(step, graph)
-        return results
+        return _Captured(step, graph)
 
     def _refuse(self, why: str) -> None:
         self.refused = why

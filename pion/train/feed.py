@@ -7,15 +7,21 @@ is built.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from pion.data.order import rank_rows, step_rows
 from pion.data.stream import Batch, RowStream, map_batch
 from pion.errors import BadInput
 from pion.model.loss import IGNORED
+
+if TYPE_CHECKING:
+    from pion.train.settings import ComputePlan
 
 RowRange = tuple[int, int]  # [first, stop)
 
@@ -27,6 +33,13 @@ class StepBatch:
     rows: RowRange  # of the whole step, over all ranks, including skipped rows
     micro_batches: list[Batch]
     targets: int  # target tokens in this rank's micro-batches
+    learns: bool = True  # whether the batch has anything to learn
+    # This rank's part of what the step reports, by name. The parts of all ranks add up.
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    def measures_on(self, device: torch.device) -> dict[str, Tensor]:
+        """Return the measures as scalars in fp32."""
+        return {name: torch.tensor(value, device=device) for name, value in self.measures.items()}
 
     def answers(self) -> tuple[int, int, int]:
         """Return how many chosen and rejected answers this rank has, and the tokens of the chosen.
@@ -52,7 +65,7 @@ _Position = tuple[int, tuple[RowRange, ...], int]
 
 
 class BatchFeed:
-    """The batches of one rank, step after step. `micro_batch` may change between steps.
+    """The batches of one rank, step after step. The plan may change between steps.
 
     `pin` puts the batches into page-locked memory, so that copying them to a GPU does not block.
     """
@@ -89,6 +102,10 @@ class BatchFeed:
         """Start building the batch for the next `take`."""
         position = (next_row, tuple(skipped), self.micro_batch)
         self._ahead = (position, self._thread.submit(self._build, *position))
+
+    def follow(self, plan: ComputePlan) -> None:
+        """Let the next batches be those of another plan."""
+        self.micro_batch = plan.micro_batch
 
     def close(self) -> None:
         """End the background thread."""

@@ -133,11 +133,22 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
+        return bool(self.most(int(flag)))
+
+    def most(self, count: int) -> int:
+        """Return the largest number of all ranks."""
         if self.world_size == 1:
-            return flag
-        asked = torch.tensor(int(flag))
+            return count
+        asked = torch.tensor(count)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._control)
-        return bool(asked)
+        return int(asked)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, on every rank."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value, group=self._control)
+        return values
 
     def from_rank_0(self, value: Any) -> Any:
         """Return rank 0's value on every rank."""

@@ -169,6 +169,12 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
 
 
 @lru_cache(maxsize=256)
+def cache_bytes(config: ModelConfig, dtype: str) -> int:
+    """Return the bytes of a token's keys and values in all layers, in a dtype of plans."""
+    size = 2 if dtype == "bfloat16" else 4
+    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * size
+
+
 def _state(work: Workload) -> tuple[int, int, int]:
     """Return the bytes of the weights with their gradients, of the moments, and of an update.
 

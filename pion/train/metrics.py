@@ -35,7 +35,7 @@ class StepRecord:
     loss: Tensor
     grad_norm: Tensor
     targets: Tensor
-    global_batch: int
+    tokens: int  # that count for the speed, of all ranks
     seq_len: int  # of its rows
     stats: Mapping[str, Tensor] = field(default_factory=dict)
     measures: Mapping[str, Tensor] = field(default_factory=dict)  # scalars, of preferences
@@ -67,7 +67,7 @@ class StepMetrics:
         self._good: list[dict[str, Any]] = []
         self._wrong: tuple[StepRecord, str] | None = None
         self._interval_start: float | None = None
-        self._interval_steps: list[tuple[int, int]] = []  # rows and their length
+        self._interval_steps: list[tuple[int, int]] = []  # tokens, and the length of rows
 
     def begin_step(self) -> None:
         """Start the interval's clock if this is the first step of the interval."""
@@ -77,7 +77,7 @@ class StepMetrics:
     def add(self, record: StepRecord) -> None:
         """Keep a finished step. This does not wait for the device."""
         self._on_device.append(record)
-        self._interval_steps.append((record.global_batch, record.seq_len))
+        self._interval_steps.append((record.tokens, record.seq_len))
 
     def restart(self, recent_losses: Iterable[float]) -> None:
         """Drop all steps: the trainer has returned to a state with these recent losses."""
@@ -120,7 +120,7 @@ class StepMetrics:
         return [{**step, **interval} for step in self._good]
 
     def _throughput(self, seconds: float) -> dict[str, float]:
-        tokens = sum(rows * seq_len for rows, seq_len in self._interval_steps)
+        tokens = sum(tokens for tokens, _ in self._interval_steps)
         seq_len = self._interval_steps[-1][1]
         flops = tokens * self._flops(seq_len).total
         reached = flops / seconds / self._plan.world_size

@@ -1,4 +1,4 @@
-"""What a step minimizes: the cross-entropy of its targets, or a loss of preferences.
+"""What a step minimizes: the cross-entropy of its targets, or a loss of preferences or rewards.
 
 Both are means over the step of all ranks. So the sums of micro-batches are divided by numbers of
 the whole step, and the result does not depend on how rows are divided into micro-batches.
@@ -22,6 +22,7 @@ from pion.train.preference_losses import METRICS, answer_sums, example_losses, m
 
 if TYPE_CHECKING:
     from pion.train.feed import StepBatch
+    from pion.train.settings import TrainSettings
 
 # A rank's part of the numbers that a step reports, by name: scalars that add up over micro-batches
 # and ranks.
@@ -84,12 +85,39 @@ class OfPreferences:
         return Measured(loss.float(), found.aux, found.stats, measures)
 
 
+@dataclass(frozen=True)
+class OfRewards:
+    """Minus the mean of weight · log-probability, of all tokens that were sampled in the step
+    (Yu et al. 2025, "DAPO"). `scale` is one by their number.
+
+    Answers are learned once, from the weights that drew them. So the ratio of probabilities, which
+    others clip, is 1.
+    """
+
+    scale: Tensor
+
+    def measured(self, model: Decoder, batch: Batch, options: StepOptions) -> Measured:
+        """Return what a micro-batch on the model's device adds to the step."""
+        assert batch.sampled is not None
+        found = model.log_probs(
+            batch.tokens,
+            batch.targets,
+            positions=batch.positions,
+            documents=batch.documents,
+            options=options,
+        )
+        loss = -(found.log_probs * batch.sampled.weights).sum() * self.scale
+        apart = (found.log_probs.detach() - batch.sampled.log_probs).abs().sum()
+        # Routers and gates keep to what they have learned.
+        return Measured(loss, torch.zeros_like(loss), {}, {"mismatch": apart * self.scale})
+
+
 # What a step minimizes.
-Objective = CrossEntropy | OfPreferences
+Objective = CrossEntropy | OfPreferences | OfRewards
 
 
 def objective_of(
-    preference: Preference | None,
+    settings: TrainSettings,
     batch: StepBatch,
     targets: Tensor,
     over_ranks: Callable[[Tensor], Tensor],
@@ -99,6 +127,9 @@ def objective_of(
     Every rank calls this function, and `over_ranks` returns the sum of all ranks' tensors.
     Raises BadInput for rows that are not of preferences.
     """
+    if settings.reinforcement is not None:
+        return OfRewards(1 / targets.clamp(min=1.0))
+    preference = settings.preference
     if preference is None:
         return CrossEntropy(1 / targets.clamp(min=1.0))
     own = [torch.full((), n, device=targets.device, dtype=torch.float64) for n in batch.answers()]

@@ -15,6 +15,7 @@ from pion.errors import BadInput
 from pion.later_fields import later_field, to_record, values_before
 from pion.train.phases import Phase, check_phases
 from pion.train.preference import Preference
+from pion.train.reinforce import Reinforcement
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class TrainSettings:
     phases: tuple[Phase, ...] = later_field((), before=())
     # How the stage learns from pairs of answers; None: it learns each target token.
     preference: Preference | None = later_field(None, before=None)
+    # How the stage learns from rewards. Then a row is a prompt.
+    reinforcement: Reinforcement | None = later_field(None, before=None)
     max_spike: float | None = None  # limit of a step's loss over the recent median; None = none
 
     def __post_init__(self) -> None:
@@ -107,6 +110,8 @@ class ComputePlan:
     flex_attention: bool = later_field(True, before=True)  # for masks that SDPA has no kernel for
     # Of the hidden states between the blocks. bfloat16 only where the computation has it too.
     residual: Literal["float32", "bfloat16"] = later_field("float32", before="float32")
+    # Of a stage of rewards: how many answers a rank samples together; None: those to one prompt.
+    rollout_rows: int | None = later_field(None, before=None)
     # Each rank keeps only a part of the weights, gradients and moments (pion/train/sharding.py).
     sharded: bool = later_field(False, before=False)
 

@@ -61,8 +61,11 @@ def step_down(
     if isinstance(error, torch.OutOfMemoryError):
         why = "the GPU's memory ran out"
         if plan.micro_batch > 1:
+            # Answers that are sampled together may have taken the memory, too.
+            sampled = None if plan.rollout_rows is None else (plan.rollout_rows + 1) // 2
             half = (plan.micro_batch + 1) // 2
-            return StepDown(plan, dataclasses.replace(plan, micro_batch=half), why)
+            fewer = dataclasses.replace(plan, micro_batch=half, rollout_rows=sampled)
+            return StepDown(plan, fewer, why)
         if not plan.recompute:
             return StepDown(plan, dataclasses.replace(plan, recompute=True), why)
         whole = plan.world_size > 1 and not plan.sharded

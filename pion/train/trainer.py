@@ -31,6 +31,7 @@ from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients, Ranks
 from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferences
+from pion.train.held_out_rewards import evaluate_rewards
 from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.objective import Measures, Objective, objective_of
 from pion.train.optimizer.optimizer import Optimizer
@@ -42,6 +43,7 @@ from pion.train.optimizer.state_pieces import (
     hand_out,
 )
 from pion.train.phases import only_apart
+from pion.train.rollout_feed import Prompts, RolloutFeed
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.side_copy import SideCopy
@@ -73,7 +75,7 @@ class Trainer:
     def __init__(
         self,
         model: Decoder,
-        stream: RowStream,
+        stream: RowStream | Prompts,
         settings: TrainSettings,
         plan: ComputePlan,
         *,
@@ -144,7 +146,17 @@ class Trainer:
         rows = rows_per_rank(self.settings.global_batch, self.plan.world_size)
         return math.ceil(rows / self.plan.micro_batch)
 
-    def _feed_from(self, stream: RowStream) -> BatchFeed:
+    def _feed_from(self, stream: RowStream | Prompts) -> BatchFeed | RolloutFeed:
+        if isinstance(stream, Prompts):
+            assert self.settings.reinforcement is not None
+            return RolloutFeed(
+                self.model,
+                stream,
+                self.settings.reinforcement,
+                self.plan,
+                global_batch=self.settings.global_batch,
+                rank=self.rank,
+            )
         return BatchFeed(
             stream,
             global_batch=self.settings.global_batch,
@@ -191,7 +203,7 @@ class Trainer:
                 continue
             self.plan = change.plan
             hardware.configure(self.plan)
-            self._feed.micro_batch = self.plan.micro_batch
+            self._feed.follow(self.plan)
             self.on_step_down(change)
 
     def _train_step(self, should_stop: Callable[[], bool]) -> bool:
@@ -204,17 +216,27 @@ class Trainer:
 
         targets = self._ranks.sum(torch.full((), float(batch.targets), device=self.device))
         plan = plan_at(self.settings, self.step, self.model.config)
-        objective = objective_of(self.settings.preference, batch, targets, self._ranks.sum)
-        measured = self._add_gradients(batch, objective, plan, should_stop)
+        objective = objective_of(self.settings, batch, targets, self._ranks.sum)
+        learns, rounds = True, self.grad_accum
+        if self.settings.reinforcement is not None:
+            learns = self._ranks.any(batch.learns)
+            rounds = self._ranks.most(len(batch.micro_batches))
+        measured = self._add_gradients(batch, objective, plan, rounds, should_stop)
         if measured is None:
             self.optimizer.zero_grad()
             return False
         loss, stats, measures = measured
+        seq_len = batch.micro_batches[0].tokens.shape[1]
+        tokens = self.settings.global_batch * seq_len
+        if self.settings.reinforcement is not None:
+            loss, tokens = -measures["reward"], self.plan.world_size * batch.targets
+            measures["entropy"] = measures.pop("answer_nats") / measures["answer_tokens"]
         grad_norm = self._clip_gradients(plan)
-        self._updating = True
-        self.side_copy.before_update()
-        self.optimizer.step(plan)
-        self._updating = False
+        if learns:
+            self._updating = True
+            self.side_copy.before_update()
+            self.optimizer.step(plan)
+            self._updating = False
         self.optimizer.zero_grad()
         self.step += 1
         self.next_row = batch.rows[1]
@@ -228,8 +250,8 @@ class Trainer:
                 measures=measures,
                 grad_norm=grad_norm,
                 targets=targets,
-                global_batch=self.settings.global_batch,
-                seq_len=batch.micro_batches[0].tokens.shape[1],
+                tokens=tokens,
+                seq_len=seq_len,
             )
         )
         return True
@@ -239,6 +261,7 @@ class Trainer:
         batch: StepBatch,
         objective: Objective,
         plan: StepPlan,
+        rounds: int,
         should_stop: Callable[[], bool],
     ) -> tuple[Tensor, dict[str, Tensor], Measures] | None:
         """Compute the gradients of the global batch.
@@ -248,7 +271,7 @@ class Trainer:
         """
         loss = torch.zeros((), device=self.device)
         stats: dict[str, Tensor] = {}
-        measures: Measures = {}
+        measures: Measures = batch.measures_on(self.device)
         self.model.train()
         options = StepOptions(
             plan.parts,
@@ -260,7 +283,7 @@ class Trainer:
         count = len(batch.micro_batches)
         # A rank with fewer micro-batches skips the first round, so that all ranks end together. But
         # the ranks of a sharded model compute together: there, it has its first micro-batch twice.
-        for i in range(count - self.grad_accum, count):
+        for i in range(count - rounds, count):
             if self._ranks.any(should_stop()):
                 return None
             counts = i >= 0
@@ -306,7 +329,8 @@ class Trainer:
         Keys of a step: step (finished steps, including this one), loss (nats per target token, or
         the mean loss of pairs), lr, grad_norm (before clipping), tokens (targets), rows ([first,
         stop)); of preferences also METRICS (preference_losses.py). Keys of the whole interval:
-        tokens_per_second (input tokens, all ranks), mfu and memory (bytes, this rank).
+        tokens_per_second (input tokens of all ranks; of rewards, the tokens of answers), mfu and
+        memory (bytes, this rank).
 
         Raises Trouble once a step has gone wrong: its loss or gradient was not finite, or its loss
         exceeded `settings.max_spike`. The error has the metrics of the good steps before that step.
@@ -325,7 +349,7 @@ class Trainer:
 
     def evaluate(
         self,
-        stream: RowStream,
+        stream: RowStream | Prompts,
         rows: range,
         micro_batch: int,
         end_of_text: int,
@@ -336,10 +360,15 @@ class Trainer:
 
         `end_of_text` is the id that ends a document. The softmax is over the first `vocab_size`
         ids, the ids that the tokenizer produces; by default over all ids. `on_batch` is called
-        after each micro-batch. Of preferences, the loss is that of training, over all ids. Raises
-        BadInput if the rows have no target.
+        after each micro-batch. Of preferences, the loss is that of training, over all ids. Of
+        prompts, the loss is minus the mean reward. Raises BadInput if the rows have no target.
         """
         preference, world_size = self.settings.preference, self.plan.world_size
+        if isinstance(stream, Prompts):
+            assert isinstance(self._feed, RolloutFeed)
+            return evaluate_rewards(
+                self._feed, stream, rows, rank=self.rank, ranks=self._ranks, on_batch=on_batch
+            )
         with self.measuring():
             if preference is not None:
                 of = PreferenceScorer(self.model, preference, micro_batch, self.plan, on_batch)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from pipeline.models.find import FoundModel
 
 # As in pipeline.job.stages, whose import takes a second.
-TRAINING = ("pretrain", "sft", "prefer")
+TRAINING = ("pretrain", "sft", "prefer", "reinforce")
 RUN_HELP = "a name in runs/, or STORE/NAME"
 MODEL_HELP = (
-    "a run (demo, STORE/demo, demo@pretrain, demo@sft, demo@prefer or demo@250), the folder of a "
+    "a run (demo, STORE/demo, demo@sft or any other stage, or demo@250), the folder of a "
     "checkpoint, the folder of an exported model, a .pt file that `pion import-seed` reads, or a "
     "Hub repository (user/name)"
 )

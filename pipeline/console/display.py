@@ -148,8 +148,10 @@ class Display:
                 if self._live is None:
                     facts = "  ".join(self._facts(message))
                     self._line(f"{message.stage} step {message.step:,}/{message.steps:,}  {facts}")
-            case Evaluation(stage, step, loss, sem, accuracy):
+            case Evaluation(stage, step, loss, sem, accuracy, rewarded):
                 words = f"held-out loss {measured(loss, sem, 4)}"
+                if rewarded:
+                    words = f"held-out reward {measured(0.0 - loss, sem, 4)}"
                 if accuracy is not None:
                     words += f", {100 * accuracy:.1f} % right"
                 self._line(f"{stage} step {step:,}: {words}", style="green")
@@ -233,10 +235,11 @@ class Display:
         """Return the numbers of a step, each with its name."""
         price = f" at ${step.dollars_per_hour:.2f}/h" if step.dollars_per_hour else ""
         facts = [
-            f"loss {step.loss:.4f}",
+            f"loss {step.loss:.4f}" if step.reward is None else f"reward {step.reward:.4f}",
             f"lr {step.lr:.2e}",
             "" if step.accuracy is None else f"{100 * step.accuracy:.1f} % right",
             "" if step.margin is None else f"margin {step.margin:.3f}",
+            "" if step.signal is None else f"signal {100 * step.signal:.0f} %",
             "" if step.grad_norm is None else f"grad norm {step.grad_norm:.3f}",
             f"{step.tokens_per_second:,.0f} tokens/s",
             "" if step.mfu is None else f"MFU {100 * step.mfu:.1f} %",

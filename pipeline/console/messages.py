@@ -63,7 +63,8 @@ class Step:
     """The newest training step, once per log interval.
 
     `memory` is in bytes, `eta` in seconds. `dollars` is what the run has cost so far,
-    `dollars_per_hour` the price of this machine. `accuracy` and `margin` are of preferences.
+    `dollars_per_hour` the price of this machine. `accuracy` is of preferences and rewards, `margin`
+    of preferences, and the others are of rewards.
     """
 
     stage: str
@@ -80,13 +81,16 @@ class Step:
     dollars_per_hour: float | None = None
     accuracy: float | None = None
     margin: float | None = None
+    reward: float | None = None
+    signal: float | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The loss on held-out text after `step`, and its standard error.
 
-    `accuracy` is the share of held-out preferences that the model gets right; None for text.
+    `accuracy` is the share of held-out preferences, or of answers, that are right; None for text.
+    With `rewarded`, the loss is minus the reward of answers to held-out prompts.
     """
 
     stage: str
@@ -94,6 +98,7 @@ class Evaluation:
     loss: float
     loss_sem: float
     accuracy: float | None = None
+    rewarded: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -198,7 +198,7 @@ def _header(repo: str, commit: str, path: str, seq_len: int) -> NpyHeader:
     return parse_rows_header(beginning, f"{repo}/{path}", seq_len)
 
 
-def hub_records(source: HubDataset, commit: str, columns: tuple[str, ...]) -> Iterator[Record]:
+def hub_records(source: HubDataset, commit: str, columns: Container[str]) -> Iterator[Record]:
     """Stream the rows at `commit`, at most `max_documents`. Only `columns` are read.
 
     A data set can be of any format, and hold pictures by their URL. Here it has a format without
@@ -211,7 +211,7 @@ def hub_records(source: HubDataset, commit: str, columns: tuple[str, ...]) -> It
             yield Record(row, f"{source.repo} row {number + 1:,}")
 
 
-def _rows(source: HubDataset, commit: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _rows(source: HubDataset, commit: str, columns: Container[str]) -> Iterator[dict[str, Any]]:
     import datasets
     from datasets.features.features import require_decoding
 

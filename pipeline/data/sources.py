@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -201,13 +201,13 @@ def conversations(
     library are held out with the files that pretraining holds out.
     Raises BadInput for another record that is no conversation, or from which nothing is learned.
     """
-    assert job.sft is not None
     if isinstance(found.source, PythonDocsQA):
         for dialogue in python_qa.dialogues():
             messages = [{"role": turn.role, "content": turn.text} for turn in dialogue.turns]
             held_out = python_docs.is_held_out(dialogue.origin, job.data.held_out)
             yield held_out, Talk(Conversation(messages, None, dialogue.origin), required=True)
         return
+    assert job.sft is not None
     for record, talk, required in parsed(job, found, partial(read_conversation, own=own)):
         if isinstance(talk, str):
             yield False, Talk(talk, required)
@@ -219,15 +219,16 @@ def conversations(
 
 
 def parsed(
-    job: Job, found: Input, parse: Callable[[Any, str], T]
+    job: Job, found: Input, parse: Callable[[Any, str], T], columns: Container[str] = COLUMNS
 ) -> Iterator[tuple[Record, T | str, bool]]:
     """Yield every record of a source, what `parse` returns of its value and origin, and whether it
     must be usable: of a data set on the Hub, only the first SAMPLED must.
 
-    Of others, a text says why it can't be used. Raises the BadInput of `parse` for one that must.
+    Of others, a text says why it can't be used. Of tables, only these `columns` are read. Raises
+    the BadInput of `parse` for one that must.
     """
     on_hub = isinstance(found.source, HubDataset)
-    for number, record in enumerate(records(job, found, COLUMNS)):
+    for number, record in enumerate(records(job, found, columns)):
         required = not on_hub or number < SAMPLED
         try:
             made: T | str = parse(with_texts(record.value, whole_characters), record.origin)
@@ -254,7 +255,7 @@ def _documents(job: Job, found: Input, remarks: Remarks | None) -> Iterator[Docu
     return record_documents(records(job, found, (source.field,)), source.field, found.key, blank)
 
 
-def records(job: Job, found: Input, columns: tuple[str, ...]) -> Iterator[Record]:
+def records(job: Job, found: Input, columns: Container[str]) -> Iterator[Record]:
     """Yield the records of a source. Of tables, only these `columns` are read.
 
     Raises BadInput for a file or a repository that can't be read, and for a source without records.

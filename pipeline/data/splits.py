@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,15 +71,17 @@ class Splits:
                 self._rows.finished(flags_path(path))
             self._rows.finished(path.with_suffix(".json"))
 
-    def finish(self, kind: Kind) -> dict[str, Manifest]:
+    def finish(self, kind: Kind, records: Mapping[str, str] | None = None) -> dict[str, Manifest]:
         """Write the last shards and the manifests; return the manifests.
 
-        Raises BadInput if they can't be written.
+        `records` has, by split, the sha256 of the file next to the rows of prompts. Raises BadInput
+        if they can't be written.
         """
         found = {}
         for split in SPLITS:
             with self.writing(split) as writer:
                 shards = writer.finish()
-            found[split] = Manifest(kind, self._rows.seq_len, self._vocab_size, shards)
+            row, sha256 = self._rows.seq_len, (records or {}).get(split)
+            found[split] = Manifest(kind, row, self._vocab_size, shards, records=sha256)
             found[split].write(self._folder / split / "manifest.json")
         return found

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pion.config.model_config import ModelConfig
+from pion.files import sha256_file
 from pion.later_fields import values_before
 from pipeline.job import Job, Section
 from pipeline.job.section import ALWAYS_THERE, join, part_of, value_before
 from pipeline.job.stages import CONVERSING
 
+# Of a stage that learns from conversations: what decides their rows. An answer of max_tokens leaves
+# the rest of a row to its prompt.
+_DECIDE_ROWS = ("sources", "held_out", "template", "system", "max_tokens")
 # Dotted path → value. Paths that start with `input.` are digests of earlier stages and of data.
 Inputs = dict[str, Any]
 
@@ -113,6 +117,8 @@ def digest_job(job: Job) -> Digests:
         # 0.1.0 recorded a field that is gone, which named another model to start from.
         own |= {"seed": job.seed, "data.window": job.data.window, f"{stage}.init_from": None}
         inputs[stage] = model | own | {f"input.data.{stage}": data[stage]}
+        if stage == "reinforce":
+            inputs[stage] |= _functions(job)
         if previous is not None:
             inputs[stage][f"input.{previous}"] = stages[previous]
         elif job.base is not None:
@@ -135,9 +141,9 @@ def digest_job(job: Job) -> Digests:
 def conversation_inputs(job: Job, stage: str) -> Inputs:
     """Return what decides the rows of a stage's conversations, apart from the tokenizer."""
     inputs = _fields_of_rows(job, stage) | {f"{stage}.seq_len": job.seq_len(stage)}
-    if stage == "sft":  # some questions are held out with the text that they are about
+    if stage != "prefer":  # some questions are held out with the text that they are about
         inputs["data.held_out"] = job.data.held_out
-    else:
+    if stage != "sft":
         inputs["model.seq_len"] = job.model_config_resolved().seq_len  # no answer is longer
     template = job.template_stage
     if template is not None and template != stage:
@@ -150,9 +156,15 @@ def conversation_inputs(job: Job, stage: str) -> Inputs:
     return inputs
 
 
+def _functions(job: Job) -> Inputs:
+    """Return the hashes of the files that judge answers; None of a file that is not here."""
+    files = {key: job.input_path(path) for key, path in job.reward_files.items()}
+    return {f"{k}.sha256": sha256_file(f) if f.is_file() else None for k, f in files.items()}
+
+
 def _fields_of_rows(job: Job, stage: str) -> Inputs:
     """Return the fields of a stage that decide its rows of conversations."""
-    names = tuple(f"{stage}.{name}" for name in ("sources", "held_out", "template", "system"))
+    names = tuple(f"{stage}.{name}" for name in _DECIDE_ROWS)
     fields = covered_fields(job.section(stage), stage)
     return {path: value for path, value in fields.items() if path.startswith(names)}
 

@@ -24,6 +24,7 @@ from pion.train.phases import check_phases_of_model
 from pipeline.job.hardware_section import Hardware
 from pipeline.job.model_section import NEXT_TO_FROM, Base, Model, TokenizerSection
 from pipeline.job.prefer_section import Prefer
+from pipeline.job.reinforce_section import PythonReward, Reinforce
 from pipeline.job.result_sections import Evaluate, Publish
 from pipeline.job.runtime_sections import (
     Budget,
@@ -81,6 +82,9 @@ class Job(Section):
     sft: Sft | None = identity(None, "the fine-tuning stage")
     prefer: Prefer | None = identity(
         None, "the stage that learns which of two answers is better, or which answers are good"
+    )
+    reinforce: Reinforce | None = identity(
+        None, "the stage that learns from rewards, which a program gives to sampled answers"
     )
     evaluate: Evaluate = identity(Evaluate(), "evaluation during training and at the end")
     publish: Publish | None = identity(None, "where the finished model goes")
@@ -149,6 +153,12 @@ class Job(Section):
             for where, seq_len in lengths.items()
             if seq_len > config.seq_len
         ]
+        if self.reinforce is not None and self.longest_prompt < 1:
+            mistakes.append(
+                "reinforce.max_tokens: such an answer leaves no room for its prompt in "
+                f"reinforce.seq_len ({self.seq_len('reinforce'):,}) and the model's context "
+                f"({config.seq_len:,})"
+            )
         mistakes += self._too_short(config)
         first = next(iter(self.train_stages), "")
         from_base = self._base if first in CONVERSING else None
@@ -217,11 +227,11 @@ class Job(Section):
 
     def _missing(self) -> list[str]:
         """Return what the job lacks."""
-        pretrain, sft, prefer, base = self.pretrain, self.sft, self.prefer, self.model.base
+        pretrain, sft, base = self.pretrain, self.sft, self.model.base
         trains_tokenizer = self.tokenizer is not None and self.tokenizer.train is not None
         no_text = not self.data.sources
         mistakes = {
-            "nothing to train: give `pretrain`, `sft` or `prefer`": not self.train_stages,
+            "nothing to train: give pretrain, sft, prefer or reinforce": not self.train_stages,
             "model.from: without `pretrain` it must name a trained model to start from": (
                 pretrain is None and not base and self.train_stages
             ),
@@ -230,15 +240,15 @@ class Job(Section):
                 pretrain is None and trains_tokenizer and no_text
             ),
         }
-        if prefer is not None:
-            before = self.lora_before("prefer")
+        for stage in self.train_stages:
+            before = self.lora_before(stage)
             mistakes[
-                "prefer.lora: it trains the additions of sft.lora further, so rank, alpha, targets "
-                "and base_dtype must be those of sft.lora. Write the same in both. Or remove "
-                "prefer.lora: then sft's additions are merged, and all weights are trained. For "
-                "other additions, publish the model after sft, and name it in model.from of "
-                "another job"
-            ] = before is not None and self.lora(before) != self.lora("prefer")
+                f"{stage}.lora: it trains the additions of {before}.lora further, so rank, alpha, "
+                f"targets and base_dtype must be those of {before}.lora. Write the same in both. "
+                f"Or remove {stage}.lora: then {before}'s additions are merged, and all weights "
+                f"are trained. For other additions, publish the model after {before}, and name it "
+                "in model.from of another job"
+            ] = before is not None and self.lora(before) != self.lora(stage)
         if sft is not None:
             mistakes["sft.steps: missing: give steps, or epochs in their place"] = (
                 base is None and sft.steps is None and sft.epochs is None
@@ -277,12 +287,13 @@ class Job(Section):
         """Return what may be wrong with the template of conversations, and whether it is."""
         mistakes: dict[str, object] = {}
         decides = self.template_stage
-        if self.sft is not None and self.prefer is not None:
-            mistakes |= {
-                f"prefer.{name}: preferences are written as the conversations of sft are. Set "
-                f"sft.{name} in its place": name in self.prefer.model_fields_set
-                for name in ("template", "system", "template_options")
-            }
+        for stage in self.train_stages:
+            if stage in CONVERSING and stage != decides:
+                mistakes |= {
+                    f"{stage}.{name}: its conversations are written as those of {decides} are. Set "
+                    f"{decides}.{name} in its place": name in self.section(stage).model_fields_set
+                    for name in ("template", "system", "template_options")
+                }
         if decides is not None and not self.uses_model_template:
             section = self.conversations(decides)
             given = {
@@ -370,8 +381,19 @@ class Job(Section):
             "data.sources": self.data.sources,
             "sft.sources": self.sft.sources if self.sft else [],
             "prefer.sources": self.prefer.sources if self.prefer else [],
+            "reinforce.sources": self.reinforce.sources if self.reinforce else [],
         }
         return [(f"{key}.{n}", s) for key, found in lists.items() for n, s in enumerate(found)]
+
+    @property
+    def reward_files(self) -> dict[str, str]:
+        """The files with functions that judge answers, by the keys that name them."""
+        rewards = self.reinforce.rewards if self.reinforce else []
+        return {
+            f"reinforce.rewards.{number}.path": reward.path
+            for number, reward in enumerate(rewards)
+            if isinstance(reward, PythonReward)
+        }
 
     @property
     def text_settings(self) -> Data:
@@ -418,10 +440,8 @@ class Job(Section):
     def same_lora_as(self, stage: str) -> str | None:
         """Return the stage with LoRA whose settings LoRA would need in `stage`, too, because one of
         the two trains the additions of the other further; None: it may have any."""
-        other = {"sft": "prefer", "prefer": "sft"}.get(stage)
-        if other is None or other not in self.train_stages or self.lora(other) is None:
-            return None
-        return other
+        others = (each for each in self.train_stages if each != stage and self.lora(each))
+        return next(others, None) if stage in CONVERSING else None
 
     def lora_before(self, stage: str) -> str | None:
         """Return the stage whose additions LoRA trains further in `stage`; None: it begins with new
@@ -435,7 +455,16 @@ class Job(Section):
         """Return the tokens in a row of a training stage."""
         if stage == "prefer" and self.prefer is not None:
             return self.prefer.seq_len or 2 * self.sft_seq_len
+        if stage == "reinforce" and self.reinforce is not None:
+            return self.reinforce.seq_len or self.sft_seq_len
         return self.sft_seq_len if stage == "sft" else self.data.seq_len
+
+    @property
+    def longest_prompt(self) -> int:
+        """The most tokens of a prompt of `reinforce`: the rest of a row is for its answer."""
+        assert self.reinforce is not None
+        config = self.model_config_resolved()
+        return min(self.seq_len("reinforce"), config.seq_len) - self.reinforce.max_tokens
 
     def needs_reference(self, stage: str) -> bool:
         """Return whether a training stage compares its model with the one that it starts from."""

@@ -135,6 +135,20 @@ prefer:
     "prefer.sources/parquet": "{kind: parquet, path: pairs.parquet}",
     "prefer.sources/hub": "{kind: hub, repo: HuggingFaceH4/ultrafeedback_binarized, "
     "split: train_prefs}",
+    "reinforce": """\
+reinforce:
+  sources: [{kind: jsonl, path: questions.jsonl}]
+  rewards: [number, {kind: python, path: rewards.py, function: polite, weight: 0.5}]
+""",
+    "reinforce.sources/python-docs-qa": "{kind: python-docs-qa}",
+    "reinforce.sources/jsonl": "{kind: jsonl, path: questions/*.jsonl}",
+    "reinforce.sources/parquet": "{kind: parquet, path: questions.parquet}",
+    "reinforce.sources/hub": "{kind: hub, repo: openai/gsm8k, subset: main}",
+    "reinforce.rewards/number": "{kind: number}",
+    "reinforce.rewards/exact": "{kind: exact, weight: 2}",
+    "reinforce.rewards/regex": "{kind: regex, pattern: '[A-D]'}",
+    "reinforce.rewards/json": "{kind: json, keys: [name, age]}",
+    "reinforce.rewards/python": "{kind: python, path: rewards.py, function: polite}",
     "evaluate": """\
 evaluate:
   prompts: ["The meaning of life is", "Once upon a time"]

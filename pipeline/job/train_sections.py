@@ -20,6 +20,7 @@ from pion.errors import BadInput
 from pion.train.phases import Phase as TrainPhase
 from pion.train.phases import check_phases
 from pion.train.preference import Preference
+from pion.train.reinforce import Reinforcement
 from pipeline.job.model_section import Model
 from pipeline.job.section import (
     BATCH,
@@ -298,6 +299,10 @@ class Train(Section):
         """The passes over the data, where the job gives them in place of steps."""
         raise AssertionError("a stage without steps has epochs")
 
+    def rows_of_step(self, seq_len: int) -> int:
+        """Return the rows of so many tokens that are trained on in a step."""
+        return self.global_batch
+
     @property
     def total_warmup_steps(self) -> int:
         """The steps of the warm-up, at most a tenth of all steps unless the job names them."""
@@ -313,7 +318,12 @@ class Train(Section):
 
     @property
     def preference(self) -> Preference | None:
-        """How the stage learns from preferences; None: it learns each target token."""
+        """How the stage learns from preferences; None: not from preferences."""
+        return None
+
+    @property
+    def reinforcement(self) -> Reinforcement | None:
+        """How the stage learns from rewards; None: not from rewards."""
         return None
 
 
@@ -339,5 +349,6 @@ def settings_of(section: Train) -> TrainSettings:
             "warmup_steps": section.total_warmup_steps,
             "phases": phases_of(section.phases),
             "preference": section.preference,
+            "reinforcement": section.reinforcement,
         }
     )

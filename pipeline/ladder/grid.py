@@ -213,6 +213,7 @@ def _only_pretraining(job: Job) -> dict[str, Any]:
     return {
         "sft": None,
         "prefer": None,
+        "reinforce": None,
         "publish": None,
         "deadline": None,
         "evaluate.every": None,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 HALT_AT = "PION_HALT_AT"
 # `pion prove` begins with the first ones, so that few kills hit training too.
-POINTS = ("save", "reference", "upload", "commit", "boundary", "shard")
+POINTS = ("save", "reference", "rollout", "reward", "upload", "commit", "boundary", "shard")
 
 _seen: Counter[str] = Counter()
 

@@ -23,6 +23,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@=+ -]*(?<! )")
 COLUMN = 34
 # The text that comes with Python.
 BUILT_IN: Mapping[str, object] = {"kind": "python-docs"}
+# The page on rewards.
+REWARDS = "docs/reinforce.md"
 # The page on preferences.
 PREFERENCES = "docs/fine-tune.md#preferences"
 
@@ -203,7 +205,21 @@ def _sft(p: Proposal, stage: FineTuning) -> list[Line]:
         *([Line("  lora: {}", large, "LoRA", "yes", stays)] if stage.lora else []),
         *([] if rate is None else [Line(f"  lr: {rate:g}", own), Line(f"  min_lr: {rate / 10:g}")]),
         *_sources(p.sources["sft"]),
+        *(_rewards(p) if _end_with_numbers(p.looks) else []),
     ]
+
+
+def _end_with_numbers(looks: Sequence[Look]) -> bool:
+    """Return whether answers end with a number that a program can check, as those of GSM8K do."""
+    talks = (content.conversation for look in looks for content in look.few)
+    answers = [talk.messages[-1]["content"] or "" for talk in talks if talk is not None]
+    return bool(answers) and all("####" in answer for answer in answers)
+
+
+def _rewards(p: Proposal) -> list[Line]:
+    numbers = f"the number after #### can be checked: {REWARDS}"
+    sources = [Line(f"# {line.yaml}") for line in _sources(p.sources["sft"])]
+    return [Line("# reinforce:", numbers), Line("#   rewards: [number]"), *sources]
 
 
 def _prefer(p: Proposal, stage: FineTuning, look: Look) -> list[Line]:

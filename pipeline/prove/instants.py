@@ -22,6 +22,8 @@ from pipeline.state.head import REFERENCE, Head
 
 MAX_STEPS, MIN_STAGE_STEPS = 60, 6
 SAVE_EVERY, EVALUATE_EVERY = 3, 10
+# Of a stage of rewards.
+MOST_OF_REWARDS = {"global_batch": 4, "answers": 4, "max_tokens": 48, "min_signal": 0}
 # Documents that are read from a Hub data set. Each killed run reads them again.
 HUB_DOCUMENTS = 4000
 
@@ -55,6 +57,9 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
         else:
             warmup, changes[f"{stage}.epochs"] = steps // 10, None
         changes[f"{stage}.warmup_steps"] = warmup
+    if (rewards := job.reinforce) is not None:
+        for name, most in MOST_OF_REWARDS.items():
+            changes[f"reinforce.{name}"] = min(most, getattr(rewards, name))
     for key, source in job.sources():
         if isinstance(source, HubDataset):
             most = min(HUB_DOCUMENTS, source.max_documents or HUB_DOCUMENTS)
@@ -153,6 +158,11 @@ class Instants:
         machine, disk = self._draw.random() < 0.5, self._draw.random() < 0.5
         return dataclasses.replace(instant, machine=machine, disk=machine and disk)
 
+    def _rewards_left(self, head: Head, saves_left: int) -> int:
+        if "reinforce" not in self._stages or "reinforce" in head.stages:
+            return 0
+        return SAVE_EVERY if saves_left > 1 else 1
+
     def _at_mark(self, head: Head, trained: bool, saves_left: int) -> Instant:
         """Return an instant at the least used mark that can still be reached."""
         unbound = REFERENCE not in head.data
@@ -160,6 +170,8 @@ class Instants:
         most = {
             "shard": 0 if "prepare" in head.stages else 6,
             "reference": MARKS_OF_REFERENCE if self._reference and unbound else 0,
+            # Each step and each evaluation samples and judges.
+            **dict.fromkeys(("rollout", "reward"), self._rewards_left(head, saves_left)),
             "save": min(12, MARKS_PER_SAVE * saves_left),
             "upload": min(12, MARKS_PER_SAVE * saves_left) if self._remote else 0,
             "commit": COMMITS_PER_START + 2 * saves_left,

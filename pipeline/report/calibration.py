@@ -18,6 +18,7 @@ FEWEST_OF_A_GROUP = 100
 
 # (key in the results, name in the table, name in a sentence); the last model is first
 _MODELS = (
+    ("reinforce", "reward-tuned", "reward-tuned model"),
     ("prefer", "preference-tuned", "preference-tuned model"),
     ("sft", "fine-tuned", "fine-tuned model"),
     ("pretrain", "base", "base model"),

@@ -18,7 +18,12 @@ from pipeline.state.run_state import SILENCE_SECONDS
 
 Row = Mapping[str, Any]
 
-STAGE_NAMES = {"pretrain": "pretraining", "sft": "fine-tuning", "prefer": "preference tuning"}
+STAGE_NAMES = {
+    "pretrain": "pretraining",
+    "sft": "fine-tuning",
+    "prefer": "preference tuning",
+    "reinforce": "reward tuning",
+}
 # These settings always differ, and say nothing about the training.
 _NAMES = ("name", "store")
 

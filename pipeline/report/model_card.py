@@ -24,6 +24,7 @@ from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.preferences import preference_training
 from pipeline.report.published_by import run_id
 from pipeline.report.result_tables import result_blocks
+from pipeline.report.rewards import reward_training
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
@@ -41,7 +42,12 @@ DEMO = {
     "python-docs-qa": "Questions about Python's standard library, answered by its docstrings",
     "python-docs-prefer": "Pairs of answers to questions about Python's standard library",
 }
-LEARNED_BY = {"data": "pretraining", "sft": "fine-tuning", "prefer": "preferences"}
+LEARNED_BY = {
+    "data": "pretraining",
+    "sft": "fine-tuning",
+    "prefer": "preferences",
+    "reinforce": "prompts for rewards",
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,8 @@ def source_lines(job: Job) -> list[str]:
 def trained_tokens(job: Job, stage: str) -> int:
     """Return the tokens that a finished stage has trained on: steps × sequences × length."""
     section: Train = job.section(stage)
-    return section.total_steps * section.global_batch * job.seq_len(stage)
+    seq_len = job.seq_len(stage)
+    return section.total_steps * section.rows_of_step(seq_len) * seq_len
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
@@ -352,6 +359,7 @@ def _training(history: RunHistory, *, with_cost: bool) -> str:
         f"The text was cleaned before training: {cleaned}." if cleaned else "",
         table(header, rows),
         preference_training(job, history.results, history.head, history.url),
+        reward_training(job),
         f"Trained on {hardware}. Seed {job.seed}." if hardware else "",
         f"Left out, because steps on them went wrong: {left_out}." if left_out else "",
         f"All machines together, from boot to publishing: {cost}." if with_cost else "",

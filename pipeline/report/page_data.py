@@ -111,7 +111,8 @@ def _tokens_per_step(history: RunHistory) -> dict[str, int]:
     """Return how many tokens the rows of a step have, by training stage, if the job is known."""
     job = history.known_job
     stages = () if job is None else job.train_stages
-    return {stage: job.section(stage).global_batch * job.seq_len(stage) for stage in stages if job}
+    lengths = {stage: job.seq_len(stage) for stage in stages if job}
+    return {stage: job.section(stage).rows_of_step(n) * n for stage, n in lengths.items() if job}
 
 
 def _cost(costs: Costs) -> dict[str, Any]:

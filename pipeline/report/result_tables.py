@@ -27,8 +27,14 @@ from pipeline.report.core import core_blocks
 from pipeline.report.drafts import draft_blocks
 from pipeline.report.lm_eval_rows import lm_eval_blocks
 from pipeline.report.preferences import preference_blocks
+from pipeline.report.rewards import reward_blocks
 
-TRAINED = (("prefer", "preference-tuned"), ("sft", "fine-tuned"), ("pretrain", "base"))
+TRAINED = (
+    ("reinforce", "reward-tuned"),
+    ("prefer", "preference-tuned"),
+    ("sft", "fine-tuned"),
+    ("pretrain", "base"),
+)
 MODELS = (*TRAINED, ("untrained", "untrained"))
 
 
@@ -43,6 +49,7 @@ def result_blocks(
         chosen_checkpoint(results),
         *_compared_blocks(job, results, code=code),
         *preference_blocks(results, brief=brief),
+        *reward_blocks(results, brief=brief),
         *_language_blocks(results),
         whose_bytes(results),
         *calibration_blocks(results),
@@ -84,7 +91,8 @@ def _language_blocks(results: Mapping[str, Any]) -> list[Block]:
 def _answer_blocks(results: Mapping[str, Any]) -> list[Block]:
     """Return how the models answer: conversations and multiple choice."""
     blocks: list[Block] = []
-    response = results.get("prefer") or results.get("sft") or {}
+    found = (results.get(stage) for stage in ("reinforce", "prefer", "sft"))
+    response: Mapping[str, Any] = next(filter(None, found), {})
     if "response_loss" in response:
         loss = value_with_error(response, "response_loss")
         stops = share_with_interval(response, "stop_accuracy", "ends")

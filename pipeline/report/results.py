@@ -130,6 +130,20 @@ PREFERRED = record_type(
     **_with_errors("accuracy", "text_change", "response_change"),
     preferences=PREFERENCES,
 )
+_REWARDS = record_type(**_with_errors("reward", "pass", "any", "unfinished", "tokens"))
+# What learning from rewards has changed; see pipeline/stages/rewards.py.
+REWARDED = record_type(
+    total=False,
+    **_MODEL,
+    **_with_errors("reward", "pass", "text_change", "response_change"),
+    rewards=record_type(
+        start=str,
+        prompts=Count,
+        answers=Count,
+        **dict.fromkeys(_SIDES, _REWARDS),
+        shown=list_of(record_type(prompt=str, before=str, after=str)),
+    ),
+)
 # The evaluated checkpoint, if it was chosen for its held-out loss, next to the last one.
 CHECKPOINT = record_type(
     step=Count, held_out_loss=Number, last_step=Count, last_held_out_loss=Number
@@ -142,6 +156,7 @@ Evaluated: type[Mapping[str, Any]] = open_record(
         pretrain=MODEL,
         sft=MODEL,
         prefer=PREFERRED,
+        reinforce=REWARDED,
         base=MODEL,
         change=MODEL,
         compared_text=record_type(sha256=Sha256),

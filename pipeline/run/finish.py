@@ -20,6 +20,7 @@ from pipeline.report.published_by import is_still_there
 from pipeline.report.reading import read_history
 from pipeline.report.report_file import REPORT
 from pipeline.report.results import Published
+from pipeline.report.rewards import rewards_in_brief
 from pipeline.state.checkpoints.retention import final_checkpoint, selected
 from pipeline.state.head import Head
 from pipeline.state.owner import Owner
@@ -53,7 +54,7 @@ def finish_evaluate(
         StoredParts,
         bring_all_data,
         measure_base,
-        model_before_prefer,
+        starts_of_stages,
     )
     from pipeline.stages.evaluate import evaluate_run
     from pipeline.stages.measures import TrainedRun
@@ -67,9 +68,7 @@ def finish_evaluate(
     models = patiently(lambda: {stage: bring_model(run, head, key) for stage, key in keys.items()})
     data = patiently(lambda: bring_all_data(run, head, digests))
     fetch = fetching_from(run.store, head.data.get("pretrain", ""), patiently)
-    began = None
-    if job.prefer is not None:
-        began = model_before_prefer(job, run, head, models, say, patiently)
+    began = starts_of_stages(job, run, head, models, say, patiently)
     trained = TrainedRun(models, data, fetch, began)
     parts = StoredParts(say, run, digests.stages["evaluate"], Owner.me().session, patiently)
     start = measure_base(job, run, digests, say, patiently)
@@ -125,6 +124,8 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
         for measure, (title, in_brief) in IN_BRIEF.items():
             if found := results.get(name, {}).get(measure):
                 rows.append([f"{name} {title}", in_brief(found)])
+    if rewarded := rewards_in_brief(results.get("reinforce", {})):
+        rows.append(["held-out rewards", rewarded])
     costs = history.costs
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
     if published:

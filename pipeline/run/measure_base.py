@@ -22,7 +22,7 @@ from pipeline.job.digest import Digests, Inputs, digest_of
 from pipeline.job.model_section import Base
 from pipeline.report.result_tables import start_in_words
 from pipeline.stages.evaluate import MeasuredStart, as_results, measure_each
-from pipeline.stages.measures import MeasuredOn, Measures, Parts, PreferenceStart, TrainedRun
+from pipeline.stages.measures import MeasuredOn, Measures, Parts, StageStart, TrainedRun
 from pipeline.state.claim import taken_over
 from pipeline.state.head import REFERENCE, Head
 from pipeline.state.owner import Owner
@@ -134,33 +134,44 @@ def bring_all_data(run: RunState, head: Head, digests: Digests) -> dict[str, Pat
     return {part: bring_data(run, head, part) for part in digests.data}
 
 
-# ---------------------------------------------------------------- the model before prefer
+# ---------------------------------------------------------------- the models before stages
+
+# Of these stages, the model that they start from is measured, too.
+MEASURED_BEFORE = ("prefer", "reinforce")
 
 
-def model_before_prefer(
+def starts_of_stages(
     job: Job,
     run: RunState,
     head: Head,
     models: Mapping[str, Path],
     say: Say,
     patiently: Patience,
-) -> PreferenceStart:
-    """Return the model that the job's `prefer` starts from; `models` are those of the run's stages.
+) -> dict[str, StageStart]:
+    """Return the models that `prefer` and `reinforce` start from, by stage; `models` are those of
+    the run's stages.
 
-    If its numbers are damaged, `say` gets a note. Raises StoreError.
+    If the numbers of a reference are damaged, `say` gets a note. Raises StoreError.
     """
-    before = job.stage_before("prefer")
-    reference = patiently(partial(_reference, job, run, head, say))
-    if before is not None:
-        return PreferenceStart(before, models[before], reference)
-    assert job.base is not None  # a first stage starts from something
-    folder = patiently(partial(bring_base, run.store, job.base.hash))
-    return PreferenceStart("base", folder, reference)
+    starts = {}
+    for stage in job.train_stages:
+        if stage not in MEASURED_BEFORE:
+            continue
+        before, reference = job.stage_before(stage), None
+        if job.needs_reference(stage):
+            reference = patiently(partial(_reference, run, head, say))
+        if before is not None:
+            starts[stage] = StageStart(before, models[before], reference)
+        else:
+            assert job.base is not None  # a first stage starts from something
+            folder = patiently(partial(bring_base, run.store, job.base.hash))
+            starts[stage] = StageStart("base", folder, reference)
+    return starts
 
 
-def _reference(job: Job, run: RunState, head: Head, say: Say) -> Path | None:
+def _reference(run: RunState, head: Head, say: Say) -> Path | None:
     """Return the folder with the numbers of the reference; None if there are none to be used."""
-    if not job.needs_reference("prefer") or REFERENCE not in head.data:
+    if REFERENCE not in head.data:
         return None
     try:
         return bring_data(run, head, REFERENCE)

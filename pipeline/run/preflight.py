@@ -58,6 +58,10 @@ def preflight(job: Job) -> list[str]:
     file = None if job.tokenizer is None else job.tokenizer.file
     if file is not None and not (path := job.input_path(file)).is_file():
         raise BadInput(f"tokenizer.file: {path} does not exist. Nothing was started.")
+    if job.reinforce is not None:
+        from pipeline.data.judge import judge_of
+
+        judge_of(job).close()
     if job.evaluate.has_questions:
         from pipeline.stages.core import read_questions_of
 

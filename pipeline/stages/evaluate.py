@@ -33,6 +33,7 @@ from pipeline.stages.measures import (
     without_sums,
 )
 from pipeline.stages.preferences import STAGE, preferences_of, text_change
+from pipeline.stages.rewards import rewards_of
 from pipeline.state.run_state import BY_ITEM
 
 
@@ -99,8 +100,9 @@ class _Evaluation:
         results: Result = {stage: self._model(stage, questions) for stage in trained.models}
         if self.start is not None:
             results |= self._compared(results, self.start)
-        if trained.prefer_start is not None:
-            results[STAGE] = results[STAGE] | self._preferences()
+        for stage in trained.starts:
+            found = self._preferences() if stage == STAGE else self._rewards()
+            results[stage] = results[stage] | found | self._text_change(stage)
         if "pretrain" in trained.data:
             if self.start is None:  # else the weights before training are those of the start
                 label = "untrained model on held-out text"
@@ -162,8 +164,17 @@ class _Evaluation:
         """Return what learning from preferences has changed."""
         found = preferences_of(self.measures, self.part, self.parts.say)
         self.items.update({f"{STAGE}.{name}": kept for name, kept in found.pop(BY_ITEM).items()})
+        return found
+
+    def _rewards(self) -> Result:
+        """Return what learning from rewards has changed."""
+        found = rewards_of(self.measures, self.part)
+        self.items.update({f"reinforce.{name}": kept for name, kept in found.pop(BY_ITEM).items()})
+        return found
+
+    def _text_change(self, stage: str) -> Result:
         base = {} if self.start is None else self.start.measured
-        return found | text_change(self.measures, base, self.items, self._whole)
+        return text_change(self.measures, stage, base, self.items, self._whole)
 
     def _lm_eval(self) -> Result:
         """Run each task on the final model. It is exported once, if any task is left."""

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.job.stages import TRAINING
+from pipeline.job.stages import CONVERSING, TRAINING
 from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for 
 
 
 @dataclass(frozen=True)
-class PreferenceStart:
-    """The model that `prefer` starts from.
+class StageStart:
+    """The model that a stage starts from.
 
     Attributes:
         name: that of its results: a training stage, or `base`.
         folder: has the model.
-        reference: the folder with what it gives for the answers; None if there is none that can be
-            used, or if the loss needs none.
+        reference: of `prefer`, the folder with what the model gives for the answers; None if there
+            is none that can be used, or if the loss needs none.
     """
 
     name: str
@@ -77,13 +77,13 @@ class TrainedRun:
         models: training stage → checkpoint folder, in the order of the stages.
         data: training stage → folder of the prepared data, of each stage that has some.
         fetch: downloads a shard of the text that is not on this machine.
-        prefer_start: the model that `prefer` starts from; None without this stage.
+        starts: the models that `prefer` and `reinforce` start from, by stage.
     """
 
     models: Mapping[str, Path]
     data: Mapping[str, Path]
     fetch: Fetch | None = None
-    prefer_start: PreferenceStart | None = None
+    starts: Mapping[str, StageStart] = field(default_factory=dict)
 
 
 class Measures:
@@ -226,8 +226,8 @@ class Measures:
 
         if self._loaded is None or self._loaded[0] != stage:
             self._loaded = None  # free it before loading the next model
-            folders, start = dict(self.trained.models), self.trained.prefer_start
-            if start is not None:
+            folders = dict(self.trained.models)
+            for start in self.trained.starts.values():
                 folders.setdefault(start.name, start.folder)
             self._loaded = stage, load_model_in(folders[stage]).to(self.device)
         return self._loaded[1]
@@ -281,7 +281,7 @@ class Measures:
     @property
     def chat_path(self) -> Path:
         """The tokenizer.json of the final model, next to the chat format that the model learned."""
-        stage = next(name for name in ("sft", "prefer", "pretrain") if name in self.data)
+        stage = next(name for name in (*CONVERSING, "pretrain") if name in self.data)
         return self.data[stage].tokenizer_path
 
     @cached_property

@@ -28,7 +28,7 @@ from pipeline.state.shared.folder import REFERENCE_FILE
 if TYPE_CHECKING:
     from pion.data.stream import RowStream
     from pion.train.held_out_answers import HeldOutAnswers
-    from pipeline.stages.measures import MeasuredOn, Measures, Part, PreferenceStart, Result
+    from pipeline.stages.measures import MeasuredOn, Measures, Part, Result, StageStart
 
 STAGE = "prefer"
 # Prompts whose answers are kept as texts.
@@ -43,9 +43,8 @@ def preferences_of(measures: Measures, part: Part, say: Say) -> Result:
     """
     from pion.train.preference import OF_MEANS
 
-    section, start = measures.job.prefer, measures.trained.prefer_start
+    section, start = measures.job.prefer, measures.trained.starts[STAGE]
     assert section is not None
-    assert start is not None
     read, before, after, about = _Answers(measures, start, part, say).read()
     result, items = agreement_results(
         *(read.labels, before, after),
@@ -69,7 +68,7 @@ class _Answers:
     """Reads the held-out answers, and what the two models give for them."""
 
     measures: Measures
-    start: PreferenceStart
+    start: StageStart
     part: Part
     say: Say
 
@@ -135,7 +134,7 @@ _OF_ANSWERS = {"tokens": "answer_tokens", "stopped": "answers_stopped", "distinc
 
 
 def _written(
-    measures: Measures, start: PreferenceStart, prompts: list[list[int]], part: Part
+    measures: Measures, start: StageStart, prompts: list[list[int]], part: Part
 ) -> tuple[Result, dict[str, ItemScores]]:
     """Return what the answers of both models are like, and the scores of the trained one's."""
     from pion.evaluation.greedy_answers import askable
@@ -201,23 +200,26 @@ def _with_errors(numbers: dict[str, tuple[float, float]]) -> Result:
 
 
 def text_change(
-    measures: Measures, base: Mapping[MeasuredOn, Result], items: Mapping[str, Result], part: Part
+    measures: Measures,
+    stage: str,
+    base: Mapping[MeasuredOn, Result],
+    items: Mapping[str, Result],
+    part: Part,
 ) -> Result:
-    """Return the `text_change` in bits per byte from the model that `prefer` starts from, and the
+    """Return the `text_change` in bits per byte from the model that a stage starts from, and the
     `response_change` in nats per token, if both were measured on conversations.
 
     The text is the run's held-out text or, without one, that of `evaluate.text`. `base` is
     what was measured of the model that the run starts from. `items` has the sums of documents that
     are known; others are measured.
     """
-    began = measures.trained.prefer_start
-    assert began is not None
+    began = measures.trained.starts[stage]
     kind: MeasuredOn = "held_out" if "pretrain" in measures.trained.data else "text"
     known = dict(items)
     if began.name == "base":
         for of, measured in base.items():
             known |= {f"base.{name}": kept for name, kept in measures.packed(measured, of).items()}
-    for model in (began.name, STAGE):
+    for model in (began.name, stage):
         if f"{model}.{NAMES[kind]}" not in known:
             hashed = f".{find_text(measures.job).sha256[:16]}" if kind == "text" else ""
             measured = part(
@@ -226,12 +228,13 @@ def text_change(
                 partial(measures.with_items, model, kind),
             )
             known |= {f"{model}.{name}": kept for name, kept in measured[BY_ITEM].items()}
-    change = _change(known, began.name, NAMES[kind], "text_change")
-    return change | _change(known, began.name, NAMES["conversations"], "response_change")
+    models = began.name, stage
+    change = _change(known, models, NAMES[kind], "text_change")
+    return change | _change(known, models, NAMES["conversations"], "response_change")
 
 
-def _change(known: Mapping[str, Result], before: str, of: str, name: str) -> Result:
-    sides = [known.get(f"{model}.{of}") for model in (before, STAGE)]
+def _change(known: Mapping[str, Result], models: tuple[str, str], of: str, name: str) -> Result:
+    sides = [known.get(f"{model}.{of}") for model in models]
     if sides[0] is None or sides[1] is None:
         return {}
     value, error = difference(unpack(sides[0]), unpack(sides[1]))

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from pipeline.data.pieces import has_pieces
 from pipeline.data.preferences import check_kinds, preferences
 from pipeline.data.preferences_to_rows import PreferenceRows, write_preference_rows
 from pipeline.data.prepared import CHOICES, DATASET, PreparedData, PreparedSource, open_data
+from pipeline.data.prompts import write_prompts
 from pipeline.data.remarks import Remarks, shortened
 from pipeline.data.sources import (
     Input,
@@ -48,6 +49,7 @@ from pipeline.data.tasks import InThisProcess
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.prefer_section import Prefer
+from pipeline.job.reinforce_section import Reinforce
 from pipeline.job.sources import Data
 from pipeline.job.stages import CONVERSING
 from pipeline.job.tuning_sections import Sft
@@ -172,8 +174,10 @@ def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool
     keys = [rows_fingerprint(job, part.name, one, folder) for one in alone]
     there = {n: part.how.rows_of(key, folder / str(n)) for n, key in enumerate(keys)}
     new = [one for number, one in enumerate(inputs) if there.get(number) is None]
-    # What is left out of the text is not left out of pieces, and preferences have none.
-    with part.how.tasks_for([] if cleaned or part.name == "prefer" else new) as tasks:
+    # What is left out of the text is not left out of pieces; preferences and prompts have none.
+    with part.how.tasks_for(
+        [] if cleaned or part.name in ("prefer", "reinforce") else new
+    ) as tasks:
         todo = []
         for number, found in enumerate(inputs):
             key = _key(fingerprint, number, folder)
@@ -267,20 +271,30 @@ def _write_preferences(
     } | remarks.report(summary.warnings())
 
 
+def _write_prompts(
+    reading: TextReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+) -> dict[str, Any]:
+    """Write the rows of a source of prompts, and return its report."""
+    rows = replace(rows, seq_len=reading.job.longest_prompt)
+    with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
+        return write_prompts(reading.job, reading.found, written, rows, place, say)
+
+
 # By the part of the data.
 _WRITE: dict[str, Callable[..., dict[str, Any]]] = {
     "pretrain": _write_text,
     "sft": _write_conversations,
     "prefer": _write_preferences,
+    "reinforce": _write_prompts,
 }
 
 
 # ---------------------------------------------------------------- inputs
 
 
-def _section(job: Job, part: str) -> Data | Sft | Prefer:
+def _section(job: Job, part: str) -> Data | Sft | Prefer | Reinforce:
     section = job.data if part == "pretrain" else job.section(part)
-    assert isinstance(section, Data | Sft | Prefer)
+    assert isinstance(section, Data | Sft | Prefer | Reinforce)
     return section
 
 
@@ -333,7 +347,11 @@ def check_splits(report: dict[str, Any], found: Input, seq_len: int, share: floa
         )
 
 
-_IN_WORDS = {"sft": ("conversations", "conversation"), "prefer": ("preferences", "prompt")}
+_IN_WORDS = {
+    "sft": ("conversations", "conversation"),
+    "prefer": ("preferences", "prompt"),
+    "reinforce": ("prompts", "prompt"),
+}
 
 
 def _check_rows(job: Job, data: Prepared, stage: str) -> None:
@@ -352,11 +370,13 @@ def require_a_batch(
 ) -> None:
     """Raise BadInput if a stage's rows do not fill a batch. `why` may say what is not in them."""
     if rows < global_batch:
-        has = "the preferences are fewer than one batch: they have"
-        has = has if stage == "prefer" else "the corpus is smaller than one batch: it has"
+        has = {
+            "prefer": "the preferences are fewer than one batch: they have",
+            "reinforce": "the prompts are fewer than one batch: they fill",
+        }.get(stage, "the corpus is smaller than one batch: it has")
         raise BadInput(
-            f"{stage}: {has} {rows:,} rows of {seq_len:,} "
-            f"ids, but {stage}.global_batch needs {global_batch:,}. Add data, or lower "
+            f"{stage}: {has} {rows:,} rows{'' if stage == 'reinforce' else f' of {seq_len:,} ids'},"
+            f" but {stage}.global_batch needs {global_batch:,}. Add data, or lower "
             f"{stage}.global_batch{' or seq_len' if stage == 'pretrain' else ''}."
             + "".join(f" {words}." for words in why)
         )

@@ -39,6 +39,7 @@ SFT_MEASURES = ("response_loss", "stop_accuracy", "false_stop_rate")
 # Numbers of ends of turns, and of other learned tokens.
 COUNTS = ("ends", "others")
 PREFER_MEASURES = ("accuracy", "text_change", "preferences")
+REWARD_MEASURES = ("reward", "pass", "rewards", "text_change")
 # Types of numbers in records of results; None stands for one that is not finite.
 _NUMBERS = {int, float, NoneType}
 
@@ -158,8 +159,9 @@ def _table(kind: Any) -> Any | None:
 def _measures(job: Job) -> list[str]:
     """Return the names of what is measured of the published model, and of their errors."""
     found = [*MEASURES, *(SFT_MEASURES if job.sft else ()), *(["text"] if job.base else ())]
-    if job.prefer is not None:
-        found += PREFER_MEASURES
-        if job.stage_before("prefer") == "sft":
+    tuned = {"prefer": PREFER_MEASURES, "reinforce": REWARD_MEASURES}
+    for stage in tuned.keys() & {*job.train_stages}:
+        found += [name for name in tuned[stage] if name not in found]
+        if "sft" in job.train_stages and "response_change" not in found:
             found.append("response_change")
     return [*found, *(f"{name}_sem" for name in found)]

@@ -39,13 +39,13 @@ TRASH_SECONDS = 3600.0
 UNCOUNTED_SECONDS = 3600.0
 
 # Formats 1 to 3 are of commits before 0.1.0. None of the three below may be dropped: 0.1.0 has
-# written 4 (tests/runs/test_release_0_1_0.py) and has to refuse 5 and 6.
+# written 4 (tests/runs/test_release_0_1_0.py) and has to refuse 5 to 7, and 0.2.0 has to refuse 7.
 HEAD_FORMAT = 4
 # The format of HEAD.json while the run is being removed (removal.py). No pion continues such a run.
 REMOVING_FORMAT = 5
-# The format of HEAD.json of a run that learns from preferences. Versions that do not know the stage
-# would take the fine-tuned model for the last one. In memory, such a HEAD has HEAD_FORMAT, too.
-PREFER_FORMAT = 6
+# The formats of HEAD.json of a run with these stages; the last one counts. Versions that do not
+# know the stage would take the model before it for the last one. In memory, it is HEAD_FORMAT.
+STAGE_FORMATS = {"prefer": 6, "reinforce": 7}
 SHARED = "_data"
 # The part of the shared data with the numbers of a reference model. The training workers make it.
 REFERENCE = "reference"
@@ -337,8 +337,9 @@ class Head:
     def _json(self) -> bytes:
         # A commit measures HEAD before it writes HEAD.
         content = dataclasses.asdict(self)
-        if self.format == HEAD_FORMAT and "prefer" in self.data:
-            content["format"] = PREFER_FORMAT
+        if self.format == HEAD_FORMAT:
+            formats = (n for stage, n in STAGE_FORMATS.items() if stage in self.data)
+            content["format"] = max(formats, default=HEAD_FORMAT)
         return (finite_json(content, indent=1) + "\n").encode()
 
     def refuse_unreadable(self, where: str, share: float = 1.0) -> None:
@@ -356,13 +357,13 @@ class Head:
     def from_json(cls, data: bytes, where: str) -> "Head":
         """Read HEAD.json. Raises `BadInput` if it is damaged or of another format version, and
         `BeingRemoved`."""
-        raw = parse(data, where, (HEAD_FORMAT, REMOVING_FORMAT, PREFER_FORMAT))
+        raw = parse(data, where, (HEAD_FORMAT, REMOVING_FORMAT, *STAGE_FORMATS.values()))
         if raw["format"] == REMOVING_FORMAT:
             run = where.removesuffix("/HEAD.json")
             raise BeingRemoved(
                 f"{run} is being removed. Nothing was started. To finish: pion rm {run}"
             )
-        if raw["format"] == PREFER_FORMAT:
+        if raw["format"] in STAGE_FORMATS.values():
             raw["format"] = HEAD_FORMAT
         head = build(cls, raw, where)
         if head.owner is not None and not head.claims:

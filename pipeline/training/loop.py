@@ -191,7 +191,8 @@ class StageTraining:
         if trainer.step == self._steps:  # the last attempt ended before this evaluation
             self._evaluate()
             return True
-        if trainer.step == self._pause_at:  # the same, of a stage that pauses here
+        curve_begins = trainer.step == 0 and self.setup.data.prompts is not None
+        if trainer.step == self._pause_at or curve_begins:  # the same, of a stage that pauses here
             self._evaluate()
         else:
             self._evaluate_if_due()

@@ -18,7 +18,8 @@ from pipeline.state.checkpoints.retention import HELD_OUT_LOSS, Keep
 from pipeline.state.claim import Claim
 from pipeline.training.advice import Advice
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
-from pipeline.training.preference_advice import advice_on, require_learning
+from pipeline.training.learning_advice import advice_on
+from pipeline.training.preference_advice import require_learning
 from pipeline.training.saving import RESIZE_LINGER, Saving
 from pipeline.training.stage_metrics import StageMetrics, Trackers
 
@@ -106,7 +107,7 @@ class RankZero(Rank):
         self._selects_best = context.job.selects_best(stage)
         self._metrics = StageMetrics(claim, stage, Trackers(context.job, stage), setup.keep_speed)
         self._metrics.log.adopt(setup.restored.unwritten_metrics)
-        self._preferences = advice_on(setup, claim, self._metrics.log)
+        self._learning = advice_on(setup, claim, self._metrics.log)
         self._checkpointer = _open_checkpointer(claim, setup, self._metrics, others)
         state = setup.trainer.state()
         self._checkpointer.reserve(state.model, state.optimizer, state.pieces)
@@ -144,7 +145,7 @@ class RankZero(Rank):
         if rows:
             self._metrics.append(rows)
             self._report_step(rows[-1])
-            self._preferences.trained(rows)
+            self._learning.trained(rows)
             require_learning(rows)
             if self._cores is not None:
                 self._cores.look()
@@ -182,8 +183,11 @@ class RankZero(Rank):
                 self._checkpointer.note(step, {HELD_OUT_LOSS: result.loss})
         row = {"step": step, "held_out_loss": result.loss, "held_out_loss_sem": result.sem}
         self._metrics.append([row | measures])
-        accuracy = result.measures.get("accuracy")
-        self._context.report(Evaluation(self._stage, step, result.loss, result.sem, accuracy))
+        of, rewarded = result.measures, "reward" in result.measures
+        accuracy = of.get("pass") if rewarded else of.get("accuracy")
+        self._context.report(
+            Evaluation(self._stage, step, result.loss, result.sem, accuracy, rewarded)
+        )
         self._advice.evaluated(step, result.loss)
         for found in self._setup.samples(self._context.job.evaluate.prompts, on_token):
             if isinstance(found, Sample):
@@ -260,6 +264,10 @@ class RankZero(Rank):
     def _report_step(self, newest: dict[str, Any]) -> None:
         job, stage = self._context.job, self._stage
         tokens = job.section(stage).global_batch * job.seq_len(stage)
+        if (
+            "reward" in newest
+        ):  # the speed is that of sampled tokens, of which a step has any number
+            tokens = newest["tokens"]
         eta = (self._steps - newest["step"]) * tokens / newest["tokens_per_second"]
         status = {"stage": stage, "steps": self._steps, "eta": eta, **newest}
         self._context.report(step_message(status, self._claim.spent.dollars or None))
@@ -299,6 +307,8 @@ def step_message(status: dict[str, Any], dollars: float | None) -> Step:
         memory=status["memory"],
         eta=status["eta"],
         dollars=dollars,
-        accuracy=status.get("accuracy"),
+        accuracy=status.get("accuracy", status.get("pass")),
         margin=status.get("margin"),
+        reward=status.get("reward"),
+        signal=status.get("signal"),
     )

@@ -35,6 +35,7 @@ from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
 from pipeline.training.advice import BusyCores, Work
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.hop_receipt import record_machine, record_step_down
+from pipeline.training.prompts import require_signal, with_prompts
 from pipeline.training.rewind import rows_to_skip
 from pipeline.training.stage_data import StageData, open_stage_data
 from pipeline.training.stage_model import stage_model
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from pion.data.stream import RowStream
     from pion.evaluation.held_out import Evaluation
     from pion.model.decoder import Decoder
+    from pion.train.rollout_feed import Prompts
     from pion.train.settings import ComputePlan
     from pion.train.sharding import Shards
     from pion.train.smaller_plan import StepDown
@@ -121,8 +123,9 @@ class Setup:
     def evaluate(self, on_batch: Callable[[], None]) -> Evaluation:
         """Return the loss on the job's first held-out rows. Every rank calls this."""
         held_out, tokenizer = self.data.held_out, self.data.tokenizer
+        prompts = self.data.prompts
         return self.trainer.evaluate(
-            held_out,
+            held_out if prompts is None else prompts["held_out"],
             range(min(self.context.job.evaluate.rows, held_out.total_rows)),
             self.trainer.plan.micro_batch,
             tokenizer.end_of_text,
@@ -226,9 +229,16 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     if context.job.needs_reference(stage):
         resumes = recorded is not None
         data, reference, shards = _with_reference(context, data, start, saved, resumes=resumes)
-    trainer = _trainer(context, stage, data.train, start, shards)
+    rows: RowStream | Prompts = data.train
+    if context.job.section(stage).reinforcement is not None:
+        data = with_prompts(context.job, data)
+        assert data.prompts is not None
+        rows = data.prompts["train"]
+    trainer = _trainer(context, stage, rows, start, shards)
     if recorded is not None:
         why = _resume(context, trainer, restored)
+    elif data.prompts is not None:
+        require_signal(context, trainer, data.prompts["train"])
     digest = context.request.digests[stage]
     trainer.skipped = context.group.from_rank_0(
         rows_to_skip(restored.head, stage, digest, trainer.next_row, trainer.skipped)
@@ -258,7 +268,11 @@ def _tell_card(
 
 
 def _trainer(
-    context: TrainingContext, stage: str, rows: RowStream, start: Start, shards: Shards | None
+    context: TrainingContext,
+    stage: str,
+    rows: RowStream | Prompts,
+    start: Start,
+    shards: Shards | None,
 ) -> Trainer:
     from pion.train.trainer import Trainer
 

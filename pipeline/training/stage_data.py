@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
+    from pion.train.rollout_feed import Prompts
     from pipeline.data.shard_cache import Fetch, ShardCache
 
 
 @dataclass(frozen=True)
 class StageData:
-    """The prepared data of a stage, opened. `close` stops fetching shards."""
+    """The prepared data of a stage, opened. `close` stops fetching shards.
+
+    `prompts` are those of a stage of rewards, by their split.
+    """
 
     train: RowStream
     held_out: RowStream
@@ -30,6 +34,7 @@ class StageData:
     kind: str
     most_sequences: int
     close: Callable[[], None]
+    prompts: Mapping[str, Prompts] | None = None
 
 
 def open_stage_data(job: Job, folder: Path, fetch: Fetch) -> StageData:

@@ -348,7 +348,7 @@ def _start(context: _Context, stage: str) -> Setup:
         trainer.weights = json.loads(process.finished_weights(restored.head, "pretrain"))
     trainer.skipped = rows_to_skip(restored.head, stage, DIGESTS[stage], trainer.next_row, skipped)
     process.restored[stage] = trainer.step
-    return _Setup(context, stage, trainer, SimpleNamespace(), restored, "")
+    return _Setup(context, stage, trainer, SimpleNamespace(prompts=None), restored, "")
 
 
 # ---------------------------------------------------------------- looking behind a run's back

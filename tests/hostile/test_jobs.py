@@ -238,6 +238,10 @@ prefer:
   {<<: *train, loss: simpo, beta: 5e5, margin: 5e5, label_smoothing: 0.25, sft_weight: 5e5,
    held_out: 0.25, seq_len: 524288,
    sources: [{kind: hub, repo: a/b, weight: 5e8, max_documents: 500_000_000_000}]}
+reinforce:
+  {<<: *train, max_spike: null, answers: 512, max_tokens: 262144, pass_at: 5e5, min_signal: 0.5,
+   held_out: 0.25, seq_len: 524288, rewards: [{kind: exact, weight: 5e5}],
+   sources: [{kind: hub, repo: a/b, weight: 5e8, max_documents: 500_000_000_000}]}
 evaluate:
   {every: 500_000_000, rows: 50_000_000, final_rows: 50_000_000, ngram_order: 3,
    ngram_tokens: 500_000_000, continuations: 500_000, lm_eval: {limit: 500_000_000},
@@ -281,7 +285,7 @@ def test_the_limits_are_those_of_the_last_version():
 
 def test_every_number_of_a_job_has_a_limit():
     values_of_templates = {
-        f"{stage}.template_options" for stage in ("sft", "prefer")
+        f"{stage}.template_options" for stage in ("sft", "prefer", "reinforce")
     }  # Pion passes them on, and counts nothing
     without = {path for path, field in number_fields(Job) if not refused_by_pydantic(field)}
     assert without == set(LIMITS) | values_of_templates
@@ -307,7 +311,7 @@ def with_primitives(half):
         {"until": 0.5, "rates": {"matrix": 5e5}},
         {"top_k": 2048, "rank": 2**15, "unfreeze": [0]},
     ]
-    for stage in ("pretrain", "sft", "prefer"):
+    for stage in ("pretrain", "sft", "prefer", "reinforce"):
         job[stage] |= {"primitive_weight_decay": 5e5, "phases": phases}
     return yaml.safe_dump(job)
 
@@ -332,10 +336,10 @@ def with_lora(half):
         "max_words": 500_000_000,
         "max_repetition": 0.5,
     }
-    for stage in ("sft", "prefer"):
+    for stage in ("sft", "prefer", "reinforce"):
         job[stage] = {
             "epochs": 5000,
-            "sources": job[stage]["sources"],
+            **{name: job[stage][name] for name in ("sources", "rewards") if name in job[stage]},
             # All other dropout is a mistake.
             "lora": {"rank": 2**14, "alpha": 5e5, "dropout": 0},
         }

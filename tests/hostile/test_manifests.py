@@ -52,6 +52,7 @@ MAY_BE = {
     "remote": {"missing", "null"},
     "pad": {"missing", "null"},
     "info": {"missing", "an object"},
+    "records": {"missing", "null"},
     "remote.repo": {"text", "an escape", "an absolute path", "dots", "a NUL", "nothing"}
     | {"a terminal escape"},  # the Hub's client checks the names of repositories
     "remote.revision": {"text", "an escape", "an absolute path", "dots", "a NUL", "nothing"}

@@ -99,9 +99,9 @@ def test_a_run_name_no_store_can_hold_is_refused(tmp_path):
 def test_a_run_of_a_newer_format_is_left_alone(tmp_path, whole):
     copy_run(whole(sft=None), tmp_path)
     head = tmp_path / "runs/tiny/HEAD.json"
-    head.write_text(head.read_text().replace('"format": 4', '"format": 7'))
+    head.write_text(head.read_text().replace('"format": 4', '"format": 8'))
     before = head.read_bytes()
-    assert "format version 7" in refusal(tmp_path, str(tmp_path / "runs"))
+    assert "format version 8" in refusal(tmp_path, str(tmp_path / "runs"))
     assert head.read_bytes() == before
 
 

@@ -16,7 +16,7 @@ class InProcessRenderer(Renderer):
     def close(self):
         pass
 
-    def _exchange(self, request, seconds, doing):
+    def _exchange(self, request, doing):
         answer = _as_json(answer_to(self._rendering, _as_json(request)))
         assert "broken" not in answer
         return answer

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from math import ceil
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any
 
+from pion.bounded_child import BoundedChild, NoAnswer
 from pion.data.chat.messages import Conversation
 from pion.errors import BadInput
 
-# How long the process may take to start, and for all texts of one conversation, in seconds.
-START_SECONDS, SECONDS = 120.0, 20.0
-# What the process gets of the environment: no keys and tokens.
-_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+# How long all texts of one conversation may take, in seconds.
+SECONDS = 20.0
 
 
 class Refused(Exception):
@@ -61,13 +52,13 @@ class Renderer:
         Raises BadInput if the process can't start.
         """
         self._where = where
-        self._first = first_request(template, names, day)
-        self._process, self._connection, self._end = _start(self)
-        self._introduce()
+        first = first_request(template, names, day)
+        self._child = BoundedChild("pion.data.chat.template_worker", first)
+        self._answer(self._child.start, "starting the process that renders it")
 
     def close(self) -> None:
         """End the process."""
-        self._end()
+        self._child.close()
 
     def conversation(self, conversation: Conversation, answers: Sequence[int]) -> Rendered:
         """Return the text up to the last of `answers`, and the turn of each.
@@ -90,35 +81,22 @@ class Renderer:
     def _render(self, conversation: Conversation, asked: dict[str, Any]) -> dict[str, Any]:
         request = {"messages": conversation.messages, "tools": conversation.tools, **asked}
         request["options"] = conversation.options
-        answer = self._exchange(request, SECONDS, conversation.where)
+        answer = self._exchange(request, conversation.where)
         if "refused" in answer:
             raise Refused(answer["refused"])
         return answer
 
-    def _introduce(self) -> None:
-        self._exchange(self._first, START_SECONDS, "starting the process that renders it")
+    def _exchange(self, request: dict[str, Any], doing: str) -> dict[str, Any]:
+        return self._answer(lambda: self._child.ask(request, SECONDS), doing)
 
-    def _exchange(self, request: dict[str, Any], seconds: float, doing: str) -> dict[str, Any]:
-        if self._connection.closed:  # an earlier text took too long, and its process was ended
-            self._process, self._connection, self._end = _start(self)
-            self._introduce()
+    def _answer(self, ask: Callable[[], dict[str, Any]], doing: str) -> dict[str, Any]:
+        unusable = f"{self._where}: this chat template can't be used:"
         try:
-            self._connection.send_bytes(json.dumps(request, default=str).encode())
-            if not self._connection.poll(seconds):
-                self.close()
-                raise BadInput(
-                    f"{self._where}: this chat template can't be used: it took more than "
-                    f"{seconds:g} s ({doing})"
-                )
-            answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
-        except (EOFError, OSError):
-            self.close()
-            raise BadInput(
-                f"{self._where}: this chat template can't be used: the process that renders it "
-                f"ended ({doing})"
-            ) from None
+            answer = ask()
+        except NoAnswer as error:
+            raise BadInput(f"{unusable} {error} ({doing})") from None
         if "broken" in answer:
-            raise BadInput(f"{self._where}: this chat template can't be used: {answer['broken']}")
+            raise BadInput(f"{unusable} {answer['broken']}")
         return answer
 
 
@@ -128,40 +106,4 @@ def first_request(template: str, names: Mapping[str, str], day: date) -> dict[st
         "template": template,
         "date": day.isoformat(),
         "variables": dict(names),
-        "most_seconds": ceil(SECONDS) + 5,
     }
-
-
-def _start(
-    renderer: Renderer,
-) -> tuple[subprocess.Popen[bytes], Connection, Callable[[], object]]:
-    """Return a process that ends with its renderer, the connection to it, and what ends it."""
-    ours, theirs = Pipe()
-    command = [sys.executable, "-P", "-m", "pion.data.chat.template_worker", str(theirs.fileno())]
-    with theirs:
-        process = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # what it has to say is in its answers
-            start_new_session=True,  # so that a Ctrl-C reaches only the process that asks
-        )
-    return process, ours, weakref.finalize(renderer, _end, process, ours)
-
-
-def _environment() -> dict[str, str]:
-    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        "PYTHONHASHSEED": "0",
-        "LC_ALL": "C.UTF-8",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-    }
-
-
-def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
-    connection.close()
-    process.kill()
-    process.wait()

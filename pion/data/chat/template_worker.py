@@ -2,21 +2,17 @@
 
 A template is a program of others. transformers' sandbox keeps it from the attributes of objects,
 but not from endless loops or gigabytes of text. So this process has little memory and no secrets
-in its environment, and is killed if it takes too long. Messages on its pipe are JSON.
+in its environment, and is killed if it takes too long (bounded_child.py).
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 import random
-import resource
-import signal
-import sys
 from bisect import bisect_left
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
+
+from pion.bounded_child import Message, limit_memory, requests
 
 # The memory that rendering may add to that of transformers, in bytes.
 MEMORY = 1 << 30
@@ -24,8 +20,6 @@ MEMORY = 1 << 30
 LONGEST_TEXT = 32 << 20
 # The most characters of a template's own error message.
 _MESSAGE_CHARS = 300
-
-Answer = dict[str, Any]
 
 
 class Rendering:
@@ -57,7 +51,7 @@ class Rendering:
             raise MemoryError
         return text
 
-    def answers(self, request: dict[str, Any]) -> Answer:
+    def answers(self, request: dict[str, Any]) -> Message:
         """Return the whole text, and where each answer's prompt and turn differ from it.
 
         Each answer has two pairs: how many characters the text before the answer has in common
@@ -82,7 +76,7 @@ def _compared(text: str, whole: str) -> tuple[int, str]:
     return same, text[same:]
 
 
-def answer_to(rendering: Rendering, request: dict[str, Any]) -> Answer:
+def answer_to(rendering: Rendering, request: dict[str, Any]) -> Message:
     """Return the answer to a request: texts, or why there are none.
 
     `refused` is about this conversation, `broken` about the template.
@@ -104,36 +98,19 @@ def answer_to(rendering: Rendering, request: dict[str, Any]) -> Answer:
         return {"refused": message}
 
 
-def limit_memory() -> None:
-    """Let this process take MEMORY more bytes than it has now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = pages * resource.getpagesize() + MEMORY
-    size = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
-    resource.setrlimit(resource.RLIMIT_AS, (size, size))
-
-
 def main() -> None:
     """Answer requests until the other side closes the pipe."""
-    connection = Connection(int(sys.argv[1]))
+    calls = requests()
+    settings, reply = next(calls)
     try:
-        settings = json.loads(connection.recv_bytes())
-        try:
-            rendering = Rendering(settings)
-            limit_memory()
-        except Exception as error:  # transformers can't be imported, for example
-            connection.send_bytes(json.dumps({"broken": f"{error!r}"[:_MESSAGE_CHARS]}).encode())
-            return
-        connection.send_bytes(b"{}")
-        while True:
-            request = json.loads(connection.recv_bytes())
-            # If the process that asks is gone, nobody else ends an endless template.
-            signal.alarm(settings["most_seconds"])
-            answer = answer_to(rendering, request)
-            signal.alarm(0)
-            connection.send_bytes(json.dumps(answer).encode())
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass
+        rendering = Rendering(settings)
+        limit_memory(MEMORY)
+    except Exception as error:  # transformers can't be imported, for example
+        reply({"broken": f"{error!r}"[:_MESSAGE_CHARS]})
+        return
+    reply({})
+    for request, reply in calls:
+        reply(answer_to(rendering, request))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ only the columns asked for are read, and one row is in Python at a time.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -196,7 +196,7 @@ def json_of_line(line: bytes, where: str) -> Any:
 
 
 def parquet_records(
-    spans: Sequence[Span], key: str, columns: tuple[str, ...], longest: int = LONGEST_LINE
+    spans: Sequence[Span], key: str, columns: Container[str], longest: int = LONGEST_LINE
 ) -> Iterator[Record]:
     """Yield a record for each row of parquet files. Only `columns` are read.
 
@@ -208,7 +208,7 @@ def parquet_records(
     yield from at_least_one(found, f"{key}: the corpus is empty: no row in {_such(spans)}")
 
 
-def rows_in(span: Span, columns: tuple[str, ...], longest: int = LONGEST_LINE) -> Iterator[Record]:
+def rows_in(span: Span, columns: Container[str], longest: int = LONGEST_LINE) -> Iterator[Record]:
     """Yield the records of a span of a parquet file. Raises BadInput as `parquet_records` does."""
     for number, value in enumerate(parquet_rows(span.file, columns, longest, span), span.first + 1):
         yield Record(value, f"{span.file} row {number}", span.held_out)
@@ -317,7 +317,7 @@ def decoded(content: bytes, where: str, start: int = 0) -> str:
 
 
 def parquet_rows(
-    file: Path, columns: tuple[str, ...], longest: int, span: Span | None = None
+    file: Path, columns: Container[str], longest: int, span: Span | None = None
 ) -> Iterator[dict[str, Any]]:
     """Yield each row with those of `columns` that are there, and NOT_READ under the others, or else
     one row of all names; of a `span` of the file, or of all.

@@ -116,8 +116,8 @@ class PreferenceFormat:
         """
         if any(map(is_empty, preference.conversations)):
             return Dropped(EMPTY, None)
-        most = _SHORTEST * self.context * self.longest_token
-        if any(_bytes_of(side) > most for side in preference.conversations):
+        sides = preference.conversations
+        if any(surely_longer(side, self.context, self.longest_token) for side in sides):
             return Dropped(LONGER_THAN_CONTEXT, None)
         return None
 
@@ -198,11 +198,16 @@ def is_held_out(prompt: np.ndarray, share: float, seed: int) -> bool:
     return int.from_bytes(digest.digest(), "big") < share * 2**64
 
 
-def _bytes_of(conversation: Conversation) -> int:
-    """Return the bytes of texts that every template writes: questions and the last answer."""
+def surely_longer(conversation: Conversation, tokens: int, longest_token: int) -> bool:
+    """Return whether a conversation has more than so many tokens, however it is written.
+
+    The longest token has `longest_token` bytes. Every template writes questions and the last
+    message.
+    """
     last = conversation.messages[-1]
     texts = [m["content"] for m in conversation.messages if m["role"] == "user" or m is last]
-    return sum(len((text or "").strip().encode("utf-8", "replace")) for text in texts)
+    size = sum(len((text or "").strip().encode("utf-8", "replace")) for text in texts)
+    return size > _SHORTEST * tokens * longest_token
 
 
 def _up_to_answer(one: Tokenized) -> Tokenized:

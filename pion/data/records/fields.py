@@ -11,6 +11,17 @@ from pion.later_fields import shown
 
 # What a row of a table has under a column that is not read.
 NOT_READ = ...
+
+
+class _Every:
+    """Contains every name."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+# In place of the columns of a table that are read.
+EVERY = _Every()
 _YES, _NO = (True, 1, "1", "true"), (False, 0, "0", "false")
 
 

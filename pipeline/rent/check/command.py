@@ -43,6 +43,7 @@ from pipeline.rent.check.rental import (
     check_reach,
     check_recovery,
 )
+from pipeline.rent.check.rewards import check_rewards
 from pipeline.rent.check.texts import check_corpus, check_vocabulary
 from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.at_launch import refuse_past
@@ -189,6 +190,7 @@ def checks_of(
         ("vocabulary", partial(check_vocabulary, job)),
         ("store", partial(check_store, job)),
         ("room", partial(check_room, job)),
+        ("rewards", partial(check_rewards, job)),
         ("evaluate", partial(check_evaluate, job, rented=sky_yaml is not None)),
         ("publish", partial(check_publish, job)),
     ]

@@ -44,7 +44,8 @@ HIGHEST_LR, HIGHEST_LR_OF_LORA = 1e-5, 1e-4
 # For simpo, this share of these: Meng et al. saw answers that only repeat at 1e-5.
 SIMPO_SHARE = 0.5
 # More passes over the same data rarely help; and over conversations, make a model repeat them.
-MOST_PASSES = {"sft": 5, "prefer": 3}
+MOST_PASSES = {"sft": 5, "prefer": 3, "reinforce": 100}
+LEARNED = "what the model learns is between ⟦ and ⟧"
 # The names of the embedding in files of transformers and of Pion.
 EMBEDDINGS = ("model.embed_tokens.weight", "embed.weight")
 
@@ -61,12 +62,15 @@ def check_conversations(job: Job) -> list[CheckRow]:
 def _check_stage(job: Job, stage: str) -> list[CheckRow]:
     counted = count(job, stage)
     if counted is None:
-        return [] if stage == "sft" else _before_a_tokenizer(job)
+        return _before_a_tokenizer(job) if stage == "prefer" else []
     job.section(stage).know_rows(counted.rows)
     if not counted.first:
         raise BadInput(f"none of the first {LOOKED_AT} preferences can be used")
-    first = ["what the model learns is between ⟦ and ⟧:", *counted.first]
-    in_words = {"sft": _of_conversations, "prefer": _of_preferences}[stage]
+    says = "what the model is asked" if stage == "reinforce" else LEARNED
+    first = [f"{says}:", *counted.first]
+    in_words = {"sft": _of_conversations, "prefer": _of_preferences, "reinforce": _of_prompts}[
+        stage
+    ]
     warnings = {
         "batch": _unusual_batch(job, counted),
         "steps": _few_steps(job, counted),
@@ -115,6 +119,19 @@ def _of_preferences(job: Job, counted: Counted) -> str:
     if not counted.whole:
         lines[0] = f"of the first {SAMPLED:,}: {lines[0]}"
     return "\n".join(lines)
+
+
+def _of_prompts(job: Job, counted: Counted) -> str:
+    """Return the prompts, steps and answers of `reinforce`."""
+    section = job.reinforce
+    assert section is not None
+    sampled = section.total_steps * section.global_batch * section.answers * section.max_tokens
+    words = (
+        f"{counted.items:,} prompts; {passes_in_words(counted.passes(job))} in "
+        f"{counted_words(section.total_steps, 'step')} of {section.global_batch} prompts, with "
+        f"{section.answers} answers to each: at most {amount(sampled)} tokens to sample"
+    )
+    return "; ".join([words, *counted.notes])
 
 
 def _tokens(job: Job, stage: str) -> str:

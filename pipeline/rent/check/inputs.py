@@ -171,6 +171,7 @@ def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
         **job.evaluate.sets,
         "evaluate.text": job.evaluate.text,
         "evaluate.lm_eval.include_path": job.evaluate.lm_eval.include_path,
+        **job.reward_files,
     }
     base = job.base
     if base is not None and job.input_path(base.source).exists() and not is_pinned(job, base):

@@ -9,20 +9,24 @@ import tempfile
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pion.data.chat.chat_format import ChatFormat
-from pion.data.chat.conversation import marked_text
+from pion.data.chat.conversation import Tokenized, marked_text
 from pion.data.preference.rendering import Usable, marked_preference, preference_format
 from pion.data.preference.summary import Summary
+from pion.data.prompt.layouts import Question
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
 from pipeline.base.keep import tokenizer_of_base
+from pipeline.console.formats import beginning
 from pipeline.data.conversations_to_rows import learned_from
 from pipeline.data.preferences import preferences
+from pipeline.data.prompts import questions
 from pipeline.data.sources import SAMPLED, Input, conversations, find_input
 from pipeline.job import HubDataset, Job, Source
 from pipeline.stages.prepare import prepare_part
@@ -34,7 +38,7 @@ from pipeline.state.stores import open_store
 # With fewer steps, a model changes little, whatever the rate.
 FEWEST_STEPS = 30
 # What each stage reads.
-RECORDS = {"sft": "conversations", "prefer": "preferences"}
+RECORDS = {"sft": "conversations", "prefer": "preferences", "reinforce": "prompts"}
 # The first preference that can be used is looked for in so many.
 LOOKED_AT = 64
 
@@ -64,7 +68,7 @@ class Counted:
     @property
     def what(self) -> str:
         """What the items are, in words. The sources of a job are of one kind."""
-        return next((one.what for one in self.summaries.values()), "conversations")
+        return next((one.what for one in self.summaries.values()), RECORDS[self.stage])
 
     def passes(self, job: Job) -> float:
         """Return how often the stage trains on each of these rows."""
@@ -87,7 +91,11 @@ def count(job: Job, stage: str) -> Counted | None:
     whole = keep_first_records(section.sources)
     if stage == "sft" or not whole:  # too few conversations are refused below, with what would do
         section.global_batch = 1
-    show = {"sft": _first_conversation, "prefer": _first_preference}[stage]
+    show = {
+        "sft": _first_conversation,
+        "prefer": _first_preference,
+        "reinforce": _first_prompt,
+    }[stage]
     source = find_input(copy, section.sources[0], f"{stage}.sources.0")
     with tempfile.TemporaryDirectory(prefix="pion-count-") as place:
         folder = Path(place)
@@ -103,7 +111,7 @@ def count(job: Job, stage: str) -> Counted | None:
         summaries = _summaries([source["preferences"] for source in sources])
         items = [summary.train.items for summary in summaries.values()]
     else:
-        items = [source["train_conversations"] for source in sources]
+        items = [source.get("train_conversations", source["train_rows"]) for source in sources]
     found = Counted(
         stage,
         rows=report["train_rows"],
@@ -151,6 +159,20 @@ def _first_preference(
         if isinstance(outcome, Usable):
             ids = np.concatenate([side.sequence.ids for side in outcome.item])
             return marked_preference(tokenizer, outcome), ids.tolist()
+    return [], ()
+
+
+def _first_prompt(
+    job: Job, found: Input, tokenizer: Tokenizer, written: ChatFormat
+) -> tuple[list[str], Iterable[int]]:
+    """Return the lines that show the first usable prompt, and its ids; of the first LOOKED_AT,
+    none may be usable."""
+    for one, _, _ in islice(questions(job, found), LOOKED_AT):
+        if isinstance(one, Question):
+            ids = written.prompt_ids(one.conversation.messages, one.conversation.tools)
+            shown = Tokenized(np.array(ids), np.zeros(len(ids), bool))
+            answer = [] if one.answer is None else [f"right answer: {beginning(one.answer, 200)}"]
+            return [marked_text(tokenizer, shown), *answer], ids
     return [], ()
 
 

@@ -35,6 +35,8 @@ from pipeline.training.cadence import SaveCadence
 
 # Training takes so many times as long as a forward pass: the backward pass takes twice as long.
 FORWARD = 3
+# Sampling answers takes so many times as long as training on them (by arithmetic, not measured).
+SAMPLING = 1.5
 # Each of several GPUs is taken to reach this share of its speed alone. Nobody has measured the time
 # that they need to exchange gradients, updates and, if they divide them, weights.
 SHARE_OF_SEVERAL = 0.9
@@ -194,7 +196,7 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     assert offer.gpu_memory is not None
     section, hardware = job.section(stage), job.hardware
     workers = workers_on(job, offer, num_nodes)
-    batch = section.global_batch
+    batch = section.rows_of_step(job.seq_len(stage))
     rows = rows_per_rank(batch, workers)
     work = workload_on(offer.gpu, job, stage, workers)
     in_memory, derived, recompute = choose_sharing(
@@ -256,9 +258,13 @@ def _of_all(one: Speed, work: Workload, batch: int, rows: int, micro_batch: int)
 
 
 def _reference_tokens(job: Job, stage: str) -> int:
-    """Return how many trained tokens take as long as the reference of a stage: a forward pass over
-    its rows, as far as these are known."""
-    rows = job.section(stage).rows if job.needs_reference(stage) else None
+    """Return how many trained tokens take as long as what a stage computes next to training: the
+    reference, a forward pass over its rows, as far as these are known; or the answers."""
+    section = job.section(stage)
+    if section.reinforcement is not None and section.steps_are_known:
+        batch = section.rows_of_step(job.seq_len(stage))
+        return int(SAMPLING * section.total_steps * batch * job.seq_len(stage))
+    rows = section.rows if job.needs_reference(stage) else None
     return 0 if rows is None else rows * job.seq_len(stage) // FORWARD
 
 

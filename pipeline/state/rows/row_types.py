@@ -115,8 +115,12 @@ class _StandsFor(TypedDict):
     row_seconds: Annotated[float, Ge(0), Lt(1e15)] | None
 
 
+# Of rewards; see Groups.measures in pion/train/rollout_feed.py. `pass` is no name in Python.
+_Right = TypedDict("_Right", {"pass": NotRequired[Number], "held_out_pass": NotRequired[Number]})
+
+
 @open_record
-class _Metrics(TypedDict):
+class _Metrics(_Right):
     step: Count
     epoch: Epoch
     at: Time
@@ -136,6 +140,13 @@ class _Metrics(TypedDict):
     moved: NotRequired[Number]
     held_out_accuracy: NotRequired[Number]
     held_out_margin: NotRequired[Number]
+    reward: NotRequired[Number]
+    signal: NotRequired[Number]
+    unfinished: NotRequired[Number]
+    answer_tokens: NotRequired[Number]
+    entropy: NotRequired[Number]
+    mismatch: NotRequired[Number]
+    held_out_reward: NotRequired[Number]
     tokens_per_second: NotRequired[Speed]
     rows: NotRequired[Annotated[list[Count], Len(2, 2)]]
     expert_load: NotRequired[list[Number]]

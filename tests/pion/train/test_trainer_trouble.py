@@ -249,7 +249,7 @@ def record(step, loss, targets=8.0):
         loss=torch.tensor(loss),
         grad_norm=torch.tensor(1.0),
         targets=torch.tensor(targets),
-        global_batch=1,
+        tokens=8,
         seq_len=8,
     )
 

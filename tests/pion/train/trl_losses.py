@@ -1,8 +1,9 @@
-"""Train pairs with TRL, and write the losses of each step as JSON.
+"""Train with TRL on pairs, or on answers with rewards, and write what it reports as JSON.
 
 `python -m tests.pion.train.trl_losses FOLDER`: the folder has the model (`model`), the reference
 (`reference`), both as Hugging Face loads them, and `asked.json`: a list of [kind, settings, steps],
-where each step is a list of examples. Importing TRL takes up to a minute, so one process serves
+where each step is a list of examples. An answer with a reward (`grpo`) is what we have sampled.
+Importing TRL takes up to a minute, so one process serves
 all.
 """
 
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer
 
 STEADY = {
     "max_length": None,
@@ -77,10 +79,60 @@ def train(folder: Path, kind: str, fields: dict[str, Any], steps: list[list[Any]
     return [row["loss"] for row in made.state.log_history if "loss" in row]
 
 
+def train_by_rewards(
+    folder: Path, number: int, fields: dict[str, Any], steps: list[list[Any]]
+) -> list[float]:
+    """Return the norm of each step's gradient, and write the weights after the last."""
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype="float32")
+    model.get_input_embeddings().padding_idx = None
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "model" / "tokenizer.json"))
+    tokenizer.pad_token = tokenizer.eos_token = tokenizer.convert_ids_to_tokens(0)
+    answers, coming = fields["num_generations"], iter(steps)
+    given: list[Any] = []
+
+    def rollouts(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        given[:] = next(coming)
+        names = ("prompt_ids", "completion_ids", "logprobs")
+        return {name: [answer[name] for answer in given] for name in names}
+
+    def rewards(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        return [answer["reward"] for answer in given]
+
+    args = GRPOConfig(
+        output_dir=str(folder / "out"),
+        per_device_train_batch_size=len(steps[0]),
+        steps_per_generation=1,
+        num_iterations=1,
+        loss_type="dapo",
+        beta=0.0,
+        temperature=1.0,
+        shuffle_dataset=False,
+        **{k: v for k, v in STEADY.items() if k != "max_length"},
+        **fields,
+    )
+    prompts = [{"prompt": str(n)} for n in range(len(steps) * len(steps[0]) // answers)]
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=Dataset.from_list(prompts),
+        processing_class=tokenizer,
+        rollout_func=rollouts,
+    )
+    trainer.train()
+    weights = {name: w.contiguous() for name, w in trainer.model.state_dict().items()}
+    weights.pop("lm_head.weight", None)
+    save_file(weights, folder / f"weights-{number}.safetensors")
+    return [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     asked = json.loads((folder / "asked.json").read_text())
-    found = [train(folder, *each) for each in asked]
+    found = [
+        train_by_rewards(folder, number, *rest) if kind == "grpo" else train(folder, kind, *rest)
+        for number, (kind, *rest) in enumerate(asked)
+    ]
     (folder / "losses.json").write_text(json.dumps(found))
 
 

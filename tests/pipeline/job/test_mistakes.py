@@ -50,7 +50,7 @@ def test_the_mistakes_in_a_misspelled_section_are_reported_too(job_file):
         ("pretrain.stepz=3", "unknown key (value 3); did you mean `pretrain.steps`?"),
         ("data.sources.0.pth=a", "data.sources.0.pth: unknown key (value 'a'); did you mean"),
         ("data.sources.0.revision=a", "`revision` belongs in"),
-        ("lr=1e-3", "`lr` belongs in `prefer.lr` or `pretrain.lr` or `sft.lr`"),
+        ("lr=1e-3", "`lr` belongs in `prefer.lr` or `pretrain.lr` or `reinforce.lr` or `sft.lr`"),
         ("zzz=1", "the closest key in this section is"),
         ("tokenizer={}", "tokenizer: give exactly one of train, file, hub"),
         ("tokenizer={file: a.json, hub: user/name}", "tokenizer: give exactly one of train, file"),

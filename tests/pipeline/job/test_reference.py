@@ -40,9 +40,9 @@ def test_each_example_is_valid(name):
     path, _, kind = name.partition("/")
     example = read(EXAMPLES[name])
     if kind:
-        section = path.partition(".")[0]
+        section, _, key = path.partition(".")
         base = read(EXAMPLES[section])
-        base[section]["sources"] = [example]
+        base[section][key] = [example]
         example = base
     Job.model_validate(read(WHOLE) | example)
 

@@ -97,7 +97,7 @@ def test_workers_read_the_job_as_it_was_checked():
         ({"loss": "apo-zero", "reference": "none"}, "the loss apo-zero needs one; remove"),
         ({"steps": 5, "epochs": 1}, "prefer.epochs: steps is given too"),
         ({"sources": []}, "prefer.sources: "),
-        ({"template": "pion"}, "prefer.template: preferences are written as the conversations"),
+        ({"template": "pion"}, "prefer.template: its conversations are written as those of sft"),
         ({"lora": {}, "optimizer": "muon"}, "prefer.optimizer: LoRA trains with adamw"),
         ({"sources": [{"kind": "python-docs-qa"}]}, "unknown kind 'python-docs-qa'"),
     ],

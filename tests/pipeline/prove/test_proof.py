@@ -243,14 +243,14 @@ def head_after(failures, *stages):
 
 
 def draws(head, number, *, remote=True):
-    stages = ["pretrain", "sft", "prefer"]
+    stages = ["pretrain", "sft", "prefer", "reinforce"]
     instants = Instants(random.Random(0), WHOLE, stages, remote=remote, reference=True)
     return [instants.next(head, saves_left=5) for _ in range(number)]
 
 
 def test_half_of_the_kills_are_at_marks_and_every_mark_comes_up_equally_often():
-    points = [instant.point for instant in draws(Head(), 120) if instant is not None]
-    assert points.count(None) == 60
+    points = [instant.point for instant in draws(Head(), 160) if instant is not None]
+    assert points.count(None) == 80
     assert {points.count(point) for point in POINTS} == {10}
 
 
@@ -278,7 +278,7 @@ def test_the_verdict_says_how_many_kills_hit_training(during, words):
 
 
 def test_no_kill_waits_for_a_mark_that_will_not_come():
-    bound = head_after(0, "prepare").with_data({REFERENCE: "_data/key/folder"})
+    bound = head_after(0, "prepare", "reinforce").with_data({REFERENCE: "_data/key/folder"})
     points = {i.point for i in draws(bound, 100, remote=False) if i is not None}
     assert points == {None, "save", "commit", "boundary"}
 
@@ -286,7 +286,7 @@ def test_no_kill_waits_for_a_mark_that_will_not_come():
 def test_only_a_job_that_computes_a_reference_is_killed_there():
     instants = Instants(random.Random(0), WHOLE, ["pretrain", "sft"], remote=True)
     points = {i.point for _ in range(100) if (i := instants.next(Head(), 5)) is not None}
-    assert points == {None, *POINTS} - {"reference"}
+    assert points == {None, *POINTS} - {"reference", "rollout", "reward"}
 
 
 def test_kills_in_the_pass_of_a_reference_land_before_and_after_everything_it_writes():
@@ -302,7 +302,7 @@ def test_after_kills_without_a_commit_the_next_one_waits_for_a_commit():
 
 
 def test_a_run_that_has_trained_everything_is_soon_let_finish():
-    assert None in draws(head_after(0, "prepare", "pretrain", "sft", "prefer"), 3)
+    assert None in draws(head_after(0, "prepare", "pretrain", "sft", "prefer", "reinforce"), 3)
 
 
 # ---------------------------------------------------------------- cutting the job

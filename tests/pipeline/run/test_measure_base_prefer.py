@@ -3,7 +3,7 @@
 import pytest
 
 from pion.errors import BadInput
-from pipeline.run.measure_base import model_before_prefer
+from pipeline.run.measure_base import starts_of_stages
 from pipeline.state.head import REFERENCE, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
@@ -28,7 +28,7 @@ def started(found, folder, head=None):
     def say(note):
         said.append(note.text)
 
-    return model_before_prefer(found, run, head or Head(), models, say, at_once), said
+    return starts_of_stages(found, run, head or Head(), models, say, at_once)["prefer"], said
 
 
 def test_it_is_the_stage_before(tmp_path):

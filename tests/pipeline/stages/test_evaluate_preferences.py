@@ -20,7 +20,7 @@ from pipeline.data.prepared import SPLITS, open_data
 from pipeline.job import Job
 from pipeline.models.load import load_model_in
 from pipeline.stages.evaluate import MeasuredStart
-from pipeline.stages.measures import PreferenceStart
+from pipeline.stages.measures import StageStart
 from pipeline.training.reference.share import write_reference
 from tests.pipeline.stages.test_evaluate import SEQ_LEN, Folder, World
 from tests.pipeline.stages.test_evaluate_before_after import start_of
@@ -49,8 +49,8 @@ class PreferWorld(World):
     def evaluated(self, job, parts=None, start=None, **changed):
         """Return the results after `prefer`, the computed parts in words, and the kept parts."""
         kept = Folder() if parts is None else parts
-        began = PreferenceStart("sft", self.models["sft"]) if start is None else start
-        results, said = self.run(job, kept, prefer_start=began, **changed)
+        began = StageStart("sft", self.models["sft"]) if start is None else start
+        results, said = self.run(job, kept, starts={"prefer": began}, **changed)
         return results["prefer"], said, kept
 
     def reference(self, folder, sums, dtype, residual="float32"):
@@ -207,7 +207,7 @@ def test_the_change_of_text_from_the_model_of_others_is_the_change_of_the_run(wo
         kept := Folder(),
         models={"prefer": world.models["prefer"]},
         data={"prefer": world.data["prefer"]},
-        prefer_start=PreferenceStart("base", folder),
+        starts={"prefer": StageStart("base", folder)},
         start=MeasuredStart(start_of(world, folder, "text").measured, find_text(job).sha256),
     )
     change = results["change"]["text"]
@@ -227,13 +227,13 @@ def test_stored_numbers_of_the_reference_say_what_the_start_gives(world, unbroke
         rows = world.held_out()
         if count != len(kept["sums"]):
             return np.full(count, -7.0)  # of the other split
-        numbers = [rows.number_of(rows._locate(i)) for i in range(rows.total_rows)]
+        numbers = [rows.number_of(rows.place(i)) for i in range(rows.total_rows)]
         sizes = [len(sides_of(rows, i)) for i in range(rows.total_rows)]
         of_rows = np.split(np.array(kept["sums"]), np.cumsum(sizes)[:-1])
         return np.concatenate([of_rows[i] for i in np.argsort(numbers)])
 
     folder = world.reference(tmp_path / "reference", by_number, "float32")
-    start = PreferenceStart("sft", world.models["sft"], folder)
+    start = StageStart("sft", world.models["sft"], folder)
     result, said, parts = world.evaluated(world.job(), start=start)
     assert not any("sft model on held-out preferences" in words for words in said)
     assert parts.load("sft.preferences") is None
@@ -250,7 +250,7 @@ def test_numbers_that_do_not_fit_are_not_used_and_the_start_is_measured(
     folder = world.reference(tmp_path / "reference", lambda n: np.full(n, -3.0), dtype, residual)
     if wrong == "damaged":
         (folder / "held_out.sums.npy").write_bytes(b"no numbers")
-    start = PreferenceStart("sft", world.models["sft"], folder)
+    start = StageStart("sft", world.models["sft"], folder)
     result, said, _ = world.evaluated(world.job(), start=start)
     assert result["preferences"] == unbroken[0]["preferences"]
     assert any("the numbers of the reference are not used" in w for w in said) == (

@@ -5,12 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pion.errors import PionError
-from pipeline.training.preference_advice import (
-    STILL_STEPS,
-    WINDOW,
-    PreferenceAdvice,
-    require_learning,
-)
+from pipeline.training.learning_advice import WINDOW, LearningAdvice
+from pipeline.training.preference_advice import STILL_STEPS, require_learning
 
 GOOD = {"chosen_nll": 1.0, "drift": 0.1, "accuracy": 0.9, "saturated": 0.1, "moved": 2.0}
 
@@ -22,7 +18,7 @@ def steps(first, stop, **numbers):
     ]
 
 
-class Heard(PreferenceAdvice):
+class Heard(LearningAdvice):
     """Advice whose warnings are kept: (step, name, text)."""
 
     def __init__(self):

@@ -27,14 +27,14 @@ def test_a_template_is_rendered_with_names_and_the_date_in_a_process_without_sec
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     own = made("{{ messages[0].content ~ eos_token ~ strftime_now('%c') ~ mood }}")
     assert own.text(TALK, prompt=False) == "Hi</s>Fri Jan  2 00:00:00 2026"
-    environment = Path(f"/proc/{own._process.pid}/environ").read_text()
+    environment = Path(f"/proc/{own._child.process.pid}/environ").read_text()
     assert "PYTHONPATH" in environment
     assert "hf_secret" not in environment
-    own._process.kill()
-    with pytest.raises(BadInput, match=r"its/folder: .*the process that renders it ended \(data"):
+    own._child.process.kill()
+    with pytest.raises(BadInput, match=r"its/folder: .*its process ended \(data"):
         own.text(TALK, prompt=False)
     own.close()
-    assert own._process.poll() is not None
+    assert own._child.process.poll() is not None
 
 
 def test_transformers_stays_out_of_the_process_that_trains():
@@ -117,11 +117,11 @@ def test_an_endless_template_is_killed(monkeypatch):
     with pytest.raises(BadInput, match=r"took more than 0.2 s \(data.jsonl:3\)"):
         renderer.text(TALK, prompt=True)
     assert time.monotonic() - started < 10
-    assert renderer._process.poll() is not None
+    assert renderer._child.process.poll() is not None
     monkeypatch.undo()
     quick = Conversation([{"role": "user", "content": "quick"}], None, "data.jsonl:4")
     assert renderer.text(quick, prompt=True) == "rendered"  # in another process
-    process = renderer._process
+    process = renderer._child.process
     del renderer  # the process ends with the object
     assert process.poll() is not None
 
@@ -129,13 +129,13 @@ def test_an_endless_template_is_killed(monkeypatch):
 @pytest.mark.soak
 def test_an_endless_template_ends_when_the_process_that_asked_is_gone():
     code = (
-        "import datetime, os; import pion.data.chat.template_renderer as r; r.SECONDS = -4.0;"
+        "import datetime, os; import pion.data.chat.template_renderer as r;"
         "from pion.data.chat.messages import Conversation;"
         "day = datetime.date(2026, 1, 2);"
         f"made = r.Renderer({LOOP * 4 + '{% endfor %}' * 4!r}, {{}}, day, 'x');"
-        'made._connection.send_bytes(b\'{"messages": [], "tools": null, "answers": [],'
-        ' "prompt": true}\');'
-        "print(made._process.pid, flush=True); os._exit(9)"
+        'made._child._socket.sendall(b\'[-4, {"messages": [], "tools": null, "answers": [],'
+        ' "prompt": true}]\\n\');'
+        "print(made._child.process.pid, flush=True); os._exit(9)"
     )
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert asked.returncode == 9, asked.stderr

@@ -1,0 +1,1 @@
+"""Prompts whose answers are sampled while a model is trained."""

@@ -1,0 +1,125 @@
+"""Prompts, and what the record gives as the right answer, from records of any layout.
+
+GSM8K            question, problem, …: a text; answer
+TRL, verifiers   prompt: a text or messages; answer, solution or ground_truth
+verl             prompt: messages; reward_model.ground_truth
+open-instruct    messages or conversations, of which answers at the end are cut; ground_truth
+
+The table of `pion.data.records.layouts` says which keys are questions, answers and system messages.
+What is under other keys is for rewards that read the whole record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pion.data.chat.messages import Conversation, says_something
+from pion.data.records.fields import Fields, is_blank
+from pion.data.records.layouts import (
+    ANSWERS,
+    QUESTIONS,
+    TURNS,
+    prompt_of,
+    seen_in,
+    tools_of,
+    turns_under,
+    with_system,
+)
+from pion.errors import BadInput
+from pion.later_fields import shown
+
+# The first of these that is filled counts. Next to a short answer, there may be a whole solution.
+RIGHT = dict.fromkeys(
+    ("ground_truth", "expected_answer", "final_answer", "answer", "solution", *ANSWERS)
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt whose answers are sampled.
+
+    Attributes:
+        conversation: the messages of the prompt, and the tools that an answer may call.
+        prompt: the prompt as rewards get it: the text of a question, or else the messages.
+        answer: the right answer; None if the record has none.
+        record: the whole record.
+    """
+
+    conversation: Conversation
+    prompt: str | list[dict[str, Any]]
+    answer: str | None
+    record: dict[str, Any]
+
+
+def parse_question(record: Any, where: str) -> Question:
+    """Return the prompt of a record, without messages that say nothing.
+
+    Args:
+        where: the record's file and line, for errors.
+
+    Raises:
+        BadInput: there is no prompt, the prompt ends with an answer, the right answer is neither a
+            text nor a number, or a key could mean two things. The message names the key.
+    """
+    if not isinstance(record, dict):
+        raise BadInput(f"{where}: not a prompt: found {shown(record)} instead of an object")
+    fields = Fields(record, where)
+    turns = fields.one_of(TURNS, "conversation")
+    key = turns or next(iter(fields.there(*QUESTIONS)), None)
+    if key is None:
+        raise _no_prompt(fields)
+    place = f"{where}: key {key!r}"
+    said, words = (
+        prompt_of(fields) if turns is None else (turns_under(fields, fields.take(turns), place), "")
+    )
+    whole = [message for message in with_system(fields, said) if says_something(message)]
+    asked = [n for n, message in enumerate(whole, 1) if message["role"] != "assistant"]
+    messages, cut = whole[: max(asked, default=0)], whole[max(asked, default=0) :]
+    if cut and turns is None:
+        raise BadInput(
+            f"{place} ends with an answer, but answers are sampled. Remove the last turn, or name "
+            "the list 'messages', of which the last answer is cut"
+        )
+    if not any(message["role"] == "user" for message in messages):
+        raise BadInput(f"{place}: there is no prompt: the user says nothing before the answer")
+    answer, found_in = _right_answer(record, where, cut[-1]["content"] if cut else None)
+    words = words or (f"the prompt is what is before the last answer in {key}" if cut else "")
+    seen = seen_in(fields, ", ".join(filter(None, [words, found_in])))
+    # Rewards may read all keys.
+    asked_for = Conversation(messages, tools_of(fields), where, seen=replace(seen, unread=()))
+    alone = turns is None and isinstance(record[key], str) and len(messages) == 1
+    return Question(asked_for, messages[0]["content"] if alone else messages, answer, record)
+
+
+def _right_answer(record: dict[str, Any], where: str, cut: str | None) -> tuple[str | None, str]:
+    """Return the right answer, and in words which key has it; None and "" if there is none.
+
+    `cut` is the text of the answer after the prompt. It counts if no key is filled.
+    """
+    model = record.get("reward_model")
+    given = {key: record[key] for key in RIGHT if key in record}
+    if isinstance(model, dict) and "ground_truth" in model:
+        given = {"reward_model.ground_truth": model["ground_truth"], **given}
+    filled = [key for key in given if not is_blank(given[key])]
+    if not filled and (cut or not given):
+        return cut, ""
+    key = (filled or list(given))[0]
+    value = given[key]
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    if not filled or not (number or isinstance(value, str)):
+        raise BadInput(
+            f"{where}: key {key!r}: the right answer must be a text or a number, not {shown(value)}"
+        )
+    return str(value), f"the answer in {key}"
+
+
+def _no_prompt(fields: Fields) -> BadInput:
+    empty = [key for key in fields.names if key in (*TURNS, *QUESTIONS)]
+    if empty:
+        return BadInput(f"{fields.where}: not a prompt: key {empty[0]!r} is empty")
+    found = ", ".join(map(shown, fields.names)) or "no key"
+    return BadInput(
+        f"{fields.where}: not a prompt: expected a text or messages under 'prompt' or 'question', "
+        f"or a list of turns under 'messages', found {found}"
+    )

@@ -1,0 +1,1 @@
+"""Judge answers that a model has sampled."""

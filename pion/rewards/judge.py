@@ -1,0 +1,81 @@
+"""Judge groups of answers by several rewards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol
+
+from pion.rewards.answered import Answered
+
+
+class Reward(Protocol):
+    """What judges answers.
+
+    Attributes:
+        name: what reports call the reward.
+        errors: how many answers got 0 because of an error, by its message. Who reads them may
+            clear them.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def errors(self) -> Counter[str]: ...
+    def judge(self, answers: Sequence[Answered]) -> list[float]: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What answers got: numbers [groups][answers].
+
+    Attributes:
+        total: the weighted mean of the rewards, and 0 for an answer without an end.
+        by_name: each reward's own values, also for answers without an end.
+    """
+
+    total: list[list[float]]
+    by_name: dict[str, list[list[float]]]
+
+
+class Judge:
+    """Judges by rewards with weights, whose sum must be above 0. It is for one thread."""
+
+    def __init__(self, rewards: Sequence[tuple[Reward, float]]) -> None:
+        names = _unique(reward.name for reward, _ in rewards)
+        self._weights = dict(zip(names, (weight for _, weight in rewards)))
+        # By name: a name that comes again has a number.
+        self.rewards = dict(zip(names, (reward for reward, _ in rewards)))
+
+    def judge(self, groups: Sequence[Sequence[Answered]]) -> Judged:
+        """Judge answers. Each reward sees a group at a time, and raises what it raises."""
+        by_name = {
+            name: [reward.judge(group) for group in groups] for name, reward in self.rewards.items()
+        }
+        total = [
+            [self._total(answer, values) for answer, *values in zip(group, *judged)]
+            for group, *judged in zip(groups, *by_name.values())
+        ]
+        return Judged(total, by_name)
+
+    def close(self) -> None:
+        """End the processes of the rewards."""
+        for reward in self.rewards.values():
+            reward.close()
+
+    def _total(self, answer: Answered, values: Sequence[float]) -> float:
+        weights = self._weights.values()
+        # The same order in both sums: if every reward is 1, the mean is exactly 1.
+        mean = sum(w * value for w, value in zip(weights, values)) / sum(weights)
+        return mean if answer.finished else 0.0
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        numbered = (f"{name}_{number}" for number in count(2))
+        found.append(name if name not in found else next(n for n in numbered if n not in found))
+    return found

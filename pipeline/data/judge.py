@@ -1,0 +1,61 @@
+"""The rewards of a job, ready to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+
+from pion.errors import BadInput
+from pion.rewards.answered import Answered
+from pion.rewards.builtin import BuiltinReward, exact, json_with, number, regex_reward
+from pion.rewards.function import FunctionReward, judged_differently, read_function
+from pion.rewards.judge import Judge, Reward
+from pipeline.job import Job
+from pipeline.job.reinforce_section import JsonReward, PythonReward, RegexReward, RewardSection
+
+
+def judge_of(job: Job) -> Judge:
+    """Return what judges the answers of `reinforce`. Raises BadInput for a reward that can't be
+    used."""
+    assert job.reinforce is not None
+    made: list[tuple[Reward, float]] = []
+    with ExitStack() as unfinished:
+        for section in job.reinforce.rewards:
+            reward = _reward(job, section)
+            unfinished.callback(reward.close)
+            made.append((reward, section.weight))
+        unfinished.pop_all()
+    return Judge(made)
+
+
+def _reward(job: Job, section: RewardSection) -> Reward:
+    match section:
+        case PythonReward():
+            return _function(job, section)
+        case RegexReward():
+            return regex_reward(section.pattern)
+        case JsonReward():
+            return BuiltinReward("json", partial(json_with, section.keys))
+        case _:
+            return BuiltinReward(section.kind, {"number": number, "exact": exact}[section.kind])
+
+
+def _function(job: Job, section: PythonReward, hash_seed: int = 0) -> FunctionReward:
+    return FunctionReward(read_function(job.input_path(section.path), section.function), hash_seed)
+
+
+def require_deterministic(job: Job, answers: Sequence[Answered]) -> None:
+    """Raise BadInput if a function judges an answer in two ways, and the job does not accept it."""
+    assert job.reinforce is not None
+    for place, section in enumerate(job.reinforce.rewards):
+        if not isinstance(section, PythonReward) or not section.deterministic:
+            continue
+        answer = judged_differently(partial(_function, job, section), answers)
+        if answer is not None:
+            raise BadInput(
+                f"reinforce.rewards.{place}: {section.function} gives the same answer another "
+                f"reward in another process: {answer.text[:200]!r}. A resumed run would learn "
+                "something else. Remove what is random or remembered from the function (times, "
+                "sets, global variables), or set `deterministic: false`"
+            )

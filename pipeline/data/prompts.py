@@ -1,0 +1,128 @@
+"""Prompts to rows, one of each, and next to these a file with what rewards get of each prompt.
+
+After an interruption, all records are read again, and the shards that are finished are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pion.data.chat.chat_format import ChatFormat
+from pion.data.preference.rendering import is_held_out
+from pion.data.prompt.layouts import Question, parse_question
+from pion.data.prompt.rendering import Asked, EncodedPrompts, rows_of
+from pion.data.records.fields import EVERY
+from pion.data.shards import Manifest
+from pion.errors import BadInput
+from pion.files import sha256_file, write_atomically
+from pipeline.console.messages import PrepareProgress, Say
+from pipeline.data.packed_records import NAMED, require_usable
+from pipeline.data.prepared import SPLITS
+from pipeline.data.remarks import Remarks
+from pipeline.data.sources import Input, conversations, parsed
+from pipeline.data.splits import RowFormat, Splits
+from pipeline.job import Job, PythonDocsQA
+from pipeline.machine.time_limit import attended_items
+
+# The file next to the shards of a split: a JSON object for each row, in their order.
+RECORDS = "records.jsonl"
+# So many prompts are read, and rows written, at once.
+BUFFER = 256
+
+
+def questions(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[Asked]:
+    """Yield every record of a source, and note it in `remarks`.
+
+    Of a data set on the Hub, records after the first SAMPLED may be unusable. Questions about the
+    standard library are held out with the files that pretraining holds out. Raises BadInput for a
+    source that can't be read, and for other records without a prompt.
+    """
+    if isinstance(found.source, PythonDocsQA):
+        for held_out, talk in conversations(job, found, own=True):
+            said = talk.conversation
+            assert not isinstance(said, str)
+            yield parse_question({"messages": said.messages}, said.where), True, held_out
+        return
+    for record, question, required in parsed(job, found, parse_question, EVERY):
+        if isinstance(question, Question) and remarks is not None:
+            asked = question.conversation
+            remarks.note(asked.seen, [asked.messages, asked.tools], record.origin)
+        yield question, required, record.held_out
+
+
+def write_prompts(
+    job: Job, found: Input, written: ChatFormat, rows: RowFormat, folder: Path, say: Say
+) -> dict[str, Any]:
+    """Write the rows of both splits below `folder`, each with its manifest and RECORDS; return what
+    was counted.
+
+    Raises BadInput if a file can't be written, for a prompt that must be usable and is not, for
+    more than MOST_REFUSED of others, and if more than half of the prompts are too long.
+    """
+    tokenizer, share = written.tokenizer, job.conversations("reinforce").held_out
+    remarks = Remarks(tokenizer.replaced(), found.left_out)
+    by_prompt = partial(is_held_out, share=share, seed=job.seed)
+    prompts = EncodedPrompts(written, rows.seq_len, int(tokenizer.token_bytes().max()), by_prompt)
+
+    def look() -> None:
+        say(PrepareProgress(f"write {found.key}", prompts.read, "prompts"))
+
+    asked = questions(job, found, remarks)
+    buffers = iter(lambda: list(islice(asked, BUFFER)), [])
+    for _ in attended_items(map(prompts.add, buffers), look):
+        look()
+    refusals = prompts.refusals
+    require_usable("prompts", len(refusals), prompts.read, refusals, f"{found.key}: ")
+    warnings = _warnings(job, prompts)
+    if prompts.too_long > prompts.read / 2:
+        raise BadInput(f"{found.key}: {warnings[0]}. Nothing was trained")
+    splits = Splits(folder, rows, tokenizer.vocab_size, flags=True)
+    manifests = _write(prompts, splits, folder, tokenizer.pad)
+    # With the names that the reports of conversations have.
+    return {
+        **{f"{split}_rows": manifest.rows for split, manifest in manifests.items()},
+        **{
+            f"{split}_tokens": sum(len(ids) for ids, _ in kept)
+            for split, kept in zip(SPLITS, prompts.kept.values(), strict=True)
+        },
+        "train_refused": len(refusals),
+        "held_out_refused": 0,
+        "refusals": refusals[:NAMED],
+        "prompts": {"too_long": prompts.too_long, "unanswered": prompts.unanswered},
+    } | remarks.report(warnings)
+
+
+def _write(prompts: EncodedPrompts, splits: Splits, folder: Path, pad: int) -> dict[str, Manifest]:
+    """Write the rows that are in no finished shard, and the other files of both splits."""
+    records = {}
+    for split, kept in zip(SPLITS, prompts.kept.values(), strict=True):
+        writer, path = splits.writers[split], folder / split / RECORDS
+        for start in range(writer.appended, len(kept), BUFFER):
+            ids = [ids for ids, _ in kept[start : start + BUFFER]]
+            with splits.writing(split):
+                writer.append_rows(*rows_of(ids, prompts.longest, pad))
+        write_atomically(path, *(line for _, line in kept))
+        records[split] = sha256_file(path)
+    return splits.finish("prompts", records)
+
+
+def _warnings(job: Job, prompts: EncodedPrompts) -> list[str]:
+    """Return a sentence for each thing that is wrong with the prompts, first their lengths."""
+    kept = [ids.tobytes() for found in prompts.kept.values() for ids, _ in found]
+    row = job.seq_len("reinforce")
+    longer = row < job.model_config_resolved().seq_len
+    wider = f"Raise reinforce.seq_len (now {row:,}) or lower" if longer else "Lower"
+    said = {
+        f"{prompts.too_long:,} of {prompts.read:,} prompts are left out: they have more than "
+        f"{prompts.longest:,} tokens. {wider} reinforce.max_tokens": prompts.too_long,
+        f"{len(kept) - len(set(kept)):,} of {len(kept):,} prompts are the same as another one": (
+            len(set(kept)) < len(kept)
+        ),
+        f"{prompts.unanswered:,} of {len(kept):,} prompts have no answer, so no reward can compare "
+        "with one": 0 < prompts.unanswered < len(kept),
+    }
+    return [words for words, holds in said.items() if holds]

@@ -1,0 +1,95 @@
+"""What learning from rewards has changed, in sentences and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from pipeline.console.formats import beginning
+from pipeline.job import Job
+from pipeline.report.blocks import Block, Table, percent_with_error, signed, value_with_error
+from pipeline.report.preferences import (
+    COMPARED,
+    MOST_CHARACTERS,
+    SHOWN,
+    text_change_in_words,
+)
+
+Result = Mapping[str, Any]
+
+# What is compared, and how its numbers are written.
+ROWS = (
+    ("mean reward", value_with_error, "reward"),
+    ("right answers", percent_with_error, "pass"),
+    ("prompts with a right answer among them", percent_with_error, "any"),
+    ("answers without an end", percent_with_error, "unfinished"),
+    ("tokens of an answer", partial(value_with_error, digits=1), "tokens"),
+)
+
+
+def reward_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
+    """Return what the evaluation says of rewards; empty if it measured none.
+
+    `brief` leaves out the texts of answers.
+    """
+    tuned: Result = results.get("reinforce") or {}
+    found: Result | None = tuned.get("rewards")
+    if found is None:
+        return []
+    sides = [found[side] for side in ("before", "after", "change")]
+    rows = []
+    for title, words, name in ROWS:
+        before, after, change = (words(side, name) for side in sides)
+        rows.append((title, before, after, signed(change)))
+    blocks: list[Block] = [
+        f"{found['answers']} answers to each of {found['prompts']:,} held-out prompts, sampled "
+        "before and after training from the same random numbers:",
+        Table(COMPARED, rows),
+        _in_words(found),
+        text_change_in_words(tuned),
+    ]
+    if not brief:
+        shown = [
+            [beginning(" ".join(one[name].split()), MOST_CHARACTERS) for name in SHOWN]
+            for one in found["shown"]
+        ]
+        blocks += ["Answers to the first of these prompts:", Table(SHOWN, shown, len(SHOWN))]
+    return [block for block in blocks if block]
+
+
+def _in_words(found: Result) -> str:
+    """Say so where a model is right more often, but not to more prompts."""
+    change = found["change"]
+    more = change["pass"] > 2 * change["pass_sem"]
+    if more and change["any"] <= 2 * change["any_sem"]:
+        return (
+            "The model is right more often, but not to more prompts: training made answers "
+            "frequent that the model gave before."
+        )
+    return ""
+
+
+def rewards_in_brief(tuned: Result) -> str:
+    """Return a line for the summary of a run; empty if there is nothing to say."""
+    found = tuned.get("rewards")
+    if found is None:
+        return ""
+    before, after = (value_with_error(found[side], "reward") for side in ("before", "after"))
+    return f"{before} → {after} on average for {found['prompts']:,} prompts"
+
+
+def reward_training(job: Job) -> str:
+    """Return how the stage was trained, for the card."""
+    section = job.reinforce
+    if section is None:
+        return ""
+    rewards = ", ".join(
+        f"`{reward.kind}`" + (f" × {reward.weight:g}" if reward.weight != 1 else "")
+        for reward in section.rewards
+    )
+    return (
+        f"Rewards: {rewards}. {section.answers} answers to each prompt, of at most "
+        f"{section.max_tokens} tokens; each step is one update by REINFORCE with the mean of a "
+        "prompt's rewards as the baseline."
+    )

@@ -1,0 +1,100 @@
+"""What to tell people while a stage learns from preferences or rewards. A warning is said once in a
+stage, also if the stage resumes."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pipeline.console.messages import Note
+from pipeline.state.rows.metrics import MetricsLog, kept_rows
+from pipeline.state.rows.row_types import Unreadable
+from pipeline.state.rows.thin import ThinReader
+from pipeline.training import preference_advice, reward_advice
+
+if TYPE_CHECKING:
+    from pipeline.state.claim import Claim
+    from pipeline.training.setup import Setup
+
+# A step has few pairs or prompts, so the means of so many steps are judged.
+WINDOW = 8
+
+Row = Mapping[str, Any]
+# What a row of metrics needs to be judged, and what finds what is wrong, by name, in the first rows
+# and the last ones of a stage.
+RULES = (
+    (preference_advice.NEEDED, preference_advice.found),
+    (reward_advice.NEEDED, reward_advice.found),
+)
+
+
+class LearningAdvice:
+    """Judges the steps of a stage, in their order. `say` gets the step, a name, and a warning."""
+
+    def __init__(self, say: Callable[[int, str, str], None]) -> None:
+        self._say = say
+        self._said: set[str] = set()
+        self._last: deque[Row] = deque(maxlen=WINDOW)
+        self._first: list[Row] = []
+
+    def recall(self, rows: Iterable[Row]) -> None:
+        """Continue after these rows of metrics: with what was warned of, and the last steps."""
+        for row in rows:
+            if "warning" in row:
+                self._said.add(row["warning"]["name"])
+            elif _rule(row) is not None:
+                self._keep(row)
+
+    def trained(self, rows: Iterable[Row]) -> None:
+        """Warn of what these steps show. Rows of other stages say nothing."""
+        for row in rows:
+            if (found := _rule(row)) is None:
+                continue
+            self._keep(row)
+            if len(self._last) < WINDOW:
+                continue
+            for name, text in found(self._first, [*self._last]).items():
+                if name not in self._said:
+                    self._said.add(name)
+                    self._say(row["step"], name, text)
+
+    def _keep(self, row: Row) -> None:
+        self._last.append(row)
+        if len(self._first) < WINDOW:
+            self._first.append(row)
+
+
+def _rule(row: Row) -> Callable[[Sequence[Row], Sequence[Row]], dict[str, str]] | None:
+    """Return what judges a row; None for one of another stage, or that lacks numbers."""
+    for needed, found in RULES:
+        if all(row.get(name) is not None for name in needed):
+            return found
+    return None
+
+
+def advice_on(setup: Setup, claim: Claim, log: MetricsLog) -> LearningAdvice:
+    """Return what judges the steps of a stage that rank 0 is about to train. Warnings are shown,
+    and kept in `log`. Raises StoreError."""
+    context, stage = setup.context, setup.stage
+
+    def say(step: int, name: str, text: str) -> None:
+        words = f"warning: {stage} step {step:,}: {text}"
+        context.report(Note(f"{words}."))
+        log.append({"step": step, "warning": {"name": name, "text": words}})
+
+    advice = LearningAdvice(say)
+    if stage in ("prefer", "reinforce") and setup.trainer.step:
+        lines = setup.restored.unwritten_metrics.splitlines()
+        rows = context.patiently(partial(_written, claim, stage))
+        every = [*rows, *map(json.loads, lines)]
+        advice.recall(kept_rows(every, claim.head, stage))
+    return advice
+
+
+def _written(claim: Claim, stage: str) -> Sequence[Row]:
+    """Return all rows of a stage that the store has."""
+    run = claim.state
+    return ThinReader(run.store, run.key(f"metrics/{stage}/"), Unreadable()).read()

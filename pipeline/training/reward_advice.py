@@ -1,0 +1,80 @@
+"""What to tell people while a stage learns from rewards: nothing can be learned from these answers,
+or the model learns something else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import variance
+from typing import Any
+
+from pipeline.training.preference_advice import mean_of
+
+# What a row of metrics needs to be judged. One from a store may lack numbers.
+NEEDED = ("reward", "pass", "signal", "unfinished", "entropy", "mismatch", "answer_tokens")
+# With fewer groups whose rewards differ, little is learned.
+LEAST_SIGNAL = 0.05
+# Answers that did not end are not rewarded.
+MOST_UNFINISHED = 0.25
+# Of the entropy of the first steps: below this share, all answers to a prompt are alike.
+LEAST_ENTROPY = 0.1
+# In nats per token, between the model that samples and the same model in training.
+MOST_MISMATCH = 0.05
+# A reward that has not risen by its error after so many steps is flat.
+FLAT_STEPS = 50
+# So much longer or shorter answers are another kind of answers.
+LENGTHS = (0.5, 2.0)
+
+Row = Mapping[str, Any]
+
+
+def found(first: Sequence[Row], last: Sequence[Row]) -> dict[str, str]:
+    """Return what is wrong with the last steps of a stage, by name."""
+    begin, now = ({name: mean_of(rows, name) for name in NEEDED} for rows in (first, last))
+    found = {}
+    if now["signal"] < LEAST_SIGNAL:
+        found["signal"] = (
+            f"only {now['signal']:.1%} of the prompts get answers with different rewards, so "
+            "little is learned. " + (ALL_RIGHT if now["pass"] > 0.5 else ALL_WRONG)
+        )
+    if now["unfinished"] > MOST_UNFINISHED:
+        found["unfinished"] = (
+            f"{now['unfinished']:.0%} of the answers have no end, and get no reward. Raise "
+            "reinforce.max_tokens, or fine-tune on shorter answers first"
+        )
+    if now["entropy"] < LEAST_ENTROPY * begin["entropy"]:
+        found["entropy"] = (
+            f"the entropy of the answers has fallen from {begin['entropy']:.3g} to "
+            f"{now['entropy']:.3g} nats per token: the model gives nearly the same answer each "
+            "time. Lower reinforce.lr, or stop earlier"
+        )
+    if now["mismatch"] > MOST_MISMATCH:
+        found["mismatch"] = (
+            f"the tokens of answers are {now['mismatch']:.3f} nats more or less likely in training "
+            "than when they were sampled. With hardware.dtype=float32 they would be the same"
+        )
+    if last[-1]["step"] >= FLAT_STEPS and now["reward"] - begin["reward"] < _error(first, last):
+        found["flat"] = (
+            f"the reward has not risen: it was {begin['reward']:.3f} in the first steps, and is "
+            f"{now['reward']:.3f}. Raise reinforce.lr to three times {last[-1]['lr']:.2g}"
+        )
+    longer = now["answer_tokens"] / begin["answer_tokens"]
+    if now["reward"] > begin["reward"] and not LENGTHS[0] < longer < LENGTHS[1]:
+        found["length"] = (
+            f"answers have {now['answer_tokens']:.0f} tokens, and had "
+            f"{begin['answer_tokens']:.0f}, while the reward rises. Read the answers on the page: "
+            "the reward may be met in a way that you do not want"
+        )
+    return found
+
+
+def _error(first: Sequence[Row], last: Sequence[Row]) -> float:
+    """Return the standard error of the difference of two means of rewards."""
+    of_both = ([row["reward"] for row in rows] for rows in (first, last))
+    return float(sum(variance(each) / len(each) for each in of_both) ** 0.5)
+
+
+ALL_WRONG = (
+    "Nearly all answers are wrong: fine-tune on such answers first (sft), give a reward for parts "
+    "of an answer, use easier prompts, or raise reinforce.answers"
+)
+ALL_RIGHT = "Nearly all answers are right: use harder prompts, or stop here"

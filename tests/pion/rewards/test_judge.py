@@ -1,0 +1,29 @@
+"""Several rewards together."""
+
+from pion.rewards.answered import Answered
+from pion.rewards.builtin import BuiltinReward
+from pion.rewards.judge import Judge
+
+
+def judged(rewards, groups):
+    made = [(BuiltinReward(name, lambda a, f=f: f(a.text)), w) for name, f, w in rewards]
+    judge = Judge(made)
+    judge.close()
+    return judge.judge(
+        [[Answered(*text, "", None, {}, end, 1) for *text, end in g] for g in groups]
+    )
+
+
+def test_a_reward_is_the_weighted_mean_and_nothing_without_an_end():
+    rewards = [("length", len, 3.0), ("rude", lambda text: text == "no", -1.0)]
+    found = judged(rewards, [[("no", True), ("yes", True)], [("no", False)], []])
+    assert found.total == [[(3 * 2 - 1) / 2, 3 * 3 / 2], [0], []]
+    assert found.by_name == {"length": [[2, 3], [2], []], "rude": [[1, 0], [1], []]}
+
+
+def test_the_mean_of_ones_is_one_and_each_reward_has_a_name_of_its_own():
+    weights = [0.1, 3.3, -1.1, 0.7, 1e-9]
+    names = ["number", "f", "f", "f_2", "f"]
+    found = judged([(n, lambda _: 1, w) for n, w in zip(names, weights)], [[("", True)]])
+    assert found.total == [[1.0]]
+    assert list(found.by_name) == ["number", "f", "f_2", "f_2_2", "f_3"]

@@ -1,0 +1,136 @@
+"""A stage of rewards raises them, and is the same again after a kill, in parts, and on ranks."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from pion.errors import BadInput
+from pion.train.reinforce import Reinforcement
+from pion.train.rollout_feed import Judged, Prompts
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
+from tests.pion.train.conftest import run, tiny_decoder
+from tests.support.ranks import ask_ranks
+from tests.support.whole_state import same, train, trained_and_resumed
+
+BATCH, ANSWERS = 5, 4
+SILENT = 2  # the step whose groups have equal rewards
+
+
+def prompt(row):
+    return [(7 * row + place) % 60 for place in range(1 + row % 4)]
+
+
+def rewards(rows, groups):
+    """An answer is as good as its share of even ids; those of the silent step are all as good."""
+    found = [
+        [row // BATCH == SILENT or share_of_even(answer.ids) for answer in group]
+        for row, group in zip(rows, groups, strict=True)
+    ]
+    return Judged(torch.tensor(found, dtype=torch.float64), {})
+
+
+def share_of_even(ids):
+    return sum(token % 2 == 0 for token in ids) / len(ids)
+
+
+def make(rank=0, seed=0, lr=1e-2, **plan):
+    settings = TrainSettings(
+        steps=40,
+        global_batch=BATCH,
+        lr=lr,
+        schedule="constant",
+        weight_decay=0.0,
+        reinforcement=Reinforcement(answers=ANSWERS, max_tokens=8),
+    )
+    prompts = Prompts(prompt, rewards, 24, 4, frozenset([3]), 62)
+    plan = ComputePlan(**{"micro_batch": 2, "threads": 1} | plan)
+    return Trainer(tiny_decoder(seed), prompts, settings, plan, rank=rank)
+
+
+def test_rewards_rise_and_what_is_sampled_is_what_is_learned():
+    steps = run(make(), 30)
+    first, last = ([m["reward"] for m in part] for part in (steps[3:9], steps[-6:]))
+    assert sum(last) / 6 > sum(first) / 6 + 0.2
+    assert [m["loss"] for m in steps] == [-m["reward"] for m in steps]
+    assert max(m["mismatch"] for m in steps) < 1e-5
+
+
+def test_in_bf16_answers_are_sampled_by_a_copy_of_the_weights_of_now():
+    steps = run(make(dtype="bfloat16"), 12)
+    assert max(m["mismatch"] for m in steps) < 0.02
+    assert steps[-1]["reward"] > steps[0]["reward"]
+
+
+def test_a_step_without_any_difference_changes_nothing_and_goes_on():
+    trainer = make()
+    train(trainer, SILENT)
+    before = {name: weights.clone() for name, weights in trainer.state().model.items()}
+    train(trainer, 1)
+    assert all(torch.equal(w, before[name]) for name, w in trainer.state().model.items())
+    assert (trainer.step, trainer.next_row) == (SILENT + 1, BATCH * (SILENT + 1))
+    train(trainer, 1)
+    *_, silent, last = trainer.drain_metrics()
+    assert (silent["signal"], silent["grad_norm"], silent["reward"]) == (0, 0, 1)
+    assert last["signal"] > 0.5
+
+
+def test_a_resumed_run_ends_with_the_weights_of_the_unbroken_run():
+    assert same(*trained_and_resumed(make(), make(seed=9), 4, 5))
+
+
+@pytest.mark.parametrize("plan", [{"micro_batch": 1}, {"micro_batch": 64}, {"rollout_rows": 4}])
+def test_how_a_step_is_divided_changes_its_gradient_by_rounding_alone(plan):
+    wanted = ("loss", "grad_norm", "tokens", "signal", "unfinished")
+    one, other = ([m[key] for key in wanted] for m in (*run(make(), 1), *run(make(**plan), 1)))
+    assert one == pytest.approx(other, rel=1e-6)
+
+
+def work(rank, folder):
+    """On two ranks of a step's five prompts, one rank has three."""
+    del folder
+    steps = run(make(rank, seed=70 + rank, world_size=2), 8)
+    return [[m[key] for key in ("loss", "grad_norm", "tokens", "signal")] for m in steps]
+
+
+@pytest.mark.slow
+def test_two_ranks_follow_one(tmp_path):
+    ranks = ask_ranks(partial(work), tmp_path, 2)
+    alone = [
+        [m[k] for k in ("loss", "grad_norm", "tokens", "signal")] for m in run(make(seed=70), 8)
+    ]
+    assert ranks[0] == ranks[1]
+    for ours, one in zip(ranks[0], alone, strict=True):
+        assert ours == pytest.approx(one, rel=1e-4)
+
+
+def test_held_out_prompts_are_measured_by_draws_of_their_own_the_same_each_time():
+    trainer = make()
+    own = trainer._feed._prompts
+    held_out = replace(own, held_out=True)
+    found = [trainer.evaluate(held_out, range(5), 1, end_of_text=0) for _ in range(2)]
+    assert found[0] == found[1]
+    assert found[0].loss == -found[0].measures["reward"]
+    assert found[0].measures != trainer.evaluate(own, range(5), 1, end_of_text=0).measures
+    with pytest.raises(BadInput, match="no held-out prompts"):
+        trainer.evaluate(held_out, range(0), 1, end_of_text=0)
+
+
+def test_an_advantage_is_the_distance_from_the_mean_of_its_own_group():
+    rewards = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 4], [2, 2, 2, 2]], dtype=torch.float64)
+    plain = Reinforcement().advantages(rewards)
+    assert plain.tolist() == [[0.5, -0.5, -0.5, 0.5], [-1, -1, -1, 3], [0, 0, 0, 0]]
+    scaled = Reinforcement(scale="std").advantages(rewards)
+    # The standard deviation of a sample: the root of 12 / 3.
+    assert scaled[1].tolist() == pytest.approx([-0.5, -0.5, -0.5, 1.5], rel=1e-3)
+    assert not scaled[2].any()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [({"answers": 1}, "at least 2"), ({"max_tokens": 0}, "at least 1"), ({"scale": "x"}, "one of")],
+)
+def test_settings_without_sense_are_refused(fields, words):
+    with pytest.raises(BadInput, match=words):
+        Reinforcement(**fields)

@@ -1,0 +1,152 @@
+"""Twenty steps of rewards move the weights as TRL's GRPO does, from the answers that we sampled.
+
+What TRL computed is kept in tests/fixtures/trl_rewards.json. To make it again, with TRL:
+`python -m tests.pion.train.test_reinforce_trl`.
+"""
+
+import importlib.util
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pion.data.tokens.tokenizer import train_bpe
+from pion.formats.export import export_model
+from pion.train.reinforce import Reinforcement
+from pion.train.rollout_feed import Judged, Prompts
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
+from tests.paths import TESTS
+from tests.pion.train.conftest import run
+from tests.pion.train.test_objective_trl import MODEL, train_by_trl
+from tests.support.tiny_config import drawn
+
+FROZEN = TESTS / "fixtures" / "trl_rewards.json"
+STEPS, BATCH, LR, ANSWERS, MAX_TOKENS = 20, 4, 1e-4, 4, 8
+STOP = 5
+SCALES = {"none": "none", "std": "group"}
+# Of a tensor of weights, so many numbers are kept in the fixture.
+KEPT = 16
+
+
+def prompt(row):
+    return [(7 * row + place) % 250 + 6 for place in range(1 + row % 5)]
+
+
+def reward(row, answer):
+    """Return a reward that is equal in all of a group for a row in four, and in others differs."""
+    return 0.1 * (sum(answer.ids) % 10) if row % 4 else float(row % 8 == 0)
+
+
+def trained(scale):
+    """Return the norms of our gradients, the model after the steps, and what TRL is asked."""
+    steps = []
+
+    def rewards(rows, groups):
+        judged = [[reward(r, answer) for answer in g] for r, g in zip(rows, groups, strict=True)]
+        steps.append(
+            [
+                {
+                    "prompt_ids": prompt(row),
+                    "completion_ids": answer.ids,
+                    "logprobs": answer.log_probs,
+                    "reward": value,
+                }
+                for row, group, values in zip(rows, groups, judged, strict=True)
+                for answer, value in zip(group, values, strict=True)
+            ]
+        )
+        return Judged(torch.tensor(judged, dtype=torch.float64), {})
+
+    settings = TrainSettings(
+        steps=STEPS,
+        global_batch=BATCH,
+        lr=LR,
+        schedule="constant",
+        weight_decay=0.0,
+        reinforcement=Reinforcement(answers=ANSWERS, max_tokens=MAX_TOKENS, scale=scale),
+    )
+    # An id in twenty ends an answer. So some answers have one token, and some do not end.
+    stops = frozenset(range(STOP, MODEL.vocab_size, 20))
+    prompts = Prompts(prompt, rewards, MODEL.seq_len, 5, stops, MODEL.vocab_size)
+    model = drawn(MODEL, 0)
+    trainer = Trainer(model, prompts, settings, ComputePlan(micro_batch=3, threads=1))
+    norms = [step["grad_norm"] for step in run(trainer, STEPS)]
+    trainer.close()
+    fields = {
+        "learning_rate": LR,
+        "num_generations": ANSWERS,
+        "max_completion_length": MAX_TOKENS,
+        "scale_rewards": SCALES[scale],
+    }
+    return norms, model, ["grpo", fields, steps]
+
+
+def exported(model, folder):
+    """Return the weights by the names that Hugging Face has for them."""
+    export_model(model, folder / "tokenizer.json", folder / "ours")
+    found = load_file(folder / "ours" / "model.safetensors")
+    return {name: weights.float() for name, weights in found.items() if name != "lm_head.weight"}
+
+
+def theirs(folder):
+    """Return what TRL finds by each scale: the norms of gradients, and some of the weights."""
+    train_by_trl(folder, [trained(scale)[2] for scale in SCALES])
+    norms = json.loads((folder / "losses.json").read_text())
+    weights = [load_file(folder / f"weights-{n}.safetensors") for n in range(len(SCALES))]
+    return {
+        scale: {"norms": of_steps, "weights": {name: few(w) for name, w in after.items()}}
+        for scale, of_steps, after in zip(SCALES, norms, weights, strict=True)
+    }
+
+
+def few(weights):
+    return weights.flatten()[:KEPT].tolist()
+
+
+def distances(norms, weights, expected):
+    """Return the largest distances: of norms, relative, and of weights."""
+    of_norms = [abs(n / e - 1) if e else n for n, e in zip(norms, expected["norms"], strict=True)]
+    of_weights = [
+        abs(one - other)
+        for name, numbers in expected["weights"].items()
+        for one, other in zip(few(weights[name]), numbers, strict=True)
+    ]
+    return max(of_norms), max(of_weights)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_twenty_steps_are_those_that_trl_has_computed(scale, tmp_path):
+    train_bpe(["the quick brown fox " * 9], MODEL.vocab_size).save(tmp_path / "tokenizer.json")
+    norms, model, _ = trained(scale)
+    expected = json.loads(FROZEN.read_text())[scale]
+    of_norms, of_weights = distances(norms, exported(model, tmp_path), expected)
+    print(f"{scale}: norms {of_norms:.1e}, weights {of_weights:.1e}")
+    assert of_norms < 1e-6
+    assert of_weights < 2e-5  # Adam divides by the roots of small squares
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None,
+    reason="trl is not installed: uv sync --group trl brings it",
+)
+def test_trl_still_computes_the_same(tmp_path):
+    expected = json.loads(FROZEN.read_text())
+    for scale, found in theirs(tmp_path).items():
+        assert max(distances(found["norms"], weights_of(found), expected[scale])) < 1e-6
+
+
+def weights_of(found):
+    return {name: torch.tensor(numbers) for name, numbers in found["weights"].items()}
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        FROZEN.write_text(json.dumps(theirs(Path(folder)), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""`reinforce` in the job file: its defaults, what is refused, and what its digest covers."""
+
+import pytest
+
+from pipeline.job.digest import digest_job
+from pipeline.job.file import load_job
+from pipeline.job.train_sections import settings_of
+from tests.support.jobs import refusal, tiny_dict, tiny_job
+
+SOURCES = [{"kind": "jsonl", "path": "questions.jsonl"}]
+FIELDS = {"sources": SOURCES, "rewards": ["number"], "max_tokens": 32}
+
+
+def reinforce(**fields):
+    return tiny_job(reinforce=FIELDS | fields).reinforce
+
+
+def test_the_defaults_are_those_of_the_recipes_that_worked():
+    section = reinforce()
+    assert (section.lr, section.min_lr, section.weight_decay) == (3e-6, 3e-7, 0.0)
+    assert (section.answers, section.global_batch, section.epochs) == (8, 16, 1.0)
+    assert reinforce(lora={}).lr == 3e-5
+    assert section.reinforcement == settings_of(reinforce(steps=5)).reinforcement
+    assert section.preference is None
+
+
+def test_a_reward_may_be_given_by_its_name_alone():
+    rewards = reinforce(
+        rewards=["number", {"kind": "regex", "pattern": ".", "weight": -0.5}]
+    ).rewards
+    assert [(one.kind, one.weight) for one in rewards] == [("number", 1), ("regex", -0.5)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"rewards": []}, "rewards"),
+        ({"rewards": [{"kind": "exact", "weight": -1}]}, "add up to -1"),
+        ({"rewards": ["judge"]}, "judge"),
+        ({"answers": 1}, "answers"),
+        ({"optimizer": "muon"}, "rewards are learned with adamw"),
+        ({"max_spike": 2}, "max_spike"),
+        ({"max_tokens": 96}, "max_tokens"),
+        ({"scale": "batch"}, "scale"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_its_key(tmp_path, fields, words):
+    assert words in refusal(tmp_path, reinforce=FIELDS | fields)
+
+
+def test_another_function_is_another_stage(tmp_path):
+    reward = {"kind": "python", "path": "rewards.py", "function": "f"}
+    job = tmp_path / "job.yaml"
+    job.write_text(str(tiny_dict(reinforce=FIELDS | {"rewards": [reward]})))
+
+    def digest(text):
+        (tmp_path / "rewards.py").write_text(text)
+        return digest_job(load_job(job)).stages["reinforce"]
+
+    assert digest("def f(text): return 1") == digest("def f(text): return 1")
+    assert digest("def f(text): return 2") != digest("def f(text): return 1")
+
+
+def test_what_is_only_reported_is_in_no_digest():
+    one, other = (tiny_job(reinforce=FIELDS | {"pass_at": at}) for at in (1.0, 0.5))
+    assert digest_job(one).stages == digest_job(other).stages

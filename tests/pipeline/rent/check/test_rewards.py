@@ -1,0 +1,57 @@
+"""`pion check` judges the records' own answers, and refuses records that rewards can't judge."""
+
+import json
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.rent.check.inputs import local_inputs
+from pipeline.rent.check.rewards import check_rewards
+from tests.pipeline.rent.check.checked_job import Case
+
+SOURCES = [{"kind": "jsonl", "path": "questions.jsonl"}]
+
+
+@pytest.fixture
+def check(tmp_path):
+    def check(rewards, *answers, code=""):
+        lines = ({"question": f"What is {n}?", "answer": text} for n, text in enumerate(answers))
+        (tmp_path / "questions.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        (tmp_path / "rewards.py").write_text(code)
+        fields = {"sources": SOURCES, "rewards": rewards, "max_tokens": 16}
+        job = Case(tmp_path).job(reinforce=fields)
+        return [(row.ok, row.words) for row in check_rewards(job)], job
+
+    return check
+
+
+def test_the_own_answers_are_judged_next_to_empty_ones(check):
+    rows, _ = check(["number", "exact"], "it is #### 3", "#### 4")
+    (row,) = rows
+    assert row == (
+        True,
+        "the own answers of the first 2 records get 1 on average; "
+        "empty answers of the first 2 records get 0 on average",
+    )
+
+
+def test_rewards_that_do_not_see_the_own_answers_are_a_warning(check):
+    rows, _ = check([{"kind": "json", "keys": ["name"]}], "3", "4")
+    assert rows[1][0] is None
+    assert "own answers get what empty answers get" in rows[1][1]
+
+
+def test_a_record_without_a_number_is_refused_before_anything_is_spent(check):
+    with pytest.raises(BadInput, match=r"questions.jsonl:2: its answer has no number"):
+        check(["number"], "#### 3", "three")
+
+
+def test_a_function_is_called_and_travels_with_the_job(check):
+    reward = {"kind": "python", "path": "rewards.py", "function": "f"}
+    rows, job = check([reward], "a", "b", code="def f(text): return len(text)")
+    assert "get 1 on average" in rows[0][1]
+    assert "reinforce.rewards.0.path" in {found.key for found in local_inputs(job, prepared=True)}
+    rows, _ = check([reward], "a", code="def f(text): return [][0]")
+    assert "IndexError" in rows[1][1]
+    with pytest.raises(BadInput, match="in another process"):
+        check([reward], "a", "b", code="def f(text): return hash(text) % 97")

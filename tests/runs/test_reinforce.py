@@ -1,0 +1,131 @@
+"""A run whose last stage learns from rewards keeps every promise that other runs keep."""
+
+import json
+
+import pytest
+
+from pion.train.rollout_feed import GROUPS
+from tests.support.preference_runs import WORDS
+from tests.support.whole_runs import (
+    ends_with,
+    final_weights,
+    finish,
+    finish_after_kills,
+    head_of,
+    metrics_of,
+    rows_trained,
+    start,
+    write_job,
+)
+
+STEPS = 6
+EACH_STEP = {"checkpoint__every_steps": 1, "log__every": 1}
+FUNCTION = """
+def letters(text, answer, finished, tokens):
+    return len(set(text)) / 50 + (answer in text)
+"""
+REINFORCE = {
+    "steps": STEPS,
+    "global_batch": 4,
+    "answers": 4,
+    "max_tokens": 32,
+    "lr": 1e-3,
+    "min_lr": 1e-4,
+    "held_out": 0.2,
+    "pass_at": 0.1,
+    "sources": [{"kind": "jsonl", "path": "questions.jsonl"}],
+    "rewards": [
+        {"kind": "python", "path": "rewards.py", "function": "letters", "weight": 3},
+        {"kind": "regex", "pattern": ".*e.*"},
+    ],
+}
+
+
+def reinforce_job(folder, function=FUNCTION, **changes):
+    """Write a tiny job of three training stages, few steps each, and its data into `folder`."""
+    lines = ({"question": f"What did {n} see?", "answer": WORDS[n % 11]} for n in range(60))
+    (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "rewards.py").write_text(function)
+    # A model that can end an answer.
+    short = {"pretrain__steps": 6, "sft__steps": 40, "sft__lr": 1e-2}
+    reinforce = {f"reinforce__{name}": value for name, value in REINFORCE.items()}
+    reinforce["hardware__dtype"] = "float32"
+    return write_job(folder, **{**short, **reinforce, **changes})
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    finish(reinforce_job(folder, publish={"to": "model", "require": ["reinforce.reward > 0"]}))
+    return folder
+
+
+def test_a_job_learns_from_rewards_after_fine_tuning_and_publishes_the_result(unbroken):
+    head = head_of(unbroken)
+    assert list(head.data) == ["pretrain", "sft", "reinforce"]
+    weights = final_weights(unbroken)
+    assert len(set(weights.values())) == len(weights) == 3
+    assert rows_trained(unbroken, "reinforce") == [[4 * s, 4 * s + 4] for s in range(STEPS)]
+    card = (unbroken / "model/README.md").read_text()
+    assert "`questions.jsonl` (jsonl files) (prompts for rewards)" in card
+    assert "Rewards: `python` × 3, `regex`. 4 answers to each prompt" in card
+
+
+def test_the_evaluation_says_what_changed_to_the_same_prompts(unbroken):
+    tuned = head_of(unbroken).stages["evaluate"].result["reinforce"]
+    found = tuned["rewards"]
+    assert (found["start"], found["answers"]) == ("sft", 4)
+    assert tuned["reward"] == found["after"]["reward"]
+    change = found["after"]["reward"] - found["before"]["reward"]
+    assert found["change"]["reward"] == pytest.approx(change)
+    assert tuned["text_change"] is not None
+    page = (unbroken / "runs/tiny/report.html").read_text()
+    assert "sampled before and after training from the same random numbers" in page
+
+
+def test_each_step_and_evaluation_has_the_numbers_of_rewards(unbroken):
+    rows = metrics_of(unbroken, "reinforce")
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == [*range(1, STEPS + 1)]
+    for row in steps:
+        assert row.keys() >= {"reward_letters", "reward_regex", "pass", "entropy", *GROUPS}
+        assert row["mismatch"] < 1e-5
+    before, *_ = (row for row in rows if "held_out_reward" in row)
+    assert before["step"] == 0
+    assert head_of(unbroken).stages["reinforce"].result.keys() >= {"held_out_reward"}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigkills_change_no_bit_of_the_weights(tmp_path, workers):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    finish(reinforce_job(whole, hardware__workers=workers))
+    changes = {"hardware__workers": workers, **EACH_STEP}
+    finish_after_kills(reinforce_job(killed, **changes), "reinforce", 1)
+    assert final_weights(killed) == final_weights(whole)
+    assert rows_trained(killed, "reinforce") == rows_trained(whole, "reinforce")
+
+
+FLAT = "def letters(text):\n    return 0"
+RANDOM = "def letters(text):\n    return hash(text) % 7"
+BROKEN = "def letters(text):\n    raise ValueError('no letters')"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "code", "words"),
+    [
+        (FLAT, 2, "To 0% of the prompts the rewards differ"),
+        (RANDOM, 2, "gives the same answer another reward in another process"),
+        (BROKEN, 1, "could not be judged: ValueError: no letters (line 2)"),
+        ("def letters(colour):\n    return 1", 2, "colour"),
+    ],
+)
+def test_rewards_that_teach_nothing_or_are_broken_end_the_stage_in_words(
+    tmp_path, function, code, words
+):
+    one = [{"kind": "python", "path": "rewards.py", "function": "letters"}]
+    job = reinforce_job(tmp_path, function, reinforce__rewards=one)
+    assert words in ends_with(code, start(job))
