@@ -96,16 +96,10 @@ def test_each_step_and_evaluation_has_the_numbers_of_rewards(unbroken):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("workers", [0, 2])
-def test_sigkills_change_no_bit_of_the_weights(tmp_path, workers):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        folder.mkdir()
-    finish(reinforce_job(whole, hardware__workers=workers))
-    changes = {"hardware__workers": workers, **EACH_STEP}
-    finish_after_kills(reinforce_job(killed, **changes), "reinforce", 1)
-    assert final_weights(killed) == final_weights(whole)
-    assert rows_trained(killed, "reinforce") == rows_trained(whole, "reinforce")
+def test_sigkills_change_no_bit_of_the_weights(tmp_path, unbroken):
+    finish_after_kills(reinforce_job(tmp_path, **EACH_STEP), "reinforce", 1)
+    assert final_weights(tmp_path) == final_weights(unbroken)
+    assert rows_trained(tmp_path, "reinforce") == rows_trained(unbroken, "reinforce")
 
 
 FLAT = "def letters(text):\n    return 0"
