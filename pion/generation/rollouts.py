@@ -153,7 +153,7 @@ def _add(answer: Rollout, token: int, log_prob: float, stop_ids: Iterable[int]) 
 def _kept(finished: Sequence[bool], running: int) -> list[int]:
     """Return the rows to continue: those that run, and others up to a power of two.
 
-    Each number of rows has CUDA graphs of its own.
+    Each number of rows has its own CUDA graphs.
     """
     over = [row for row, is_over in enumerate(finished) if is_over]
     spare = (1 << (running - 1).bit_length()) - running

@@ -123,7 +123,7 @@ def _reward(value: object) -> tuple[float, str | None]:
 
 def loaded(first: Message) -> Callable[..., object]:
     """Import the file and return its function. Raises Unusable, and what the file raises."""
-    # A file lies alone on the machine that goes on with the run.
+    # Only this file is copied to the machine that resumes the run.
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) != first["folder"]]
     module = sys.modules[_MODULE] = ModuleType(_MODULE)
     code = compile(first["source"].encode("latin-1"), first["file"], "exec", dont_inherit=True)

@@ -265,6 +265,10 @@ class Job(Section):
                 and not self.converses
                 and self.model.base is None
             ),
+            "hardware.fsdp: true, but a model that is divided between GPUs can't sample answers, "
+            "as `reinforce` does. Remove it, or use GPUs that hold the whole model": (
+                self.hardware.sharded and self.reinforce is not None
+            ),
         }
         if publish is not None and publish.adapter:
             mistakes |= {

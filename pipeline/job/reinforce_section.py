@@ -62,7 +62,7 @@ class JsonReward(Reward):
 
 
 class PythonReward(Reward):
-    """What a function in a Python file of yours returns. It runs in a process of its own."""
+    """What a function in a Python file of yours returns. It runs in its own process."""
 
     kind: Literal["python"]
     path: str = identity(..., "the file. It can import packages, but no files next to it")

@@ -208,7 +208,8 @@ def _fitting_work(
     sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory
     choose = partial(
         choose_sharing,
-        sharded=plan.sharded or job.hardware.sharded,
+        # A model in parts can't sample.
+        sharded=plan.rollout_rows is None and (plan.sharded or job.hardware.sharded),
         rows_per_rank=rows_per_rank(
             job.section(stage).rows_of_step(job.seq_len(stage)), plan.world_size
         ),

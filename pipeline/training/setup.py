@@ -285,7 +285,8 @@ def _trainer(
         weights=start.weights,
         shards=shards,
     )
-    trainer.may_divide = context.job.hardware.sharded is None
+    # A model in parts can't sample answers.
+    trainer.may_divide = context.job.hardware.sharded is None and start.plan.rollout_rows is None
     return trainer
 
 

@@ -102,24 +102,20 @@ def test_sigkills_change_no_bit_of_the_weights(tmp_path, unbroken):
     assert rows_trained(tmp_path, "reinforce") == rows_trained(unbroken, "reinforce")
 
 
-FLAT = "def letters(text):\n    return 0"
-RANDOM = "def letters(text):\n    return hash(text) % 7"
-BROKEN = "def letters(text):\n    raise ValueError('no letters')"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("function", "code", "words"),
+    ("parameter", "line", "code", "words"),
     [
-        (FLAT, 2, "To 0% of the prompts the rewards differ"),
-        (RANDOM, 2, "gives the same answer another reward in another process"),
-        (BROKEN, 1, "could not be judged: ValueError: no letters (line 2)"),
-        ("def letters(colour):\n    return 1", 2, "colour"),
+        ("text", "return 0", 2, "To 0% of the prompts the rewards differ"),
+        ("text", "return hash(text) % 7", 2, "the same answer another reward in another process"),
+        ("text", "raise ValueError('no')", 1, "could not be judged: ValueError: no (line 2)"),
+        ("colour", "return 1", 2, "colour"),
     ],
 )
 def test_rewards_that_teach_nothing_or_are_broken_end_the_stage_in_words(
-    tmp_path, function, code, words
+    tmp_path, parameter, line, code, words
 ):
     one = [{"kind": "python", "path": "rewards.py", "function": "letters"}]
+    function = f"def letters({parameter}):\n    {line}"
     job = reinforce_job(tmp_path, function, reinforce__rewards=one)
     assert words in ends_with(code, start(job))

@@ -201,7 +201,7 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     work = workload_on(offer.gpu, job, stage, workers)
     in_memory, derived, recompute = choose_sharing(
         largest_phase(work, job, stage),
-        sharded=hardware.sharded,
+        sharded=hardware.sharded if section.reinforcement is None else False,
         rows_per_rank=rows,
         memory_bytes=offer.gpu_memory,
         recompute=hardware.recompute,

@@ -48,6 +48,10 @@ def test_what_makes_no_sense_is_refused_by_its_key(tmp_path, fields, words):
     assert words in refusal(tmp_path, reinforce=FIELDS | fields)
 
 
+def test_a_model_in_parts_samples_no_answers(tmp_path):
+    assert "can't sample answers" in refusal(tmp_path, reinforce=FIELDS, hardware__fsdp=True)
+
+
 def test_another_function_is_another_stage(tmp_path):
     reward = {"kind": "python", "path": "rewards.py", "function": "f"}
     job = tmp_path / "job.yaml"
