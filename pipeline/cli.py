@@ -22,7 +22,7 @@ from pipeline.commands.parser import OVERRIDES, Parser, Version, without_overrid
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked, refuse_endpoints, refuse_secret_arguments
-from pipeline.machine.refusals import refusal
+from pipeline.machine.no_room_or_permission import refusal
 from pipeline.new.cli import add_new
 from pipeline.rent.cli import add_rent_commands
 from pipeline.run.signals import early_sigterm
@@ -240,7 +240,7 @@ def _add_prove(add: Add) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     if args.help_job:
-        from pipeline.job.reference import help_job
+        from pipeline.job.help_job import help_job
 
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         print(help_job(width))
@@ -251,13 +251,13 @@ def _run(args: argparse.Namespace) -> int:
     from pipeline.machine.core_waits import yield_cores
 
     yield_cores()
-    from pipeline.base.read_job import read_job
+    from pipeline.base.job_with_base import read_job
     from pipeline.job.file import job_text
 
     job = read_job(args.job, args.overrides, args.redo)
     from pipeline.console.display import Display
     from pipeline.run.command import run_job
-    from pipeline.run.start import RunOptions
+    from pipeline.run.inputs import RunOptions
 
     options = RunOptions(
         job_path=" ".join([args.job, *args.overrides]),

@@ -17,7 +17,7 @@ ALONE = {
     "pion/generation/engine.py _changed",
     "pion/generation/grammar.py _lock",
     "pion/model/cuda_graph.py _capturing",
-    "pipeline/console/out.py lock",
+    "pipeline/console/print_and_ask.py lock",
     "pipeline/data/shard_cache.py _changed",
     "pipeline/rent/skypilot.py _changing",
     "pipeline/run/preemption_stop.py _changed",

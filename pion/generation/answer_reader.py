@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pion.data.chat.call_form import Call, CallForm
+from pion.data.chat.tool_call_form import Call, CallForm
 from pion.generation.text_stream import beginning
 
 THINKS, THOUGHT = "<think>", "</think>"

@@ -14,7 +14,7 @@ from pion.data.stream import Batch, to_device
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.train.buckets import Buckets, in_order_of_backward
-from pion.train.captured import MicroBatchGraphs
+from pion.train.micro_batch_graphs import MicroBatchGraphs
 from pion.train.objective import Measured, Objective
 
 if TYPE_CHECKING:

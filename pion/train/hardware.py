@@ -18,7 +18,7 @@ from pion.errors import BadInput
 from pion.model.attention.masks import use_flex
 from pion.train.card import require_kernels, why_no_cuda
 from pion.train.settings import ComputePlan
-from pion.usable import available_bytes, memory_limits, usable_cores
+from pion.usable_cores_and_memory import available_bytes, memory_limits, usable_cores
 
 # Dense TFLOP/s from NVIDIA's data sheets and architecture white papers: in bf16 on tensor cores
 # that accumulate in fp32 (None: no bf16), and in fp32 without tensor cores. Data sheets often quote

@@ -177,7 +177,7 @@ class Trainer:
 
         If the memory runs out or the compilation fails, the step begins again from its first row,
         and this and all later steps use a smaller plan (smaller_plan.py): first of all, no graphs
-        (captured.py).
+        (micro_batch_graphs.py).
 
         Raises BadInput if the global batch is smaller than the world size, if not even one row fits
         into memory, or if a stage of preferences has other rows; PlanFailed if the plan has to

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pion.collection import importing
 from pion.config.presets import ORIGINALS
 from pion.errors import BadInput
+from pion.garbage_collection import importing
 from pipeline.commands.arguments import JSON, Add, add_page, argument, flag, one_of
 from pipeline.console.formats import show
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from pion.errors import BadInput
 from pipeline.console.formats import amount, duration, measured, money, number_or_dash, printable
 from pipeline.console.masking import masked
-from pipeline.console.out import show_table
+from pipeline.console.print_and_ask import show_table
 from pipeline.report.history import RunHistory, differing
 from pipeline.report.paired import Compared, Measure, compare, read_measures
 from pipeline.report.reading import read_history

@@ -8,7 +8,7 @@ from typing import Any
 
 from pion.errors import BadInput
 from pipeline.console.formats import moment, show, size
-from pipeline.console.out import ask_to_delete
+from pipeline.console.print_and_ask import ask_to_delete
 from pipeline.state.find_run import known_runs
 from pipeline.state.shared.prune import Listed, delete_due, list_shared, mark
 from pipeline.state.stores import DEFAULT_STORE, Store, open_store

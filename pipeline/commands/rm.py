@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pion.errors import BadInput, PionError
 from pipeline.commands.data import say_unused
 from pipeline.console.formats import show, size
-from pipeline.console.out import ask_to_delete
+from pipeline.console.print_and_ask import ask_to_delete
 from pipeline.state.find_run import open_run
 from pipeline.state.removal import Removable, find_removable, remove
 from pipeline.state.shared.prune import list_shared

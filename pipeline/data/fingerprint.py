@@ -22,7 +22,7 @@ from pipeline.data.cleaning.sets import digests_of_sets
 from pipeline.data.sources import Input, find_input
 from pipeline.job import HubDataset, Job, JsonlFiles, ParquetFiles, TextFiles
 from pipeline.job.digest import conversation_inputs, covered_fields
-from pipeline.machine.verified import hashed_once
+from pipeline.machine.file_hashes import hashed_once
 
 # Raise this when prepare would make other rows from the same content.
 FORMAT = 1

@@ -1,10 +1,6 @@
 """The job file: its fields, how it is read, its mistakes, its digests."""
 
-from pipeline.job.job import Job
-from pipeline.job.result_sections import REQUIREMENT, Publish
-from pipeline.job.runtime_sections import Budget, Checkpoint, Deadline, Price
-from pipeline.job.section import Section
-from pipeline.job.sources import (
+from pipeline.job.data_section import (
     BinShards,
     HubDataset,
     HubNpyShards,
@@ -20,6 +16,10 @@ from pipeline.job.sources import (
     Source,
     TextFiles,
 )
+from pipeline.job.evaluate_and_publish_sections import REQUIREMENT, Publish
+from pipeline.job.job import Job
+from pipeline.job.runtime_sections import Budget, Checkpoint, Deadline, Price
+from pipeline.job.section import Section
 from pipeline.job.stages import STAGES
 from pipeline.job.train_sections import Train
 

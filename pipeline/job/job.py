@@ -1,10 +1,8 @@
 """The job file: every field of a run, its default and its meaning.
 
-How a field is declared, and what it means for finished stages: section.py. The fields of the model
-and its tokenizer: model_section.py; of the data: sources.py; of the training stages:
-train_sections.py and tuning_sections.py; of evaluation and publication: result_sections.py; of
-workers, precision and memory: hardware_section.py; of saving, money and time: runtime_sections.py.
-Paths of inputs are relative to the job file, paths of outputs to the working directory.
+How a field is declared, and what it means for finished stages: section.py. Other sections are in
+the modules whose names end in section or sections. Paths of inputs are relative to the job file,
+paths of outputs to the working directory.
 """
 
 from __future__ import annotations
@@ -21,11 +19,12 @@ from pion.config.model_config import APART, OPTIONAL, ModelConfig
 from pion.config.part_fields import FACTOR
 from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
+from pipeline.job.data_section import OF_EVALUATE, Data, Source
+from pipeline.job.evaluate_and_publish_sections import Evaluate, Publish
 from pipeline.job.hardware_section import Hardware
 from pipeline.job.model_section import NEXT_TO_FROM, Base, Model, TokenizerSection
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.reinforce_section import PythonReward, Reinforce
-from pipeline.job.result_sections import Evaluate, Publish
 from pipeline.job.runtime_sections import (
     Budget,
     Checkpoint,
@@ -44,10 +43,9 @@ from pipeline.job.section import (
     refuse,
     runtime,
 )
-from pipeline.job.sources import OF_EVALUATE, Data, Source
+from pipeline.job.sft_and_lora_sections import Conversations, Sft
 from pipeline.job.stages import CONVERSING, TRAINING
 from pipeline.job.train_sections import Pretrain, Train, phases_of, with_recipe
-from pipeline.job.tuning_sections import Conversations, Sft
 from pipeline.machine.folders import expand
 
 # Defaults of `sft` where the run starts from a trained model.

@@ -17,9 +17,9 @@ from pion.train.preference import (
     Loss,
     Preference,
 )
+from pipeline.job.data_section import PreferenceSource
 from pipeline.job.section import BATCH, STEPS, identity, made, mistakes_of, refuse, scheduled
-from pipeline.job.sources import PreferenceSource
-from pipeline.job.tuning_sections import Conversations, Lora
+from pipeline.job.sft_and_lora_sections import Conversations, Lora
 
 
 class Prefer(Conversations):

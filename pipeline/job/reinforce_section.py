@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pion.config.part_fields import FACTOR, SEQ_LEN
 from pion.train.reinforce import Reinforcement
+from pipeline.job.data_section import ConversationSource
 from pipeline.job.section import (
     BATCH,
     STEPS,
@@ -22,8 +23,7 @@ from pipeline.job.section import (
     runtime,
     scheduled,
 )
-from pipeline.job.sources import ConversationSource
-from pipeline.job.tuning_sections import Conversations
+from pipeline.job.sft_and_lora_sections import Conversations
 
 
 class Reward(Section):

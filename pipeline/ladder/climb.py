@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pion.errors import BadInput, PionError, Stopped, told
 from pipeline.console.formats import moment
 from pipeline.ladder.cap import Cap, describe, raise_it, reached, why_stopped
-from pipeline.ladder.fit import Fit, fit
 from pipeline.ladder.grid import Grid, Rung, rungs_of
 from pipeline.ladder.law import Point, check_points
 from pipeline.ladder.look import Ladder, look
+from pipeline.ladder.prediction import Fit, fit
 from pipeline.ladder.record import PredictionRecord, ladder_file, new_ladder, refuse_other
 from pipeline.ladder.runs import Runs
 from pipeline.ladder.work import Work

@@ -11,13 +11,13 @@ from rich.text import Text
 
 from pion.errors import BadInput
 from pipeline.console.formats import counted, measured, printable, show
-from pipeline.console.out import show_table
+from pipeline.console.print_and_ask import show_table
 from pipeline.ladder.cap import Cap, describe
 from pipeline.ladder.climb import Climb
-from pipeline.ladder.fit import Fit
 from pipeline.ladder.grid import LENGTHS, WIDTHS, Grid
 from pipeline.ladder.look import Ladder, Step
 from pipeline.ladder.page import cells_of, write_page
+from pipeline.ladder.prediction import Fit
 from pipeline.ladder.runs import Runs, between_runs
 from pipeline.state.owner import launch_id
 from pipeline.state.stores.errors import before_work

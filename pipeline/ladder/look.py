@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import counted
 from pipeline.ladder.cap import Cap, expected_hours, total
-from pipeline.ladder.fit import Fit
 from pipeline.ladder.law import Point
+from pipeline.ladder.prediction import Fit
 from pipeline.ladder.record import LadderRecord, PredictionRecord, RungRecord
 from pipeline.ladder.runs import Runs
 from pipeline.report.results import Evaluated, result_of

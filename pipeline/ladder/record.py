@@ -16,9 +16,9 @@ from pipeline.console.formats import some
 from pipeline.job import Job
 from pipeline.job.digest import Difference, Digests, Inputs, differences, digest_job
 from pipeline.ladder.cap import Cap
-from pipeline.ladder.fit import Fit, Prediction
 from pipeline.ladder.grid import Rung
 from pipeline.ladder.law import training_flops
+from pipeline.ladder.prediction import Fit, Prediction
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import Amount, Count, Time, closed_record
 from pipeline.state.stores import Store

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
-from pipeline.base.read_job import read_job
+from pipeline.base.job_with_base import read_job
 from pipeline.console.formats import printable, show
 from pipeline.job import Job
 from pipeline.job.digest import Digests, digest_job

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.console.formats import counted, measured, printable, show
-from pipeline.console.out import show_table
+from pipeline.console.print_and_ask import show_table
 from pipeline.ladder.cap import Cap, describe
 from pipeline.ladder.halving import Choice, Difference, Round
 from pipeline.ladder.runs import Runs, between_runs

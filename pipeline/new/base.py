@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pion.errors import BadInput, PionError
-from pipeline.console.out import saying_if_slow
+from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.job.model_section import Base
 from pipeline.machine.time_limit import within
 from pipeline.new.rules import BASE_BYTES_PER_TOKEN, ROW_LENGTHS, StartModel

@@ -9,7 +9,7 @@ from pathlib import Path
 from pion.errors import BadInput
 from pipeline.console.formats import counted, show
 from pipeline.console.masking import masked
-from pipeline.console.out import saying_if_slow
+from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.new.base import NONE, LookedUp, look_up
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data

@@ -12,7 +12,7 @@ from pion.data.documents.languages import ENGLISH
 from pion.data.documents.python_docs import documents, is_held_out
 from pion.errors import BadInput
 from pipeline.console.formats import minutes_or_hours, money
-from pipeline.console.out import saying_if_slow
+from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.data.sources import LONG_CHARS, texts_of
 from pipeline.job import Job
 from pipeline.job.file import job_of_text

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput, PionError
-from pipeline.base.read_job import read_job
+from pipeline.base.job_with_base import read_job
 from pipeline.console.formats import counted, duration
 from pipeline.job import Job
 from pipeline.prove.attempt import Attempt, Instant, Place, attempt

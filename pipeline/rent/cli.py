@@ -6,10 +6,10 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 
-from pion.collection import importing
 from pion.errors import BadInput
+from pion.garbage_collection import importing
 from pipeline.commands.arguments import BENCH, JSON, Add, add_page, argument, flag, one_of
-from pipeline.console.out import saying_if_slow
+from pipeline.console.print_and_ask import saying_if_slow
 
 LOADING = "loading the code that knows machines: a first start takes longer"
 

@@ -97,7 +97,7 @@ _AGREEMENTS = record_type(total=False, raw=_AGREEMENT, normalized=_AGREEMENT, ma
 # What the answers of a model are like; see pion/evaluation/greedy_answers.py.
 _ANSWERS = record_type(**_with_errors("tokens", "stopped", "distinct"))
 _SIDES = ("before", "after", "change")
-# What learning from preferences has changed; see pipeline/stages/preferences.py.
+# What learning from preferences has changed; see pipeline/stages/evaluate_preferences.py.
 PREFERENCES = record_type(
     start=str,
     kind=str,
@@ -131,7 +131,7 @@ PREFERRED = record_type(
     preferences=PREFERENCES,
 )
 _REWARDS = record_type(**_with_errors("reward", "pass", "any", "unfinished", "tokens"))
-# What learning from rewards has changed; see pipeline/stages/rewards.py.
+# What learning from rewards has changed; see pipeline/stages/evaluate_rewards.py.
 REWARDED = record_type(
     total=False,
     **_MODEL,

@@ -27,6 +27,7 @@ from pipeline.run.drive_training import (
     training_here,
 )
 from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
+from pipeline.run.inputs import Start
 from pipeline.run.journal import Journal
 from pipeline.run.prepare import prepare_data
 from pipeline.run.stage_plan import (
@@ -36,7 +37,6 @@ from pipeline.run.stage_plan import (
     stage_inputs,
     stages_until,
 )
-from pipeline.run.start import Start
 from pipeline.state.checkpoints.retention import selected, sweep
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.notes.stop_requests import clear_stops

@@ -17,12 +17,12 @@ from pipeline.machine.preemption import watch_for_notices
 from pipeline.run.advance import Advance
 from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
+from pipeline.run.inputs import RunOptions, Start
 from pipeline.run.journal import Journal
 from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.preflight import preflight, refuse_one_choice, require_room
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import WorkLeft, check_until, work_left
-from pipeline.run.start import RunOptions, Start
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.claim import Claim, claim_run, refuse_owned
 from pipeline.state.notes.rental_note import over_unless_interrupted

@@ -26,8 +26,8 @@ from pipeline.console.messages import (
 )
 from pipeline.job.hardware_section import Hardware
 from pipeline.machine.gpus import gpu_count
+from pipeline.run.inputs import Start
 from pipeline.run.preflight import worker_count
-from pipeline.run.start import Start
 from pipeline.state.claim import Claim
 from pipeline.state.shared.folder import bring_data
 from pipeline.state.stores.errors import error_from_json

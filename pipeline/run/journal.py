@@ -10,7 +10,7 @@ from pipeline.console.display import Display
 from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, Step
 from pipeline.cost.timeline import WAITED
 from pipeline.machine.rented import PAID_TO_FIRST_STEP, claim_event, this_machine
-from pipeline.run.start import Start
+from pipeline.run.inputs import Start
 from pipeline.state.claim import Claim
 from pipeline.state.owner import differences
 from pipeline.state.rows.metrics import EventLog

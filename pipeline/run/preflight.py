@@ -63,7 +63,7 @@ def preflight(job: Job) -> list[str]:
 
         judge_of(job).close()
     if job.evaluate.has_questions:
-        from pipeline.stages.core import read_questions_of
+        from pipeline.stages.evaluate_core import read_questions_of
 
         read_questions_of(job)
     if job.evaluate.text is not None:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, PionError
-from pion.usable import usable_cores
+from pion.usable_cores_and_memory import usable_cores
 from pipeline.console.messages import Note, PrepareProgress, Say, Shown
-from pipeline.run.start import Start
+from pipeline.run.inputs import Start
 from pipeline.state.claim import Claim
 from pipeline.state.head import REFERENCE, SHARED
 from pipeline.state.shared.bases import bring_base

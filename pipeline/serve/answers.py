@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from pion.data.chat.call_form import Call
+from pion.data.chat.tool_call_form import Call
 from pion.generation.answer import (
     Answer,
     Busy,

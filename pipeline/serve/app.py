@@ -16,6 +16,7 @@ from pion.generation.grammar import Grammar
 from pion.generation.text import Text
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
+from pipeline.serve.answer_json import ChatShape, CompletionShape
 from pipeline.serve.answers import Answers, Part, joined
 from pipeline.serve.body import LARGEST_BODY, read_body
 from pipeline.serve.errors import ApiError, refuse
@@ -30,7 +31,6 @@ from pipeline.serve.requests import (
 )
 from pipeline.serve.responses import ResponseShape, ResponsesRequest
 from pipeline.serve.served_model import ServedModel
-from pipeline.serve.shapes import ChatShape, CompletionShape
 from pipeline.web.address import Rules
 from pipeline.web.guard import Handler, add_headers, guard
 from pipeline.web.page import read_page

@@ -17,12 +17,12 @@ from pydantic import BeforeValidator, Field, model_validator
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.generation.answer import Drawn
 from pion.later_fields import shown
+from pipeline.serve.answer_json import Json, logprobs_of
 from pipeline.serve.answers import Answers, Part, joined
 from pipeline.serve.body import Fields, refused
 from pipeline.serve.errors import ApiError
 from pipeline.serve.messages import MOST_MESSAGES, ChatMessage, in_parts
 from pipeline.serve.requests import MOST_ALTERNATIVES, ConversationRequest, Request, TextFormat
-from pipeline.serve.shapes import Json, logprobs_of
 
 LOGPROBS = "message.output_text.logprobs"
 

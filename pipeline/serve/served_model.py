@@ -19,8 +19,8 @@ from pipeline.serve.messages import ChatMessage
 from pipeline.serve.requests import ChatRequest
 
 if TYPE_CHECKING:
-    from pion.data.chat.call_form import CallForm
     from pion.data.chat.chat_format import ChatFormat
+    from pion.data.chat.tool_call_form import CallForm
     from pion.generation.engine import Engine
     from pion.model.decoder import Decoder
     from pipeline.models.find import FoundModel

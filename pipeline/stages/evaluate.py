@@ -19,8 +19,10 @@ from pion.errors import BadInput
 from pipeline.console.messages import Note
 from pipeline.job import Job
 from pipeline.job.stages import CONVERSING
-from pipeline.stages.core import Questions, core_of, read_questions_of
-from pipeline.stages.drafts import drafts_of
+from pipeline.stages.evaluate_core import Questions, core_of, read_questions_of
+from pipeline.stages.evaluate_drafts import drafts_of
+from pipeline.stages.evaluate_preferences import STAGE, preferences_of, text_change
+from pipeline.stages.evaluate_rewards import rewards_of
 from pipeline.stages.measures import (
     NAMES,
     MeasuredOn,
@@ -32,8 +34,6 @@ from pipeline.stages.measures import (
     documents_of,
     without_sums,
 )
-from pipeline.stages.preferences import STAGE, preferences_of, text_change
-from pipeline.stages.rewards import rewards_of
 from pipeline.state.run_state import BY_ITEM
 
 

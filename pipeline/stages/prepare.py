@@ -48,11 +48,11 @@ from pipeline.data.splits import RowFormat
 from pipeline.data.tasks import InThisProcess
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
+from pipeline.job.data_section import Data
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.reinforce_section import Reinforce
-from pipeline.job.sources import Data
+from pipeline.job.sft_and_lora_sections import Sft
 from pipeline.job.stages import CONVERSING
-from pipeline.job.tuning_sections import Sft
 from pipeline.stages.prepare_text import (
     PrepareOptions,
     TextReading,

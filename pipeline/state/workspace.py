@@ -25,8 +25,8 @@ from typing_extensions import TypedDict
 
 from pion.errors import PionError
 from pion.untrusted import LARGEST_RECORD, read_file
+from pipeline.machine.file_hashes import Check, checked_once, file_problem
 from pipeline.machine.folders import cache_folder, locked, private_cache_folder
-from pipeline.machine.verified import Check, checked_once, file_problem
 from pipeline.state.record_json import (
     FORMAT,
     MOST_VALUES,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline.console.formats import duration, size
 from pipeline.console.messages import Note, Say
 from pipeline.job import Job
-from pipeline.job.tuning_sections import Conversations
+from pipeline.job.sft_and_lora_sections import Conversations
 from pipeline.machine.core_waits import Times, core_times, waited_share
 from pipeline.state.checkpoints.hold import STAYS, deletes_early
 from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, Head

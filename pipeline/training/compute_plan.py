@@ -20,9 +20,9 @@ from pion.train.settings import AS_MANY_AS_FIT
 from pipeline.console.messages import Note
 from pipeline.job import Job
 from pipeline.job.hardware_section import ALONE
+from pipeline.job.sft_and_lora_sections import how_to_use_lora
 from pipeline.job.stages import CONVERSING
 from pipeline.job.train_sections import phases_of
-from pipeline.job.tuning_sections import how_to_use_lora
 from pipeline.machine.folders import use_private_compile_cache
 from pipeline.machine.gpus import gpu_count
 from pipeline.training.context import phase

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pion.errors import BadInput, CardFailed, Interrupted, PionError, PlanFailed, Stopped, Trouble
 from pion.train.allocator import let_segments_grow
 from pion.train.settings import AS_MANY_AS_FIT
-from pion.usable import usable_cores
+from pion.usable_cores_and_memory import usable_cores
 from pipeline.console.messages import Note, Phase, Say
 from pipeline.cost.budget import over_budget
 from pipeline.machine.gpus import gpu_count

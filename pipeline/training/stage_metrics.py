@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pion.errors import BadInput, Fenced
 from pipeline.job import Job
 from pipeline.state.claim import Claim
-from pipeline.state.rows.join import PARTS, Joiner
+from pipeline.state.rows.join_segments import PARTS, Joiner
 from pipeline.state.rows.metrics import MetricsLog
 from pipeline.state.stores import StoreError
 

@@ -62,7 +62,7 @@ WAIT_SECONDS = 24 * 3600
 
 def main() -> None:
     """Train as the JSON on standard input says."""
-    from pion.usable import usable_cores
+    from pion.usable_cores_and_memory import usable_cores
 
     task = json.load(sys.stdin)
     elastic = isinstance(task["workers"], list)
@@ -74,7 +74,7 @@ def main() -> None:
     import ray  # noqa: F401 (before the thread: two can't import it at once)
 
     # Ray mostly waits for the processes that it starts, and importing Ray Train takes a second.
-    threading.Thread(target=importlib.import_module, args=("pipeline.workers.trainer",)).start()
+    threading.Thread(target=importlib.import_module, args=("pipeline.workers.ray_trainer",)).start()
     cpus = usable_cores() if elastic else max(task["workers"], usable_cores())
     start_ray(task["session"], task["address"], cpus, task["request"]["gpus"])
     fit(task)
@@ -147,8 +147,8 @@ def fit(task: dict[str, Any]) -> None:
     """Run `worker_loop` on every worker until it has returned everywhere."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
+    from pipeline.workers.ray_trainer import Trainer
     from pipeline.workers.rendezvous import PrivateTorch
-    from pipeline.workers.trainer import Trainer
 
     cuda = task["request"]["gpus"] > 0
     callbacks: list[Any] = []

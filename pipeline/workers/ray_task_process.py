@@ -17,7 +17,7 @@ TASK_BYTES = 700_000_000
 
 def main() -> None:
     """Do the work that comes through the pipe, until it closes."""
-    from pion.usable import usable_cores, usable_memory
+    from pion.usable_cores_and_memory import usable_cores, usable_memory
     from pipeline.workers.ray_fit import RAY_ENVIRONMENT, start_ray
 
     pipe, (session, address) = Connection(int(sys.argv[1])), sys.argv[2:]

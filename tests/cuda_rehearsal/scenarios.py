@@ -34,7 +34,7 @@ from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
 from pion.model.draft_block import DraftBlock
 from pion.model.loss import IGNORED
-from pion.train import captured
+from pion.train import micro_batch_graphs
 from pion.train.objective import CrossEntropy
 from pion.train.phases import Phase
 from pion.train.preference import Preference
@@ -186,7 +186,7 @@ def train_captured(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int
         with mock.patch.object(watch, "seen", seen):
             trainer.train_step()
         graphs, given = trainer._gradients.graphs, (trainer.model, CrossEntropy(torch.ones(())))
-        if captured.why_without(*given, DTYPES[dtype], 1) is None:
+        if micro_batch_graphs.why_without(*given, DTYPES[dtype], 1) is None:
             assert graphs.refused is None, graphs.refused
             assert watch.replays == MICRO_BATCHES
             assert launches.total() + watch.replays <= MOST_LAUNCHES, launches

@@ -6,8 +6,8 @@ import tracemalloc
 
 import pytest
 
-from pipeline.state.rows import join, thin
-from pipeline.state.rows.join import Joiner
+from pipeline.state.rows import join_segments, thin
+from pipeline.state.rows.join_segments import Joiner
 from pipeline.state.rows.metrics import MetricsLog, read_all_metrics
 from pipeline.state.rows.row_types import Unreadable
 from pipeline.state.rows.thin import ThinReader, step_count
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("no_fsync")
 
 @pytest.fixture(autouse=True)
 def few_parts(monkeypatch):
-    monkeypatch.setattr(join, "PARTS", PARTS)
-    monkeypatch.setattr(join, "DELETES", 4)
+    monkeypatch.setattr(join_segments, "PARTS", PARTS)
+    monkeypatch.setattr(join_segments, "DELETES", 4)
     # Each joined object has a file of thinned rows, of few rows.
     monkeypatch.setattr(thin, "WORTH", 10)
     monkeypatch.setattr(thin, "RANGES", 1)

@@ -10,7 +10,7 @@ from pion.errors import NotDurable, Trouble
 from pipeline.console.messages import CheckpointSaved, Note, Phase, StageState
 from pipeline.job.file import load_job
 from pipeline.run.command import run_job
-from pipeline.run.start import RunOptions
+from pipeline.run.inputs import RunOptions
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import read_events

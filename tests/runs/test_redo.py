@@ -8,7 +8,7 @@ import pytest
 from pipeline.console.messages import Sample
 from pipeline.job.file import load_job
 from pipeline.run.command import run_job
-from pipeline.run.start import RunOptions
+from pipeline.run.inputs import RunOptions
 from tests.support.jobs import SilentDisplay
 from tests.support.waiting import run_to_end
 from tests.support.whole_runs import (

@@ -146,7 +146,7 @@ def test_the_job_and_the_conversation_of_the_readme_pass_their_check(
 
 
 def test_the_stand_ins_without_a_hub_have_the_same_shape(printed):
-    from pipeline.base.read_job import read_job
+    from pipeline.base.job_with_base import read_job
 
     for job in STARTS:
         found = read_job(JOBS / f"{job}.yaml").base

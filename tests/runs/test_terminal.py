@@ -72,7 +72,7 @@ in_soak = functools.partial(pytest.param, marks=pytest.mark.soak)
 def test_a_command_that_draws_is_resized_suspended_and_stopped(tmp_path, command, drawn, codes):
     write_job(tmp_path, pretrain__steps=2000)
     at_once = Meddling(tmp_path)
-    at_once.run("import pipeline.console.out as out")
+    at_once.run("import pipeline.console.print_and_ask as out")
     at_once.run("out.saying_if_slow.__wrapped__.__defaults__ = (0.0,)")
     with Terminal(tmp_path, at_once.environment()) as terminal:
         terminal.type(f"{PION} {command}")

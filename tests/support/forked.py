@@ -53,7 +53,7 @@ IMPORTED = (
     "pion.train.optimizer.moments",
     "pion.train.smaller_plan",
     "pion.train.trainer",
-    "pipeline.base.read_job",
+    "pipeline.base.job_with_base",
     "pipeline.cli",
     "pipeline.commands.export",
     "pipeline.commands.import_seed",

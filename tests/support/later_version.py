@@ -11,12 +11,12 @@ from pion.config.model_config import ModelConfig
 from pion.later_fields import later_field
 from pion.train.settings import ComputePlan
 from pipeline.job import Job, Section
+from pipeline.job.data_section import Data, TextFiles
+from pipeline.job.evaluate_and_publish_sections import Evaluate, Publish
 from pipeline.job.model_section import Model
-from pipeline.job.result_sections import Evaluate, Publish
 from pipeline.job.section import identity, scheduled
-from pipeline.job.sources import Data, TextFiles
+from pipeline.job.sft_and_lora_sections import Sft
 from pipeline.job.train_sections import Pretrain
-from pipeline.job.tuning_sections import Sft
 
 
 @dataclass(frozen=True, kw_only=True)

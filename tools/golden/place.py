@@ -105,7 +105,9 @@ def place() -> Iterator[Place]:
             publish(hub, repo, home / "published" / repo)
         publish_data(hub)
         # What is only said on a busy machine.
-        patch.setattr("pipeline.console.out._shown", lambda words: contextlib.nullcontext())
+        patch.setattr(
+            "pipeline.console.print_and_ask._shown", lambda words: contextlib.nullcontext()
+        )
         # Another process for each template takes a second.
         patch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
         found = SkyHome(home, patch)

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pion.data.chat.call_form import CallForm
 from pion.data.chat.conversation import (
     ROLES,
     Tokenized,
@@ -31,6 +30,7 @@ from pion.data.chat.messages import (
 )
 from pion.data.chat.template import ChatTemplate, Examples
 from pion.data.chat.template_source import RESERVED, find_template
+from pion.data.chat.tool_call_form import CallForm
 from pion.data.tokens.special_tokens import SpecialTokens, read_special_tokens
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput

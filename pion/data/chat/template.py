@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from pion.data.chat.call_form import PROBE, CallForm, form_of
 from pion.data.chat.conversation import Tokenized
 from pion.data.chat.messages import (
     THOUGHTS,
@@ -44,6 +43,7 @@ from pion.data.chat.template_mask import AnswerFinder, EncodedText
 from pion.data.chat.template_renderer import Refused, Rendered, RenderedTurn, Renderer
 from pion.data.chat.template_rules import Probe, broken_rule
 from pion.data.chat.template_source import find_template, template_date
+from pion.data.chat.tool_call_form import PROBE, CallForm, form_of
 from pion.data.tokens.special_tokens import read_special_tokens
 from pion.data.tokens.token_names import token_names
 from pion.data.tokens.tokenizer import Tokenizer

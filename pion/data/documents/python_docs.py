@@ -26,9 +26,9 @@ from importlib.machinery import BuiltinImporter, ExtensionFileLoader
 from itertools import chain, filterfalse, groupby
 from types import ModuleType
 
-from pion.collection import without_collection
 from pion.data.documents.file_to_documents import Document
 from pion.errors import BadInput
+from pion.garbage_collection import without_collection
 
 # Folders of the library that have tests, examples or other people's packages.
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "turtledemo"}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
-from pion.collection import without_collection
+from pion.garbage_collection import without_collection
 from pion.model import decoder
 from pion.model.block import Block
 from pion.model.forward_pass import BlockInputs, StepOptions

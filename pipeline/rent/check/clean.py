@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pipeline.console.formats import counted
 from pipeline.data.cleaning.sets import read_sets
 from pipeline.job import Job
-from pipeline.job.sources import OF_EVALUATE, Clean
+from pipeline.job.data_section import OF_EVALUATE, Clean
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared
 

@@ -14,9 +14,9 @@ from rich.text import Text
 
 from pion.errors import BadInput, PionError
 from pion.train.memory_trace.remembered import traced_seconds
-from pipeline.base.read_job import read_job
+from pipeline.base.job_with_base import read_job
 from pipeline.console.formats import printable
-from pipeline.console.out import saying_if_slow, show_table
+from pipeline.console.print_and_ask import saying_if_slow, show_table
 from pipeline.job import HubDataset, Job
 from pipeline.machine.core_waits import slowness
 from pipeline.machine.time_limit import begin, within

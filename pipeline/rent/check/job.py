@@ -195,7 +195,7 @@ def _left(job: Job, left: WorkLeft) -> str:
 def check_evaluate(job: Job, *, rented: bool = False) -> list[CheckRow]:
     """Check that questions and the text to compare on can be read, and that the job's metric
     trackers are installed and keep what they write."""
-    from pipeline.stages.core import read_questions_of
+    from pipeline.stages.evaluate_core import read_questions_of
     from pipeline.training.stage_metrics import check_trackers
 
     check_trackers(job, rented=rented)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pion.errors import BadInput, PionError
-from pipeline.base.read_job import read_job
+from pipeline.base.job_with_base import read_job
 from pipeline.console.formats import duration, show
 from pipeline.rent.deadline.at_launch import deadline_of, refuse_past
 from pipeline.rent.managed.look.progress import how_to_come_back

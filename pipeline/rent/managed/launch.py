@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pion.errors import BadInput
-from pipeline.base.read_job import read_job
+from pipeline.base.job_with_base import read_job
 from pipeline.console.formats import duration, show
-from pipeline.console.out import saying_if_slow
+from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.job.digest import digest_job
 from pipeline.rent.credentials import wanted_secrets
 from pipeline.rent.deadline.at_launch import deadline_of, refuse_past

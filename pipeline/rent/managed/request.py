@@ -14,7 +14,7 @@ from typing import Any
 
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import duration, moment, show
-from pipeline.console.out import saying_if_slow
+from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.job import Job
 from pipeline.machine.folders import open_private, private_cache_folder
 from pipeline.rent.credentials import refuse_recorded_secrets, secrets_for, wanted_secrets

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pion.errors import BadInput
-from pipeline.base.read_job import read_job
+from pipeline.base.job_with_base import read_job
 from pipeline.console.formats import (
     amount,
     counted,
@@ -22,7 +22,7 @@ from pipeline.console.formats import (
     money,
     printable,
 )
-from pipeline.console.out import saying_if_slow, show_table
+from pipeline.console.print_and_ask import saying_if_slow, show_table
 from pipeline.job import Job
 from pipeline.rent.plan.compared import Compared, machines_for
 from pipeline.rent.plan.counted import expect_rows

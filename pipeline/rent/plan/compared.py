@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pion.errors import BadInput
-from pipeline.console.out import saying_if_slow
+from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.job import Job
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.gpus import GPU_TYPES

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pion.errors import BadInput
 from pipeline.console.formats import amount, duration, money
 from pipeline.job import Job
-from pipeline.ladder.fit import Fit, Prediction
 from pipeline.ladder.grid import settings_by_rule
 from pipeline.ladder.law import training_flops
+from pipeline.ladder.prediction import Fit, Prediction
 from pipeline.rent.plan.compared import Compared
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, workers_on
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer

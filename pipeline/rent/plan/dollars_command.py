@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from pion.errors import BadInput
 from pipeline.console.formats import show
-from pipeline.console.out import saying_if_slow
+from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.job.digest import Difference, digest_job
 from pipeline.job.section import DOLLARS, HOURS
-from pipeline.ladder.fit import Fit
+from pipeline.ladder.prediction import Fit
 from pipeline.ladder.record import SHOWN, read_fitted
 from pipeline.rent.plan.compared import Compared, machines_for
 from pipeline.rent.plan.counted import expect_rows

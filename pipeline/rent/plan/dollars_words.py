@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.console.formats import money, short_amount, size
-from pipeline.ladder.fit import Fit, Prediction
+from pipeline.ladder.prediction import Fit, Prediction
 from pipeline.rent.plan.dollars import (
     NEARLY,
     SPARE,

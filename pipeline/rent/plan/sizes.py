@@ -12,7 +12,7 @@ import yaml
 from pion.config.presets import PRESETS
 from pion.errors import BadInput
 from pion.model.params_and_flops import ModelCost, cost_of
-from pipeline.base.read_job import read_job
+from pipeline.base.job_with_base import read_job
 from pipeline.job import Job
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known
 

@@ -13,9 +13,9 @@ from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_sharing
 from pipeline.console.formats import counted
 from pipeline.job import Job
+from pipeline.job.sft_and_lora_sections import Lora as LoraSection
+from pipeline.job.sft_and_lora_sections import how_to_use_lora
 from pipeline.job.stages import CONVERSING
-from pipeline.job.tuning_sections import Lora as LoraSection
-from pipeline.job.tuning_sections import how_to_use_lora
 from pipeline.rent.plan.estimate import Estimate, estimate, largest_phase, workers_on, workload_on
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import Offer

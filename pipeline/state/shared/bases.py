@@ -21,7 +21,7 @@ from typing_extensions import TypedDict
 
 from pion.errors import BadInput, PionError
 from pipeline.job.model_section import Base
-from pipeline.machine.verified import file_problem
+from pipeline.machine.file_hashes import file_problem
 from pipeline.state.record_file import RecordFile
 from pipeline.state.record_json import Damaged, Sha256, build, damaged, open_record, parse
 from pipeline.state.run_state import RunState

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pion.data.chat.call_form import CallForm
+from pion.data.chat.tool_call_form import CallForm
 from pion.generation.answer_reader import AnswerReader, Reading
 
 HERMES = CallForm("<tool_call>\n", "</tool_call>", "name", "arguments", listed=False)

@@ -10,8 +10,8 @@ from pipeline.data import fingerprint as module
 from pipeline.data.fingerprint import fingerprint_of
 from pipeline.data.sources import find_input
 from pipeline.job import JsonlFiles
-from pipeline.job.tuning_sections import Sft
-from pipeline.machine import verified
+from pipeline.job.sft_and_lora_sections import Sft
+from pipeline.machine import file_hashes
 from pipeline.stages.prepare import PrepareOptions, prepare_part
 from tests.support.corpora import make_job, model_of, save_tokenizer, write_corpus
 
@@ -98,13 +98,13 @@ def test_one_more_byte_in_the_same_place_changes_it(corpus):
 
 
 def test_another_start_reads_no_text_again_and_finds_the_same(corpus, monkeypatch):
-    monkeypatch.setattr(verified, "JUST_CHANGED", -1e6)
+    monkeypatch.setattr(file_hashes, "JUST_CHANGED", -1e6)
     before = fingerprint(corpus)
 
     def refuse(file, name):
         raise AssertionError("the text was read again")
 
-    monkeypatch.setattr(verified.hashlib, "file_digest", refuse)
+    monkeypatch.setattr(file_hashes.hashlib, "file_digest", refuse)
     assert fingerprint(corpus, seed=5) != before
     assert fingerprint(corpus) == before
 

@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
-from pipeline.ladder.fit import fit
 from pipeline.ladder.law import Law, Point
+from pipeline.ladder.prediction import fit
 
 # By which factors the predicted runs are larger and longer than the largest run.
 BEYOND = ((2, 6), (6, 2), (5, 5), (3, 15), (15, 3), (10, 10))

@@ -10,7 +10,7 @@ import yaml
 
 from pion.errors import Stopped
 from pion.model.params_and_flops import cost_of
-from pipeline.base.read_job import read_job
+from pipeline.base.job_with_base import read_job
 from pipeline.cost.budget import over_budget, price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import digest_job

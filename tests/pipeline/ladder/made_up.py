@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.ladder.fit import Fit
 from pipeline.ladder.law import Law, Point
+from pipeline.ladder.prediction import Fit
 from pipeline.ladder.record import LadderRecord, ladder_file
 from pipeline.state.stores import Store
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.base.read_job import read_job
+from pipeline.base.job_with_base import read_job
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.ladder.grid import Grid, round_batch, rungs_of, settings_by_rule

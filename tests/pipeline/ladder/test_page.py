@@ -10,9 +10,9 @@ import pytest
 from pion.errors import Stopped
 from pipeline.ladder.cap import Cap
 from pipeline.ladder.command import fit_lines
-from pipeline.ladder.fit import fit
 from pipeline.ladder.look import Ladder, Step
 from pipeline.ladder.page import COLORS, page_html, write_page
+from pipeline.ladder.prediction import fit
 from pipeline.ladder.record import PredictionRecord, RungRecord
 from pipeline.state.stores import FileStore
 from tests.pipeline.ladder.made_up import LAWS, ladder

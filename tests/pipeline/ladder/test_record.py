@@ -6,7 +6,7 @@ import json
 import pytest
 
 from pion.errors import BadInput
-from pipeline.ladder.fit import fit
+from pipeline.ladder.prediction import fit
 from pipeline.ladder.record import read_fitted
 from pipeline.state.stores import FileStore
 from tests.pipeline.ladder.made_up import LAWS, ladder

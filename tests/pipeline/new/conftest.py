@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.read_job import read_job
+from pipeline.base.job_with_base import read_job
 from tests.pipeline.rent.conftest import cache_of_its_own, sky_home
 from tests.support.chat_templates import CHATML
 from tests.support.in_process_renderer import InProcessRenderer

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.base.job_with_base import read_job
 from pipeline.base.keep import tokenizer_of_base
-from pipeline.base.read_job import read_job
 from pipeline.new.options import name_of
 from pipeline.rent.check.command import run_checks
 from pipeline.stages.prepare import prepare_part

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pion.data.preference.rendering import IDENTICAL
-from pipeline.base.read_job import read_job
+from pipeline.base.job_with_base import read_job
 from pipeline.new.files import find_data
 from pipeline.new.layouts import Preferences
 from pipeline.new.look import Reading, look_at

@@ -39,7 +39,7 @@ def write_fine_tuning(folder, name):
 
 def read_fine_tuning(folder, name, *overrides):
     """Return the job of `write_fine_tuning`, as plan and check read it."""
-    from pipeline.base.read_job import read_job
+    from pipeline.base.job_with_base import read_job
     from pipeline.rent.plan.counted import expect_rows
 
     path = folder / "mine.yaml"

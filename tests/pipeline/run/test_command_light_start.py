@@ -28,7 +28,7 @@ def test_the_checks_of_a_job_that_publishes_to_a_folder_import_no_torch(tmp_path
     job = write_job(tmp_path, publish={"to": "model"})
     code = f"""if True:
     import sys
-    from pipeline.base.read_job import read_job
+    from pipeline.base.job_with_base import read_job
     from pipeline.run.preflight import preflight
     code = len(preflight(read_job({str(job)!r}, [], None)))
     """

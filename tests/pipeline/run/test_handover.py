@@ -10,7 +10,7 @@ from pipeline.console.messages import Note
 from pipeline.job.file import load_job
 from pipeline.run.command import run_job
 from pipeline.run.handover import FROM_EPOCH, ask_for_handover
-from pipeline.run.start import RunOptions
+from pipeline.run.inputs import RunOptions
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.notes.stop_requests import clear_stops, pending_stop

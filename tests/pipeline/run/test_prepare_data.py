@@ -13,10 +13,10 @@ from pion.untrusted import LARGEST_RECORD
 from pipeline.console.messages import PrepareProgress
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
+from pipeline.run.inputs import RunOptions, Start
 from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.prepare import prepare_data
 from pipeline.run.signals import StoppingOnSignals
-from pipeline.run.start import RunOptions, Start
 from pipeline.state.claim import claim_run
 from pipeline.state.head import REFERENCE, SHARED, TRASH_SECONDS, data_key
 from pipeline.state.run_state import RunState

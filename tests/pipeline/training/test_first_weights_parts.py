@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pion.collection import without_collection
 from pion.config.draft import Draft
 from pion.config.lora import Lora
 from pion.config.parts import Experts
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import to_transformers
 from pion.formats.saved_tensors import SavedTensors
+from pion.garbage_collection import without_collection
 from pion.model.decoder import Decoder
 from pion.model.lazy_lora import lazily_adapted
 from pion.model.lora_projections import adapted, additions

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput
-from pipeline.base.read_job import read_job
+from pipeline.base.job_with_base import read_job
 from pipeline.job import Job
 from pipeline.job.digest import Digests, digest_job, model_inputs
 from pipeline.machine.child_process import in_child

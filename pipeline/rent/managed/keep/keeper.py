@@ -34,7 +34,7 @@ from pipeline.rent.managed.keep.rental_state import (
     rentals_of,
     why_not,
 )
-from pipeline.rent.managed.keep.renter import FUTILE_RESTARTS, Renter
+from pipeline.rent.managed.keep.replace_rental import FUTILE_RESTARTS, Renter
 from pipeline.rent.managed.look.diagnose import Finding, dear_pods, diagnose
 from pipeline.rent.managed.look.look import Look, Lookout, log_finding
 from pipeline.rent.managed.provider.jobs import ManagedJob

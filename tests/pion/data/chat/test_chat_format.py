@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from pion.data.chat.call_form import Call, CallForm
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.conversation import Turn, chat_template, tokenize
+from pion.data.chat.tool_call_form import Call, CallForm
 from pion.data.tokens.tokenizer import Tokenizer
 from tests.support.chat_templates import CHATML, DEEPSEEK, QWEN3, QWEN25
 from tests.support.in_process_renderer import InProcessRenderer

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from pion.errors import BadInput
+from pipeline.base.job_with_base import read_job
 from pipeline.base.keep import keep_as_base
-from pipeline.base.read_job import read_job
 from pipeline.rent.check.command import PRICED, run_checks
 from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.check.job import check_evaluate

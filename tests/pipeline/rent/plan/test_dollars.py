@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from pion.errors import BadInput
-from pipeline.ladder.fit import fit
 from pipeline.ladder.law import Law
+from pipeline.ladder.prediction import fit
 from pipeline.rent.plan.compared import Compared
 from pipeline.rent.plan.dollars import (
     NEARLY,

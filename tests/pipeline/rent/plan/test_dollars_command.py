@@ -11,7 +11,7 @@ from pion.bench.card import shipped_results
 from pion.errors import BadInput
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
-from pipeline.ladder.fit import fit
+from pipeline.ladder.prediction import fit
 from pipeline.rent.plan.dollars import Asked, Money
 from pipeline.rent.plan.dollars_command import show_dollars
 from pipeline.rent.plan.estimate import estimate

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.cost.costs import CAUSES, costs
 from pipeline.state.head import Head
 from pipeline.state.owner import Owner
-from pipeline.state.rows.join import Joiner
+from pipeline.state.rows.join_segments import Joiner
 from pipeline.state.rows.metrics import MetricsLog
 from pipeline.state.rows.row_types import Unreadable
 from pipeline.state.rows.thin import (

@@ -7,7 +7,7 @@ import pytest
 
 from pion.errors import PionError
 from pipeline.rent.managed.keep.keeper import PATIENT_CANCEL_SECONDS
-from pipeline.rent.managed.keep.renter import FUTILE_RESTARTS, Renter
+from pipeline.rent.managed.keep.replace_rental import FUTILE_RESTARTS, Renter
 from pipeline.rent.managed.look.diagnose import UNNOTICED_SECONDS
 from pipeline.rent.managed.provider.jobs import BOOT_SECONDS
 from pipeline.rent.managed.request import submitting_alone

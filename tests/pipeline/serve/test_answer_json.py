@@ -1,8 +1,8 @@
 """The JSON of answers."""
 
 from pion.generation.answer import Drawn, Logprobs
+from pipeline.serve.answer_json import CompletionShape
 from pipeline.serve.answers import Part
-from pipeline.serve.shapes import CompletionShape
 from tests.support.finished_run import tiny_tokenizer
 
 

@@ -1,6 +1,6 @@
 """docs/jobs.md and `pion run --help-job`: every field of a job file, in words.
 
-python -m pipeline.job.reference > docs/jobs.md
+python -m pipeline.job.help_job > docs/jobs.md
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 from pipeline.job.every_field import PARTS, Chapter, JobField, chapters
 
 HEAD = """\
-<!-- Written by `python -m pipeline.job.reference > docs/jobs.md`. Change pipeline/job/, not this file. -->
+<!-- Written by `python -m pipeline.job.help_job > docs/jobs.md`. Change pipeline/job/, not this file. -->
 
 # The job file
 
@@ -58,7 +58,7 @@ pretrain:
   steps: 5000
 """
 
-# What most jobs set. tests/pipeline/job/test_reference.py compares the names with the fields.
+# What most jobs set. tests/pipeline/job/test_help_job.py compares the names with the fields.
 FIRST = {
     "name": "a name for the run; its state is in `runs/NAME`",
     "model": "a preset ([models.md](models.md)), or `{from: user/name}` for a model of others "

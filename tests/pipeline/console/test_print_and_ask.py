@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pipeline.console.out import saying_if_slow
+from pipeline.console.print_and_ask import saying_if_slow
 from tests.support.waiting import PATIENCE_SECONDS
 
 

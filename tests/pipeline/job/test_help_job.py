@@ -8,11 +8,11 @@ import yaml
 from pipeline.job import Job
 from pipeline.job.every_field import chapters, sections_of
 from pipeline.job.file import JobLoader
-from pipeline.job.reference import EXAMPLES, FIRST, WHOLE, help_job, reference
+from pipeline.job.help_job import EXAMPLES, FIRST, WHOLE, help_job, reference
 from pipeline.job.section import keys_of
 from tests.paths import REPOSITORY
 
-COMMAND = "uv run python -m pipeline.job.reference > docs/jobs.md"
+COMMAND = "uv run python -m pipeline.job.help_job > docs/jobs.md"
 
 
 def test_the_committed_reference_is_what_the_code_generates():

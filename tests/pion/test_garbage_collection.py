@@ -1,6 +1,6 @@
 import gc
 
-from pion.collection import importing
+from pion.garbage_collection import importing
 
 
 def test_what_was_imported_is_never_looked_through_again():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pion.errors import BadInput
-from pipeline.ladder.fit import MARGIN, Fit, fit
 from pipeline.ladder.law import Law
+from pipeline.ladder.prediction import MARGIN, Fit, fit
 from pipeline.state.record_json import build
 from tests.pipeline.ladder.drawn_laws import share_held
 from tests.pipeline.ladder.made_up import LAWS, LENGTHS, NOISE, SIZES, ladder

@@ -15,8 +15,8 @@ import pytest
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.errors import BadInput, PionError
-from pipeline.machine import verified
-from pipeline.machine.verified import HASHES, hashed_once
+from pipeline.machine import file_hashes
+from pipeline.machine.file_hashes import HASHES, hashed_once
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
 
@@ -149,7 +149,7 @@ OLD = 10**18
 @pytest.fixture
 def record(cache, monkeypatch):
     """The record of hashes. Files that a test has just written are remembered, too."""
-    monkeypatch.setattr(verified, "JUST_CHANGED", -1e6)
+    monkeypatch.setattr(file_hashes, "JUST_CHANGED", -1e6)
     return cache / HASHES
 
 
@@ -169,7 +169,7 @@ def read(monkeypatch):
         contents.append(file.read())
         return hashlib.new(name, contents[-1])
 
-    monkeypatch.setattr(verified.hashlib, "file_digest", note)
+    monkeypatch.setattr(file_hashes.hashlib, "file_digest", note)
     return contents
 
 
@@ -213,10 +213,10 @@ def test_a_file_is_read_once_and_again_after_a_change_that_keeps_its_size(text, 
 def test_a_file_that_has_just_changed_is_not_remembered(text, cache, monkeypatch, seconds):
     status = text.stat()
     os.utime(text, ns=(OLD, OLD + 10**9))
-    monkeypatch.setattr(verified.time, "time", lambda: status.st_ctime - seconds)
+    monkeypatch.setattr(file_hashes.time, "time", lambda: status.st_ctime - seconds)
     check_hash(text)
     assert not (cache / HASHES).exists()
-    monkeypatch.setattr(verified.time, "time", lambda: text.stat().st_ctime + 3.0)
+    monkeypatch.setattr(file_hashes.time, "time", lambda: text.stat().st_ctime + 3.0)
     check_hash(text)
     assert (cache / HASHES).exists()
 
@@ -229,7 +229,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(text, record, 
         text.write_text("rider")
         return found
 
-    monkeypatch.setattr(verified.hashlib, "file_digest", slowly)
+    monkeypatch.setattr(file_hashes.hashlib, "file_digest", slowly)
     with hashed_once() as sha256_of:
         assert sha256_of(text) == hashlib.sha256(b"river").hexdigest()
     assert not record.exists()
@@ -279,7 +279,7 @@ def fill_the_disk(record, monkeypatch):
         file.write("{")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(verified.json, "dump", full)
+    monkeypatch.setattr(file_hashes.json, "dump", full)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_start_that_is_interrupted_remembers_what_it_has_hashed(text, record, 
 
 
 def test_the_files_used_last_are_remembered(text, record, read, monkeypatch):
-    monkeypatch.setattr(verified, "MOST_HASHES", 2)
+    monkeypatch.setattr(file_hashes, "MOST_HASHES", 2)
     others = [text.with_name(name) for name in "abc"]
     for path in others:
         path.write_text(path.name)

@@ -7,8 +7,8 @@ import yaml
 
 from pion.errors import BadInput
 from pipeline.base import find
+from pipeline.base.job_with_base import read_job
 from pipeline.base.keep import say_if_moved
-from pipeline.base.read_job import read_job
 from pipeline.job.digest import digest_job
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import write_pin

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pion.usable import memory_limits, usable_cores, usable_memory
+from pion.usable_cores_and_memory import memory_limits, usable_cores, usable_memory
 
 
 @pytest.fixture

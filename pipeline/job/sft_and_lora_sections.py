@@ -14,6 +14,7 @@ from pion.config.lora import Lora as LoraSettings
 from pion.config.part_fields import FACTOR, SEQ_LEN, WIDTH
 from pion.data.chat.template_source import with_settings
 from pion.later_fields import shown
+from pipeline.job.data_section import ConversationSource, PreferenceSource
 from pipeline.job.section import (
     STEPS,
     Section,
@@ -23,7 +24,6 @@ from pipeline.job.section import (
     refuse,
     scheduled,
 )
-from pipeline.job.sources import ConversationSource, PreferenceSource
 from pipeline.job.train_sections import WARMUP, Train
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.commands import status
-from pipeline.machine.refusals import refusal
+from pipeline.machine.no_room_or_permission import refusal
 
 
 def os_error(number, path=None):

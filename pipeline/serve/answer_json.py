@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar
 
-from pion.data.chat.call_form import Call
+from pion.data.chat.tool_call_form import Call
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.generation.answer import Drawn, Logprobs
 from pipeline.serve.answers import Answers, FinishReason, Part

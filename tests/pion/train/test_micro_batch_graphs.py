@@ -14,8 +14,8 @@ from pion.bench.models import check_model
 from pion.config.presets import FAMILIES
 from pion.model.cuda_graph import say_without
 from pion.model.decoder import Decoder
-from pion.train import captured
-from pion.train.captured import MicroBatchGraphs, why_no_room, why_without
+from pion.train import micro_batch_graphs
+from pion.train.micro_batch_graphs import MicroBatchGraphs, why_no_room, why_without
 from pion.train.objective import CrossEntropy, OfPreferences
 from pion.train.phases import Phase
 from pion.train.preference import Preference
@@ -84,8 +84,8 @@ def graphs(monkeypatch):
     class Fresh(StandIn):
         made: list = []  # noqa: RUF012
 
-    monkeypatch.setattr(captured, "CudaGraph", Fresh)
-    monkeypatch.setattr(captured, "why_without", lambda *given, **how: None)
+    monkeypatch.setattr(micro_batch_graphs, "CudaGraph", Fresh)
+    monkeypatch.setattr(micro_batch_graphs, "why_without", lambda *given, **how: None)
     say_without.cache_clear()
     return Fresh
 
