@@ -20,9 +20,8 @@ from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import saved_from_transformers
-from pion.formats.model_tensors import read_adapter_tensors, saved_model_tensors
+from pion.formats.model_tensors import SavedTensors, read_adapter_tensors, saved_model_tensors
 from pion.formats.peft_folder import our_names, read_adapter_folder
-from pion.formats.saved_tensors import SavedTensors
 from pion.formats.seeds import import_seed
 from pion.formats.weights import read_settings
 from pion.model.decoder import SHARED_PARTS, Decoder

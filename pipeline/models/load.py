@@ -82,7 +82,7 @@ def load_model_lazily(found: FoundModel) -> tuple[ModelConfig, Saved]:
     BadInput as `load_model` does.
     """
     from pion.formats.load import load, load_adapter, load_lazily, trained_config
-    from pion.formats.saved_tensors import SavedTensors
+    from pion.formats.model_tensors import SavedTensors
 
     if found.kind == "seed":
         model, _ = load(found.folder)

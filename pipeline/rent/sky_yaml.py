@@ -16,7 +16,7 @@ from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.rent.credentials import refuse_recorded_secrets, secrets_written
 from pipeline.rent.skypilot import did_you_mean, known_clouds, quiet, sky_module
-from pipeline.run.stage_plan import check_until, stages_until
+from pipeline.run.done_and_changed_stages import check_until, stages_until
 
 JOB_VARIABLE = "JOB"
 

@@ -18,6 +18,13 @@ from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_of
 from pipeline.models.bring import run_reference
 from pipeline.report.report_file import write_run_report
+from pipeline.run.done_and_changed_stages import (
+    StagePlan,
+    StaleStage,
+    plan_stages,
+    stage_inputs,
+    stages_until,
+)
 from pipeline.run.drive_training import (
     RayNotStarted,
     WorkersTraining,
@@ -30,13 +37,6 @@ from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
 from pipeline.run.inputs import Start
 from pipeline.run.journal import Journal
 from pipeline.run.prepare import prepare_data
-from pipeline.run.stage_plan import (
-    StagePlan,
-    StaleStage,
-    plan_stages,
-    stage_inputs,
-    stages_until,
-)
 from pipeline.state.checkpoints.retention import selected, sweep
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.notes.stop_requests import clear_stops

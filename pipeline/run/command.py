@@ -15,6 +15,7 @@ from pipeline.cost.budget import check_budget, over_budget, true_price
 from pipeline.job import Job
 from pipeline.machine.preemption import watch_for_notices
 from pipeline.run.advance import Advance
+from pipeline.run.done_and_changed_stages import WorkLeft, check_until, work_left
 from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
 from pipeline.run.inputs import RunOptions, Start
@@ -22,7 +23,6 @@ from pipeline.run.journal import Journal
 from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.preflight import preflight, refuse_one_choice, require_room
 from pipeline.run.signals import StoppingOnSignals
-from pipeline.run.stage_plan import WorkLeft, check_until, work_left
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.claim import Claim, claim_run, refuse_owned
 from pipeline.state.notes.rental_note import over_unless_interrupted

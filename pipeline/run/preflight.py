@@ -15,7 +15,7 @@ from pipeline.job import Job
 from pipeline.machine.folders import COMPILE_CACHE, cache_folder, compile_cache_folder, free_bytes
 from pipeline.machine.gpus import VISIBLE, listed_gpus, named_gpus, names_no_gpu
 from pipeline.machine.rented import is_rented
-from pipeline.run.stage_plan import StagePlan, WorkLeft, stages_until
+from pipeline.run.done_and_changed_stages import StagePlan, WorkLeft, stages_until
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store
 from pipeline.state.workspace import Workspace
@@ -70,7 +70,7 @@ def preflight(job: Job) -> list[str]:
         check_text(job)
     notes += store_that_goes_with_the_machine(job.store)
     if job.publish is not None:
-        from pipeline.stages.publish import check_target
+        from pipeline.run.preflight_publish import check_target
 
         notes += check_target(job)
     return notes

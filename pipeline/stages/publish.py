@@ -14,60 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pion.errors import BadInput, no_room, told
+from pion.errors import BadInput, no_room
 from pion.formats.target_folder import check_replaceable, replace_folder
 from pipeline.console.messages import Note, Say
-from pipeline.job import Job, Publish
+from pipeline.job import Job
 from pipeline.machine.folders import expand
 from pipeline.report.card_sections import unknown_licence
 from pipeline.report.history import RunHistory
-from pipeline.report.model_card import front_matter
 from pipeline.report.published_by import card_in, other_run, weights_sha256
-from pipeline.stages.publish_folder import Finished, check_adapter, write_published
-from pipeline.stages.publish_hub import Unreachable, card_of, check_repo, push, repo_of
-from pipeline.stages.requirements import check_names, check_requirements
-
-
-def check_target(job: Job) -> list[str]:
-    """Check before training that publishing can work after it; return notes for the user.
-
-    Raises BadInput for an unknown name in publish.require, a folder that can't be written or holds
-    something else, a Hub repository that this token can't publish to, and the model of another run.
-    """
-    publish = job.publish
-    if publish is None:
-        return []
-    check_names(job, publish)
-    repo = repo_of(publish.to)
-    _check_form(job, publish, to_hub=repo is not None)
-    try:
-        if repo is not None:
-            check_repo(repo, private=publish.private, card=front_matter(job))
-        _check_ours(job, publish.to, repo, "Nothing was started.")
-    except Unreachable as error:
-        return [f"publish.to: {publish.to} could not be checked: {error}"]
-    return []
-
-
-def _check_form(job: Job, publish: Publish, *, to_hub: bool) -> None:
-    """Raise BadInput for a form of the model (dtype, adapter, GGUF) that can't be published."""
-    if publish.adapter:
-        check_adapter(job, to_hub=to_hub)
-    if publish.dtype == "bfloat16":
-        from pion.formats.export import require_roundable
-
-        with told("publish.", ". Nothing was started."):
-            require_roundable(job.model_config_resolved())
-    if publish.gguf:
-        from pion.formats.gguf.tensors import require_expressible
-
-        if publish.adapter:
-            raise BadInput(
-                "publish.gguf: a GGUF file has a whole model, and publish.adapter publishes LoRA's "
-                "additions alone. Nothing was started. Leave out one of the two."
-            )
-        with told("publish.gguf: ", ". Nothing was started."):
-            require_expressible(job.model_config_resolved())
+from pipeline.stages.publish_folder import Finished, write_published
+from pipeline.stages.publish_hub import card_of, push, repo_of
+from pipeline.stages.requirements import check_requirements
 
 
 def publish_run(
@@ -105,7 +62,7 @@ def publish_run(
     repo = repo_of(publish.to)
     safe = f"The trained model is safe in {model}."
     check_requirements(job, publish, history.results, safe)
-    _check_ours(job, publish.to, repo, f"Nothing was published. {safe}")
+    check_ours(job, publish.to, repo, f"Nothing was published. {safe}")
     finished = Finished(history, publish, model, load_model_in(model), texts, base)
     terms = finished.terms
     named = terms is None or terms.known or publish.license is not None
@@ -158,7 +115,7 @@ def _check_folder(to: str) -> None:
         ) from None
 
 
-def _check_ours(job: Job, to: str, repo: str | None, safe: str) -> None:
+def check_ours(job: Job, to: str, repo: str | None, safe: str) -> None:
     """Raise BadInput if another run published what is at the target: it would be replaced."""
     if repo is None:
         _check_folder(to)

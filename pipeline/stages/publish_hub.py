@@ -1,4 +1,4 @@
-"""Publish to a Hub repository: check it before training, commit to it afterwards.
+"""Commit what is published to a Hub repository.
 
 The repository is private unless the job says otherwise. All files go into one commit. If nothing
 has changed, there is no commit.
@@ -49,44 +49,6 @@ def repo_of(to: str) -> str | None:
     return repo
 
 
-def check_repo(repo: str, *, private: bool, card: str) -> None:
-    """Check that this token may publish to `repo`, and that the Hub accepts the card's metadata.
-
-    Raises:
-        BadInput: there is no token, the token can't write there, the repository is public
-            although the job wants it private, or the Hub refuses the metadata (such as an unknown
-            license).
-        Unreachable: nothing could be checked.
-    """
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    api = _api(repo)
-    me = _call(repo, api.whoami)
-    token = me.get("auth", {}).get("accessToken", {})
-    if token.get("role") == "read":
-        raise BadInput(
-            f"publish.to: hf://{repo}: the Hub token of {me['name']} is read-only. Create a "
-            f"token with write access at {TOKENS_PAGE}. Then set HF_TOKEN to this token, or run "
-            "`hf auth login`."
-        )
-    owner = repo.split("/")[0]
-    mine = [me["name"], *(org["name"] for org in me.get("orgs", ()))]
-    if owner.lower() not in [name.lower() for name in mine]:
-        raise BadInput(
-            f"publish.to: hf://{repo}: the Hub token belongs to {me['name']}, who can't publish as "
-            f"{owner}. Publish as {' or '.join(mine)}, or use a different token."
-        )
-    if token.get("role") == "fineGrained" and not _may_write(token.get("fineGrained") or {}, repo):
-        raise BadInput(
-            f"publish.to: hf://{repo}: the fine-grained Hub token of {me['name']} can't write "
-            f"there. Give it write access to the repositories of {owner} at {TOKENS_PAGE}, or set "
-            "HF_TOKEN to a token that has write access."
-        )
-    with suppress(RepositoryNotFoundError):  # then it will be created
-        _check_visibility(repo, _call(repo, lambda: api.repo_info(repo)).private, private)
-    _call(repo, lambda: _check_card(api, card))
-
-
 def card_of(repo: str) -> str:
     """Return the card in a repository; "" if there is none.
 
@@ -94,7 +56,7 @@ def card_of(repo: str) -> str:
     """
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-    api = _api(repo)
+    api = api_of(repo)
 
     def read() -> str:
         try:
@@ -103,21 +65,8 @@ def card_of(repo: str) -> str:
             return ""
 
     with suppress(RepositoryNotFoundError):
-        return _call(repo, read)
+        return call(repo, read)
     return ""
-
-
-def _may_write(rights: dict[str, Any], repo: str) -> bool:
-    """Return whether a fine-grained token's `rights` let it write to the model repository."""
-    name = repo.lower()
-    owner = name.split("/")[0]
-    within = {("user", owner), ("org", owner), ("model", name)}
-    granted = set(rights.get("global", ()))
-    for scope in rights.get("scoped", ()):
-        entity = scope.get("entity", {})
-        if (entity.get("type"), str(entity.get("name")).lower()) in within:
-            granted.update(scope.get("permissions", ()))
-    return "repo.write" in granted
 
 
 def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> dict[str, Any]:
@@ -133,13 +82,13 @@ def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> di
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    api, attempts = _api(repo), 0
+    api, attempts = api_of(repo), 0
 
     def commit() -> dict[str, Any]:
         nonlocal attempts
         attempts += 1
         url = api.create_repo(repo, private=private, exist_ok=True)
-        _check_visibility(repo, api.repo_info(repo).private, private)
+        check_visibility(repo, api.repo_info(repo).private, private)
         # The client leaves out unchanged files, and makes no empty commit.
         files = [
             CommitOperationAdd(path.relative_to(folder).as_posix(), str(path))
@@ -151,7 +100,7 @@ def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> di
 
     try:
         return retrying(
-            lambda: _call(repo, commit),
+            lambda: call(repo, commit),
             lambda error: isinstance(error, Unreachable),
             sleep=time.sleep,
         )
@@ -167,7 +116,8 @@ def push(repo: str, folder: Path, *, private: bool, title: str, safe: str) -> di
         ) from error
 
 
-def _api(repo: str) -> HfApi:
+def api_of(repo: str) -> HfApi:
+    """Return the Hub with the person's token. Raises BadInput if there is none."""
     from huggingface_hub import HfApi, get_token
 
     token = get_token()
@@ -179,19 +129,8 @@ def _api(repo: str) -> HfApi:
     return HfApi(token=token)
 
 
-def _check_card(api: HfApi, card: str) -> None:
-    """Raise ValueError if the Hub refuses the card's YAML, as it would refuse it in a commit."""
-    from huggingface_hub.utils import get_session, hf_raise_for_status
-
-    asked = {"repoType": "model", "content": card}
-    response = get_session().post(f"{api.endpoint}/api/validate-yaml", json=asked)
-    if response.status_code == 400:
-        mistakes = [error["message"] for error in response.json().get("errors", [])]
-        raise ValueError("; ".join(mistakes) or "it gives no reason")
-    hf_raise_for_status(response)
-
-
-def _check_visibility(repo: str, is_private: bool | None, wanted_private: bool) -> None:
+def check_visibility(repo: str, is_private: bool | None, wanted_private: bool) -> None:
+    """Raise BadInput if the repository is public and the job wants a private repository."""
     if wanted_private and is_private is False:
         raise BadInput(
             f"publish.to: hf://{repo} exists and is public, and publish.private is true (the "
@@ -200,7 +139,7 @@ def _check_visibility(repo: str, is_private: bool | None, wanted_private: bool) 
         )
 
 
-def _call(repo: str, ask: Callable[[], Result]) -> Result:
+def call(repo: str, ask: Callable[[], Result]) -> Result:
     """Return `ask()`; turn the Hub's refusals into BadInput and its outages into Unreachable.
 
     RepositoryNotFoundError passes: before training it only means "not yet".

@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.run.stage_plan import stage_inputs
+from pipeline.run.done_and_changed_stages import stage_inputs
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER, Provenance
 from pipeline.state.checkpoints.uploader import SaveRequest
 from pipeline.state.checkpoints.uploader import save as save_files

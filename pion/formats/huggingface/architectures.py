@@ -16,7 +16,7 @@ from pion.formats.huggingface.bundled_code import BundledCode
 from pion.formats.huggingface.llama_like import Architecture, State
 from pion.formats.huggingface.qwen3_moe import Qwen3Moe
 from pion.formats.huggingface.swiglu import Llama, Qwen2, Qwen3
-from pion.formats.saved_tensors import SavedTensors
+from pion.formats.model_tensors import SavedTensors
 from pion.later_fields import closest, shown
 from pion.model.parameters import require_possible, vocabulary_rows
 from pion.model.saved_weights import placeholders, without_values

@@ -24,8 +24,8 @@ from pipeline.job import (
 from pipeline.job.digest import digest_job
 from pipeline.machine.time_limit import within, within_or
 from pipeline.rent.check import CheckRow
+from pipeline.run.done_and_changed_stages import WorkLeft, plan_stages, work_left
 from pipeline.run.preflight import refuse_one_choice, require_a_row_each, require_room
-from pipeline.run.stage_plan import WorkLeft, plan_stages, work_left
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store
@@ -214,7 +214,7 @@ def check_evaluate(job: Job, *, rented: bool = False) -> list[CheckRow]:
 
 def check_publish(job: Job) -> list[CheckRow]:
     """Check that the token may write to the target, and that the target is new or ours."""
-    from pipeline.stages.publish import check_target
+    from pipeline.run.preflight_publish import check_target
 
     if job.publish is None:
         return []

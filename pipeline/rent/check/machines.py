@@ -33,8 +33,8 @@ from pipeline.rent.plan.what_fits import (
 )
 from pipeline.rent.sky_yaml import Candidate, SkyYaml, trains
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
+from pipeline.run.done_and_changed_stages import plan_stages
 from pipeline.run.preflight import require_a_row_each
-from pipeline.run.stage_plan import plan_stages
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 

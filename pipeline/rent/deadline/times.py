@@ -14,7 +14,7 @@ from pipeline.machine.rented import PAID_TO_FIRST_STEP
 from pipeline.rent.deadline.policy import HANDOVER_SECONDS, Terms
 from pipeline.rent.plan.prices import RESTART_SECONDS, NotOffered, look_up
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
-from pipeline.run.stage_plan import plan_stages
+from pipeline.run.done_and_changed_stages import plan_stages
 from pipeline.state.head import Head
 from pipeline.state.notes.deadline import RunDeadline
 from pipeline.state.rows.metrics import Row

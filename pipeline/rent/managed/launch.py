@@ -24,7 +24,7 @@ from pipeline.rent.managed.request import (
     submitting_alone,
 )
 from pipeline.rent.sky_yaml import read_sky_yaml, until_of, with_until
-from pipeline.run.stage_plan import stages_until
+from pipeline.run.done_and_changed_stages import stages_until
 from pipeline.state.head import Head
 from pipeline.state.liveness import owner_of
 from pipeline.state.run_state import RunState

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pion.config.lora import Lora
 from pion.errors import BadInput
-from pion.formats.saved_tensors import SavedTensors
+from pion.formats.model_tensors import SavedTensors
 from pion.generation.generate import generate_batch
 from pion.model.decoder import Decoder
 from pion.model.lazy_lora import lazily_adapted

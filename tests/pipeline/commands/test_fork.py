@@ -11,8 +11,14 @@ from pipeline.commands.fork import fork_run
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.run.command import run_job
+from pipeline.run.done_and_changed_stages import (
+    ChangedStage,
+    check_redo,
+    first_stale,
+    plan_stages,
+    stage_inputs,
+)
 from pipeline.run.inputs import RunOptions
-from pipeline.run.stage_plan import ChangedStage, check_redo, first_stale, plan_stages, stage_inputs
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.hold import unless_held
 from pipeline.state.checkpoints.restore import check_entry

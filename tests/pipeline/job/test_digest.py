@@ -5,7 +5,7 @@ import pytest
 from pipeline.job import Job
 from pipeline.job.digest import differences, digest_job
 from pipeline.job.model_section import Base
-from pipeline.run.stage_plan import stage_inputs
+from pipeline.run.done_and_changed_stages import stage_inputs
 from tests.support.jobs import tiny_dict, tiny_job
 from tests.support.tiny_config import tiny_config
 

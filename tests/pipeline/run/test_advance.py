@@ -12,11 +12,11 @@ from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.run import advance
 from pipeline.run.advance import Advance
+from pipeline.run.done_and_changed_stages import plan_stages
 from pipeline.run.inputs import RunOptions, Start
 from pipeline.run.journal import Journal
 from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.signals import StoppingOnSignals
-from pipeline.run.stage_plan import plan_stages
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore

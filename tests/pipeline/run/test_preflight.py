@@ -15,6 +15,7 @@ from pipeline.job.train_sections import settings_of
 from pipeline.machine.folders import free_bytes
 from pipeline.machine.gpus import ListedGpu
 from pipeline.run.command import run_job
+from pipeline.run.done_and_changed_stages import work_left
 from pipeline.run.inputs import RunOptions
 from pipeline.run.preflight import (
     checkpoint_bytes,
@@ -24,7 +25,6 @@ from pipeline.run.preflight import (
     store_that_goes_with_the_machine,
     what_gpus_are_used,
 )
-from pipeline.run.stage_plan import work_left
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store

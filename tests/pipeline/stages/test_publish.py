@@ -6,14 +6,15 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import pion.formats.export
-from pion.errors import BadInput, Fenced, PionError
+from pion.errors import BadInput, Fenced, Interrupted, PionError
 from pion.files import sha256_file
 from pion.formats.target_folder import EXPORT_FILES
 from pipeline.console.messages import Note
 from pipeline.cost.costs import Costs
 from pipeline.report.history import RunHistory
 from pipeline.report.published_by import is_still_there
-from pipeline.stages.publish import check_target, publish_run
+from pipeline.run.preflight_publish import check_target
+from pipeline.stages.publish import publish_run
 from pipeline.state.head import Head
 from tests.support.jobs import tiny_job
 from tests.support.trained_model import METRICS, TEXTS, TRAINING, Trained, contents
@@ -234,3 +235,61 @@ def test_a_gguf_file_that_can_not_be_or_of_an_adapter_is_refused_before_training
     publish = {"to": str(tmp_path / "demo"), "adapter": True, "gguf": True}
     with pytest.raises(BadInput, match="publishes LoRA's additions alone"):
         check_target(tiny_job(publish=publish, **sft))
+
+
+# ---------------------------------------------------------------- the Hub
+
+
+def test_a_hub_repository_gets_everything_in_one_private_commit_and_belongs_to_its_run(
+    hub, trained, tmp_path
+):
+    assert check_target(trained.job("hf://tester/demo")) == []
+    published = trained.publish("hf://tester/demo")
+    repo = hub.repos["model", "tester/demo"]
+    assert repo.private
+    assert hub.commits("tester/demo")[1:] == ["Publish demo"]
+    assert published["commit"] == repo.commits[-1].oid
+    assert published["url"].endswith("/tester/demo")
+    trained.publish(tmp_path / "demo")
+    local, remote = contents(tmp_path / "demo"), hub.files("tester/demo")
+    assert remote["model.safetensors"] == local["model.safetensors"]
+    assert set(remote) == {*local, ".gitattributes"}
+    # The same model again makes no commit, and another run is refused.
+    assert check_target(trained.job("hf://tester/demo")) == []
+    assert trained.publish("hf://tester/demo")["commit"] == published["commit"]
+    assert len(hub.commits("tester/demo")) == 2
+    job = trained.job("hf://tester/demo").model_copy(update={"name": "other"})
+    with pytest.raises(BadInput, match=r"another run.*publish.to=hf://tester/demo-2"):
+        check_target(job)
+
+
+def test_a_public_repository_is_made_only_when_asked_for(hub, trained):
+    trained.publish("hf://tester/demo", private=False)
+    assert not hub.repos["model", "tester/demo"].private
+
+
+def test_an_outage_while_publishing_is_waited_out(hub, trained, monkeypatch):
+    waited = []
+    monkeypatch.setattr("pipeline.stages.publish_hub.time.sleep", waited.append)
+    hub.fail("/commit/", status=503, times=1)
+    hub.fail("/commit/", status=429, times=1)
+    trained.publish("hf://tester/demo")
+    assert hub.commits("tester/demo")[1:] == ["Publish demo"]
+    assert len(waited) == 2
+
+
+def test_an_outage_that_does_not_end_keeps_the_model_and_asks_to_run_again(
+    hub, trained, monkeypatch
+):
+    monkeypatch.setattr("pipeline.stages.publish_hub.time.sleep", lambda seconds: None)
+    hub.fail("/commit/", status=502, times=99)
+    with pytest.raises(Interrupted, match="Run the same command again") as caught:
+        trained.publish("hf://tester/demo")
+    assert str(trained.model) in str(caught.value)
+    assert len(hub.commits("tester/demo")) == 1
+
+
+def test_a_forbidden_commit_names_the_cause(hub, trained):
+    hub.fail("/commit/", status=403)
+    with pytest.raises(BadInput, match=r"denied access \(403\)"):
+        trained.publish("hf://tester/demo")

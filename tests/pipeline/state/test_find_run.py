@@ -9,7 +9,7 @@ from pion.errors import BadInput
 from pipeline.commands.fork import fork_run
 from pipeline.commands.status import show_runs, show_statuses
 from pipeline.rent.check.job import check_store
-from pipeline.run.stage_plan import work_left
+from pipeline.run.done_and_changed_stages import work_left
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import known_runs, read_run, runs_in
 from pipeline.state.head import data_key

@@ -14,7 +14,7 @@ from pion.config.lora import Lora
 from pion.config.parts import Experts
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import to_transformers
-from pion.formats.saved_tensors import SavedTensors
+from pion.formats.model_tensors import SavedTensors
 from pion.garbage_collection import without_collection
 from pion.model.decoder import Decoder
 from pion.model.lazy_lora import lazily_adapted

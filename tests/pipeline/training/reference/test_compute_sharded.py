@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 import pion.train.sharding  # noqa: F401 (once, and not in each fork)
 from pion.config.lora import Adapter, BaseModel, Lora
-from pion.formats.saved_tensors import SavedTensors
+from pion.formats.model_tensors import SavedTensors
 from pion.model.lazy_lora import lazily_adapted
 from pion.model.saved_weights import without_values
 from pion.train.settings import ComputePlan

@@ -1,4 +1,4 @@
-"""What a `pion run` has to do: which stages are done, resume, begin, or would be invalidated."""
+"""Which stages of a run are done, resume or begin, and which of them the job has changed."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import save_file
 
-from pion.formats.saved_tensors import SavedTensors
+from pion.formats.model_tensors import SavedTensors
 from pion.formats.tensor_hashes import tensor_hashes
 from pion.model.saved_weights import Tensors
 

@@ -8,7 +8,7 @@ import pytest
 from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.run.stage_plan import (
+from pipeline.run.done_and_changed_stages import (
     ChangedStage,
     check_redo,
     first_stale,
@@ -22,7 +22,9 @@ from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.training.train_request import TrainRequest
+from tests.support import later_version
 from tests.support.jobs import tiny_dict, tiny_job
+from tests.support.later_version import LaterJob
 
 
 def finished(job, *stages):
@@ -36,9 +38,9 @@ def saved_at(job, stage, step):
     return Head(checkpoints=(entry,))
 
 
-def changed(new, plans, old):
-    """Return the first stage whose work, done under the job `old`, the job `new` changes."""
-    stale, digests = first_stale(plans), digest_job(old)
+def changed(new, plans, digests):
+    """Return the first stage whose work, done under `digests`, the job `new` changes."""
+    stale = first_stale(plans)
     assert stale.old_digest == digests.stages[stale.stage]
     return ChangedStage(new, digest_job(new), stale, stage_inputs(stale.stage, digests))
 
@@ -77,7 +79,7 @@ def test_a_change_to_a_finished_stage_is_refused_with_the_exact_difference(
     head = finished(old, "prepare", "pretrain", "sft")
     plans = plan_stages(new, digest_job(new), head)
     with pytest.raises(BadInput) as error:
-        check_redo(new, plans, None, changed(new, plans, old), "jobs/tiny.yaml")
+        check_redo(new, plans, None, changed(new, plans, digest_job(old)), "jobs/tiny.yaml")
     assert difference in str(error.value)
     assert "pion run jobs/tiny.yaml --redo sft" in str(error.value)
     assert keeps in str(error.value)
@@ -87,7 +89,7 @@ def test_a_redo_that_prepares_the_data_again_says_so():
     old, new = tiny_job(), tiny_job(data__seq_len=48)
     plans = plan_stages(new, digest_job(new), finished(old, "prepare", "pretrain", "sft"))
     with pytest.raises(BadInput) as error:
-        check_redo(new, plans, None, changed(new, plans, old))
+        check_redo(new, plans, None, changed(new, plans, digest_job(old)))
     assert "--redo pretrain    redo prepare, pretrain, sft, evaluate;" in str(error.value)
 
 
@@ -95,7 +97,7 @@ def test_a_redo_that_prepares_the_data_again_says_so():
 def test_documents_may_not_change_within_a_stage(old, new):
     before, now = tiny_job(data__documents=old), tiny_job(data__documents=new)
     head = saved_at(before, "pretrain", 5)
-    stage = changed(now, plan_stages(now, digest_job(now), head), before)
+    stage = changed(now, plan_stages(now, digest_job(now), head), digest_job(before))
     assert not stage.steps_may_be_raised(head)
     assert not stage.fork_may_continue(replace(head, forked=head.checkpoints[0].key))
     was, becomes = json.dumps(bool(old)), json.dumps(bool(new))
@@ -105,7 +107,7 @@ def test_documents_may_not_change_within_a_stage(old, new):
 def test_redo_of_that_stage_or_an_earlier_one_is_what_allows_it():
     old, new = tiny_job(), tiny_job(sft__lr=2e-3)
     plans = plan_stages(new, digest_job(new), finished(old, "prepare", "pretrain", "sft"))
-    stage = changed(new, plans, old)
+    stage = changed(new, plans, digest_job(old))
     check_redo(new, plans, "sft", stage)
     check_redo(new, plans, "pretrain", stage)
     with pytest.raises(BadInput):
@@ -139,7 +141,7 @@ def test_when_a_stage_was_finished_or_saved_is_said_with_its_time_zone():
 def test_steps_may_be_raised_until_the_decay_begins(step, change, allowed):
     old, new = tiny_job(), tiny_job(**change)
     head = saved_at(old, "pretrain", step)
-    stage = changed(new, plan_stages(new, digest_job(new), head), old)
+    stage = changed(new, plan_stages(new, digest_job(new), head), digest_job(old))
     assert stage.steps_may_be_raised(head) is allowed
 
 
@@ -156,7 +158,7 @@ def test_steps_can_not_be_raised_if_the_plan_depends_on_them_and_the_fork_is_nam
     head = saved_at(old, "pretrain", 5)
     plans = plan_stages(new, digest_job(new), head)
     with pytest.raises(BadInput) as refused:
-        check_redo(new, plans, None, changed(new, plans, old))
+        check_redo(new, plans, None, changed(new, plans, digest_job(old)))
     reason = "pretrain.steps can't be raised: windows, momentum or phases are in proportion to it"
     assert reason in str(refused.value)
     assert "pion fork tiny tiny-2 --stage pretrain --at 5" in str(refused.value)
@@ -225,3 +227,46 @@ def test_a_few_steps_of_passes_have_the_same_warm_up_after_a_resume(tmp_path):
     section = request.load_job().section("sft")
     section.know_rows(24)
     assert (section.total_steps, section.total_warmup_steps) == (60, 6)
+
+
+# ---------------------------------------------------------------- under a later version of pion
+
+TODAY = digest_job(tiny_job())
+KEY = "checkpoints/pretrain/5-1"
+FORKED = Head(
+    checkpoints=(CheckpointEntry("pretrain", 5, 1, TODAY.stages["pretrain"], KEY, 0.0, 1, ""),),
+    forked=KEY,
+)
+
+
+@pytest.fixture
+def later(monkeypatch):
+    later_version.install(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("change", "raised", "forked"),
+    [
+        ({"pretrain__steps": 40}, True, True),
+        ({"pretrain__steps": 40, "pretrain__z_loss": 0.0}, True, True),
+        ({"pretrain__steps": 40, "pretrain__z_loss": 0.1}, False, True),  # of the schedule
+        ({"pretrain__steps": 40, "pretrain__teacher": None}, False, False),
+        ({"pretrain__steps": 40, "model__gate": True}, False, False),
+        ({"pretrain__steps": 40, "data__shuffle": "shards"}, False, False),
+    ],
+)
+def test_raised_steps_and_forks_read_an_omitted_field_as_its_value_of_before(
+    change, raised, forked, later
+):
+    job = LaterJob.model_validate(tiny_dict(**change))
+    stage = changed(job, plan_stages(job, digest_job(job), FORKED), TODAY)
+    assert stage.steps_may_be_raised(FORKED) is raised
+    assert stage.fork_may_continue(FORKED) is forked
+
+
+def test_a_refusal_shows_what_the_old_run_computed(later):
+    job = LaterJob.model_validate(tiny_dict(pretrain__teacher=None, model__gate=True))
+    plans = plan_stages(job, digest_job(job), FORKED)
+    text = changed(job, plans, TODAY).refusal(plans, "job.yaml")
+    assert 'pretrain.teacher: "none" → (not set)' in text
+    assert "model.gate: false → true" in text

@@ -1,44 +1,16 @@
-"""Publishing to the Hub: one private commit, refusals before it, and outages in between."""
+"""What can't be published to the Hub is refused before anything is started."""
 
 import pytest
 
-from pion.errors import BadInput, Interrupted
-from pipeline.stages.publish import check_target
+from pion.errors import BadInput
+from pipeline.run.preflight_publish import check_target
 from tests.support.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN
-from tests.support.trained_model import Trained, contents
+from tests.support.trained_model import Trained
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     return Trained(tmp_path_factory.mktemp("trained"))
-
-
-def test_a_hub_repository_gets_everything_in_one_private_commit_and_belongs_to_its_run(
-    hub, trained, tmp_path
-):
-    assert check_target(trained.job("hf://tester/demo")) == []
-    published = trained.publish("hf://tester/demo")
-    repo = hub.repos["model", "tester/demo"]
-    assert repo.private
-    assert hub.commits("tester/demo")[1:] == ["Publish demo"]
-    assert published["commit"] == repo.commits[-1].oid
-    assert published["url"].endswith("/tester/demo")
-    trained.publish(tmp_path / "demo")
-    local, remote = contents(tmp_path / "demo"), hub.files("tester/demo")
-    assert remote["model.safetensors"] == local["model.safetensors"]
-    assert set(remote) == {*local, ".gitattributes"}
-    # The same model again makes no commit, and another run is refused.
-    assert check_target(trained.job("hf://tester/demo")) == []
-    assert trained.publish("hf://tester/demo")["commit"] == published["commit"]
-    assert len(hub.commits("tester/demo")) == 2
-    job = trained.job("hf://tester/demo").model_copy(update={"name": "other"})
-    with pytest.raises(BadInput, match=r"another run.*publish.to=hf://tester/demo-2"):
-        check_target(job)
-
-
-def test_a_public_repository_is_made_only_when_asked_for(hub, trained):
-    trained.publish("hf://tester/demo", private=False)
-    assert not hub.repos["model", "tester/demo"].private
 
 
 def test_a_private_model_never_lands_in_a_repository_that_is_public(hub, trained):
@@ -114,30 +86,3 @@ def test_a_hub_that_is_down_before_training_is_a_note_not_an_error(hub, trained)
     hub.fail("whoami", status=503)
     (note,) = check_target(trained.job("hf://tester/demo"))
     assert "could not be checked" in note
-
-
-def test_an_outage_while_publishing_is_waited_out(hub, trained, monkeypatch):
-    waited = []
-    monkeypatch.setattr("pipeline.stages.publish_hub.time.sleep", waited.append)
-    hub.fail("/commit/", status=503, times=1)
-    hub.fail("/commit/", status=429, times=1)
-    trained.publish("hf://tester/demo")
-    assert hub.commits("tester/demo")[1:] == ["Publish demo"]
-    assert len(waited) == 2
-
-
-def test_an_outage_that_does_not_end_keeps_the_model_and_asks_to_run_again(
-    hub, trained, monkeypatch
-):
-    monkeypatch.setattr("pipeline.stages.publish_hub.time.sleep", lambda seconds: None)
-    hub.fail("/commit/", status=502, times=99)
-    with pytest.raises(Interrupted, match="Run the same command again") as caught:
-        trained.publish("hf://tester/demo")
-    assert str(trained.model) in str(caught.value)
-    assert len(hub.commits("tester/demo")) == 1
-
-
-def test_a_forbidden_commit_names_the_cause(hub, trained):
-    hub.fail("/commit/", status=403)
-    with pytest.raises(BadInput, match=r"denied access \(403\)"):
-        trained.publish("hf://tester/demo")
