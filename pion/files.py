@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from pion.errors import BadInput, no_room
@@ -13,6 +14,11 @@ def sha256_file(path: str | Path) -> str:
     """Return the hex digest of a file's content. Raises as `open_file` does."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_sha256(text: str) -> bool:
+    """Return whether `text` is 64 hexadecimal digits."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 def write_atomically(path: Path, *chunks: bytes | memoryview) -> None:

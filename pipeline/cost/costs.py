@@ -53,7 +53,7 @@ from pipeline.job.stages import TRAINING
 from pipeline.machine.rented import RENTED
 from pipeline.state.head import Head
 from pipeline.state.rows.metrics import read_events
-from pipeline.state.rows.row_types import Unreadable
+from pipeline.state.rows.row_types import LostMachine, Unreadable
 from pipeline.state.rows.thin import ThinReader
 from pipeline.state.run_state import SILENCE_SECONDS, RunState
 from pipeline.state.stores import Conflict
@@ -66,28 +66,10 @@ ELSE = "everything else"
 _EPOCH = 0
 
 
-@dataclass(frozen=True)
-class LostMachine:
-    """A machine that ended, or whose job ended, before it owned the run.
-
-    The watching command saw it billing from `begin` to `end` (Unix seconds). `price` is in dollars
-    per hour.
-    """
-
-    id: str
-    cloud: str
-    gpu: str | None
-    count: int
-    price: float | None
-    managed_job: str | None
-    begin: float
-    end: float
-
-
 def keep_lost(run: RunState, machine: LostMachine) -> None:
     """Write `machine` into the events of `run`, unless it is there already. Raises StoreError."""
-    event = {"event": LOST, "epoch": _EPOCH, "at": machine.end, **dataclasses.asdict(machine)}
-    key = run.key(f"events/{_EPOCH}/{LOST}-{machine.id}.jsonl")
+    event = {"event": LOST, "epoch": _EPOCH, "at": machine["end"], **machine}
+    key = run.key(f"events/{_EPOCH}/{LOST}-{machine['id']}.jsonl")
     with contextlib.suppress(Conflict):
         run.store.compare_and_swap(key, (json.dumps(event) + "\n").encode(), None)
 
@@ -97,19 +79,18 @@ def owners_of(events: Sequence[Mapping[str, Any]]) -> set[str]:
     return {str(event["id"]) for event in events if event["event"] == RENTED}
 
 
-def lost_machines(events: Sequence[Mapping[str, Any]]) -> list[LostMachine]:
-    """Return the machines that never owned the run, from its events."""
+def lost_machines(events: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return the events of the machines that never owned the run."""
     owners = owners_of(events)
     found = {str(e["id"]): e for e in events if e["event"] == LOST and str(e["id"]) not in owners}
-    names = [field.name for field in dataclasses.fields(LostMachine)]
-    return [LostMachine(**{name: event[name] for name in names}) for event in found.values()]
+    return list(found.values())
 
 
-def _work_of_lost(machine: LostMachine) -> list[tuple[Process, list[Span]]]:
+def _work_of_lost(event: Row) -> list[tuple[Process, list[Span]]]:
     """Return what a machine did that never owned the run: all of it was boot."""
-    about = dataclasses.asdict(machine) | {"host": ""}
-    process = Process(range(0), machine.begin, rented=True, about=about, released=True)
-    return [(process, [Span(machine.begin, max(machine.begin, machine.end), BOOT)])]
+    begin, about = event["begin"], {**event, "host": ""}
+    process = Process(range(0), begin, rented=True, about=about, released=True)
+    return [(process, [Span(begin, max(begin, event["end"]), BOOT)])]
 
 
 USEFUL = (STEPS, STAGES, REFERENCE)

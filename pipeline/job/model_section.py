@@ -9,13 +9,15 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
+from annotated_types import MaxLen, Predicate
 from pydantic import create_model, field_validator, model_validator
 
 from pion.config.model_config import APART, PARTS, ModelConfig
 from pion.config.part_fields import FACTOR, LAYERS, MEANING, MOST, SEQ_LEN, VOCABULARY, WIDTH
 from pion.config.presets import PRESETS
+from pion.files import is_sha256
 from pipeline.job.section import (
     Section,
     identity,
@@ -23,6 +25,8 @@ from pipeline.job.section import (
     mistakes_of,
     refuse,
 )
+
+_Sha256 = Annotated[str, Predicate(is_sha256)]
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,12 @@ class Base:
     """
 
     source: str
-    hash: str
-    tokenizer: str
+    hash: _Sha256
+    tokenizer: _Sha256
     config: Mapping[str, Any]
     commit: str | None = None
-    template: str | None = None
-    date: str | None = None
+    template: _Sha256 | None = None
+    date: Annotated[str, MaxLen(10)] | None = None
 
     @property
     def model_config(self) -> ModelConfig:

@@ -69,11 +69,8 @@ class Fit:
     def predict(self, macs_per_token: float, tokens: float) -> Prediction:
         """Return the bits per byte of a model of this size after training on so many tokens.
 
-        Raises BadInput for numbers that are not above 0, and for more than `trusted_flops`.
+        Raises BadInput for more than `trusted_flops`.
         """
-        for name, value in (("macs_per_token", macs_per_token), ("tokens", tokens)):
-            if not (math.isfinite(value) and value > 0):
-                raise BadInput(f"{name} is {value}, but should be a number above 0.")
         flops = training_flops(macs_per_token, tokens)
         # Sizes are rounded: `trusted_flops` and a little more are trusted.
         if flops > self.trusted_flops * (1 + 1e-6):

@@ -11,13 +11,12 @@ import functools
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pion.errors import BadInput
-from pion.files import sha256_file
+from pion.files import is_sha256, sha256_file
 from pion.untrusted import open_file, read_json
 from pipeline.machine.folders import locked, open_private, private_cache_folder
 
@@ -28,7 +27,6 @@ MOST_HASHES = 100_000
 # A file that changes twice in a moment may have the same time after both changes. So what others
 # changed less than this many seconds ago is not remembered.
 JUST_CHANGED = 2.0
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # (name below the folder, size, sha256) → why the file is not that one; None if it is.
 Check = Callable[[str, int, str], str | None]
@@ -96,7 +94,7 @@ def hashed_once(*, own: bool = False) -> Iterator[Callable[[Path], str]]:
     def sha256_of(path: Path) -> str:
         key = _name_of(path.absolute())
         stamp, _, sha256 = before.get(key, "").rpartition(" ")
-        if stamp == _stamp(path.stat()) and _SHA256.fullmatch(sha256):
+        if stamp == _stamp(path.stat()) and is_sha256(sha256):
             now[key] = before[key]
             return sha256
         settled = time.time() - (0.0 if own else JUST_CHANGED)

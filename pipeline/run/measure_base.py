@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pion.errors import PionError
 from pipeline.console.messages import Note, Say
@@ -33,9 +33,6 @@ from pipeline.state.shared.folder import bring_data
 from pipeline.state.stores import Missing
 from pipeline.state.stores.errors import StoreError
 from pipeline.state.stores.retry import Patience
-
-if TYPE_CHECKING:
-    pass
 
 Row = dict[str, Any]
 MODEL = "base"

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from annotated_types import Ge, Le, Lt, Predicate
 
 from pion.errors import BadInput
+from pion.files import is_sha256
 from pion.untrusted import parse_object
 
 if TYPE_CHECKING:
@@ -29,13 +29,6 @@ BEFORE_0_1_0 = "5a12c685"
 EPOCHS = 10**6
 # 10000-01-01 00:00 UTC, the first time without a date.
 END_OF_TIME = 253_402_300_800
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def is_sha256(text: str) -> bool:
-    """Return whether `text` is 64 hexadecimal digits."""
-    return _SHA256.fullmatch(text) is not None
-
 
 # The most values of a record; commas and brackets in its texts count too. A run that was restarted
 # ten thousand times has fewer. Of each wrong value, a message is made before the first is shown:

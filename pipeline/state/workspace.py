@@ -344,21 +344,13 @@ def listed_files(raw: Mapping[str, Any], where: str, most: int = MOST_FILES) -> 
     listed = raw.get("files")
     if isinstance(listed, dict) and len(listed) > most:
         raise damaged(where, f"it lists {len(listed):,} files, and {most:,} are possible")
+    entries = list(listed.items()) if isinstance(listed, dict) else []
+    parts: list[Any] = [dict(entries[i : i + _AT_ONCE]) for i in range(0, len(entries), _AT_ONCE)]
     files: dict[str, tuple[int, str]] = {}
-    for some in _by_turns(listed):  # the first mistake ends the check
+    for some in parts or [listed]:  # the first mistake ends the check
         found = build(_Listing, {"files": some} if "files" in raw else {}, where)["files"]
         files |= {name: (about["size"], about["sha256"]) for name, about in found.items()}
     return files
-
-
-def _by_turns(listed: Any) -> Iterator[Any]:
-    """Yield a mapping in parts of _AT_ONCE entries, and any other value, or no entries, whole."""
-    if not isinstance(listed, dict) or len(listed) <= _AT_ONCE:
-        yield listed
-        return
-    entries = iter(listed.items())
-    while some := dict(itertools.islice(entries, _AT_ONCE)):
-        yield some
 
 
 def manifest_of(files: Files, **more: Any) -> bytes:

@@ -90,8 +90,8 @@ class Passing:
     def list(self, prefix: str = "") -> Entries:
         return self.do("list", prefix, lambda: self.inner.list(prefix))
 
-    def folders(self, prefix: str = "") -> Names:
-        return self.do("list", prefix, lambda: self.inner.folders(prefix))
+    def folders(self) -> Names:
+        return self.do("list", "", lambda: self.inner.folders())
 
     def service_time(self) -> float | None:
         return self.inner.service_time()

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from pion.errors import PionError
 from pion.untrusted import LARGEST_RECORD
 from pipeline.state.stores import Conflict, Entry, Missing, StoreError
-from pipeline.state.stores.base import Data, Entries, Names, WritesAtOnce
+from pipeline.state.stores.base import Data, Entries, Names, Store
 from tests.faults.faulty_store import Crash, Passing
 from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS
 
@@ -30,7 +30,7 @@ UNTOLD = "the test lost it"
 CHANGES = ("write", "swap", "delete", "publish")
 
 
-class MemoryStore(WritesAtOnce):
+class MemoryStore(Store):
     """Keys to bytes. `swapped` is called with the key, the old and the new content."""
 
     url = "memory://store"
@@ -68,9 +68,6 @@ class MemoryStore(WritesAtOnce):
         path.write_bytes(content)
         return hashlib.sha256(content).hexdigest()
 
-    def local_path(self, key: str) -> Path | None:
-        return None
-
     def sweep_unfinished(self, prefix: str, before: float) -> int:
         return 0
 
@@ -78,12 +75,8 @@ class MemoryStore(WritesAtOnce):
         found = sorted(key for key in self.objects if key.startswith(prefix))
         return [Entry(key, len(self.objects[key][0])) for key in found]
 
-    def folders(self, prefix: str = "") -> Names:
-        below = (key.removeprefix(prefix) for key in self.objects if key.startswith(prefix))
-        return sorted({rest.partition("/")[0] for rest in below if "/" in rest})
-
-    def service_time(self) -> float | None:
-        return None
+    def folders(self) -> Names:
+        return sorted({key.partition("/")[0] for key in self.objects if "/" in key})
 
     def probe(self, prefix: str) -> None:
         """Do nothing: there is nothing to find out."""

@@ -1,10 +1,9 @@
 """Good rows of metrics and events, for the tests that attack them."""
 
-import dataclasses
 import json
 from typing import Any
 
-from pipeline.cost.costs import LOST, LostMachine
+from pipeline.cost.costs import LOST
 from pipeline.machine.rented import RentedMachine, claim_event
 from tests.hostile.hostile_run import NOW
 
@@ -37,7 +36,8 @@ MACHINE = RentedMachine(
     "7",
     {"machine up": 30.0},
 )
-LOST_MACHINE = LostMachine("gone", "RunPod", "A40", 1, 0.5, "7", NOW, NOW + 60)
+LOST_MACHINE = {"id": "gone", "cloud": "RunPod", "gpu": "A40", "count": 1, "price": 0.5}
+LOST_MACHINE |= {"managed_job": "7", "begin": NOW, "end": NOW + 60}
 CLAIM: dict[str, Any] = {"session": "s", "started": NOW - 60, "reason": "it was released"}
 
 
@@ -49,7 +49,7 @@ def event(kind: str, **fields: Any) -> dict[str, Any]:
 EVENTS: dict[str, dict[str, Any]] = {
     "machine": event(**{"kind": "", **claim_event(MACHINE, 0.5, **CLAIM)}),
     "process": event(**{"kind": "", **claim_event(None, 0.5, **CLAIM)}),
-    "lost": event(LOST, **dataclasses.asdict(LOST_MACHINE)),
+    "lost": event(LOST, **LOST_MACHINE),
     "phase": event("phase", name="first step", seconds=2.5, total=True, parts={"a": 1.0}),
     "training": event(
         "training",

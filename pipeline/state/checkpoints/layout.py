@@ -11,11 +11,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from pion.errors import BadInput
 from pion.formats.weights import WEIGHTS
 from pipeline.state.head import CheckpointEntry
 from pipeline.state.record_json import (
-    FORMAT,
     MOST_VALUES,
     Count,
     Epoch,
@@ -31,9 +29,6 @@ STATE = "state.json"
 # are written to this machine first have this file.
 METRICS = "metrics.jsonl"
 MANIFEST = "manifest.json"
-# The format of the manifest of a checkpoint that several workers have each written a part of, and
-# the last commit that reads such a checkpoint. No release has written one.
-PARTS_FORMAT, PARTS_COMMIT = 2, "05c25a9c"
 
 
 def checkpoint_key(stage: str, step: int, epoch: int) -> str:
@@ -86,11 +81,4 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
 
     Raises `Damaged`, or `BadInput` for another format version.
     """
-    manifest = parse(data, where, (FORMAT, PARTS_FORMAT), most=MOST_VALUES + 3 * MOST_FILES)
-    if manifest["format"] == PARTS_FORMAT:
-        raise BadInput(
-            f"{where} is of a checkpoint that several workers have written in parts, as no release "
-            f"does. The last commit that reads it is {PARTS_COMMIT}: git checkout {PARTS_COMMIT}. "
-            "Nothing was changed."
-        )
-    return manifest
+    return parse(data, where, most=MOST_VALUES + 3 * MOST_FILES)

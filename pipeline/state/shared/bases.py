@@ -9,21 +9,16 @@ run. So a branch that moves, or a folder that changes, does not change the run.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
-
-from annotated_types import MaxLen
-from typing_extensions import TypedDict
 
 from pion.errors import BadInput, PionError
 from pipeline.job.model_section import Base
 from pipeline.machine.file_hashes import file_problem
 from pipeline.state.record_file import RecordFile
-from pipeline.state.record_json import Damaged, Sha256, build, damaged, open_record, parse
+from pipeline.state.record_json import Damaged, build, damaged, open_record, parse
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing, Store
 from pipeline.state.stores.local import replacing
@@ -34,19 +29,6 @@ BASES = "_bases"
 WEIGHTS = (".safetensors", ".safetensors.index.json")
 DECIDE_IDS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SETTINGS = ("config.json", "generation_config.json", "chat_template.jinja")
-
-
-@open_record
-class _Pin(TypedDict):
-    """What a pin says."""
-
-    source: str
-    hash: Sha256
-    tokenizer: Sha256
-    config: Mapping[str, Any]
-    commit: NotRequired[str | None]
-    template: NotRequired[Sha256 | None]
-    date: NotRequired[Annotated[str, MaxLen(10)] | None]
 
 
 def hash_of(files: Files) -> str:
@@ -94,9 +76,7 @@ def _pin(run: RunState, source: str) -> RecordFile[Base]:
 
 
 def _base(data: bytes, where: str) -> Base:
-    pin = build(_Pin, parse(data, where), where)
-    known = {field.name for field in dataclasses.fields(Base)}
-    return Base(**{name: value for name, value in pin.items() if name in known})  # type: ignore[arg-type]
+    return build(open_record(Base), parse(data, where), where)
 
 
 # ---------------------------------------------------------------- the files

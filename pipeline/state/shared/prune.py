@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from pion.files import is_sha256
 from pipeline.state.find_run import runs_in
 from pipeline.state.head import SHARED, TRASH_SECONDS, data_key, is_data_key
 from pipeline.state.owner import Owner
-from pipeline.state.record_json import is_sha256
 from pipeline.state.shared.find_or_prepare import preparing
 from pipeline.state.shared.folder import delete_folder
 from pipeline.state.shared.records import (

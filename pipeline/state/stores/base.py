@@ -81,6 +81,9 @@ Staged = dict[str, Any]
 class Store(Protocol):
     """Keys to bytes. Every method raises `StoreError` when the store itself fails.
 
+    By default, a store is far from this disk, and each write is durable and seen by all when it
+    returns.
+
     A store may collect writes and deletes into commits (`commits` is true). This object's own reads
     see such changes at once. The next `compare_and_swap` or `flush` commits them all, and then
     everybody sees them.
@@ -91,8 +94,8 @@ class Store(Protocol):
     """
 
     url: str
-    commits: bool
-    save_seconds: float
+    commits: bool = False
+    save_seconds: float = 0.0
 
     def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
         """Return the bytes under `key`. Raises `Missing`, and `Damaged` without reading further if
@@ -113,12 +116,15 @@ class Store(Protocol):
 
     def flush(self) -> None:
         """Make everything written so far durable and seen by all."""
+        return None
 
     def staged(self) -> list[Staged]:
         """Return the writes that wait for a commit, for another process's `adopt`."""
+        return []
 
     def adopt(self, staged: list[Staged]) -> None:
         """Take over writes whose bytes another process has already sent to the store."""
+        return None
 
     def delete(self, key: str) -> None:
         """Remove `key`; do nothing if it does not exist."""
@@ -131,6 +137,7 @@ class Store(Protocol):
     def local_path(self, key: str) -> Path | None:
         """Return where `key` (empty: the whole store) can be memory-mapped here, or None if it must
         be downloaded."""
+        return None
 
     def sweep_unfinished(self, prefix: str, before: float) -> int:
         """Remove what writers that died before `before` (Unix time) left unfinished, and what no
@@ -139,9 +146,8 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> Entries:
         """Return every object whose key starts with `prefix`, sorted by key."""
 
-    def folders(self, prefix: str = "") -> Names:
-        """Return the names directly below `prefix` (empty, or a key and a slash) below which there
-        may be objects, sorted.
+    def folders(self) -> Names:
+        """Return the names at the top of the store below which there may be objects, sorted.
 
         What lies below them costs nothing: a remote store makes a request for every thousand names.
         Raises BadInput if there are more than `MOST_NAMES`. Files count, except in a folder, where
@@ -154,29 +160,12 @@ class Store(Protocol):
         Returns None for a folder, which has no other clock, and if the service says no readable
         date. Makes one cheap request, with retries.
         """
+        return None
 
     def probe(self, prefix: str) -> str:
         """Check that keys below `prefix` can be read, written and deleted, and that
         `compare_and_swap` really compares. Leaves nothing behind. Return what a person should know
         about the store, mostly nothing. Raises `BadInput` saying what is wrong and what to do."""
-
-
-class WritesAtOnce:
-    """The commit methods of a store whose writes wait for no commit: they do nothing."""
-
-    commits = False
-    save_seconds = 0.0
-
-    def flush(self) -> None:
-        """Do nothing: every write is durable and visible to all when it returns."""
-
-    def staged(self) -> list[Staged]:
-        """Return no writes: none waits."""
-        return []
-
-    def adopt(self, staged: list[Staged]) -> None:
-        """Do nothing: no write waits in another process either."""
-        assert not staged
 
 
 def check_key(key: str) -> str:

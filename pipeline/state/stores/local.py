@@ -23,8 +23,8 @@ from pipeline.state.stores.base import (
     Entry,
     Missing,
     Names,
+    Store,
     StoreError,
-    WritesAtOnce,
     check_count,
     check_key,
     is_key,
@@ -65,7 +65,7 @@ def explained(action: str, path: Path, needs: int = 0) -> Iterator[None]:
         raise StoreError(action, str(path), reason) from error
 
 
-class FileStore(WritesAtOnce):
+class FileStore(Store):
     """Keys are files below `folder`. Safe with any number of processes on one machine.
 
     Files whose names start with a dot are not keys: they are temporary files of writes in progress,
@@ -156,9 +156,8 @@ class FileStore(WritesAtOnce):
                     entries.append(Entry(key, path.stat().st_size))
         return sorted(entries, key=lambda entry: entry.key)
 
-    def folders(self, prefix: str = "") -> Names:
-        folder = self._path(prefix.rstrip("/")) if prefix else self.folder
-        names = []
+    def folders(self) -> Names:
+        folder, names = self.folder, []
         with explained("list", folder):
             try:
                 with os.scandir(folder) as children:
@@ -168,9 +167,6 @@ class FileStore(WritesAtOnce):
             except (FileNotFoundError, NotADirectoryError):
                 return []
         return sorted(name for name in names if is_key(name))
-
-    def service_time(self) -> float | None:
-        return None
 
     def probe(self, prefix: str) -> str:
         key = f"{prefix}probe-{uuid.uuid4().hex}"

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.commands.status import show_statuses
-from pipeline.cost.costs import CAUSES, LostMachine, costs, costs_of, keep_lost, read_log
+from pipeline.cost.costs import CAUSES, costs, costs_of, keep_lost, read_log
 from pipeline.job import Job
 from pipeline.report.page_data import page_data
 from pipeline.report.reading import HistoryReader
@@ -384,7 +384,16 @@ def test_two_stages_follow_each_other():
 
 def lost(pod, begin, end, price=0.36):
     """Return a pod that a watcher saw boot and end."""
-    return LostMachine(pod, "RunPod", "A40", 1, price, "7", begin, end)
+    return {
+        "id": pod,
+        "cloud": "RunPod",
+        "gpu": "A40",
+        "count": 1,
+        "price": price,
+        "managed_job": "7",
+        "begin": begin,
+        "end": end,
+    }
 
 
 def test_a_machine_that_never_owned_the_run_is_paid_for_as_boot(tmp_path):
@@ -418,7 +427,7 @@ def test_a_machine_that_two_watchers_saw_lost_counts_once_as_the_first_one_saw_i
 
 
 def test_a_machine_that_owned_the_run_after_all_is_not_paid_for_twice():
-    taken_for_lost = {"event": "lost", "epoch": 0, "at": T, **vars(lost("pod1", T, T + 500))}
+    taken_for_lost = {"event": "lost", "epoch": 0, "at": T, **lost("pod1", T, T + 500)}
     events = [taken_for_lost, rental(1, T + 10, T)]
     found = costs(events, {}, owned(1), T + 20, heartbeats={1: T + 20})
     assert sum(found.seconds.values()) == 20

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pion.errors import PionError
-from pipeline.cost.costs import LostMachine, RunLog, costs_of, keep_lost, owners_of
+from pipeline.cost.costs import RunLog, costs_of, keep_lost, owners_of
 from pipeline.machine.rented import RENTED
 from pipeline.rent.managed.look.diagnose import Attempt
 from pipeline.rent.managed.provider.jobs import ManagedJob, Place, place_of
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.state.head import Head
 from pipeline.state.rows.metrics import read_events
+from pipeline.state.rows.row_types import LostMachine
 from pipeline.state.run_state import RunState
 
 # Costs are read from a run's events at most this often.
@@ -90,9 +91,9 @@ class CostMemory:
             self._machines = frozenset(machine.id for machine in costs.machines)
         dollars = self._dollars
         for pod in booting.values():
-            if pod.id not in self._machines and pod.price is not None:
-                hours = max(0.0, pod.end - pod.begin) / 3600
-                dollars = (dollars or 0.0) + pod.price * hours
+            if pod["id"] not in self._machines and pod["price"] is not None:
+                hours = max(0.0, pod["end"] - pod["begin"]) / 3600
+                dollars = (dollars or 0.0) + pod["price"] * hours
         return dollars
 
 
@@ -214,20 +215,20 @@ class LostPods:
                     cloud="RunPod",
                     gpu=pod.gpu,
                     count=pod.count,
-                    price=pod.price if pod.price is not None or seen is None else seen.price,
+                    price=pod.price if pod.price is not None or seen is None else seen["price"],
                     managed_job=str(pod.job_id),
-                    begin=seen.begin if seen else min(pod.created or now, now),
+                    begin=seen["begin"] if seen else min(pod.created or now, now),
                     end=now,
                 )
         # If the job has ended, this may be the last look.
         job_ended = job is not None and not job.live
-        ended = [pod for pod in self.booting.values() if job_ended or pod.id not in alive]
+        ended = [lost for id, lost in self.booting.items() if job_ended or id not in alive]
         if not ended:
             return
         with contextlib.suppress(PionError):
             owners = owners_of(read_events(self._state.store, self._state.name))
             for machine in ended:
-                if machine.id not in owners:
+                if machine["id"] not in owners:
                     keep_lost(self._state, machine)
-                del self.booting[machine.id]
-                self._noted.add(machine.id)
+                del self.booting[machine["id"]]
+                self._noted.add(machine["id"])

@@ -170,13 +170,13 @@ class HubRepo:
         tree = self._tree(commit, folder, recursive=True)
         return [entry for entry in tree if isinstance(entry, RepoFile)]
 
-    def folders(self, commit: str, folder: str = "") -> list[str]:
-        """Return the names of the folders directly in `folder` at that commit."""
+    def folders(self, commit: str) -> list[str]:
+        """Return the names of the folders at the top of the repository at that commit."""
         found = []
-        for number, entry in enumerate(self._tree(commit, folder, recursive=False), 1):
-            check_count(number, f"{self.url}/{folder}".rstrip("/"), "another repository")
+        for number, entry in enumerate(self._tree(commit, "", recursive=False), 1):
+            check_count(number, self.url, "another repository")
             if isinstance(entry, RepoFolder):
-                found.append(entry.path.rpartition("/")[2])
+                found.append(entry.path)
         return found
 
     def _tree(

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, get_token
@@ -27,6 +28,7 @@ from pipeline.state.stores.base import (
     Missing,
     Names,
     Staged,
+    Store,
     StoreError,
     check_key,
     is_key,
@@ -50,7 +52,7 @@ LARGE_BYTES = 1 << 20
 COMMITS_KEPT = 50
 
 
-class HubStore:
+class HubStore(Store):
     """Keys are files in the repository `repo_id`. Safe with any number of processes and threads.
 
     Reading a large file before its commit makes the commit. `sleep` waits before a failed request
@@ -171,9 +173,6 @@ class HubStore:
         except errors.ERRORS as error:
             raise repo.explained(error, "read", key) from None
 
-    def local_path(self, key: str) -> Path | None:
-        return None
-
     def list(self, prefix: str = "") -> Entries:
         folder = prefix.rpartition("/")[0]
         if folder:
@@ -189,20 +188,12 @@ class HubStore:
                 sizes[change.key] = change.size
         return [Entry(k, sizes[k]) for k in sorted(sizes) if k.startswith(prefix) and is_key(k)]
 
-    def folders(self, prefix: str = "") -> Names:
-        parent = prefix.rstrip("/")
-        if parent:
-            check_key(parent)
-        names = set(
-            self._repo.request(
-                "list",
-                prefix,
-                lambda: at_main(self._repo, lambda main: self._repo.folders(main, parent)),
-            )
-        )
+    def folders(self) -> Names:
+        look = partial(at_main, self._repo, self._repo.folders)
+        names = set(self._repo.request("list", "", look))
         for change in self._changes():
-            name, slash, _ = change.key.removeprefix(prefix).partition("/")
-            if change.key.startswith(prefix) and slash and not isinstance(change, Delete):
+            name, slash, _ = change.key.partition("/")
+            if slash and not isinstance(change, Delete):
                 names.add(name)
         return sorted(name for name in names if is_key(name))
 

@@ -25,8 +25,8 @@ from pipeline.state.stores.base import (
     Entry,
     Missing,
     Names,
+    Store,
     StoreError,
-    WritesAtOnce,
     check_count,
     check_key,
     is_key,
@@ -54,7 +54,7 @@ _READ_BACK = (
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
-class S3Store(WritesAtOnce):
+class S3Store(Store):
     """Keys are objects below `prefix` in `bucket`. Safe with any number of processes and threads.
 
     Objects of `upload_bytes` or more are uploaded in parts of that size. All objects are downloaded
@@ -176,9 +176,6 @@ class S3Store(WritesAtOnce):
             for body in unread:
                 body.close()
 
-    def local_path(self, key: str) -> Path | None:
-        return None
-
     def sweep_unfinished(self, prefix: str, before: float) -> int:
         bucket, root = self._bucket, self._bucket.root
 
@@ -202,8 +199,8 @@ class S3Store(WritesAtOnce):
         entries = itertools.chain.from_iterable(self._pages(prefix, self._entries))
         return sorted(entries, key=lambda entry: entry.key)
 
-    def folders(self, prefix: str = "") -> Names:
-        skip = len(self._bucket.root + prefix)
+    def folders(self) -> Names:
+        skip = len(self._bucket.root)
 
         def read(page: Mapping[str, Any]) -> tuple[Names, int]:
             below = page.get("CommonPrefixes", [])
@@ -212,10 +209,10 @@ class S3Store(WritesAtOnce):
 
         found: Names = []
         seen = 0
-        for names, count in self._pages(prefix, read, Delimiter="/"):
+        for names, count in self._pages("", read, Delimiter="/"):
             found += names
             seen += count
-            check_count(seen, f"{self.url}/{prefix}".rstrip("/"), f"{self.url}/runs")
+            check_count(seen, self.url, f"{self.url}/runs")
         return sorted(name for name in found if is_key(name))
 
     def service_time(self) -> float | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from pion.errors import BadInput, PionError
-from pipeline.cost.costs import LostMachine, keep_lost
+from pipeline.cost.costs import keep_lost
 from pipeline.rent.managed.names import cluster_name, rental_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import runpod_configured
@@ -144,8 +144,10 @@ def test_a_pod_that_is_rented_now_costs_since_runpod_rented_it_out(account):
 
 def lose(pod, run):
     """Note a pod of managed job 2 that a watcher saw boot for half an hour, for $0.10, and end."""
+    lost = {"id": pod, "cloud": "RunPod", "gpu": "A40", "count": 1, "price": 0.2}
     now = run.clock.now()
-    keep_lost(run, LostMachine(pod, "RunPod", "A40", 1, 0.2, "2", now - 9000, now - 7200))
+    lost |= {"managed_job": "2", "begin": now - 9000, "end": now - 7200}
+    keep_lost(run, lost)
 
 
 def test_a_pod_that_never_claimed_the_run_is_listed_as_gone_with_what_it_cost(account):

@@ -1,10 +1,5 @@
 """What a manifest says of a checkpoint, and which manifests are refused."""
 
-import json
-
-import pytest
-
-from pion.errors import BadInput
 from pipeline.state.checkpoints.layout import (
     MODEL,
     OPTIMIZER,
@@ -24,9 +19,3 @@ def test_a_manifest_lists_its_files_and_their_weights_identify_the_model():
     assert (manifest["format"], listed_files(manifest, WHERE)) == (1, FILES)
     assert model_sha256(FILES) == "a" * 64
     assert model_sha256({"state.json": (1, "c" * 64)}) is None
-
-
-def test_a_checkpoint_in_parts_is_refused_with_the_commit_that_reads_it():
-    manifest = json.loads(SAVE.manifest({"model-1-of-2.safetensors": (7, "a" * 64)}))
-    with pytest.raises(BadInput, match=r"in parts.*git checkout 05c25a9c\. Nothing was changed"):
-        parse_manifest(json.dumps(manifest | {"format": 2}).encode(), WHERE)

@@ -92,9 +92,6 @@ def test_folders_are_the_names_below_which_there_is_something(place):
     assert store.folders() == ["demo", "demo-2", "other"]  # also before a commit
     store.flush()
     assert place.open().folders() == ["demo", "demo-2", "other"]
-    assert store.folders("demo/") == ["metrics"]
-    assert store.folders("demo/metrics/") == ["1"]
-    assert store.folders("loose/") == store.folders("nothing/") == []
 
 
 def test_others_see_a_write_once_it_is_flushed(place):
