@@ -27,9 +27,9 @@ LONGEST = timedelta(hours=24)
 class Gradients:
     """Computes the gradients of an objective, in `dtype`, on the device of `model`.
 
-    The auxiliary losses are means over the `global_batch` rows of a step, of all ranks. Every rank
-    calls the same methods in the same order, but ranks may add different numbers of micro-batches:
-    unless the model is sharded.
+    The auxiliary losses are means over the rows of a step, of all ranks. Every rank calls the same
+    methods in the same order, but ranks may add different numbers of micro-batches: unless the
+    model is sharded.
     """
 
     def __init__(
@@ -37,10 +37,9 @@ class Gradients:
         model: Decoder,
         dtype: torch.dtype,
         world_size: int,
-        global_batch: int,
         shards: Shards | None = None,
     ) -> None:
-        self._model, self._dtype, self._aux_scale = model, dtype, 1 / global_batch
+        self._model, self._dtype, self._aux_scale = model, dtype, 1.0
         self._device = model.embed.weight.device
         self._shards = shards
         params = in_order_of_backward(model) if shards is None else shards.kept_whole()
@@ -48,8 +47,9 @@ class Gradients:
         self.buckets = Buckets(params) if world_size > 1 and params else None
         self.graphs = MicroBatchGraphs(model, dtype, world_size)
 
-    def begin(self) -> None:
-        """Begin a step, which has no gradients yet."""
+    def begin(self, rows: int) -> None:
+        """Begin a step over so many rows of all ranks, which has no gradients yet."""
+        self._aux_scale = 1 / rows
         self.graphs.begin()
         if self._shards is not None:
             self._shards.clear()
