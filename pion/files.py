@@ -30,7 +30,8 @@ def write_atomically(path: Path, *chunks: bytes | memoryview) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.writelines(chunks)
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -132,6 +132,26 @@ def mean(items: ItemScores) -> tuple[float, float]:
     return of_scores(np.bincount(units, items.scores), np.bincount(units, items.weights))
 
 
+def before_and_after(
+    before: Mapping[str, ItemScores], after: Mapping[str, ItemScores]
+) -> dict[str, dict[str, float]]:
+    """Return the means `before` and `after`, and their `change`, by the names of measures, each
+    with its standard error under `…_sem`. Raises as `difference`."""
+    sides = {
+        "before": {name: mean(one) for name, one in before.items()},
+        "after": {name: mean(one) for name, one in after.items()},
+        "change": {name: difference(one, after[name]) for name, one in before.items()},
+    }
+    return {
+        side: {
+            f"{name}{end}": number
+            for name, found in numbers.items()
+            for end, number in zip(("", "_sem"), found, strict=True)
+        }
+        for side, numbers in sides.items()
+    }
+
+
 @dataclass(frozen=True)
 class TaskScores:
     """The scores of a task's items (or their differences), the error of their mean, and what

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
 
 from pion.rewards.answered import Answered
+from pion.rewards.builtin import BuiltinReward
+from pion.rewards.function import FunctionReward
 
-
-class Reward(Protocol):
-    """What judges answers.
-
-    Attributes:
-        name: what reports call the reward.
-        errors: how many answers got 0 because of an error, by its message. Who reads them may
-            clear them.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def errors(self) -> Counter[str]: ...
-    def judge(self, answers: Sequence[Answered]) -> list[float]: ...
-    def close(self) -> None: ...
+# What judges answers. Who reads its `errors` may clear them.
+Reward = BuiltinReward | FunctionReward
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pion.data.order import RowOrder
-from pion.data.phased_order import PhasedOrder
 from pion.data.shards import Rows, Shard
 from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput, PionError
@@ -265,7 +264,7 @@ class CachedStream(RowStream):
     def __init__(
         self,
         sources: Sequence[tuple[Rows, RowOrder]],
-        weights: Sequence[float] | PhasedOrder,
+        weights: Sequence[float],
         seed: int,
         cache: ShardCache,
         documents: int | None = None,

@@ -19,9 +19,10 @@ from pipeline.new.options import NewOptions
 from pipeline.new.proposal import default_start, propose
 from pipeline.new.words import notes, of_look, of_proposal
 from pipeline.new.write_copy import write_copy
+from pipeline.rent.plan.counted import RECORDS
 
 # By the stage that learns from them, how the copy of data ends.
-COPIES = {"pretrain": "texts", "sft": "chats", "prefer": "pairs"}
+COPIES = {"pretrain": "texts", "sft": "chats", "prefer": "pairs", "reinforce": "prompts"}
 
 
 def new_job(options: NewOptions) -> int:
@@ -39,7 +40,8 @@ def new_job(options: NewOptions) -> int:
     proposal, examples = propose(options, looks, base)
     for look, shown in zip(looks, examples, strict=True):
         first = look.what if look.stage == "prefer" else f"{look.what}s"
-        show(f"\nthe first {first}, with what is learned between ⟦ and ⟧:")
+        learned = look.stage != "reinforce"
+        show(f"\nthe first {first}{', with what is learned between ⟦ and ⟧' * learned}:")
         for example in shown:
             show("  " + masked(example).rstrip().replace("\n", "\n    "))
     show("\nproposed:")
@@ -128,11 +130,11 @@ def _refuse_problems(looks: Sequence[Look], options: NewOptions) -> None:
     if not any(one.records for one in looks):
         what = "preferences that can be learned" if prefers else "text that can be learned"
         raise BadInput(f"{looks[0].reading.group.path} has no {what}. Nothing was written.")
-    if prefers and options.base == NONE:
+    if (prefers or looks[0].stage == "reinforce") and options.base == NONE:
         raise BadInput(
-            "--from none: preferences choose between answers that a model can give already, so "
-            "they need a model that answers. Name one (--from MODEL), or leave --from out. "
-            "Nothing was written."
+            f"--from none: {RECORDS[looks[0].stage]} make more frequent what a model answers "
+            "sometimes, so they need a model that answers. Name one (--from MODEL), or leave "
+            "--from out. Nothing was written."
         )
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from itertools import chain, repeat
+from itertools import chain, repeat, starmap
 from pathlib import Path
 from typing import Any
 
-from pion.data.records.layouts import kind_of
+from pion.data.prompt.layouts import parse_question
+from pion.data.records.layouts import TURNS, kind_of, read_conversation
 from pion.errors import BadInput
 from pion.later_fields import shown
 from pipeline.console.formats import show
@@ -20,6 +22,7 @@ from pipeline.new.chats import meaning_of, names_of_roles, unknown_roles
 from pipeline.new.files import IN_WORDS, FoundFiles, Group
 from pipeline.new.layouts import (
     Preferences,
+    Prompts,
     TextColumn,
     TurnsColumn,
     Undecided,
@@ -30,6 +33,7 @@ from pipeline.new.layouts import (
     read_by_jobs,
 )
 from pipeline.new.look import Reading
+from pipeline.new.read import Record
 from pipeline.new.sample import Firsts, first_records
 
 # The kinds of files whose records a job reads, too.
@@ -70,6 +74,9 @@ def decide(found: FoundFiles, wishes: Wishes) -> list[Reading]:
     if not says_how and _has_preferences(found.groups, firsts):
         (group,) = found.groups
         return [Reading(group, Preferences(), direct=group.kind in READ_BY_JOBS)]
+    of_files = [records for _, records in chain.from_iterable(firsts)]
+    if not says_how and all(firsts) and all(starmap(_is_prompt, chain(*of_files))):
+        return [Reading(g, Prompts(), direct=g.kind in READ_BY_JOBS) for g in found.groups]
     readings = list(map(_reading, found.groups, firsts, repeat(wishes)))
     chats = [r for r in readings if is_chat(r.layout)]
     texts = [r for r in readings if not is_chat(r.layout)]
@@ -115,6 +122,18 @@ def _has_preferences(groups: Sequence[Group], firsts: Sequence[Firsts]) -> bool:
             "move them into folders of their own. Nothing was written."
         )
     return bool(ours)
+
+
+def _is_prompt(where: str, record: Record) -> bool:
+    """Return whether a record is a prompt with a right answer, and no conversation."""
+    if kind_of(record) is not None and record.keys().isdisjoint(TURNS):
+        return False  # nobody guesses which of its answers is learned
+    try:
+        read_conversation(record, where)
+    except BadInput:
+        with suppress(BadInput):
+            return parse_question(record, where).answer is not None
+    return False
 
 
 def _reading(group: Group, firsts: Firsts, wishes: Wishes) -> Reading:

@@ -37,15 +37,18 @@ def examples_of(look: Look, job: Job | None) -> list[str]:
     """
     if look.stage == "sft":
         return _of_chats(look, job)
+    if job is not None and look.stage != "pretrain" and look.all_kept and look.reading.direct:
+        count(job, look.stage)  # refuses what `pion check` would; a copy is not yet there
     if look.first is not None:
-        return _of_preferences(look, look.first, job)
+        return _of_preferences(look, look.first)
+    if look.stage == "reinforce":
+        prompts = ["\n".join([*one.texts, f"right answer: {one.answer}"]) for one in look.shown]
+        return [f"{one.where}\n{_cut(text)}" for one, text in zip(look.shown, prompts)]
     return [f"{one.where}\n{_cut('⟦' + one.texts[0].strip() + '⟧')}" for one in look.shown]
 
 
-def _of_preferences(look: Look, first: Preference, job: Job | None) -> list[str]:
+def _of_preferences(look: Look, first: Preference) -> list[str]:
     """Return the first preference in plain words: its place, the prompt, and each answer."""
-    if job is not None and look.all_kept and look.reading.direct:
-        count(job, "prefer")  # refuses what `pion check` would; a copy is not yet there
     better, worse = ("chosen", "rejected") if look.paired else ("desired", "undesired")
     side = first.conversations[0]
     prompt = "\n".join(f"{m['role']}: {m['content'] or ''}" for m in side.messages[: side.context])

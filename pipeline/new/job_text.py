@@ -11,14 +11,17 @@ from typing import NamedTuple
 
 import yaml
 
+from pion.rewards.builtin import unjudgeable
 from pipeline.console.formats import short_amount
 from pipeline.new.base import LookedUp
 from pipeline.new.layouts import TextColumn
 from pipeline.new.look import Look, Reading
 from pipeline.new.options import NewOptions, name_of
-from pipeline.new.rules import SMALLEST, Amount, FineTuning, FromRandom, Pretraining
+from pipeline.new.rules import ANSWER, SMALLEST, Amount, FineTuning, FromRandom, Pretraining
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@=+ -]*(?<! )")
+# GSM8K's mark, LaTeX's, or nothing but a number.
+_RIGHT_NUMBER = re.compile(r"####|\\boxed\{|^\s*\W?[\d.,]+\W?\s*$")
 # Comments begin in this column, if the line is shorter.
 COLUMN = 34
 # The text that comes with Python.
@@ -102,7 +105,8 @@ def lines_of(p: Proposal) -> list[Line]:
     if p.pretraining is not None:
         stages += [*_data(p, p.pretraining), *_pretrain(p.pretraining)]
     if p.tuning is not None:
-        stages += _sft(p, p.tuning) if p.prefers is None else _prefer(p, p.tuning, p.prefers)
+        write = {"prefer": _prefer, "reinforce": _reinforce}.get(p.looks[0].stage, _sft)
+        stages += write(p, p.tuning)
     return [
         Line(f"# Written by: {p.options.command}"),
         *map(Line, _HEAD if p.prefers is None else _HEAD_OF_PREFERENCES),
@@ -205,42 +209,64 @@ def _sft(p: Proposal, stage: FineTuning) -> list[Line]:
         *([Line("  lora: {}", large, "LoRA", "yes", stays)] if stage.lora else []),
         *([] if rate is None else [Line(f"  lr: {rate:g}", own), Line(f"  min_lr: {rate / 10:g}")]),
         *_sources(p.sources["sft"]),
-        *(_rewards(p) if _end_with_numbers(p.looks) else []),
+        *_rewards(p),
     ]
 
 
-def _end_with_numbers(looks: Sequence[Look]) -> bool:
-    """Return whether answers end with a number that a program can check, as those of GSM8K do."""
-    talks = (content.conversation for look in looks for content in look.few)
-    answers = [talk.messages[-1]["content"] or "" for talk in talks if talk is not None]
-    return bool(answers) and all("####" in answer for answer in answers)
-
-
 def _rewards(p: Proposal) -> list[Line]:
-    numbers = f"the number after #### can be checked: {REWARDS}"
-    sources = [Line(f"# {line.yaml}") for line in _sources(p.sources["sft"])]
-    return [Line("# reinforce:", numbers), Line("#   rewards: [number]"), *sources]
+    """Return a stage of rewards as comments, if all answers have a number that can be checked."""
+    answers = [content.answer for look in p.looks for content in look.few if content.answer]
+    if not all(map(_RIGHT_NUMBER.search, answers)):
+        return []
+    return [
+        Line("# reinforce:", f"the numbers of the answers can be checked: {REWARDS}"),
+        Line("#   rewards: [number]"),
+        *(Line(f"# {line.yaml}") for line in _sources(p.sources["sft"])),
+    ]
 
 
-def _prefer(p: Proposal, stage: FineTuning, look: Look) -> list[Line]:
-    seq_len, batch, held_out = stage.seq_len, stage.global_batch, stage.held_out
+def _reinforce(p: Proposal, stage: FineTuning) -> list[Line]:
+    kind, right = "exact", "the answer is the right one, letter by letter"
+    if all(unjudgeable("number", content.answer) is None for content in p.looks[0].few):
+        kind, right = "number", "the last number of the answer is the right one"
+    room, short = (
+        stage.seq_len,
+        "of an answer; the model's context has room for as many of a prompt",
+    )
+    return [
+        Line("reinforce:", "it must give right answers sometimes: see `pion check`"),
+        Line(f"  rewards: [{kind}]", f"1 if {right}; others: {REWARDS}", "reward", kind),
+        *([Line(f"  max_tokens: {room}", short, "longest", f"{room}")] if room < ANSWER else []),
+        *_common(p, stage),
+    ]
+
+
+def _prefer(p: Proposal, stage: FineTuning) -> list[Line]:
+    look = p.looks[0]
+    seq_len, batch = stage.seq_len, stage.global_batch
     loss, means = "apo-zero", "learns from single answers"
     if look.paired:
         loss, means = "dpo-norm", "means over tokens, so longer answers have no advantage"
     in_step = "rows in a step"
     items = f"{in_step}: about {look.all_records / stage.rows * batch:,.0f} {look.what}s"
-    kept_out = "share of the prompts that is kept out of training, to measure on"
-    large = "a model of this size is frozen; small additions are trained"
-    stays = "the model is large; it stays as it is"
     return [
         Line("prefer:"),
         Line(f"  loss: {loss}", means, "loss", loss),
         Line(f"  seq_len: {seq_len}", stage.why_rows, "rows", f"{seq_len:,} tokens"),
-        _passes(stage),
         Line(f"  global_batch: {batch}", in_step, "batch", f"{batch}", items),
-        Line(f"  held_out: {held_out:g}", kept_out, "held out", f"{held_out:.3g}"),
-        *([Line("  lora: {}", large, "LoRA", "yes", stays)] if stage.lora else []),
-        *_sources(p.sources["prefer"]),
+        *_common(p, stage),
+    ]
+
+
+def _common(p: Proposal, stage: FineTuning) -> list[Line]:
+    """Return what preferences and rewards have in common."""
+    kept_out = "share of the prompts that is kept out of training, to measure on"
+    large = "a model of this size is frozen; small additions are trained"
+    return [
+        _passes(stage),
+        Line(f"  held_out: {stage.held_out:g}", kept_out, "held out", f"{stage.held_out:.3g}"),
+        *([Line("  lora: {}", large, "LoRA", "yes")] if stage.lora else []),
+        *_sources(p.sources[p.looks[0].stage]),
     ]
 
 

@@ -67,8 +67,13 @@ class Preferences:
     """Two answers to a prompt in each record, or one answer with a label."""
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """A prompt and its right answer in each record, and nothing that could be learned by heart."""
+
+
 Columns = TextColumn | TurnsColumn | PairColumns
-Layout = Columns | Preferences
+Layout = Columns | Preferences | Prompts
 
 
 @dataclass(frozen=True)
@@ -284,7 +289,8 @@ def in_words(layout: Layout) -> str:
     if isinstance(layout, TurnsColumn):
         keys = f"the role in {layout.role_key}, the text in {layout.text_key}"
         return f"turns in {layout.column}, {keys}"
-    return "a question and its answer" if isinstance(layout, PairColumns) else "preferences"
+    others = {PairColumns: "a question and its answer", Preferences: "preferences"}
+    return others.get(type(layout), "prompts and their right answers, which rewards compare with")
 
 
 def read_by_jobs(layout: Columns, records: Sequence[Record]) -> bool:

@@ -14,6 +14,7 @@ from pion.data.documents import languages
 from pion.data.documents.file_to_documents import whole_characters
 from pion.data.preference.layouts import Pair, Preference, parse_preference
 from pion.data.preference.rendering import reason_without_ids
+from pion.data.prompt.layouts import parse_question
 from pion.data.records.layouts import read_conversation
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.errors import BadInput
@@ -21,7 +22,7 @@ from pipeline.data.remarks import Remarks
 from pipeline.new import sample as bounds
 from pipeline.new.chats import as_conversation
 from pipeline.new.files import Group
-from pipeline.new.layouts import Layout, Preferences, Record, TextColumn, is_chat, unused
+from pipeline.new.layouts import Layout, Preferences, Prompts, Record, TextColumn, unused
 from pipeline.new.read import ReadItem
 from pipeline.new.sample import Sample
 
@@ -51,8 +52,10 @@ class Content:
         texts: its texts; of a preference, each is a side with its prompt.
         other_bytes: those of tools, calls and line breaks next to the texts.
         seen: what else it has.
-        conversation: the conversation; None: the record is a text or a preference.
+        conversation: the conversation, or the prompt; None: the record is a text or a preference.
         preference: the preference; None: it is another record.
+        answer: the right answer to the prompt, or what a conversation ends with; None: it is
+            another record.
     """
 
     where: str
@@ -62,6 +65,7 @@ class Content:
     seen: Seen
     conversation: Conversation | None = None
     preference: Preference | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Reading:
             column = self.layout.column
             text = record.get(column)
             return {"text": "" if text is None and column in record else text}
-        if self.direct or isinstance(self.layout, Preferences):
+        if self.direct or isinstance(self.layout, Preferences | Prompts):
             return dict(record)
         return as_conversation(record, self.layout, self.roles)
 
@@ -102,6 +106,10 @@ class Reading:
             texts = ["\n".join(_texts(side.messages)) for side in found.conversations]
             seen = found.conversations[0].seen
             return Content(where, record, texts, 0, seen, preference=found)
+        if isinstance(self.layout, Prompts):
+            asked = parse_question(record, where)
+            texts, seen = _texts(asked.conversation.messages), asked.conversation.seen
+            return Content(where, record, texts, 0, seen, asked.conversation, answer=asked.answer)
         talk = read_conversation(record, where, own=self.own_template)
         texts = _texts(talk.messages)
         calls = [message.get("tool_calls") for message in talk.messages]
@@ -111,7 +119,7 @@ class Reading:
         seen = talk.seen
         if not self.direct:
             seen = replace(seen, unread=unused(self.layout, item.record))
-        return Content(where, record, texts, other_bytes, seen, talk)
+        return Content(where, record, texts, other_bytes, seen, talk, answer=texts[-1])
 
 
 def _texts(messages: Sequence[Any]) -> list[str]:
@@ -156,17 +164,16 @@ class Look:
 
     @property
     def stage(self) -> str:
-        """The stage of a job that learns from it: pretrain, sft or prefer."""
-        if isinstance(self.reading.layout, Preferences):
-            return "prefer"
-        return "sft" if is_chat(self.reading.layout) else "pretrain"
+        """The stage of a job that learns from it."""
+        others = {Preferences: "prefer", Prompts: "reinforce", TextColumn: "pretrain"}
+        return others.get(type(self.reading.layout), "sft")
 
     @property
     def what(self) -> str:
         """What one of its records is called."""
         if self.stage == "prefer":
             return "pair" if self.paired else "answer"
-        return "conversation" if self.stage == "sft" else "document"
+        return {"sft": "conversation", "reinforce": "prompt"}.get(self.stage, "document")
 
     @property
     def paired(self) -> bool:

@@ -17,6 +17,7 @@ from pipeline.data.sources import LONG_CHARS, texts_of
 from pipeline.job import Job
 from pipeline.job.file import job_of_text
 from pipeline.job.model_section import Base
+from pipeline.job.stages import TRAINING
 from pipeline.new.base import LookedUp
 from pipeline.new.examples import examples_of, prompt_from
 from pipeline.new.job_text import BUILT_IN, Proposal, job_text, lines_of, source_of
@@ -33,6 +34,7 @@ from pipeline.new.rules import (
     fine_tuning,
     preferring,
     pretrainings,
+    rewarding,
     shortened,
 )
 from pipeline.rent.plan.compared import Compared, on_the_market
@@ -58,7 +60,7 @@ def propose(
     BadInput if it is no valid job."""
     texts, chats = _amounts(looks)
     folder = options.target.absolute().parent
-    sources: dict[str, list[dict[str, object]]] = {"pretrain": [], "sft": [], "prefer": []}
+    sources: dict[str, list[dict[str, object]]] = {stage: [] for stage in TRAINING}
     for look in looks:
         split = "paragraph" if look.paragraphs else "file"
         sources[look.stage].append(source_of(look.reading, look.path, folder, split))
@@ -107,6 +109,8 @@ def _sizes(p: Proposal) -> Iterator[Proposal]:
     tuning = fine_tuning(p.chats, start) if p.sources["sft"] else None
     if p.prefers is not None and start is not None:
         tuning = preferring(p.chats, start, paired=p.prefers.paired)
+    if p.sources["reinforce"] and start is not None:
+        tuning = rewarding(p.chats, start)
     stages: list[Pretraining | None] = [None]
     if start is None:
         stages = [*pretrainings(p.texts)]
@@ -161,15 +165,6 @@ def _cheapest(p: Proposal, market: Compared, known: Known) -> Estimate | None:
     return min(priced, key=lambda e: e.dollars or 0.0, default=None)
 
 
-def _no_price(market: Compared) -> str:
-    """Return in a sentence that no card has a price."""
-    why = "; ".join(note for note in market.notes if not note.startswith("prices"))
-    return (
-        f"no price for any card today{f' ({why})' if why else ''}, so --dollars did not limit the "
-        "size"
-    )
-
-
 def _price(found: Estimate | None, market: Compared) -> str:
     """Return the price in a sentence, or that there is none."""
     if found is None:
@@ -193,7 +188,7 @@ def _job_of(p: Proposal) -> Job:
 
     job = job_of_text(job_text(lines_of(p)), p.options.target, find)
     if p.tuning is not None:
-        job.section("sft" if p.prefers is None else "prefer").know_rows(p.tuning.rows)
+        job.section(job.train_stages[-1]).know_rows(p.tuning.rows)
     return job
 
 

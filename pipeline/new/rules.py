@@ -46,6 +46,9 @@ PAIRS, LEAST_PAIRS, PAIR_STEPS = 64, 8, 30
 MOST_PAIR_ROWS = 32
 # A batch of conversations has at most so many rows, and there are at least so many steps.
 CHAT_ROWS, CHAT_STEPS = 16, 30
+# A step of rewards has so many prompts, there are at least so many steps, and an answer has so many
+# tokens at most.
+PROMPTS, REWARD_STEPS, ANSWER = 16, 100, 256
 # A base with more parameters is fine-tuned with LoRA.
 LORA_FROM = 500_000_000
 # What is proposed where the person names no model to start from: (Instruct, base) by language.
@@ -80,6 +83,11 @@ class StartModel:
     parameters: int | None
     context: int
     bytes_per_token: float = BASE_BYTES_PER_TOKEN
+
+    @property
+    def large(self) -> bool:
+        """Whether it is frozen, and small additions are trained."""
+        return (self.parameters or 0) > LORA_FROM
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ class FromRandom(Pretraining):
 
 @dataclass(frozen=True)
 class FineTuning(Stage):
-    """A fine-tuning stage, also of preferences. `rows` are about how many there are."""
+    """A fine-tuning stage, also of preferences or rewards. `rows` are about how many there are."""
 
     rows: int
     epochs: float
@@ -222,7 +230,7 @@ def fine_tuning(chats: Amount, start: StartModel | None) -> FineTuning:
     most = int(PASSES * rows / CHAT_STEPS)
     batch = min(CHAT_ROWS, 1 << (most.bit_length() - 1) if most else 1)
     held_out = _held_out(chats.count, 0.01)
-    large = start is not None and (start.parameters or 0) > LORA_FROM
+    large = start is not None and start.large
     rate, why = OWN_CHAT_RATE if start is None else None, "nine of ten conversations fit"
     why = why if fit else "the most that is proposed; longer conversations are cut"
     return FineTuning(seq_len, batch, held_out, rate, why, rows, PASSES, large)
@@ -241,10 +249,18 @@ def preferring(preferences: Amount, start: StartModel, *, paired: bool) -> FineT
         batch *= 2
     while batch > 1 and rows / batch < PAIR_STEPS and batch * per_row > LEAST_PAIRS:
         batch //= 2
-    large = (start.parameters or 0) > LORA_FROM
     why = f"99 of 100 {'pair' if paired else 'answer'}s fit" if fit else "the most that is proposed"
     why += "; longer ones are left out"
-    return FineTuning(seq_len, batch, _held_out(count, 0.02), None, why, rows, 1.0, large)
+    return FineTuning(seq_len, batch, _held_out(count, 0.02), None, why, rows, 1.0, start.large)
+
+
+def rewarding(prompts: Amount, start: StartModel) -> FineTuning:
+    """Return how a base learns from rewards for its answers, of which `seq_len` is the longest. A
+    row is a prompt."""
+    held_out, longest = _held_out(prompts.count, 0.02), min(ANSWER, start.context // 2)
+    rows = max(1, round(prompts.count * (1 - held_out)))
+    passes = max(1.0, math.ceil(REWARD_STEPS * PROMPTS / rows))
+    return FineTuning(longest, PROMPTS, held_out, None, "", rows, passes, start.large)
 
 
 def _rows(

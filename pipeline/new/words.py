@@ -113,7 +113,7 @@ def notes(p: Proposal) -> Iterator[str]:
             f"training uses {stage.epochs:.1%} of the text, but all of it is prepared "
             "first. Give a part of it, and preparing takes less time and room"
         )
-    if 0 < count < FEW_CONVERSATIONS:
+    if 0 < count < FEW_CONVERSATIONS and p.sources["sft"]:
         yield f"{count} conversations are very few: expect a change of tone at most"
 
 
@@ -123,7 +123,7 @@ def _of_base(p: Proposal, base: LookedUp) -> Iterator[str]:
             f"{base.source} can't be looked up now ({base.why}), so the job was not checked, and "
             "the examples are shown without its chat template. `pion check` looks again"
         )
-    elif p.sources["sft"] and not base.has_template:
+    elif p.tuning is not None and not base.has_template:
         yield (
             f"{base.source} has no chat template, so Pion's own is used: plain text with "
             "<|user|> and <|assistant|>"
@@ -137,8 +137,8 @@ def _of_base(p: Proposal, base: LookedUp) -> Iterator[str]:
         )
     else:
         yield (
-            f"conversations need a model that can talk, so it starts from {base.source}. --from "
-            "MODEL names another one"
+            f"{p.looks[0].what}s need a model that can talk, so it starts from {base.source}. "
+            "--from MODEL names another one"
         )
 
 

@@ -21,7 +21,7 @@ from pipeline.job import Job
 from pipeline.job.stages import CONVERSING
 from pipeline.stages.evaluate_core import Questions, core_of, read_questions_of
 from pipeline.stages.evaluate_drafts import drafts_of
-from pipeline.stages.evaluate_preferences import STAGE, preferences_of, text_change
+from pipeline.stages.evaluate_preferences import preferences_of, text_change
 from pipeline.stages.evaluate_rewards import rewards_of
 from pipeline.stages.measures import (
     NAMES,
@@ -101,7 +101,13 @@ class _Evaluation:
         if self.start is not None:
             results |= self._compared(results, self.start)
         for stage in trained.starts:
-            found = self._preferences() if stage == STAGE else self._rewards()
+            found = (
+                preferences_of(measures, self.part, self.parts.say)
+                if stage == "prefer"
+                else rewards_of(measures, self.part)
+            )
+            kept = found.pop(BY_ITEM)
+            self.items.update({f"{stage}.{name}": scores for name, scores in kept.items()})
             results[stage] = results[stage] | found | self._text_change(stage)
         if "pretrain" in trained.data:
             if self.start is None:  # else the weights before training are those of the start
@@ -159,18 +165,6 @@ class _Evaluation:
         if questions.core is not None:
             result["core"] = core_of(measures, stage, questions.core, self._whole)
         return result
-
-    def _preferences(self) -> Result:
-        """Return what learning from preferences has changed."""
-        found = preferences_of(self.measures, self.part, self.parts.say)
-        self.items.update({f"{STAGE}.{name}": kept for name, kept in found.pop(BY_ITEM).items()})
-        return found
-
-    def _rewards(self) -> Result:
-        """Return what learning from rewards has changed."""
-        found = rewards_of(self.measures, self.part)
-        self.items.update({f"reinforce.{name}": kept for name, kept in found.pop(BY_ITEM).items()})
-        return found
 
     def _text_change(self, stage: str) -> Result:
         base = {} if self.start is None else self.start.measured

@@ -16,7 +16,14 @@ import numpy as np
 
 from pion.errors import BadInput, PionError
 from pion.evaluation.agreement import LabelledAnswers, agreement, changed, moved
-from pion.evaluation.item_scores import ItemScores, difference, mean, pack, unpack
+from pion.evaluation.item_scores import (
+    ItemScores,
+    before_and_after,
+    difference,
+    mean,
+    pack,
+    unpack,
+)
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
@@ -152,14 +159,10 @@ def _written(
     ]
     sides.reverse()
     scores = [{name: _scores(side[name], name) for name in _OF_ANSWERS} for side in sides]
-    before, after = ({n: mean(one) for n, one in side.items()} for side in scores)
-    change = {name: difference(scores[0][name], scores[1][name]) for name in _OF_ANSWERS}
     answers = {
         "prompts": len(asked),
         "most_tokens": most,
-        "before": _with_errors(before),
-        "after": _with_errors(after),
-        "change": _with_errors(change),
+        **before_and_after(*scores),
         "shown": [
             {"prompt": prompt, "before": old, "after": new}
             for (prompt, old), (_, new) in zip(*(side["texts"] for side in sides), strict=True)
@@ -187,13 +190,6 @@ def _scores(values: list[float | None], name: str) -> ItemScores:
     """Return the numbers of answers as scores. Whether they stop is a share; others are means."""
     scores = np.array(values, dtype=np.float64)
     return ItemScores(scores, sizes=None if name == "stopped" else np.ones(len(scores), np.int64))
-
-
-def _with_errors(numbers: dict[str, tuple[float, float]]) -> Result:
-    found: Result = {}
-    for name, (value, error) in numbers.items():
-        found |= {name: value, f"{name}_sem": error}
-    return found
 
 
 # ---------------------------------------------------------------- other text

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pion.evaluation.item_scores import ItemScores, difference, mean, pack
+from pion.evaluation.item_scores import ItemScores, before_and_after, pack
 from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
@@ -41,22 +41,19 @@ def rewards_of(measures: Measures, part: Part) -> Result:
         for model in (start, STAGE)
     )
     sides = [{name: _scores(side[name], name) for name in NAMES} for side in (before, after)]
-    first, last = sides
     detail = {
         "start": start,
         "prompts": len(before["pass"]),
         "answers": before["answers"],
-        "before": _with_errors({name: mean(first[name]) for name in NAMES}),
-        "after": _with_errors({name: mean(last[name]) for name in NAMES}),
-        "change": _with_errors({name: difference(first[name], last[name]) for name in NAMES}),
+        **before_and_after(*sides),
         "shown": [
             {"prompt": old["prompt"], "before": old["text"], "after": new["text"]}
             for old, new in zip(before["shown"], after["shown"], strict=True)
         ],
     }
     key = measures.same_rows(STAGE)
-    flat = _with_errors({name: mean(last[name]) for name in ("reward", "pass")})
-    by_item = {name: {"key": key, **pack(last[name])} for name in ("reward", "pass")}
+    flat = {name: detail["after"][name] for name in ("reward", "reward_sem", "pass", "pass_sem")}
+    by_item = {name: {"key": key, **pack(sides[1][name])} for name in ("reward", "pass")}
     return {**flat, "rewards": detail, BY_ITEM: by_item}
 
 
@@ -65,13 +62,6 @@ def _scores(values: list[float], name: str) -> ItemScores:
     share = name not in ("reward", "tokens")
     sizes = None if share else np.ones(len(values), np.int64)
     return ItemScores(np.array(values, dtype=np.float64), sizes=sizes)
-
-
-def _with_errors(numbers: dict[str, tuple[float, float]]) -> Result:
-    found: Result = {}
-    for name, (value, error) in numbers.items():
-        found |= {name: value, f"{name}_sem": error}
-    return found
 
 
 def _sampled(measures: Measures, model: str) -> Result:

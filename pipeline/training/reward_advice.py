@@ -30,41 +30,44 @@ Row = Mapping[str, Any]
 def found(first: Sequence[Row], last: Sequence[Row]) -> dict[str, str]:
     """Return what is wrong with the last steps of a stage, by name."""
     begin, now = ({name: mean_of(rows, name) for name in NEEDED} for rows in (first, last))
-    found = {}
-    if now["signal"] < LEAST_SIGNAL:
-        found["signal"] = (
+    longer = now["answer_tokens"] / begin["answer_tokens"]
+    risen = now["reward"] - begin["reward"]
+    flat = last[-1]["step"] >= FLAT_STEPS and risen < _error(first, last)
+    said = {
+        "signal": (
+            now["signal"] < LEAST_SIGNAL,
             f"only {now['signal']:.1%} of the prompts get answers with different rewards, so "
-            "little is learned. " + (ALL_RIGHT if now["pass"] > 0.5 else ALL_WRONG)
-        )
-    if now["unfinished"] > MOST_UNFINISHED:
-        found["unfinished"] = (
+            "little is learned. " + (ALL_RIGHT if now["pass"] > 0.5 else ALL_WRONG),
+        ),
+        "unfinished": (
+            now["unfinished"] > MOST_UNFINISHED,
             f"{now['unfinished']:.0%} of the answers have no end, and get no reward. Raise "
-            "reinforce.max_tokens, or fine-tune on shorter answers first"
-        )
-    if now["entropy"] < LEAST_ENTROPY * begin["entropy"]:
-        found["entropy"] = (
+            "reinforce.max_tokens, or fine-tune on shorter answers first",
+        ),
+        "entropy": (
+            now["entropy"] < LEAST_ENTROPY * begin["entropy"],
             f"the entropy of the answers has fallen from {begin['entropy']:.3g} to "
             f"{now['entropy']:.3g} nats per token: the model gives nearly the same answer each "
-            "time. Lower reinforce.lr, or stop earlier"
-        )
-    if now["mismatch"] > MOST_MISMATCH:
-        found["mismatch"] = (
+            "time. Lower reinforce.lr, or stop earlier",
+        ),
+        "mismatch": (
+            now["mismatch"] > MOST_MISMATCH,
             f"the tokens of answers are {now['mismatch']:.3f} nats more or less likely in training "
-            "than when they were sampled. With hardware.dtype=float32 they would be the same"
-        )
-    if last[-1]["step"] >= FLAT_STEPS and now["reward"] - begin["reward"] < _error(first, last):
-        found["flat"] = (
+            "than when they were sampled. With hardware.dtype=float32 they would be the same",
+        ),
+        "flat": (
+            flat,
             f"the reward has not risen: it was {begin['reward']:.3f} in the first steps, and is "
-            f"{now['reward']:.3f}. Raise reinforce.lr to three times {last[-1]['lr']:.2g}"
-        )
-    longer = now["answer_tokens"] / begin["answer_tokens"]
-    if now["reward"] > begin["reward"] and not LENGTHS[0] < longer < LENGTHS[1]:
-        found["length"] = (
+            f"{now['reward']:.3f}. Raise reinforce.lr to three times {last[-1]['lr']:.2g}",
+        ),
+        "length": (
+            risen > 0 and not LENGTHS[0] < longer < LENGTHS[1],
             f"answers have {now['answer_tokens']:.0f} tokens, and had "
             f"{begin['answer_tokens']:.0f}, while the reward rises. Read the answers on the page: "
-            "the reward may be met in a way that you do not want"
-        )
-    return found
+            "the reward may be met in a way that you do not want",
+        ),
+    }
+    return {name: words for name, (holds, words) in said.items() if holds}
 
 
 def _error(first: Sequence[Row], last: Sequence[Row]) -> float:

@@ -112,6 +112,7 @@ def _first_record(job: Job, source: Source, key: str) -> str:
     from pion.data.shards import open_shard
     from pipeline.data.hub import hub_shards
     from pipeline.data.preferences import preferences
+    from pipeline.data.prompts import questions
     from pipeline.data.sources import Input, conversations, find_input, texts
 
     if isinstance(source, PythonDocs | PythonDocsQA | PythonDocsPrefer):
@@ -128,6 +129,7 @@ def _first_record(job: Job, source: Source, key: str) -> str:
         readers: dict[str, Callable[[Job, Input], Iterable[object]]] = {
             "sft": partial(conversations, own=job.base is None),
             "prefer": preferences,
+            "reinforce": questions,
         }
         read = readers.get(key.partition(".")[0], texts)(job, found)
         if next(iter(read), None) is None:

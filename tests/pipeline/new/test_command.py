@@ -44,6 +44,29 @@ def test_the_job_for_each_layout_passes_check(layout, here, pion, sky_home, plai
         assert "roles with other names: 'Prompter' as user, 'bot' as assistant" in printed
 
 
+ASKED, CHAT = "What is 6 times 7?", [{"role": "user", "content": "What is 6 times 7?"}]
+RULE = {"style": "rule", "ground_truth": "42"}
+# Of each layout that rewards can read: the stage of the job, and its line about rewards.
+REWARDS = [
+    ({"question": ASKED, "answer": "6 * 7 = 42\n#### 42"}, "sft", "#   rewards: [number]"),
+    ({"prompt": CHAT, "solution": "$42$"}, "sft", "#   rewards: [number]"),
+    ({"prompt": ASKED, "answer": "It is 42, I think"}, "sft", ""),
+    ({"prompt": ASKED, "ground_truth": 42}, "reinforce", "  rewards: [number]"),
+    ({"prompt": CHAT, "reward_model": RULE}, "reinforce", "  rewards: [number]"),
+    ({"messages": CHAT, "ground_truth": "yes"}, "reinforce", "  rewards: [exact]"),
+]
+
+
+@pytest.mark.parametrize(("record", "stage", "line"), REWARDS)
+def test_right_answers_are_for_rewards(record, stage, line, here, pion, sky_home, plain_base):
+    records = [json.loads(json.dumps(record).replace("What", f"{n}: what")) for n in range(90)]
+    data = own_data.write_lines(here / "asked.jsonl", records)
+    job, _ = made(pion, data, "--from", str(plain_base))
+    assert job.train_stages == [stage]
+    assert "".join(re.findall(r"(?m)^.* rewards: \[\w+\]", Path("asked.yaml").read_text())) == line
+    assert not [row for row in run_checks(job, None) if row.ok is False or "Error" in row.words]
+
+
 def old_table(content):
     def write(folder):
         (folder / "old.csv").write_text(content)
@@ -59,7 +82,6 @@ NO_COPY = "Correct them. Nothing was written."
 REFUSED = {
     "a line": (own_data.bad_line, NONE, ("articles.jsonl:3 is not valid JSON",)),
     "CR alone": (old_table("question,answer\ra,b\r"), NONE, ("old.csv:1: the ", NO_COPY)),
-    "no name": (old_table("q,,a\n1,2,3\n"), NONE, ("old.csv:1: the ", NO_COPY)),
     "no folder": (own_data.jsonl_texts, ("--out", "no/such.yaml"), ("its folder does not exist",)),
     **{
         f"${dollars}": (own_data.jsonl_texts, (f"--dollars={dollars}",), ("must be above 0",))

@@ -9,7 +9,7 @@ from pipeline.new.files import find_data
 from pipeline.new.layouts import Wishes
 from pipeline.new.look import look_at
 from pipeline.new.words import of_look
-from tests.support.own_data import bad_line, jsonl_texts, parquet_texts, prompter, write_lines
+from tests.support.own_data import bad_line, jsonl_texts, parquet_texts, write_lines
 
 
 def look(path, limit=None):
@@ -48,24 +48,11 @@ def test_many_files_are_looked_at_at_even_distances(tmp_path):
     assert part.all_records == pytest.approx(6000, rel=0.2)
 
 
-def test_a_hole_of_200_gigabytes_is_not_read(tmp_path):
-    path = jsonl_texts(tmp_path, 1000)
-    with path.open("r+b") as file:
-        file.truncate(200 << 30)
-    found = look(path, 100_000)
-    assert found.sample.stored < 200_000
-    assert found.all_text_bytes > 150 << 30
-
-
 def test_copies_and_blanks_are_counted(tmp_path):
     texts = ["a text of words", "another text", "a text of words", " "]
     found = look(write_lines(tmp_path / "t.jsonl", [{"text": text} for text in texts]))
     assert (found.records, found.twice, found.blank) == (3, 1, 1)
     assert any(line.startswith("twice: 1 of 3 (33.3%)") for line in of_look(found))
-
-
-def test_other_names_of_roles_are_noted(tmp_path):
-    assert look(prompter(tmp_path)).remarks.roles == {"Prompter": "user", "bot": "assistant"}
 
 
 def test_what_can_t_be_read_is_counted_and_the_first_are_named(tmp_path):

@@ -9,12 +9,11 @@ import pytest
 
 from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
-from pipeline.new.chats import parse_roles
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.layouts import Wishes
 from pipeline.new.write_copy import write_copy
-from tests.support.own_data import alpaca, bad_line, csv_texts, customers, cut_gzip
+from tests.support.own_data import alpaca, bad_line, csv_texts, cut_gzip
 from tests.support.preference_files import pair_of
 
 
@@ -41,14 +40,6 @@ def test_a_table_becomes_texts(tmp_path):
     source = reading(csv_texts(tmp_path), Wishes(text_column="body"))
     assert write_copy(source, copy, skip=False) == (300, 0)
     assert {tuple(line) for line in lines(copy)} == {("text",)}
-
-
-def test_roles_become_those_that_jobs_read(tmp_path):
-    copy = tmp_path / "copy.jsonl"
-    wishes = Wishes(roles=parse_roles("customer=user,agent=assistant"))
-    write_copy(reading(customers(tmp_path), wishes), copy, skip=False)
-    roles = [turn["role"] for turn in lines(copy)[0]["messages"]]  # type: ignore[attr-defined]
-    assert roles == ["user", "assistant"]
 
 
 def test_what_can_t_be_read_is_left_out_only_if_that_is_asked_for(tmp_path):
