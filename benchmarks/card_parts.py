@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import re
 import time
 from collections import Counter
@@ -22,8 +21,8 @@ from pion.bench.models import Bench, check_model, counting_trainer
 from pion.bench.speed import measure_generating
 from pion.config.model_config import ModelConfig
 from pion.model import chunks_of_logits
-from pion.model.attention.attention import attend_flex
-from pion.model.attention.masks import build_masks
+from pion.model.attention.attention import attend_by_document, attend_flex
+from pion.model.attention.masks import build_masks, document_bounds
 from pion.model.decoder import Decoder
 from pion.model.loss import linear_cross_entropy
 from pion.train.card import words_about_attention
@@ -137,7 +136,8 @@ def attention(s: Scale) -> Iterator[Found]:
                 mask = build_masks(config, numbers, tokens, numbers, kernel="flex")["full"]
                 flex = partial(attend_flex, q, k, v, mask.blocks, None)
                 ways[f"{count} documents by flex"] = flex
-                ways[f"{count} documents by varlen"] = partial(by_varlen, q, k, v, tokens // count)
+                bounds = document_bounds(numbers)
+                ways[f"{count} documents by varlen"] = partial(attend_by_document, q, k, v, bounds)
         forward_flops = 4 * rows * heads * tokens**2 * dim / 2
         for name, compute in ways.items():
             said = f"attention {rows} {heads}/{kv_heads} {dim}, {name}"
@@ -158,24 +158,6 @@ def by_sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return causal attention by a backend of PyTorch."""
     with sdpa_kernel([backend]):
         return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-
-
-def by_varlen(q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
-    """Return causal attention within documents of one length, (B, heads, T, head_dim)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    rows, heads, tokens, dim = q.shape
-    q, k, v = (each.transpose(1, 2).reshape(rows * tokens, -1, dim) for each in (q, k, v))
-    how: dict[str, Any] = {}
-    known = inspect.signature(varlen_attn).parameters
-    if "enable_gqa" in known:
-        how["enable_gqa"] = True
-    else:
-        k, v = (each.repeat_interleave(heads // k.shape[1], dim=1) for each in (k, v))
-    how |= {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    ends = torch.arange(0, rows * tokens + 1, length, device=q.device, dtype=torch.int32)
-    found: Tensor = varlen_attn(q, k, v, ends, ends, length, length, **how)  # type: ignore[assignment]
-    return found.view(rows, tokens, heads, dim).transpose(1, 2)
 
 
 def products(s: Scale) -> Iterator[Found]:

@@ -97,7 +97,9 @@ def measure(preset: str, micro_batch: int, seq_len: int, rounds: int) -> dict[st
     stalls, writes, added, ratios = [], [], [], []
     with tempfile.TemporaryDirectory(dir=Path.home()) as folder:
         claim = claim_run(RunState(FileStore(folder), "benchmark"), Owner.me())
-        checkpointer = Checkpointer(claim, CheckpointSeries("pretrain", "benchmark", files={}))
+        checkpointer = Checkpointer(
+            claim, CheckpointSeries("pretrain", "benchmark", files=lambda state: {})
+        )
         state = trainer.state()
         checkpointer.reserve(state.model, state.optimizer)
         train(trainer, 3)

@@ -151,13 +151,21 @@ class MixtureOrder:
 
     Every block of 1,024 rows has quotas. After any number of blocks each source has given
     weight · rows, within less than one row. Within a block the sources take turns in a seeded
-    order, and each source gives its rows in the source's own order.
+    order, and each source gives its rows in the source's own order, from row number ``begun`` on.
+    If the mixture ends after ``end`` rows, its last block is shorter, and has quotas, too.
 
     Raises:
         BadInput: a weight is not positive, or so small that some blocks would have no such row.
     """
 
-    def __init__(self, orders: Sequence[RowOrder], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        orders: Sequence[RowOrder],
+        weights: Sequence[float | Fraction],
+        seed: int,
+        begun: Sequence[int] = (),
+        end: int | None = None,
+    ) -> None:
         if len(orders) != len(weights):
             raise ValueError(f"{len(orders)} sources but {len(weights)} weights")
         positive = all(0 < weight < inf for weight in weights)
@@ -167,7 +175,7 @@ class MixtureOrder:
                 f"data weights {list(weights)}: each must be positive and at least 1/{BLOCK:,} of "
                 f"their sum. Raise the smallest weight or remove its source."
             )
-        self.orders = list(orders)
+        self.orders, self._begun, self._end = list(orders), begun or [0] * len(orders), end
         self.total_rows = sum(order.total_rows for order in orders)
         scale = lcm(*(fraction.denominator for fraction in fractions))
         self._shares = [int(fraction * scale) for fraction in fractions]
@@ -178,26 +186,39 @@ class MixtureOrder:
         """Return the source, the shard and the row's number in it of training row ``i`` >= 0."""
         block, slot = divmod(i, BLOCK)
         source, index = self._block(block)[slot]
-        return source, *self.orders[source].locate(index)
+        return source, *self.orders[source].locate(self._begun[source] + index)
 
     def shards_ahead(self, i: int, n: int) -> list[tuple[int, int]]:
         """Return the first ``n`` distinct (source, shard) needed from row ``i`` on."""
-        taken = self._taken(i // BLOCK)
+        return [(source, shard) for _, source, shard in self.needs_ahead(i, n)]
+
+    def needs_ahead(self, i: int, n: int) -> list[tuple[float, int, int]]:
+        """Return ``shards_ahead``, each with about the first row that needs it."""
+        (block, slot), total = divmod(i, BLOCK), sum(self._shares)
+        taken = self._taken(block)
+        for source, _ in self._block(block)[:slot]:
+            taken[source] += 1
         needs = [
-            ((at - taken[source]) / self._shares[source], source, shard)
+            ((at - first) / self._shares[source] * total + i, source, shard)
             for source, order in enumerate(self.orders)
-            for at, shard in order.needs_ahead(taken[source], n)
+            for first in [self._begun[source] + taken[source]]
+            for at, shard in order.needs_ahead(first, n)
         ]
         needs.sort(key=lambda need: need[0])
-        return [(source, shard) for _, source, shard in needs[:n]]
+        return needs[:n]
+
+    def taken_at_end(self) -> list[int]:
+        """Return how many rows of each source the mixture has before its end."""
+        assert self._end is not None
+        return self._taken(-(-self._end // BLOCK))
 
     def _make_block(self, block: int) -> list[tuple[int, int]]:
         """Return, for each row of a block, its source and its number in that source."""
         taken, after = self._taken(block), self._taken(block + 1)
         slots = [s for s, (a, b) in enumerate(zip(taken, after)) for _ in range(b - a)]
-        permuted = Permutation(BLOCK, key_of("block", block, *self._key))
+        permuted = Permutation(len(slots), key_of("block", block, *self._key))
         rows = []
-        for source in (slots[permuted(slot)] for slot in range(BLOCK)):
+        for source in (slots[permuted(slot)] for slot in range(len(slots))):
             rows.append((source, taken[source]))
             taken[source] += 1
         return rows
@@ -210,8 +231,21 @@ class MixtureOrder:
         per block.
         """
         rows, total = blocks * BLOCK, sum(self._shares)
+        if self._end is not None and rows > self._end:
+            return self._taken_in_short_block(blocks - 1, self._end)
         ends = [rows * share // total for share in accumulate(self._shares, initial=0)]
         return [end - start for start, end in pairwise(ends)]
+
+    def _taken_in_short_block(self, blocks: int, end: int) -> list[int]:
+        """Return what each source has given after ``end`` rows, fewer than a block after
+        ``blocks``: each next row is of the source that lacks most."""
+        taken, total = self._taken(blocks), sum(self._shares)
+        lacks = [end * share - total * n for share, n in zip(self._shares, taken)]
+        for _ in range(end - blocks * BLOCK):
+            source = lacks.index(max(lacks))
+            taken[source] += 1
+            lacks[source] -= total
+        return taken
 
 
 def step_rows(

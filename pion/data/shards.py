@@ -284,8 +284,10 @@ class Rows:
         # Threads do not wait for each other: a file may first have to be downloaded.
         self._arrays = lru_cache(max_open)(partial(_mapped, manifest, path_of))
 
-    def row(self, shard: int, row: int) -> Row:
+    def row(self, shard: int, row: int, length: int = 1) -> Row:
         """Return row ``row`` of shard number ``shard``, both counted from 0.
+
+        ``length`` rows of text that follow each other are read as one.
 
         Raises:
             IndexError: the shard has no such row.
@@ -293,10 +295,11 @@ class Rows:
                 pairs has other sequences.
         """
         described = self.manifest.shards[shard]
-        if not 0 <= row < described.rows:
+        if not 0 <= row <= described.rows - length:
             raise IndexError(f"{described.name} has {described.rows} rows and no row {row}")
         ids, flags = self._arrays(shard)
-        tokens = ids[described.start + row].astype(np.int64)
+        first = described.start + row
+        tokens = ids[first : first + length].astype(np.int64).ravel()
         if flags is None:
             targets = _next_tokens(tokens)
             if self.manifest.pad is not None:

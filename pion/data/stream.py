@@ -1,8 +1,6 @@
 """The training rows of a stage: one endless, randomly accessible stream over all its sources."""
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pion.data.order import MixtureOrder, RowOrder
+from pion.data.phased_order import PhasedOrder
 from pion.data.sequences import Sequences, sequences_of_rows
 from pion.data.shards import IGNORED, PREFERENCES, Row, Rows
 from pion.errors import BadInput
@@ -84,19 +83,21 @@ References = Callable[[Place], Sequence[float]]
 class RowStream:
     """The training rows of all sources, in training order. Threads may share it.
 
-    ``row(i)`` is a pure function of the sources' fingerprints, the weights, the seed and ``i``.
+    ``row(i)`` is a pure function of the sources' fingerprints, the weights (or the phases), the
+    seed and ``i``.
 
     Args:
         sources: the rows of each data set and their order.
-        weights: each source's share of the rows; a single source needs no weight.
+        weights: each source's share of the rows, by default equal shares; or the order of the
+            rows of all sources in phases.
         documents: the end-of-text id, if each end-of-text in a row of text begins a new document;
             None if a row of text is a single document. Conversations have their own documents.
 
     Attributes:
         total_rows: number of rows in one epoch of all sources.
+        seq_len: tokens in a row.
+        phased: the order of the rows, if they are read in phases.
         contents: the fingerprint of each source's rows, whatever their order.
-        fingerprint: sha256 of everything that decides which row ``i`` is and what its documents
-            are.
 
     Raises:
         BadInput: there is no source, sources have rows of different length, preferences are mixed
@@ -106,7 +107,7 @@ class RowStream:
     def __init__(
         self,
         sources: Sequence[tuple[Rows, RowOrder]],
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | PhasedOrder | None = None,
         seed: int = 0,
         documents: int | None = None,
     ) -> None:
@@ -127,9 +128,12 @@ class RowStream:
                 f"the data sources have rows of {' and of '.join(kinds)}; rows of preferences "
                 "can't be mixed with rows of another kind."
             )
-        mixed = len(orders) > 1
-        shares = [1.0] * len(orders) if weights is None else [float(w) for w in weights]
-        self._order = MixtureOrder(orders, shares, seed) if mixed else orders[0]
+        self.phased = weights if isinstance(weights, PhasedOrder) else None
+        self._order: MixtureOrder | PhasedOrder
+        if isinstance(weights, PhasedOrder):
+            self._order = weights
+        else:
+            self._order = MixtureOrder(orders, weights or [1.0] * len(orders), seed)
         # All batches have the same structure, so rows of text have positions and documents too if
         # they are mixed with conversations.
         self._has_conversations = kinds != ["tokens"]
@@ -138,26 +142,20 @@ class RowStream:
         ends = accumulate((n for rows in counts for n in rows), initial=0)
         # Of each source, the number of the first row of each shard.
         self._first_rows = [list(islice(ends, len(rows))) for rows in counts]
+        self.seq_len = manifests[0].seq_len
         self.contents = [manifest.fingerprint for manifest in manifests]
         self._references: References | None = None
         self._end_of_text = documents
         self.total_rows = self._order.total_rows
-        identity: list[object] = [
-            [[m.fingerprint, o.fingerprint, o.seed, o.window] for m, o in zip(manifests, orders)],
-            [shares, seed] if mixed else None,
-        ]
-        if documents is not None:  # else the fingerprint is as before this argument existed
-            identity.append(documents)
-        self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def row(self, i: int) -> Row:
-        """Return training row ``i`` >= 0. The stream has endless epochs.
+        """Return the training row that begins at ``i`` >= 0. The stream has endless epochs.
 
         Raises:
             BadInput: the row's shard can't be read.
         """
         source, shard, row = self.place(i)
-        return self._rows[source].row(shard, row)
+        return self._rows[source].row(shard, row, self.length_at(i))
 
     def with_references(self, references: References) -> Self:
         """Return the same stream, whose sequences have the numbers of a reference model."""
@@ -173,9 +171,11 @@ class RowStream:
 
     def place(self, i: int) -> Place:
         """Return where training row ``i`` >= 0 is."""
-        if isinstance(self._order, MixtureOrder):
-            return self._order.locate(i)
-        return 0, *self._order.locate(i)
+        return self._order.locate(i)
+
+    def length_at(self, i: int) -> int:
+        """Return how many rows from ``i`` on are read as one."""
+        return 1 if self.phased is None else self.phased.length_at(i)
 
     def number_of(self, place: Place) -> int:
         """Return the number of a row among `places`, from 0."""
@@ -183,20 +183,20 @@ class RowStream:
         return self._first_rows[source][shard] + row
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Return the rows with these numbers, in this order.
+        """Return the rows that begin at these numbers of one phase, in this order.
 
         Raises:
             BadInput: a shard can't be read.
         """
-        return self.batch_at([self.place(i) for i in indices])
+        return self.batch_at([self.place(i) for i in indices], self.length_at(indices[0]))
 
-    def batch_at(self, places: Sequence[Place]) -> Batch:
-        """Return the rows at these places, in this order.
+    def batch_at(self, places: Sequence[Place], length: int = 1) -> Batch:
+        """Return the rows at these places, in this order; ``length`` rows are read as one.
 
         Raises:
             BadInput: a shard can't be read, or the reference's numbers don't fit the rows.
         """
-        rows = [self._rows[source].row(shard, row) for source, shard, row in places]
+        rows = [self._rows[source].row(shard, row, length) for source, shard, row in places]
         tokens = torch.from_numpy(np.stack([row.tokens for row in rows]))
         targets = torch.from_numpy(np.stack([row.targets for row in rows]))
         positions = documents = None
@@ -255,9 +255,7 @@ class RowStream:
 
     def upcoming_shards(self, i: int, n: int) -> list[tuple[int, int]]:
         """Return the first ``n`` distinct (source, shard) needed from row ``i`` on, in order."""
-        if isinstance(self._order, MixtureOrder):
-            return self._order.shards_ahead(i, n)
-        return [(0, shard) for shard in self._order.shards_ahead(i, n)]
+        return self._order.shards_ahead(i, n)
 
     def _documents(self, row: Row) -> np.ndarray:
         """Return the number of each token's document, int64 ``(seq_len,)``.

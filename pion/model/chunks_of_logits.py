@@ -204,13 +204,13 @@ class CompiledChunks:
 
 
 @lru_cache
-def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a kernel by torch.compile.
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function by torch.compile.
 
     Each shape has kernels for itself. With kernels for all shapes, the kernels of a resumed run
     could differ from those of the unbroken run, which met the shapes in another order.
     """
-    return torch.compile(kernel, dynamic=False, fullgraph=True)
+    return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 def log_probs_of_logits(logits: Tensor, targets: Tensor, vocab: int, cap: float | None) -> Tensor:

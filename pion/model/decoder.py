@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -19,7 +19,7 @@ from pion.errors import BadInput
 from pion.model.attention.attention import Attention, kernels_of_any_length
 from pion.model.attention.cache import KVCache, Place
 from pion.model.block import Block, Compute
-from pion.model.chunks_of_logits import product_in_fp32
+from pion.model.chunks_of_logits import compiled, product_in_fp32
 from pion.model.draft_block import DraftBlock
 from pion.model.feedforward.dense import FeedForward, Stats, SwiGLU, dense_layer
 from pion.model.feedforward.experts import AUX, Experts, stack_reports
@@ -68,40 +68,16 @@ FEEDFORWARD: dict[str, Callable[[ModelConfig], FeedForward]] = {
 }
 
 
-def _run_block(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
-    result: tuple[Tensor, Stats] = block(x, inputs)
-    return result
-
-
-@lru_cache(maxsize=1)
-def _compiled_block() -> Compute:
-    # Each shape has kernels for itself. With kernels for all shapes, the kernels of a resumed run
-    # could differ from those of the unbroken run, which met the shapes in another order.
-    return torch.compile(_run_block, dynamic=False, fullgraph=True)
-
-
-def _compute_block(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
-    return block.computed(x, inputs)
-
-
-@lru_cache(maxsize=1)
-def _compiled_computation() -> Compute:
-    return torch.compile(_compute_block, dynamic=False, fullgraph=True)
-
-
-def _run_compiled_inside(block: Block, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
-    """Run a block of a sharded model: what gathers its weights around it can't be compiled."""
-    result: tuple[Tensor, Stats] = block(x, inputs, _compiled_computation())
+def _run_block(
+    block: Block, x: Tensor, inputs: BlockInputs, compute: Compute | None
+) -> tuple[Tensor, Stats]:
+    # What gathers the weights of a sharded model around a block can't be compiled.
+    result: tuple[Tensor, Stats] = block(x, inputs, compute)
     return result
 
 
 def _normed(norm: RMSNorm, x: Tensor) -> Tensor:
     return norm(x).to(x.dtype)
-
-
-@lru_cache(maxsize=1)
-def _compiled_norm() -> Callable[[RMSNorm, Tensor], Tensor]:
-    return torch.compile(_normed, dynamic=False, fullgraph=True)
 
 
 class Losses(NamedTuple):
@@ -450,7 +426,7 @@ class Decoder(nn.Module):
             x.requires_grad_(learns)
         # A block that gets one tensor as both inputs would be compiled separately.
         now.results[EMBEDDED] = x.view_as(x) if options.compiled else x
-        run = self._runner(options)
+        compute = compiled(Block.computed) if options.compiled else None
         parts, reports = self.shared_parts(), []
         kept = {layer for part in parts for layer in part.reads}
         with nullcontext() if trained else kernels_of_any_length(x.device):
@@ -461,24 +437,20 @@ class Decoder(nn.Module):
                 if options.recompute:
                     # No pass draws. To read the generator's state would end a capture.
                     x, report = checkpoint(
-                        run, block, x, inputs, use_reentrant=False, preserve_rng_state=False
+                        *(_run_block, block, x, inputs, compute),
+                        use_reentrant=False,
+                        preserve_rng_state=False,
                     )
                 else:
-                    x, report = run(block, x, inputs)
+                    x, report = _run_block(block, x, inputs, compute)
                 if layer in kept:
                     now.results[layer] = x
                 reports.append(report)
         x = x[:, : given.tokens.shape[1]]
         if options.compiled and x.is_cuda and options.residual != torch.float32:
             # The head would round the result anyway.
-            return _compiled_norm()(self.norm, x), reports
+            return compiled(_normed)(self.norm, x), reports
         return self.norm(x), reports
-
-    def _runner(self, options: StepOptions) -> Compute:
-        """Return what runs a block."""
-        if not options.compiled:
-            return _run_block
-        return _run_compiled_inside if self.sharded else _compiled_block()
 
     def num_params(self, active: bool = False) -> int:
         """Return the number of weights; with `active`, the number that one token uses.

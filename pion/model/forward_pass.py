@@ -43,12 +43,14 @@ class StepOptions(NamedTuple):
             compilation.
         residual: the dtype of the hidden states between blocks, the residual stream. Norms and sums
             compute in fp32 and round their results once.
+        varlen: attend within documents by attention of variable length; ask `takes_varlen`.
     """
 
     parts: Mapping[str, Any] = MappingProxyType({})
     recompute: bool = False
     compiled: bool = False
     residual: torch.dtype = torch.float32
+    varlen: bool = False
 
 
 # What evaluation, generation and export use. They meet many shapes, so they are never compiled.
@@ -203,7 +205,7 @@ def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
     kernel: Kernel = "documents" if by_document else "dense"
     # With a cache it is not used: it is compiled for each length, and prompts have any length.
     if flexible(config, device):
-        kernel = "flex"
+        kernel = "documents" if options.varlen else "flex"
     windows = options.parts.get("windows")
     window = None if windows is None else windows.tokens
     return build_masks(config, given.tokens, total, given.documents, window, kernel=kernel)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pion.config.model_config import ModelConfig
-from pion.model.attention.masks import masked_by_flex
+from pion.model.attention.masks import masked_by_flex, takes_varlen
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.saved_weights import without_values
@@ -83,11 +83,14 @@ def compile_block(trial: Trial, plan: ComputePlan) -> dict[str, Tensor]:
     shape, vocab = (plan.micro_batch, trial.seq_len), trial.config.vocab_size
     tokens = torch.randint(vocab, shape, generator=drawn, device=device)
     numbers = torch.zeros_like(tokens) if trial.documents else None
-    bf16 = torch_dtype(plan.dtype) == torch.bfloat16
+    dtype = torch_dtype(plan.dtype)
     options = StepOptions(
-        recompute=plan.recompute, compiled=plan.compile, residual=torch_dtype(plan.residual)
+        recompute=plan.recompute,
+        compiled=plan.compile,
+        residual=torch_dtype(plan.residual),
+        varlen=takes_varlen(trial.config, dtype, device, numbers),
     )
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         hidden = model.hidden(tokens, positions=numbers, documents=numbers, options=options)
         weights = torch.cos(torch.arange(hidden.numel(), device=device)).view(hidden.shape)
         (hidden * weights).sum().backward()

@@ -33,6 +33,7 @@ class StepBatch:
     rows: RowRange  # of the whole step, over all ranks, including skipped rows
     micro_batches: list[Batch]
     targets: int  # target tokens in this rank's micro-batches
+    length: int = 1  # how many of the step's rows are read as one
     learns: bool = True  # whether the batch has anything to learn
     # This rank's part of what the step reports, by name. The parts of all ranks add up.
     measures: Mapping[str, float] = field(default_factory=dict)
@@ -81,6 +82,7 @@ class BatchFeed:
         pin: bool,
     ) -> None:
         self._stream, self._pin = stream, pin
+        self._phased = stream.phased if isinstance(stream, RowStream) else None
         self._global_batch, self.micro_batch = global_batch, micro_batch
         self._rank, self._world_size = rank, world_size
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-feed")
@@ -113,9 +115,12 @@ class BatchFeed:
 
     def _build(self, next_row: int, skipped: tuple[RowRange, ...], micro_batch: int) -> StepBatch:
         rows, after = step_rows(next_row, self._global_batch, skipped)
-        parts = rank_rows(rows, self._rank, self._world_size, micro_batch)
+        length = 1
+        if self._phased is not None:  # some rows are read as one
+            length, rows = self._phased.length_at(rows[0]), self._phased.heads(rows)
+        parts = rank_rows(rows, self._rank, self._world_size, max(1, micro_batch // length))
         micro_batches = [self._stream.batch(part) for part in parts]
         if self._pin:
             micro_batches = [map_batch(Tensor.pin_memory, batch) for batch in micro_batches]
         targets = sum(int((batch.targets != IGNORED).sum()) for batch in micro_batches)
-        return StepBatch((next_row, after), micro_batches, targets)
+        return StepBatch((next_row, after), micro_batches, targets, length)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pion.data.stream import Batch, to_device
+from pion.model.attention.masks import takes_varlen
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.train.buckets import Buckets, in_order_of_backward
@@ -27,9 +28,9 @@ LONGEST = timedelta(hours=24)
 class Gradients:
     """Computes the gradients of an objective, in `dtype`, on the device of `model`.
 
-    The auxiliary losses are means over the `global_batch` rows of a step, of all ranks. Every rank
-    calls the same methods in the same order, but ranks may add different numbers of micro-batches:
-    unless the model is sharded.
+    The auxiliary losses are means over the rows of a step, of all ranks. Every rank calls the same
+    methods in the same order, but ranks may add different numbers of micro-batches: unless the
+    model is sharded.
     """
 
     def __init__(
@@ -37,10 +38,9 @@ class Gradients:
         model: Decoder,
         dtype: torch.dtype,
         world_size: int,
-        global_batch: int,
         shards: Shards | None = None,
     ) -> None:
-        self._model, self._dtype, self._aux_scale = model, dtype, 1 / global_batch
+        self._model, self._dtype, self._aux_scale = model, dtype, 1.0
         self._device = model.embed.weight.device
         self._shards = shards
         params = in_order_of_backward(model) if shards is None else shards.kept_whole()
@@ -48,8 +48,9 @@ class Gradients:
         self.buckets = Buckets(params) if world_size > 1 and params else None
         self.graphs = MicroBatchGraphs(model, dtype, world_size)
 
-    def begin(self) -> None:
-        """Begin a step, which has no gradients yet."""
+    def begin(self, rows: int) -> None:
+        """Begin a step over so many rows of all ranks, which has no gradients yet."""
+        self._aux_scale = 1 / rows
         self.graphs.begin()
         if self._shards is not None:
             self._shards.clear()
@@ -72,6 +73,9 @@ class Gradients:
 
         Return what the micro-batch adds to the step, without gradient, until the next call.
         """
+        options = options._replace(
+            varlen=takes_varlen(self._model.config, self._dtype, self._device, batch.documents)
+        )
         found = self.graphs.add(batch, objective, options, self._computed)
         if found is not None:
             return found

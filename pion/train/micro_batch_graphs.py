@@ -88,7 +88,7 @@ class MicroBatchGraphs:
 
     def __init__(self, model: Decoder, dtype: torch.dtype, world_size: int) -> None:
         self._why_without = partial(why_without, model, dtype=dtype, world_size=world_size)
-        self._device = model.embed.weight.device
+        self._model, self._device = model, model.embed.weight.device
         self._params = list(model.parameters())  # after a capture: those that it has gradients for
         # Graphs read this table, which may leave the cache that has it.
         self._table = table_of(model.config, self._device)
@@ -122,7 +122,7 @@ class MicroBatchGraphs:
             self._refuse(why, logging.INFO if self._device.type == "cuda" else logging.DEBUG)
             return None
         assert isinstance(objective, CrossEntropy)
-        alike = options, map_batch(attrgetter("shape"), batch)
+        alike = options, self._model.config, map_batch(attrgetter("shape"), batch)
         if self._static is None:
             empty = partial(torch.empty_like, device=self._device)
             self._static = map_batch(empty, batch), CrossEntropy(empty(objective.scale))

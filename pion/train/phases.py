@@ -29,6 +29,9 @@ class Phase:
         top_k: primitives in a recipe.
         rank: ranks of each primitive in use.
         only_bands: the only bands that are trained, with their layers and banks.
+        seq_len: tokens in a row that is read.
+        rope_theta: the base of the angles of positions.
+        passes: whether what the phase reads follows from how long it is.
     """
 
     until: float | int | None = None
@@ -36,6 +39,14 @@ class Phase:
     top_k: int | None = None
     rank: int | None = None
     only_bands: tuple[int, ...] | None = None
+    seq_len: int | None = None
+    rope_theta: float | None = None
+    passes: bool = False
+
+    def config_fields(self) -> dict[str, Any]:
+        """Return what a model that has read up to this phase has in its config."""
+        given = {"seq_len": self.seq_len, "rope_theta": self.rope_theta}
+        return {name: value for name, value in given.items() if value is not None}
 
     def factor(self, role: Role) -> float:
         """Return the factor of a role's learning rate."""

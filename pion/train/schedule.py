@@ -98,7 +98,7 @@ def lr_at(settings: TrainSettings, step: int) -> float:
     finished = step + 1
     if finished <= settings.warmup_steps:
         return finished / settings.warmup_steps
-    start = _decay_start(settings)
+    start = decay_start(settings)
     if settings.schedule == "constant" or finished <= start:
         return 1.0
     progress = min(1.0, (finished - start) / max(1, settings.steps - start))
@@ -116,18 +116,19 @@ def fixed_until(settings: TrainSettings) -> int:
     run, depend on `steps` from the start. A decay that is longer than the steps after the warm-up
     begins at the end of the warm-up.
     """
-    return 0 if grows_over_the_run(settings) else _decay_start(settings)
+    return 0 if grows_over_the_run(settings) else decay_start(settings)
 
 
 def grows_over_the_run(settings: TrainSettings) -> bool:
     """Return whether windows, momentum or phases are in proportion to `steps`."""
-    shares = any(isinstance(phase.until, float) for phase in settings.phases)
+    shares = any(isinstance(phase.until, float) or phase.passes for phase in settings.phases)
     grows = settings.window_schedule != "constant" or settings.muon_momentum_start is not None
     return shares or grows
 
 
-def _decay_start(settings: TrainSettings) -> int:
-    """Return the step at which the learning rate begins to decay."""
+def decay_start(settings: Any) -> int:
+    """Return the step at which the learning rate of TrainSettings, or of a job's section, begins to
+    decay."""
     if settings.schedule == "constant":
         return settings.steps
     if settings.schedule == "cosine":

@@ -10,12 +10,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from pion.config.model_config import ModelConfig
 from pion.data.order import rows_per_rank
 from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed, Trouble
@@ -42,7 +44,7 @@ from pion.train.optimizer.state_pieces import (
     copy_tensors,
     hand_out,
 )
-from pion.train.phases import only_apart
+from pion.train.phases import only_apart, phase_at
 from pion.train.rollout_feed import Prompts, RolloutFeed
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
@@ -92,6 +94,8 @@ class Trainer:
         self.dtype = hardware.torch_dtype(plan.dtype)
         self.model = model if plan.sharded else model.to(self.device)
         # LoRA's base is not in a checkpoint. All else is, although it may not be trained.
+        self._config = model.config
+        self._seq_len = stream.seq_len if isinstance(stream, RowStream) else None
         self._brought = {n for n, param in model.named_parameters() if not param.requires_grad}
         if self._brought:
             self._brought |= {name for name, _ in model.named_buffers()}
@@ -118,9 +122,7 @@ class Trainer:
         if self._shards is None and plan.world_size > 1:
             # Whatever the other ranks drew, all begin with the weights of rank 0.
             copy_from_rank_0(self.model.state_dict().values(), self.device)
-        self._gradients = Gradients(
-            self.model, self.dtype, plan.world_size, settings.global_batch, self._shards
-        )
+        self._gradients = Gradients(self.model, self.dtype, plan.world_size, self._shards)
 
     def _optimizer(self) -> Optimizer:
         return Optimizer(
@@ -143,8 +145,12 @@ class Trainer:
     @property
     def grad_accum(self) -> int:
         """The number of micro-batches in an optimizer step, on the rank that has the most."""
-        rows = rows_per_rank(self.settings.global_batch, self.plan.world_size)
-        return math.ceil(rows / self.plan.micro_batch)
+        return self._rounds(1)
+
+    def _rounds(self, length: int) -> int:
+        """Return `grad_accum` where so many rows are read as one."""
+        rows = rows_per_rank(self.settings.global_batch // length, self.plan.world_size)
+        return math.ceil(rows / max(1, self.plan.micro_batch // length))
 
     def _feed_from(self, stream: RowStream | Prompts) -> BatchFeed | RolloutFeed:
         if isinstance(stream, Prompts):
@@ -209,6 +215,7 @@ class Trainer:
     def _train_step(self, should_stop: Callable[[], bool]) -> bool:
         self._metrics.begin_step()
         batch = self._feed.take(self.next_row, self.skipped)
+        self.model.config = self.config_at(batch.rows[1])
         documents = batch.micro_batches[0].documents is not None
         self._uses_flex = masked_by_flex(self.model.config, self.device, documents=documents)
         if self.step + 1 < self.settings.steps:
@@ -217,7 +224,7 @@ class Trainer:
         targets = self._ranks.sum(torch.full((), float(batch.targets), device=self.device))
         plan = plan_at(self.settings, self.step, self.model.config)
         objective = objective_of(self.settings, batch, targets, self._ranks.sum)
-        learns, rounds = True, self.grad_accum
+        learns, rounds = True, self._rounds(batch.length)
         if self.settings.reinforcement is not None:
             learns = self._ranks.any(batch.learns)
             rounds = self._ranks.most(len(batch.micro_batches))
@@ -227,7 +234,7 @@ class Trainer:
             return False
         loss, stats, measures = measured
         seq_len = batch.micro_batches[0].tokens.shape[1]
-        tokens = self.settings.global_batch * seq_len
+        tokens = self.settings.global_batch // batch.length * seq_len
         if self.settings.reinforcement is not None:
             loss, tokens = -measures["reward"], self.plan.world_size * batch.targets
             measures["entropy"] = measures.pop("answer_nats") / measures["answer_tokens"]
@@ -256,6 +263,21 @@ class Trainer:
         )
         return True
 
+    def config_at(self, next_row: int) -> ModelConfig:
+        """Return the config of the model that has read the rows before `next_row`.
+
+        What a model reads follows the rows, and rates follow the steps: the two part by the steps
+        that were left out after a spike.
+        """
+        settings = self.settings
+        if not settings.phases:
+            return self._config
+        read = max(0, next_row - 1) // settings.global_batch
+        fields = phase_at(settings.phases, read, settings.steps).config_fields()
+        if any(phase.seq_len for phase in settings.phases):  # before, rows are shorter
+            fields.setdefault("seq_len", self._seq_len)
+        return replace(self._config, **fields)
+
     def _add_gradients(
         self,
         batch: StepBatch,
@@ -279,7 +301,7 @@ class Trainer:
             self.plan.compile,
             hardware.torch_dtype(self.plan.residual),
         )
-        self._gradients.begin()
+        self._gradients.begin(self.settings.global_batch // batch.length)
         count = len(batch.micro_batches)
         # A rank with fewer micro-batches skips the first round, so that all ranks end together. But
         # the ranks of a sharded model compute together: there, it has its first micro-batch twice.
@@ -294,7 +316,7 @@ class Trainer:
             if not counts:
                 continue
             loss = loss + found.loss
-            share = len(micro_batch.tokens) / self.settings.global_batch
+            share = len(micro_batch.tokens) * batch.length / self.settings.global_batch
             for name, value in found.stats.items():
                 stats[name] = stats.get(name, 0.0) + value * share
             for name, value in found.measures.items():
@@ -447,6 +469,7 @@ class Trainer:
         self.optimizer.set_counts(meta["optimizer"])
         self.step, self.next_row = meta["step"], meta["next_row"]
         self.skipped = [(first, stop) for first, stop in meta["skipped"]]
+        self.model.config = self.config_at(self.next_row)
         set_rng_states(meta["rng"], self.device)
         self._metrics.restart(meta.get("recent_losses", ()))
 

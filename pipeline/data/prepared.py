@@ -26,6 +26,7 @@ from pipeline.job.stages import TRAINING
 from pipeline.state.stores.base import check_key
 
 if TYPE_CHECKING:
+    from pion.data.phased_order import Mixes
     from pion.data.stream import RowStream
     from pipeline.data.shard_cache import ShardCache
 
@@ -112,8 +113,10 @@ class PreparedData:
         window: int,
         cache: Callable[[], ShardCache] | None = None,
         documents: bool = False,
+        phases: Mixes = ((), ()),
     ) -> RowStream:
-        """Return the rows of "train" or "held_out", all sources mixed by weight.
+        """Return the rows of "train" or "held_out", all sources mixed by weight, or as in `phases`,
+        which have the names of the sources.
 
         With `documents`, each end-of-text in a row of text begins a new document.
         `cache` makes the cache for remote shards. It is only called, and only needed, if there are
@@ -121,13 +124,17 @@ class PreparedData:
         a cache that is too small for one window.
         """
         from pion.data.order import RowOrder
+        from pion.data.phased_order import PhasedOrder
         from pion.data.stream import RowStream
         from pion.data.tokens.tokenizer import Tokenizer
 
         begins = Tokenizer.from_file(self.tokenizer_path).end_of_text if documents else None
         manifests = [self.manifest(source, split) for source in self.sources]
         orders = [RowOrder(m.shard_rows, m.fingerprint, seed, window) for m in manifests]
-        weights = [source.weight for source in self.sources]
+        weights: list[float] | PhasedOrder = [source.weight for source in self.sources]
+        names, mixes = phases
+        if mixes:
+            weights = PhasedOrder(dict(zip(names, orders, strict=True)), mixes, seed)
         remote = any(shard.remote for m in manifests for shard in m.shards)
         assert cache is not None or not remote, "remote shards need a cache"
         store = cache() if remote and cache else None

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pion.data.order import RowOrder
+from pion.data.phased_order import PhasedOrder
 from pion.data.shards import Rows, Shard
 from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput, PionError
@@ -264,7 +265,7 @@ class CachedStream(RowStream):
     def __init__(
         self,
         sources: Sequence[tuple[Rows, RowOrder]],
-        weights: Sequence[float],
+        weights: Sequence[float] | PhasedOrder,
         seed: int,
         cache: ShardCache,
         documents: int | None = None,

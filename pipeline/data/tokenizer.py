@@ -33,6 +33,7 @@ from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.hub import hub_tokenizer
 from pipeline.data.sources import Input, Keep, texts
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards
+from pipeline.job.mixes import source_names
 from pipeline.job.model_section import TrainTokenizer
 from pipeline.machine.time_limit import attended
 
@@ -174,7 +175,12 @@ def _training_texts(
 ) -> Iterator[str]:
     """Yield training documents to learn merges from, the same amount from every source."""
     tokenized = NpyShards | BinShards | HubNpyShards
-    readable = [(n, i) for n, i in enumerate(inputs) if not isinstance(i.source, tokenized)]
+    names = zip(source_names(job.data), inputs, strict=True)
+    readable = [
+        (n, found)
+        for n, (name, found) in enumerate(names)
+        if not isinstance(found.source, tokenized) and name in job.tokenizer_sources
+    ]
     if not readable:
         raise BadInput(
             "tokenizer.train: every data source is already tokenized, so there is no text to train "

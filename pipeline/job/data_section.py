@@ -13,7 +13,16 @@ from pydantic import Field, field_validator, model_validator
 from pion.config.part_fields import SEQ_LEN
 from pion.data.documents.languages import LANGUAGES
 from pion.later_fields import closest, shown
-from pipeline.job.section import ROWS, Section, identity, made, refuse, runtime
+from pipeline.job.section import (
+    MOST_OF_A_NAME,
+    NAME,
+    ROWS,
+    Section,
+    identity,
+    made,
+    refuse,
+    runtime,
+)
 
 # In data.clean.decontaminate, this word stands for the sets that the section `evaluate` names.
 OF_EVALUATE = "evaluate"
@@ -96,6 +105,9 @@ class Clean(Section):
 
 
 class Source(Section):
+    name: str | None = runtime(
+        None, "how pretrain.phases call this source", pattern=NAME, max_length=MOST_OF_A_NAME
+    )
     weight: float = identity(
         1.0,
         "how many rows come from this source, relative to the other sources: weight 2 gives twice "

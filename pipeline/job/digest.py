@@ -17,6 +17,7 @@ from pion.config.model_config import ModelConfig
 from pion.files import sha256_file
 from pion.later_fields import values_before
 from pipeline.job import Job, Section
+from pipeline.job.mixes import source_names
 from pipeline.job.section import ALWAYS_THERE, join, part_of, value_before
 from pipeline.job.stages import CONVERSING
 
@@ -116,7 +117,7 @@ def digest_job(job: Job) -> Digests:
         }
         # 0.1.0 recorded a field that is gone, which named another model to start from.
         own |= {"seed": job.seed, "data.window": job.data.window, f"{stage}.init_from": None}
-        inputs[stage] = model | own | {f"input.data.{stage}": data[stage]}
+        inputs[stage] = model | own | _read_by(job, stage, data[stage], tokenizer)
         if stage == "reinforce":
             inputs[stage] |= _functions(job)
         if previous is not None:
@@ -136,6 +137,25 @@ def digest_job(job: Job) -> Digests:
         stages["publish"] = digest_of(inputs["publish"])
     before = {f"model.{k}": v for k, v in values_before(type(config)).items()}
     return Digests(data, stages, inputs, before | fields_before(job))
+
+
+def _read_by(job: Job, stage: str, digest: str, tokenizer: Inputs) -> Inputs:
+    """Return the digest of a stage's data; of each source that phases name, so that a fork may add
+    sources."""
+    if stage != "pretrain" or not job.mix_phases:
+        return {f"input.data.{stage}": digest}
+    data = covered_fields(job.text_settings, "data").items()
+    shared = {path: value for path, value in data if not path.startswith("data.sources.")}
+    found: Inputs = {}
+    for name, source in zip(source_names(job.data), job.data.sources):
+        own = shared | tokenizer | covered_fields(source, "source")
+        found[f"input.data.pretrain.{name}"] = digest_of(own)
+        if job.data.clean is not None:  # a copy of an earlier source's document is left out
+            shared = shared | {f"input.{name}": digest_of(own)}
+    if job.tokenizer is not None and job.tokenizer.train is not None:
+        learned = {name: found[f"input.data.pretrain.{name}"] for name in job.tokenizer_sources}
+        found["input.data.pretrain"] = digest_of(learned)
+    return found
 
 
 def conversation_inputs(job: Job, stage: str) -> Inputs:

@@ -125,6 +125,7 @@ _TYPES = {
     tuple[tuple[int, int], ...]: "list of pairs of whole numbers",
     tuple[tuple[int, ...], ...]: "list of lists of whole numbers",
     dict[str, float]: "a number for each name",
+    dict[str, float | str]: "a share or passes for each name",
     dict[str, bool | int | float | str]: "a value for each name",
     dict[str, Price]: "a price for each GPU",
 }

@@ -17,11 +17,13 @@ from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validat
 from pion.config.lora import Lora as LoraSettings
 from pion.config.model_config import APART, OPTIONAL, ModelConfig
 from pion.config.part_fields import FACTOR
+from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
 from pipeline.job.data_section import OF_EVALUATE, Data, Source
 from pipeline.job.evaluate_and_publish_sections import Evaluate, Publish
 from pipeline.job.hardware_section import Hardware
+from pipeline.job.mixes import mistakes_of_phases, mix_phases, source_names
 from pipeline.job.model_section import NEXT_TO_FROM, Base, Model, TokenizerSection
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.reinforce_section import PythonReward, Reinforce
@@ -158,6 +160,8 @@ class Job(Section):
                 f"({config.seq_len:,})"
             )
         mistakes += self._too_short(config)
+        if self.pretrain is not None:
+            mistakes += mistakes_of_phases(self.text_settings, self.pretrain, config)
         first = next(iter(self.train_stages), "")
         from_base = self._base if first in CONVERSING else None
         if from_base is not None and self.lora(first) is not None:
@@ -166,7 +170,7 @@ class Job(Section):
             section, lora = self.section(stage), self.lora(stage)
             if section.window_schedule != "constant" and config.windows is None:
                 mistakes.append(f"{stage}.window_schedule: the model has no windows")
-            wrong = mistakes_of(check_phases_of_model, phases_of(section.phases), config)
+            wrong = mistakes_of(check_phases_of_model, phases_of(section), config)
             if lora is not None:
                 wrong += [f"lora.{mistake}" for mistake in mistakes_of(lora.targets_of, config)]
             mistakes += [f"{stage}.{mistake}" for mistake in wrong]
@@ -408,6 +412,24 @@ class Job(Section):
         return self.data.model_copy(update={"documents": self.within_documents, "clean": clean})
 
     @property
+    def mix_phases(self) -> list[MixPhase]:
+        """What pretraining reads in its phases; nothing if all phases read the same."""
+        return mix_phases(self.data, self.pretrain)
+
+    @property
+    def borders(self) -> list[tuple[str, int]]:
+        """The steps, each with its stage, after which pretraining reads something else."""
+        phases = self.mix_phases
+        batch = self.section("pretrain").global_batch if phases else 1
+        return [("pretrain", phase.start // batch) for phase in phases[1:]]
+
+    @property
+    def tokenizer_sources(self) -> list[str]:
+        """The names of the sources that a tokenizer is trained on: those of the first phase."""
+        phases = self.mix_phases
+        return list(phases[0].mix or ()) if phases else source_names(self.data)
+
+    @property
     def removed_sets(self) -> list[tuple[str, str]]:
         """The key and the path of each evaluation set that data.clean.decontaminate means."""
         sets: list[tuple[str, str]] = []
@@ -489,6 +511,16 @@ class Job(Section):
             return self.data.documents
         return self.model_config_resolved().hides
 
+    def config_after(self, stage: str | None) -> ModelConfig:
+        """Return the settings of the model that a training stage has left, or of a new one (None).
+
+        The last phase of pretraining decides how the model reads.
+        """
+        config = self.model_config_resolved()
+        if stage is None or self.pretrain is None or not self.pretrain.phases:
+            return config
+        return replace(config, **phases_of(self.pretrain)[-1].config_fields())
+
     def model_config_resolved(self) -> ModelConfig:
         """Return the decoder's settings: preset, then fields, then what data and tokenizer imply.
 
@@ -505,7 +537,9 @@ class Job(Section):
             return ModelConfig.preset(self.model.preset, **fields)
         if self.tokenizer is not None and self.tokenizer.train is not None:
             fields.setdefault("vocab_size", self.tokenizer.train.vocab_size)
-        fields.setdefault("seq_len", max(self.data.seq_len, self.sft_seq_len))
+        phases = self.pretrain.phases if self.pretrain else []
+        longest = max((phase.seq_len or 0 for phase in phases), default=0)
+        fields.setdefault("seq_len", max(self.data.seq_len, self.sft_seq_len, longest))
         needed = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size")
         missing = [name for name in needed if name not in fields]
         if missing:

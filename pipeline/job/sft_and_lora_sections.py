@@ -15,6 +15,7 @@ from pion.config.part_fields import FACTOR, SEQ_LEN, WIDTH
 from pion.data.chat.template_source import with_settings
 from pion.later_fields import shown
 from pipeline.job.data_section import ConversationSource, PreferenceSource
+from pipeline.job.phase_sections import Phase
 from pipeline.job.section import (
     STEPS,
     Section,
@@ -97,6 +98,9 @@ class Conversations(Train):
     steps: int | None = scheduled(None, "optimizer steps; unset: epochs decides", gt=0, most=STEPS)
     schedule: Literal["wsd", "cosine", "constant"] = scheduled(
         "cosine", "after the warm-up: wsd (stable, then decay), cosine, or constant"
+    )
+    phases: list[Phase] = scheduled(
+        [], "phases with their own rates, recipe sizes and trained bands, in order", before=[]
     )
     epochs: float | None = scheduled(
         None, "passes over the data, in place of steps", before=None, gt=0, most=10_000

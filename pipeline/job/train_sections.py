@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PrivateAttr, model_validator
 
-from pion.config.part_fields import FACTOR, LAYERS, WIDTH
+from pion.config.part_fields import FACTOR
 from pion.config.presets import PRESETS
 from pion.errors import BadInput
 from pion.train.phases import Phase as TrainPhase
@@ -22,6 +22,7 @@ from pion.train.phases import check_phases
 from pion.train.preference import Preference
 from pion.train.reinforce import Reinforcement
 from pipeline.job.model_section import Model
+from pipeline.job.phase_sections import Phase, PretrainPhase
 from pipeline.job.section import (
     BATCH,
     STEPS,
@@ -104,48 +105,6 @@ def three_digits(rate: float) -> float:
     return float(f"{rate:.3g}")
 
 
-class Phase(Section):
-    """A part of the stage with its own rates, recipe sizes and trained bands."""
-
-    until: float | int | None = scheduled(
-        None,
-        "where the phase ends: a share of the steps, such as 0.2, or a number of steps, such as "
-        "3000; the last phase has none",
-        most=STEPS,
-    )
-    rates: dict[str, float] = scheduled(
-        {},
-        "factors of the learning rates by role (matrix, router, embedding, head, primitive, "
-        "recipe, gate, vector), and by `others` for all other roles; 0 freezes a role",
-        most=FACTOR,
-    )
-    top_k: int | None = scheduled(
-        None, "primitives in a recipe; unset: the model's", gt=0, most=4096
-    )
-    rank: int | None = scheduled(
-        None, "ranks of each primitive in use; unset: all", gt=0, most=WIDTH
-    )
-    unfreeze: list[int] | None = scheduled(
-        None,
-        "the only bands whose layers and banks are trained, counted from 0; unset: all",
-        most=LAYERS,
-    )
-
-
-def phases_of(phases: Sequence[Phase]) -> tuple[TrainPhase, ...]:
-    """Return the trainer's phases."""
-    return tuple(
-        TrainPhase(
-            until=phase.until,
-            rates=phase.rates,
-            top_k=phase.top_k,
-            rank=phase.rank,
-            only_bands=None if phase.unfreeze is None else tuple(phase.unfreeze),
-        )
-        for phase in phases
-    )
-
-
 WARMUP = (
     "steps of linear warm-up; unset: the default, or a tenth of the steps if the stage has no more "
     "steps than the default"
@@ -216,7 +175,7 @@ class Train(Section):
         ge=0,
         most=FACTOR,
     )
-    phases: list[Phase] = scheduled(
+    phases: list[Phase] | list[PretrainPhase] = scheduled(
         [], "phases with their own rates, recipe sizes and trained bands, in order", before=[]
     )
     beta1: float = scheduled(0.9, "decay rate of AdamW's first moment", ge=0, lt=1)
@@ -260,7 +219,15 @@ class Train(Section):
         if warmup is None or (not self._warmup_given and warmup >= steps):
             self.warmup_steps = warmup = steps // 10
         too_long = {f"warmup_steps: {warmup} must be below steps {steps}": warmup >= steps}
-        return made(too_long) + mistakes_of(check_phases, phases_of(self.phases), steps)
+        never = "; the rate never falls: give a share or a number of steps"
+        mistakes = {
+            f"phases.{number}.until: decay{never}": phase.until == "decay"
+            for number, phase in enumerate(self.phases)
+            if self.schedule == "constant"
+        }
+        if wrong := made(mistakes | too_long):
+            return wrong
+        return mistakes_of(check_phases, phases_of(self), steps)
 
     def know_rows(self, rows: int) -> None:
         """Learn how many rows the stage's data has, from which its steps may follow.
@@ -335,6 +302,11 @@ class Pretrain(Train):
     )
     steps: int = scheduled(..., "optimizer steps", gt=0, most=STEPS)
     warmup_steps: int = scheduled(1000, WARMUP, ge=0, most=STEPS)
+    phases: list[PretrainPhase] = scheduled(
+        [],
+        "phases with their own mix of the sources, length of rows, or rates, in order",
+        before=[],
+    )
 
 
 def settings_of(section: Train) -> TrainSettings:
@@ -347,8 +319,37 @@ def settings_of(section: Train) -> TrainSettings:
         | {
             "steps": section.total_steps,
             "warmup_steps": section.total_warmup_steps,
-            "phases": phases_of(section.phases),
+            "phases": phases_of(section),
             "preference": section.preference,
             "reinforcement": section.reinforcement,
         }
     )
+
+
+def phases_of(section: Train) -> tuple[TrainPhase, ...]:
+    """Return the trainer's phases of a section whose steps are given."""
+    seq_len = rope_theta = None
+    phases = []
+    for phase in section.phases:
+        until: Any = phase.until
+        if until == "decay":
+            from pion.train.schedule import decay_start
+
+            until = decay_start(section)
+        mix = None
+        if isinstance(phase, PretrainPhase):
+            seq_len, rope_theta = phase.seq_len or seq_len, phase.rope_theta or rope_theta
+            mix = phase.mix
+        phases.append(
+            TrainPhase(
+                until=until,
+                rates=phase.rates,
+                top_k=phase.top_k,
+                rank=phase.rank,
+                only_bands=None if phase.unfreeze is None else tuple(phase.unfreeze),
+                seq_len=seq_len,
+                rope_theta=rope_theta,
+                passes=any(isinstance(share, str) for share in (mix or {}).values()),
+            )
+        )
+    return tuple(phases)

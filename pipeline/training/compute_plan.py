@@ -191,7 +191,7 @@ def _fitting_work(
 
     section = job.section(stage)
     work = Workload(
-        config_of_largest_phase(phases_of(section.phases), job.model_config_resolved()),
+        config_of_largest_phase(phases_of(section), job.model_config_resolved()),
         seq_len=job.seq_len(stage),
         dtype=plan.dtype,
         optimizer=section.optimizer,
@@ -201,7 +201,7 @@ def _fitting_work(
         compile=plan.compile,
         residual=plan.residual,
         lora=job.lora(stage),
-        only_apart=only_apart(phases_of(section.phases), job.model_config_resolved()),
+        only_apart=only_apart(phases_of(section), job.model_config_resolved()),
         capability=cuda_capability(device),
         ranks=plan.world_size,
     )

@@ -177,6 +177,7 @@ class StageTraining:
         self.context, self.setup, self.rank = setup.context, setup, rank
         job, stage = setup.context.job, setup.stage
         self._steps = job.section(stage).total_steps
+        self._borders = {step for of, step in job.borders if of == stage}
         self._pause_at = job.section(stage).pause_at or self._steps
         entry = setup.restored.found.entry
         # It resumes from a checkpoint whose held-out loss is not recorded.
@@ -219,7 +220,7 @@ class StageTraining:
         if last or self._evaluates_at(step):
             # Evaluation may run out of memory, so save first.
             self.rank.log()
-            self.rank.save_before_evaluating(last=last)
+            self.rank.save_before_evaluating(last=last or step in self._borders)
             self._evaluate()
             self.context.watchdog.beat()
         if not last:
@@ -239,7 +240,7 @@ class StageTraining:
 
     def _evaluates_at(self, step: int) -> bool:
         every = self.context.job.evaluate.every or max(1, self._steps // 10)
-        return step == self._pause_at or step % every == 0
+        return step in {self._pause_at, *self._borders} or step % every == 0
 
     def _evaluate_if_due(self) -> None:
         """Evaluate the restored step if the last attempt ended between its save and its evaluation.

@@ -280,12 +280,13 @@ def _open_checkpointer(
     context, stage = setup.context, setup.stage
     kept = context.job.checkpoint.keep
     best = HELD_OUT_LOSS if kept.best or context.job.selects_best(stage) else None
-    keep = Keep(last=kept.last, every=kept.every, best=best)
+    borders = frozenset(context.job.borders)
+    keep = Keep(last=kept.last, every=kept.every, best=best, steps=borders)
     uploader = context.uploader()
     uploader.snapshot.others = others
     return context.checkpointer(
         claim,
-        CheckpointSeries(stage, context.request.digests[stage], setup.files(), keep),
+        CheckpointSeries(stage, context.request.digests[stage], setup.files, keep),
         resumed=setup.restored.found,
         metrics=metrics.log,
         uploader=uploader,

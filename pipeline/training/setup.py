@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 from annotated_types import Len
 from typing_extensions import TypedDict
@@ -110,10 +110,10 @@ class Setup:
         """Whether the stage trains on the cores that saving uses too."""
         return self.trainer.device.type == "cpu"
 
-    def files(self) -> dict[str, bytes]:
-        """Return the small files that each checkpoint includes, by name."""
+    def files(self, state: Mapping[str, Any]) -> dict[str, bytes]:
+        """Return the small files that the checkpoint of a state includes, by name."""
         files = {
-            "config.json": to_json(self.trainer.model.config.to_dict()).encode(),
+            "config.json": to_json(self.trainer.config_at(state["next_row"]).to_dict()).encode(),
             **needed_files(self.data.folder),
         }
         if self.reference is not None:
@@ -214,7 +214,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
 
     folder, key, restored = context.fetch(bring)
     data = open_stage_data(
-        context.job, folder, fetching_from(context.run.store, key, context.patiently)
+        context.job, stage, folder, fetching_from(context.run.store, key, context.patiently)
     )
     _tell_job(context.job, stage, data)
     saved = restored.saved

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.job import Job
+from pipeline.job.mixes import source_names
 
 if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
+    from pion.data.phased_order import Mixes
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.train.rollout_feed import Prompts
@@ -37,8 +39,8 @@ class StageData:
     prompts: Mapping[str, Prompts] | None = None
 
 
-def open_stage_data(job: Job, folder: Path, fetch: Fetch) -> StageData:
-    """Open the prepared data in `folder`. `fetch` brings shards that are not there."""
+def open_stage_data(job: Job, stage: str, folder: Path, fetch: Fetch) -> StageData:
+    """Open the prepared data of a stage in `folder`. `fetch` brings shards that are not there."""
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.shards import PREFERENCES
     from pion.data.tokens.tokenizer import Tokenizer
@@ -56,11 +58,14 @@ def open_stage_data(job: Job, folder: Path, fetch: Fetch) -> StageData:
         closing.callback(cache.close)
         return cache
 
+    phases: Mixes = ((), ())
+    if stage == "pretrain":
+        phases = source_names(job.data), job.mix_phases
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     chat_format = ChatFormat(data.tokenizer_path, tokenizer)
     closing.callback(chat_format.close)
     return StageData(
-        train=stream("train", cache=shard_cache),
+        train=stream("train", cache=shard_cache, phases=phases),
         held_out=stream("held_out"),
         tokenizer=tokenizer,
         chat_format=chat_format,

@@ -50,7 +50,7 @@ def stage_model(
             (model, why), weights = first_model(context, stage), None
         show_first_rows(model, data.train)
         return model, weights, why, None
-    config = context.job.model_config_resolved()
+    config = context.job.config_after(context.job.stage_before(stage))
     if plan.sharded:
         return without_values(config), None, "", None
     model = Decoder.from_state(config, saved.model) if saved else Decoder(config)

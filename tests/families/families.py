@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from pion.model.decoder import Decoder
 from pipeline.job.model_section import Model
-from pipeline.job.train_sections import Phase, phases_of
+from pipeline.job.phase_sections import Phase
+from pipeline.job.train_sections import phases_of
 from tests.support.tiny_config import tiny_config
 
 # More rows than the tokenizers of these tests have ids, as in most published models.
@@ -37,8 +39,8 @@ class Family:
         return tiny_config(**{"vocab_size": VOCAB, "seq_len": SEQ_LEN, **self.model, **changes})
 
     def settings(self):
-        phases = phases_of([Phase(**fields) for fields in self.training.get("phases", ())])
-        return {**self.training, "phases": phases}
+        phases = [Phase(**fields) for fields in self.training.get("phases", ())]
+        return {**self.training, "phases": phases_of(SimpleNamespace(phases=phases))}
 
     def job(self):
         """Return the changes that make the tiny job (tests/support/jobs.py) train this family."""

@@ -71,7 +71,7 @@ def train_and_die(name, folder):
     """Train with a checkpoint at every second step, until SIGKILL during the second save."""
     torch.set_num_threads(1)  # see tests/support/ranks.py
     claim = claim_run(RunState(FileStore(folder / "runs"), name), Owner.me())
-    checkpointer = Checkpointer(claim, CheckpointSeries(STAGE, DIGEST, {}))
+    checkpointer = Checkpointer(claim, CheckpointSeries(STAGE, DIGEST, lambda state: {}))
     training = trainer(FAMILIES[name], folder)
     training.side_copy = SideCopy(LateStreams())  # as on a card
     while training.step < KILLED_AFTER:

@@ -303,7 +303,7 @@ class _Setup(Setup):
 
     on_cpu = True
 
-    def files(self) -> dict[str, bytes]:
+    def files(self, state: Mapping[str, Any]) -> dict[str, bytes]:
         return {}
 
     def evaluate(self, on_batch: Callable[[], None]) -> Any:

@@ -32,7 +32,7 @@ def kill_at_each(points, claim, folder, patch):
     """Kill the uploader at each of these points; then save without a kill."""
     point, number = next(points)
     patch.setenv(HALT_AT, f"{point}:{number}:{folder / f'{point}{number}'}")
-    series = CheckpointSeries("pretrain", "d", {"config.json": b"{}"}, Keep())
+    series = CheckpointSeries("pretrain", "d", lambda state: {"config.json": b"{}"}, Keep())
     saver = Checkpointer(claim, series)
     step = 0
     while True:

@@ -54,7 +54,7 @@ def make_run(
         model = tiny_model(tokenizer.vocab_size, seed=seed, **changes)
         config = json.dumps(model.config.to_dict()).encode()
         series = CheckpointSeries(
-            stage, f"digest-{stage}", files={"config.json": config}, keep=Keep(last=9)
+            stage, f"digest-{stage}", lambda state, c=config: {"config.json": c}, Keep(last=9)
         )
         saver = Checkpointer(claim, series, uploader=InProcessUploader(run.store))
         state = {"step": step, "next_row": 0, "tokenizer": "data/1234/tokenizer.json"}

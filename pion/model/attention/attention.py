@@ -8,6 +8,7 @@ al. 2023, "GQA"). `attend` picks the right kernel:
   * flex attention on CUDA for whole sequences with a softcap, documents or windows; it skips the
     blocks that documents and windows exclude;
   * PyTorch's kernel for one document after another, in long rows of documents on a CPU;
+  * its attention of variable length for them on CUDA, if VARLEN (masks.py) is set;
   * plain tensor operations for other cases with a softcap; memory is quadratic in the length;
   * plain matrix products for short sequences in bf16 on a CPU, where they are faster.
 """
@@ -27,7 +28,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Heads
 from pion.model.attention.cache import LayerCache, Place
-from pion.model.attention.masks import Mask, Spans
+from pion.model.attention.masks import Mask
 from pion.model.attention.rope import Rotation, rotate
 from pion.model.norm_and_projection import (
     Projection,
@@ -61,8 +62,8 @@ def attend(
     `query` is (B, n_heads, T, head_dim); `key` and `value` are (B, n_kv_heads, keys, head_dim).
     Consecutive groups of n_heads / n_kv_heads query heads share a key/value head.
     """
-    if mask.spans is not None:
-        return attend_by_document(query, key, value, mask.spans, scale)
+    if mask.documents is not None:
+        return attend_by_document(query, key, value, mask.documents, scale)
     if mask.blocks is not None:
         return attend_flex(query, key, value, mask.blocks, softcap, scale)
     if softcap is not None:
@@ -170,21 +171,35 @@ def attend_short(
 
 
 def attend_by_document(
-    query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: list[int] | Tensor,
+    scale: float | None = None,
 ) -> Tensor:
-    """Return the attention of whole sequences whose documents are at `spans`.
+    """Return the attention of whole sequences with these documents (`Mask.documents`).
 
     Scores between documents are never computed. Shapes are as in `attend`.
     """
-    rows: list[list[Tensor]] = [[] for _ in range(query.shape[0])]
-    for row, start, end in spans:
-        here = (slice(row, row + 1), slice(None), slice(start, end))
-        rows[row].append(
-            scaled_dot_product_attention(
-                query[here], key[here], value[here], is_causal=True, scale=scale, enable_gqa=True
-            )
+    batch, _, tokens, _ = query.shape
+    query, key, value = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
+    if isinstance(documents, Tensor):
+        from torch.nn.attention.varlen import varlen_attn
+
+        # The length of a row stands for that of the longest document, which only the GPU knows.
+        # cuDNN takes causal attention only if both bounds are one tensor.
+        where, causal = (documents, documents, tokens, tokens), (-1, 0)
+        mixed: Tensor = varlen_attn(  # type: ignore[assignment]
+            query, key, value, *where, scale=scale, window_size=causal, enable_gqa=True
         )
-    return torch.cat([torch.cat(parts, dim=2) for parts in rows])
+    else:
+        own = (each.transpose(0, 1)[None].split(documents, dim=2) for each in (query, key, value))
+        parts = [
+            scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+            for q, k, v in zip(*own, strict=True)
+        ]
+        mixed = torch.cat(parts, dim=2)[0].transpose(0, 1)
+    return mixed.unflatten(0, (batch, tokens)).transpose(1, 2)
 
 
 def attend_flex(
@@ -214,10 +229,8 @@ def attend_flex(
 def _flex_attention() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    if torch.compiler.is_compiling():
-        plain: Callable[..., Tensor] = flex_attention
-        return plain
-    return _compiled_flex_attention()
+    plain: Callable[..., Tensor] = flex_attention
+    return plain if torch.compiler.is_compiling() else _compiled_flex_attention()
 
 
 @lru_cache(maxsize=1)

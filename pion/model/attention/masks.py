@@ -9,11 +9,13 @@ table.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.torch_version import TorchVersion
 
 from pion.config.model_config import ModelConfig
 from pion.model.attention.cache import KVCache, Place
@@ -22,22 +24,21 @@ from pion.model.attention.reach import Reach, reaches, window_blocks
 Masks = dict[Reach, "Mask"]
 
 
-@dataclass
-class _Flex:
-    """Whether this process uses flex attention. Its kernels are compiled, which can fail."""
-
-    used: bool = True
-
-
-_flex = _Flex()
+# Whether this process uses flex attention. Its kernels are compiled, which can fail.
+_flex = SimpleNamespace(used=True)
 Kernel = Literal["dense", "flex", "documents"]
-# The row, the first token and the end of each document, in this order.
-Spans = list[tuple[int, int, int]]
 
 # Flex attention's CUDA kernels need heads of at least this width, and blocks of a multiple of this
 # many tokens.
 FLEX_MIN_HEAD_DIM = 16
 FLEX_BLOCK = 128
+
+# Whether attention of variable length takes the place of flex attention in rows of documents. No
+# card has run this kernel: `python -m benchmarks.one_card attention` compares both.
+VARLEN = False
+# The kernel has heads of up to this width, and room for documents of so many tokens on average.
+VARLEN_MAX_HEAD_DIM = 128
+VARLEN_MEAN_TOKENS = 64
 
 # On a CPU, documents in rows of more than this many tokens attend one after another. In shorter
 # rows, one mask for all of them is faster than many small kernels.
@@ -52,14 +53,14 @@ class Mask:
         causal: queries and keys are the same tokens; each token sees itself and the tokens before.
         allowed: boolean, broadcastable to (B, 1, queries, keys): true where the query sees the key.
         blocks: `allowed` as flex attention's BlockMask.
-        spans: where the documents are; each token sees itself and the tokens of its document before
-            it.
+        documents: `document_lengths` on a CPU, `document_bounds` on CUDA; each token sees itself
+            and the tokens of its document before it.
     """
 
     causal: bool = False
     allowed: Tensor | None = None
     blocks: Any = None
-    spans: Spans | None = None
+    documents: list[int] | Tensor | None = None
 
 
 def build_masks(
@@ -75,13 +76,13 @@ def build_masks(
 
     `window` is the long window in tokens, if it differs from the model's: training begins with
     short windows. Documents (B, T) are numbered in the order of the row. `kernel` says how
-    rows are masked: "flex" by flex attention, "documents" by attending within one document after
-    another.
+    rows are masked: "flex" by flex attention, "documents" by attending within each document.
     """
     windows = config.windows
     if windows is None:
         if kernel == "documents" and documents is not None:
-            return {"full": Mask(spans=document_spans(documents))}
+            where = document_bounds if documents.is_cuda else document_lengths
+            return {"full": Mask(documents=where(documents))}
         return {"full": build_mask(config, tokens, keys, documents, flex=kernel == "flex")}
     return {
         reach: _window_mask(config, count, tokens, keys, documents, flex=kernel == "flex")
@@ -119,7 +120,7 @@ def flexible(config: ModelConfig, device: str) -> bool:
     """Return whether flex attention can mask whole rows on a device."""
     aligned = config.windows is None or config.windows.block % FLEX_BLOCK == 0
     wide = config.head_dim >= FLEX_MIN_HEAD_DIM
-    return _flex.used and device == "cuda" and aligned and wide
+    return bool(_flex.used) and device == "cuda" and aligned and wide
 
 
 def use_flex(used: bool) -> None:
@@ -127,30 +128,70 @@ def use_flex(used: bool) -> None:
     _flex.used = used
 
 
-def needs_masks(config: ModelConfig, *, documents: bool) -> bool:
-    """Return whether whole rows are masked by more than causality."""
-    return documents or config.hides or config.softcap is not None
-
-
 def masked_by_flex(config: ModelConfig, device: torch.device, *, documents: bool) -> bool:
-    """Return whether flex attention masks whole rows on a device."""
-    return needs_masks(config, documents=documents) and flexible(config, device.type)
+    """Return whether flex attention masks whole rows on a device: by more than causality."""
+    masked = documents or config.hides or config.softcap is not None
+    return masked and flexible(config, device.type)
 
 
 def attends_by_document(config: ModelConfig, device: str, tokens: int, *, compiled: bool) -> bool:
     """Return whether the documents in rows of `tokens` tokens attend one after another."""
     # Compiled code has the same operations for all rows, wherever their documents are.
-    plain = config.softcap is None and not config.hides and not compiled
-    return device == "cpu" and plain and tokens > LONGEST_MASKED_ROW
+    long = device == "cpu" and not compiled and tokens > LONGEST_MASKED_ROW
+    return long and config.softcap is None and not config.hides
 
 
-def document_spans(documents: Tensor) -> Spans:
-    """Return where each document of (B, T) is; padding is a document, too."""
-    spans = []
-    for row, numbers in enumerate(documents):
-        starts = [0, *((numbers.diff() != 0).nonzero().flatten() + 1).tolist()]
-        spans += [(row, start, end) for start, end in pairwise([*starts, documents.shape[1]])]
-    return spans
+def takes_varlen(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, documents: Tensor | None
+) -> bool:
+    """Return whether attention of variable length masks a training step's rows of documents (B, T).
+
+    Products are in `dtype`. The documents are counted, so they should be in host memory: rows of
+    more documents than there is room for are masked by flex attention.
+    """
+    return (
+        VARLEN
+        and documents is not None
+        and flexible(config, device.type)
+        and config.softcap is None
+        and not config.hides
+        and config.head_dim % 8 == 0
+        and config.head_dim <= VARLEN_MAX_HEAD_DIM
+        # Before torch 2.12, it has no fewer heads of keys than of queries.
+        and TorchVersion(torch.__version__) >= "2.12"
+        and dtype == torch.bfloat16
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+        # Nobody knows whether all its kernels can add up in one order.
+        and not torch.are_deterministic_algorithms_enabled()
+        and int(_begins(documents).sum()) <= most_documents(documents)
+    )
+
+
+def most_documents(documents: Tensor) -> int:
+    """Return for how many documents in rows (B, T) attention of variable length has room."""
+    return len(documents) + documents.numel() // VARLEN_MEAN_TOKENS
+
+
+def document_bounds(documents: Tensor) -> Tensor:
+    """Return where each document begins in the rows (B, T) one after another, and where the last
+    ends: int32 (most_documents + 1,). Those that are missing stand at the end, without tokens.
+
+    The host waits for nothing, and the length is that of all rows of one shape.
+    """
+    numbers = _begins(documents).flatten().cumsum(0)
+    wanted = torch.arange(1, most_documents(documents) + 2, device=documents.device)
+    return torch.searchsorted(numbers, wanted, out_int32=True)
+
+
+def document_lengths(documents: Tensor) -> list[int]:
+    """Return how many tokens each document has in the rows (B, T) one after another."""
+    starts = _begins(documents).flatten().nonzero().flatten()
+    return starts.diff(append=torch.tensor([documents.numel()])).tolist()
+
+
+def _begins(documents: Tensor) -> Tensor:
+    """Return whether a token is the first of its document, (B, T); padding is a document, too."""
+    return pad(documents.diff() != 0, (1, 0), value=True)
 
 
 def build_mask(

@@ -40,7 +40,7 @@ def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
             (torch.cuda, "get_device_capability", lambda device=None: capability),
             (attention, "_flex_attention", lambda: _flex_attention),
             (rope, "rotary_table", table_of_its_own),
-            (masks, "document_spans", _one_document_a_row),
+            (masks, "document_lengths", _one_document_a_row),
             (expert_products, "_slices", _full_slices),
             (expert_products, "_zeros_if_idle", lambda matrix, ends: torch.empty_like(matrix)),
             (chunks_of_logits, "_learned_rows", lambda targets: torch.arange(len(targets))),
@@ -134,9 +134,9 @@ def _flex_attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tens
 # ---------------------------------------------------------------- values
 
 
-def _one_document_a_row(documents: Tensor) -> masks.Spans:
+def _one_document_a_row(documents: Tensor) -> list[int]:
     rows, tokens = documents.shape
-    return [(row, 0, tokens) for row in range(rows)]
+    return [tokens] * rows
 
 
 def _full_slices(

@@ -141,8 +141,7 @@ class StepTrace:
         residual = torch.bfloat16 if what.bf16_residual else torch.float32
         with (
             replaced(decoder, "_run_block", run),
-            replaced(decoder, "_compiled_block", lambda: run),
-            replaced(decoder, "_compiled_norm", lambda: _FusedNorm.apply),
+            replaced(decoder, "compiled", lambda function: _FusedNorm.apply),
             replaced(decoder, head, loss),
         ):
             options = StepOptions(compiled=what.compiled, residual=residual)
@@ -154,7 +153,13 @@ class StepTrace:
         return total
 
     def _stand_in(
-        self, now: Pass, kinds: dict[Any, Kind], block: Block, x: Tensor, inputs: BlockInputs
+        self,
+        now: Pass,
+        kinds: dict[Any, Kind],
+        block: Block,
+        x: Tensor,
+        inputs: BlockInputs,
+        *_: Any,
     ) -> Any:
         """Return what stands for a block's results. The first block of a structure is measured."""
         leaves, spec = tree_flatten((x, inputs))

@@ -284,7 +284,7 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
         compile=hardware.compile is not False,
         residual=pick_residual(hardware.residual, dtype, torch.device("cuda")),
         lora=job.lora(stage),
-        only_apart=only_apart(phases_of(job.section(stage).phases), config),
+        only_apart=only_apart(phases_of(job.section(stage)), config),
         capability=kind.capability if kind else None,
         ranks=workers,
     )
@@ -292,7 +292,7 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
 
 def largest_phase(work: Workload, job: Job, stage: str) -> Workload:
     """Return the work of the stage's phase that needs the most memory."""
-    phases = phases_of(job.section(stage).phases)
+    phases = phases_of(job.section(stage))
     return replace(work, config=config_of_largest_phase(phases, work.config))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,13 +46,13 @@ UPLOADER_DEATHS = 3
 class CheckpointSeries:
     """The settings that all checkpoints of one stage share.
 
-    `files` are small files that each checkpoint includes, such as `config.json`. `keep` says which
-    checkpoints the run keeps.
+    `files` returns the small files of the checkpoint of a state, such as `config.json`. `keep` says
+    which checkpoints the run keeps.
     """
 
     stage: str
     digest: str
-    files: Mapping[str, bytes]
+    files: Callable[[Mapping[str, Any]], Mapping[str, bytes]]
     keep: Keep = field(default_factory=Keep)
 
 
@@ -391,7 +391,8 @@ class Checkpointer:
             ancestor=self._pending.ancestor,
         )
         texts = {STATE: to_json(snapshot.state)}
-        texts.update((name, data.decode()) for name, data in series.files.items())
+        files = series.files(snapshot.state)
+        texts.update((name, data.decode()) for name, data in files.items())
         folder = None
         if self._workspace.remote:
             folder = str(self._workspace.folder(provenance.key))

@@ -34,12 +34,14 @@ class Keep:
     """What to keep besides the newest two checkpoints and the last one of every finished stage.
 
     `last` keeps that many of the newest checkpoints. `every` keeps the steps that it divides.
-    `best` keeps each stage's checkpoint with the lowest value of that metric.
+    `best` keeps each stage's checkpoint with the lowest value of that metric. `steps` keeps these
+    steps, each with its stage.
     """
 
     last: int = 2
     every: int | None = None
     best: str | None = None
+    steps: frozenset[tuple[str, int]] = frozenset()
 
 
 def kept(head: Head, keep: Keep) -> set[str]:
@@ -47,6 +49,7 @@ def kept(head: Head, keep: Keep) -> set[str]:
     entries = head.checkpoints  # newest first
     keys = {entry.key for entry in entries[: max(2, keep.last)]}
     keys |= {record.checkpoint for record in head.stages.values() if record.checkpoint}
+    keys |= {entry.key for entry in entries if (entry.stage, entry.step) in keep.steps}
     if keep.every:
         keys |= {entry.key for entry in entries if entry.step % keep.every == 0}
     if keep.best:

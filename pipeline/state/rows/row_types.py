@@ -1,7 +1,7 @@
 """The rows of metrics and events that Pion can read, and how a line becomes one.
 
 A store may hold what others wrote. The types below list what readers rely on: a row of another type
-is unreadable and skipped. Events may have more keys, and rows of metrics more numbers.
+is unreadable and skipped. Rows may have more keys.
 """
 
 from __future__ import annotations
@@ -115,9 +115,42 @@ class _StandsFor(TypedDict):
     row_seconds: Annotated[float, Ge(0), Lt(1e15)] | None
 
 
-# Each measure of a step is a number, and needs no line here.
+# What is measured at a step. `pass` is no name in Python, so the class has this form.
+_Measures = TypedDict(
+    "_Measures",
+    {
+        "loss": NotRequired[Number],
+        "lr": NotRequired[Number],
+        "grad_norm": NotRequired[Number],
+        "held_out_loss": NotRequired[Number],
+        # Of preferences; see METRICS in pion/train/preference_losses.py.
+        "accuracy": NotRequired[Number],
+        "margin": NotRequired[Number],
+        "saturated": NotRequired[Number],
+        "chosen": NotRequired[Number],
+        "rejected": NotRequired[Number],
+        "chosen_nll": NotRequired[Number],
+        "drift": NotRequired[Number],
+        "pairs": NotRequired[Number],
+        "moved": NotRequired[Number],
+        "held_out_accuracy": NotRequired[Number],
+        "held_out_margin": NotRequired[Number],
+        # Of rewards; see Groups.measures in pion/train/rollout_feed.py.
+        "reward": NotRequired[Number],
+        "signal": NotRequired[Number],
+        "unfinished": NotRequired[Number],
+        "answer_tokens": NotRequired[Number],
+        "entropy": NotRequired[Number],
+        "mismatch": NotRequired[Number],
+        "held_out_reward": NotRequired[Number],
+        "pass": NotRequired[Number],
+        "held_out_pass": NotRequired[Number],
+    },
+)
+
+
 @open_record
-class _Metrics(TypedDict, extra_items=int | float | None):  # type: ignore[call-arg]
+class _Metrics(_Measures):
     step: Count
     epoch: Epoch
     at: Time

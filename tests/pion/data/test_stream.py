@@ -75,24 +75,6 @@ def test_many_threads_read_the_rows_one_thread_reads(tmp_path):
         assert list(pool.map(lambda i: fresh.row(i).tokens.tolist(), range(3000))) == expected
 
 
-def test_the_fingerprint_changes_with_everything_that_decides_the_rows(tmp_path):
-    a, b = text(tmp_path / "a", 0, 6), text(tmp_path / "b", 100, 6)
-    streams = [
-        stream(a),
-        stream(b),
-        stream(a, seed=1),
-        stream(a, window=1),
-        stream(a, b),
-        stream(b, a),
-        stream(a, b, seed=1),
-        stream(a, b, mixture_seed=1),
-        stream(a, b, weights=[2, 1]),
-    ]
-    assert len({s.fingerprint for s in streams}) == len(streams)
-    assert stream(a, b, weights=[1, 1]).fingerprint == stream(a, b).fingerprint
-    assert stream(a).fingerprint == stream(text(tmp_path / "copy", 0, 6)).fingerprint
-
-
 def test_the_shards_needed_next_are_known_ahead(tmp_path):
     a, b = text(tmp_path / "a", 0, 9), text(tmp_path / "b", 100, 3)
     assert sorted(stream(a).upcoming_shards(0, 5)) == [(0, 0), (0, 1), (0, 2)]
@@ -195,9 +177,3 @@ def test_a_conversation_keeps_its_context_after_an_answer(tmp_path):
     assert with_rule.sequences is without.sequences is None  # no preferences
     for name in ("tokens", "targets", "positions", "documents"):
         assert torch.equal(getattr(with_rule, name), getattr(without, name)), name
-
-
-def test_a_stream_with_documents_has_its_own_fingerprint(tmp_path):
-    rows = rows_of(tmp_path, TEXT)
-    kinds = [stream(rows, documents=end) for end in (None, END, 0)]
-    assert len({one.fingerprint for one in kinds}) == 3

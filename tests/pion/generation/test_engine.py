@@ -85,9 +85,10 @@ class Stalling(Client):
             self.answer.pause()
 
 
-@pytest.mark.parametrize(
-    "name", ["tachyon", *(pytest.param(name, marks=pytest.mark.soak) for name in ("pion", "daisy"))]
-)
+IN_SOAK = [pytest.param(name, marks=pytest.mark.soak) for name in ("pion", "daisy")]
+
+
+@pytest.mark.parametrize("name", ["tachyon", *IN_SOAK])
 def test_a_paused_answer_has_no_slot_and_goes_on_as_if_it_had_not_paused(name, engines):
     model = drawn(FAMILIES[name].config())
     settings = {"seed": 3, "stop_ids": (), "repetition_penalty": 1.2}
@@ -103,19 +104,6 @@ def test_a_paused_answer_has_no_slot_and_goes_on_as_if_it_had_not_paused(name, e
     assert isinstance(paused.wait(), Ended)
     assert paused.tokens == list(pion.generate(model, ids, **{**SAMPLED, **settings}))
     assert paused.answer.cached_tokens == 0
-
-
-def test_a_paused_answer_ends_with_the_engine(engines):
-    model = drawn(FAMILIES["pion"].config())
-    engine = start(engines, model, slots=1)
-    paused, other = Stalling(model, [5], stop_ids=()), Client(model, [6])
-    engine.submit([paused.answer, other.answer])
-    other.wait()
-    engine.close()
-    assert paused.wait() == Failed(Closed.WHY)
-
-
-IN_SOAK = [pytest.param(name, marks=pytest.mark.soak) for name in ("pion", "daisy")]
 
 
 @pytest.mark.parametrize("name", ["tachyon", *IN_SOAK])
@@ -259,9 +247,12 @@ def test_a_prompt_that_can_t_be_read_ends_its_requests(length, engines, monkeypa
 def test_closing_ends_every_answer(engines):
     model = FAMILIES["pion"].decoder()
     engine = start(engines, model, slots=1)
+    paused, other = Stalling(model, [5], stop_ids=()), Client(model, [6])
     clients = [Client(model, [n], stop_ids=(), max_tokens=40) for n in (4, 5)]
-    engine.submit([client.answer for client in clients])
+    engine.submit([client.answer for client in (paused, other, *clients)])
+    other.wait()
     engine.close()
+    assert paused.wait() == Failed(Closed.WHY)
     for client in clients:
         end = client.wait()
         assert end == Failed(Closed.WHY) or len(client.tokens) == 40

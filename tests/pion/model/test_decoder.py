@@ -246,10 +246,7 @@ def test_weights_come_back_from_a_state_dict_in_fp32(decoder, tokens):
     ("change", "message"),
     [
         (lambda state: state.pop("norm.weight"), "have no norm.weight"),
-        (
-            lambda state: state.update(extra=torch.zeros(1)),
-            "unexpected tensor extra: this model has no",
-        ),
+        (lambda state: state.update(extra=torch.zeros(1)), "unexpected tensor extra: this model"),
         (
             lambda state: state.update({"embed.weight": torch.zeros(5, 32)}),
             r"embed.weight has shape \(5, 32\); the model's settings need \(61, 32\)",

@@ -1,5 +1,6 @@
 """A tiny decoder, and tiny data sets on disk for it."""
 
+from functools import lru_cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -79,8 +80,8 @@ def _no_search_for_garbage(monkeypatch):
 
 def compile_with(monkeypatch, backend):
     """Let torch.compile compile blocks by this backend, from the start."""
-    compiled = torch.compile(decoder._run_block, backend=backend, dynamic=False, fullgraph=True)
-    monkeypatch.setattr(decoder, "_compiled_block", lambda: compiled)
+    compiled = partial(torch.compile, backend=backend, dynamic=False, fullgraph=True)
+    monkeypatch.setattr(decoder, "compiled", lru_cache(compiled))
     torch._dynamo.reset()
 
 

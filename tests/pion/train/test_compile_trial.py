@@ -65,9 +65,9 @@ def compile_wrong(monkeypatch, factor, of="feedforward.down_proj"):
 
     def run(block, *rest):
         block.get_submodule(of).weight.register_hook(lambda gradient: gradient * factor)
-        return decoder._run_block(block, *rest)
+        return block.computed(*rest)
 
-    monkeypatch.setattr(decoder, "_compiled_block", lambda: run)
+    monkeypatch.setattr(decoder, "compiled", lambda computed: run)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_an_error_that_is_not_the_compilers_is_raised(monkeypatch):
     def wrong(*_):
         raise ZeroDivisionError("a bug of ours")
 
-    monkeypatch.setattr(decoder, "_compiled_block", lambda: wrong)
+    monkeypatch.setattr(decoder, "compiled", lambda computed: wrong)
     with pytest.raises(ZeroDivisionError, match="a bug of ours"):
         try_compiler(TRIAL, PLAN)
 

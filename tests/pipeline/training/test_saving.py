@@ -32,7 +32,7 @@ class Stage:
         self.step, self.now, self.said = 10, 0.0, list[str]()
         self.uploader = Uploader(Snapshot(), store.url, patience=60.0)
         self.checkpointer = Checkpointer(
-            claim, CheckpointSeries("pretrain", "d1", files={}), uploader=self.uploader
+            claim, CheckpointSeries("pretrain", "d1", lambda state: {}), uploader=self.uploader
         )
         self.cadence = SaveCadence(None, None, preemption_seconds=7200.0, last_save=0.0)
         self.saving = Saving(

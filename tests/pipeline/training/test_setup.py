@@ -39,7 +39,7 @@ def test_a_worker_trains_and_evaluates_within_documents_if_the_job_says_so(tmp_p
     prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
     request = TrainRequest.of(job, digest_job(job), Owner.me(), ["pretrain"])
     arrived = TrainRequest(**json.loads(json.dumps(dataclasses.asdict(request))))
-    data = open_stage_data(arrived.load_job(), tmp_path / "data", download_shard)
+    data = open_stage_data(arrived.load_job(), "pretrain", tmp_path / "data", download_shard)
     for stream in (data.train, data.held_out):
         batch = stream.batch(range(8))
         if not documents:
@@ -61,7 +61,7 @@ def test_ranks_may_divide_a_model_that_does_not_fit_if_the_job_leaves_that_open(
     request = TrainRequest.of(job, digest_job(job), Owner.me(), ["pretrain"])
     context = TrainingContext(request, Group(), lambda message: None, lambda: False)
     context.watchdog.close()
-    data = open_stage_data(context.job, tmp_path / "data", download_shard)
+    data = open_stage_data(context.job, "pretrain", tmp_path / "data", download_shard)
     model = Decoder(context.job.model_config_resolved())
     start = Start(model, None, ComputePlan(threads=1))
     begun = _trainer(context, "pretrain", data.train, start, None)
@@ -107,7 +107,7 @@ def test_the_plan_is_applied_before_a_model_is_there(claimed, monkeypatch):
 
 def test_a_stage_that_resumes_lets_the_checkpoint_go_once_the_trainer_has_it(claimed):
     context, claim = claimed
-    series = CheckpointSeries("pretrain", context.request.digests["pretrain"], {})
+    series = CheckpointSeries("pretrain", context.request.digests["pretrain"], lambda state: {})
     with closing(start_stage(context, "pretrain")) as begun:
         state = begun.trainer.state()
         uploader = InProcessUploader(context.run.store)

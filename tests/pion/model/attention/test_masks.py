@@ -33,16 +33,9 @@ def row(tokens):
 
 
 def config(tokens=64, block=16, n_layers=6):
-    return ModelConfig(
-        d_model=32,
-        n_layers=n_layers,
-        n_heads=2,
-        n_kv_heads=2,
-        d_ff=32,
-        vocab_size=50,
-        seq_len=1024,
-        windows=Windows(tokens=tokens, block=block),
-    )
+    shape = {"d_model": 32, "n_layers": n_layers, "n_heads": 2, "n_kv_heads": 2, "d_ff": 32}
+    windows = Windows(tokens=tokens, block=block)
+    return ModelConfig(**shape, vocab_size=50, seq_len=1024, windows=windows)
 
 
 def reference_of(name):

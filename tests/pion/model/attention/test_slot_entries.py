@@ -16,15 +16,8 @@ from pion.model.attention.slot_entries import entries_of, visible
 from pion.model.attention.slot_masks import slot_block_mask, visited_by_slots
 from pion.model.decoder import Decoder
 
-SHAPE = {
-    "d_model": 32,
-    "n_layers": 2,
-    "n_heads": 2,
-    "n_kv_heads": 2,
-    "d_ff": 64,
-    "vocab_size": 50,
-    "seq_len": 512,
-}
+SHAPE = {"d_model": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "d_ff": 64}
+SHAPE |= {"vocab_size": 50, "seq_len": 512}
 
 
 def model(**slots):

@@ -38,7 +38,9 @@ made = []
 
 
 def a_checkpointer(claim, keep=None, **options):
-    series = CheckpointSeries("pretrain", "d1", {"config.json": b"{}"}, keep or Keep())
+    series = CheckpointSeries(
+        "pretrain", "d1", lambda state: {"config.json": b"{}"}, keep or Keep()
+    )
     made.append(Checkpointer(claim, series, **options))
     return made[-1]
 

@@ -66,7 +66,7 @@ def test_a_folder_has_at_most_the_kept_checkpoints_and_two_at_any_time(last, tmp
 
     store = Counting(tmp_path)
     claim = claim_run(RunState(store, "demo"), someone())
-    series = CheckpointSeries("pretrain", "d1", {}, Keep(last=last))
+    series = CheckpointSeries("pretrain", "d1", lambda state: {}, Keep(last=last))
     checkpointer = Checkpointer(claim, series, uploader=InProcessUploader(store))
     for step in range(1, 13):
         assert checkpointer.save({"w": torch.ones(2)}, {}, {"step": step})

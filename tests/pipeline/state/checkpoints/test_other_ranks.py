@@ -81,7 +81,7 @@ class Saver:
             self.claim = claim_run(self.run, Owner.me())
             uploader = InProcessUploader(self.claim.store)
             uploader.snapshot.others = self.others
-            series = CheckpointSeries("pretrain", "d1", {})
+            series = CheckpointSeries("pretrain", "d1", lambda state: {})
             self.checkpointer = Checkpointer(self.claim, series, uploader=uploader)
 
     def load(self):

@@ -1,0 +1,195 @@
+"""The order of training rows in phases: each phase has its mix of the sources and its row length.
+
+A phase begins at a row of the run. All of it is a pure function of this row, the mixes and the
+orders of the sources. A source that was read before continues where it stopped. The position of a
+run stays one number, which counts rows as the data sets have them. A longer row is some rows that
+follow each other in a shard, read as one.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from pion.data.order import BLOCK, MixtureOrder, RowOrder
+from pion.errors import BadInput
+
+# By source: its share of the rows, or its passes as text.
+Mix = Mapping[str, float | str]
+
+
+@dataclass(frozen=True)
+class MixPhase:
+    """What is read from row ``start`` on.
+
+    Attributes:
+        rows: how many rows the phase has. The last phase continues beyond them.
+        mix: a share for each source that is read, or passes: ``4x`` reads the source four times in
+            this phase. The other sources share what passes leave. None: as in the phase before.
+        length: how many rows are read as one.
+        order: another number reads the same rows in another order.
+    """
+
+    start: int
+    rows: int
+    mix: Mix | None = None
+    length: int = 1
+    order: int = 0
+
+
+# The names of the sources, and what is read in each phase.
+Mixes = tuple[Sequence[str], Sequence[MixPhase]]
+
+
+def passes_of(share: float | str) -> Fraction | None:
+    """Return the passes that ``4x`` stands for; None for a share.
+
+    Raises:
+        BadInput: the share is not above 0, or the text is no such number of passes.
+    """
+    text = str(share)
+    try:
+        number = Fraction(text.removesuffix("x"))
+    except (ValueError, ZeroDivisionError):
+        number = Fraction(0)
+    if number <= 0 or isinstance(share, str) != text.endswith("x"):
+        raise BadInput(f"{text:.40} reads nothing: give a number above 0, or passes such as 4x")
+    return number if isinstance(share, str) else None
+
+
+def shares_of(mix: Mix, rows: Mapping[str, int], total: int) -> dict[str, Fraction]:
+    """Return the exact share of each source of a mix in a phase of ``total`` rows.
+
+    ``rows`` has the number of rows of each source.
+
+    Raises:
+        BadInput: the passes fill the phase, or a source has fewer than 1 row in 1,024.
+    """
+    passes = {name: passes_of(share) for name, share in mix.items()}
+    shares = {name: n * rows[name] / total for name, n in passes.items() if n is not None}
+    others = {name: Fraction(str(mix[name])) for name, n in passes.items() if n is None}
+    left = 1 - sum(shares.values())
+    if not others:
+        raise BadInput("no source has a share: passes alone can't fill the phase exactly")
+    if left <= 0:
+        name = max(shares, key=lambda name: shares[name])
+        room = 1 - sum(share for other, share in shares.items() if other != name)
+        raise BadInput(
+            f"{mix[name]} {name} are {round(shares[name] * total):,} rows, and the phase has "
+            f"{total:,}. At most {float(room * total / rows[name]):.2g}x, or a longer phase"
+        )
+    shares |= {name: left * share / sum(others.values()) for name, share in others.items()}
+    few = next((name for name, share in shares.items() if share * BLOCK < 1), None)
+    if few is not None:
+        raise BadInput(f"{few} has fewer than 1 row in {BLOCK:,}. Raise its share, or remove it")
+    return {name: shares[name] for name in mix}
+
+
+class PhasedOrder:
+    """Rows of several data sets, which have names, in phases.
+
+    Attributes:
+        names: of the data sets, in their order.
+        total_rows: in all data sets together.
+        phases: as they were given; after a last phase with passes, what follows its rows.
+        shares: of each phase, the share of each source that it reads.
+        taken: of each phase but the last, the rows that it reads from each source.
+
+    Raises:
+        BadInput: a mix can't be read (see ``shares_of``), or a source has no row so long.
+    """
+
+    def __init__(
+        self, orders: Mapping[str, RowOrder], phases: Sequence[MixPhase], seed: int
+    ) -> None:
+        self.names, self.phases = list(orders), list(phases)
+        self.total_rows = sum(order.total_rows for order in orders.values())
+        self.shares: list[dict[str, Fraction]] = []
+        self.taken: list[dict[str, int]] = []
+        self._mixtures: list[tuple[list[int], MixtureOrder]] = []
+        last = phases[-1]
+        if any(isinstance(share, str) for share in (last.mix or {}).values()):
+            # Steps that are left out after a spike read rows beyond those that have the passes.
+            self.phases.append(replace(last, start=last.start + last.rows, mix=None))
+        self._starts = [phase.start for phase in self.phases]
+        begun = dict.fromkeys(orders, 0)
+        for number, phase in enumerate(self.phases):
+            rows = phase.rows if number < len(self.phases) - 1 else None
+            try:
+                mixture = self._mixture(orders, phase, seed, begun, rows)
+            except BadInput as error:
+                raise BadInput(f"phases.{number}.mix: {error}") from None
+            self._mixtures.append(([self.names.index(name) for name in self.shares[-1]], mixture))
+            if rows is not None:
+                taken = zip(self.shares[-1], mixture.taken_at_end())
+                self.taken.append({name: n * phase.length for name, n in taken})
+                begun = {name: begun[name] + self.taken[-1].get(name, 0) for name in orders}
+
+    def _mixture(
+        self,
+        orders: Mapping[str, RowOrder],
+        phase: MixPhase,
+        seed: int,
+        begun: Mapping[str, int],
+        rows: int | None,
+    ) -> MixtureOrder:
+        length, other = phase.length, phase.order << 64  # 0 is the order of the job's seed
+        longer = {}
+        for name in self.shares[-1] if phase.mix is None else phase.mix:
+            order = orders[name]
+            shards = [rows // length for rows in order.shard_rows]
+            if not any(shards):
+                raise BadInput(
+                    f"{name} has {order.total_rows:,} rows, and no {length} of them follow each "
+                    "other, as longer rows need"
+                )
+            longer[name] = RowOrder(shards, order.fingerprint, order.seed + other, order.window)
+        if phase.mix is None:
+            self.shares.append(self.shares[-1])
+        else:
+            known = {name: order.total_rows for name, order in longer.items()}
+            self.shares.append(shares_of(phase.mix, known, phase.rows // length))
+        return MixtureOrder(
+            list(longer.values()),
+            list(self.shares[-1].values()),
+            seed + other,
+            [begun[name] // length for name in longer],
+            None if rows is None else rows // length,
+        )
+
+    def phase_of(self, i: int) -> int:
+        """Return the number of the phase of row ``i``."""
+        return bisect_right(self._starts, i) - 1
+
+    def length_at(self, i: int) -> int:
+        """Return how many rows from row ``i`` on are read as one."""
+        return self.phases[self.phase_of(i)].length
+
+    def heads(self, rows: Sequence[int]) -> list[int]:
+        """Return those of the rows of one phase at which a row that is read begins."""
+        phase = self.phases[self.phase_of(rows[0])]
+        return [i for i in rows if (i - phase.start) % phase.length == 0]
+
+    def locate(self, i: int) -> tuple[int, int, int]:
+        """Return the source, the shard and the row's number in it of the row that begins at ``i``.
+
+        A longer row is this row and those that follow it in the shard.
+        """
+        number = self.phase_of(i)
+        sources, mixture = self._mixtures[number]
+        length = self.phases[number].length
+        source, shard, row = mixture.locate((i - self._starts[number]) // length)
+        return sources[source], shard, row * length
+
+    def shards_ahead(self, i: int, n: int) -> list[tuple[int, int]]:
+        """Return the first ``n`` distinct (source, shard) needed from row ``i`` on."""
+        needs: dict[tuple[int, int], None] = {}
+        first = self.phase_of(i)
+        for number in range(first, len(self.phases)):
+            phase, (sources, mixture) = self.phases[number], self._mixtures[number]
+            local = max(0, i - phase.start) // phase.length
+            last = number == len(self.phases) - 1
+            for at, source, shard in mixture.needs_ahead(local, n):
+                if last or at * phase.length < phase.rows:
+                    needs.setdefault((sources[source], shard))
+        return list(needs)[:n]
