@@ -171,7 +171,8 @@ def documents(job: Job, found: Input, remarks: Remarks | None = None) -> Iterato
     Raises BadInput as `texts` does.
     """
     if isinstance(found.source, PythonDocs):
-        for document in python_docs.documents(found.source.code):
+        every = python_docs.documents(found.source.code)
+        for document in python_qa.documents() if found.source.questions else every:
             held_out = python_docs.is_held_out(document.origin, job.data.held_out)
             yield replace(document, held_out=held_out)
         return

@@ -122,6 +122,9 @@ class PythonDocs(Source):
 
     kind: Literal["python-docs"]
     code: bool = identity(False, "also read the source code")
+    questions: bool = identity(
+        False, "read only the questions and answers of python-docs-qa, as text", before=False
+    )
 
 
 class TextFiles(Source):

@@ -12,9 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 from pion.data.chat.conversation import Turn
 from pion.data.documents import python_qa_wording as wording
+from pion.data.documents.file_to_documents import Document
 from pion.data.documents.python_docs import definitions, prose
 from pion.data.documents.python_qa_wording import Topic, goal_of, topic_of
 
@@ -47,6 +50,13 @@ def dialogues() -> Iterator[Dialogue]:
                 asked.add(turns[0].text)
                 yield Dialogue(topic.definition.origin, _introduced(turns, rng))
     yield from _methods(topics)
+
+
+def documents() -> Iterator[Document]:
+    """Yield the dialogues of each file as one text."""
+    for origin, asked in groupby(dialogues(), attrgetter("origin")):
+        texts = ["\n".join(turn.text for turn in dialogue.turns) for dialogue in asked]
+        yield Document("\n\n".join(texts), origin)
 
 
 def named_once(topics: list[Topic]) -> list[Topic]:
