@@ -329,6 +329,7 @@ def settings_of(section: Train) -> TrainSettings:
 def phases_of(section: Train) -> tuple[TrainPhase, ...]:
     """Return the trainer's phases of a section whose steps are given."""
     seq_len = rope_theta = None
+    mixed = any(isinstance(phase, PretrainPhase) and phase.mix for phase in section.phases)
     phases = []
     for phase in section.phases:
         until: Any = phase.until
@@ -349,7 +350,8 @@ def phases_of(section: Train) -> tuple[TrainPhase, ...]:
                 only_bands=None if phase.unfreeze is None else tuple(phase.unfreeze),
                 seq_len=seq_len,
                 rope_theta=rope_theta,
-                passes=any(isinstance(share, str) for share in (mix or {}).values()),
+                passes=mixed
+                and (until != phase.until or any(isinstance(s, str) for s in (mix or {}).values())),
             )
         )
     return tuple(phases)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +12,15 @@ from pipeline.console.formats import moment
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import Difference, Digests, Inputs, differences, digest_job
 from pipeline.job.section import part_of
-from pipeline.job.train_sections import settings_of
+from pipeline.job.train_sections import phases_of, settings_of
 from pipeline.state.find_run import refuse_remains
 from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import know_rows
 from pipeline.state.stores import DEFAULT_STORE
+
+# Fields that move the borders of phases which end at a share of the steps, or at the decay.
+MOVES_BORDERS = ("steps", "warmup_steps", "schedule", "decay_fraction")
 
 
 @dataclass(frozen=True)
@@ -203,9 +205,9 @@ class ChangedStage:
         if stage in head.stages or not only_steps or type(changed[0].old) is not int:
             return False
         newest = next(entry for entry in head.checkpoints if entry.stage == stage)
-        settings = settings_of(self.job.section(stage))
-        before = dataclasses.replace(settings, steps=changed[0].old)
-        return settings.steps > before.steps and newest.step <= fixed_until(before)
+        section, steps = self.job.section(stage), changed[0].old
+        before = settings_of(section.model_copy(update={"steps": steps}))
+        return section.total_steps > steps and newest.step <= fixed_until(before)
 
     def fork_may_continue(self, head: Head) -> bool:
         """Return whether a fork's stage can continue, under this job, from the checkpoint it forked
@@ -219,25 +221,48 @@ class ChangedStage:
         newest = next((entry for entry in head.checkpoints if entry.stage == stage), None)
         if newest is None or newest.key != head.forked or stage in head.stages:
             return False
-        return self._is_left(newest.step) and self._only_schedule_differs()
+        return self._is_left(newest.step) and self._only_schedule_differs(newest.step)
 
     def _is_left(self, step: int) -> bool:
         """Return whether the stage has steps after `step`, as far as that is known."""
         section = self.job.section(self.stale.stage)
         return not section.steps_are_known or step < section.total_steps
 
-    def _only_schedule_differs(self) -> bool:
-        """Return whether training can continue under this job from one of the old checkpoints."""
+    def _only_schedule_differs(self, step: int) -> bool:
+        """Return whether training can continue under this job from the old checkpoint of a step."""
         stage, old = self.stale.stage, self.old
         if old is None or stage not in self.job.train_stages:
             return False
-        fields = type(self.job.section(stage)).model_fields.items()
+        section, new = self.job.section(stage), stage_inputs(stage, self.digests)
+        fields = type(section).model_fields.items()
         may = {f"{stage}.{name}" for name, field in fields if part_of(field) == "schedule"}
         may.discard(f"{stage}.optimizer")  # another optimizer has other state
-        new = stage_inputs(stage, self.digests)
+        later = [f"{stage}.phases.{n}." for n in range(self._begun(step), len(section.phases) + 1)]
+        fixed = {f"input.data.{stage}.{name}" for name in self._sources_read(step)}
+        if fixed:  # each source is compared by itself, and others may be added
+            later += ["data.sources."]
+            if grows_over_the_run(settings_of(section)):
+                may -= {f"{stage}.{name}" for name in MOVES_BORDERS}
         inputs = {path for path in old.keys() | new.keys() if path.startswith("input.")}
-        same_inputs = all(old.get(path) == new.get(path) for path in inputs)
-        return same_inputs and {change.path for change in self.changes()} <= may
+        free = {
+            path for path in inputs - fixed if fixed and path.startswith(f"input.data.{stage}.")
+        }
+        same_inputs = all(old.get(path) == new.get(path) for path in inputs - free)
+        changed = {change.path for change in self.changes()} - may - inputs
+        return same_inputs and all(path.startswith(tuple(later)) for path in changed)
+
+    def _begun(self, step: int) -> int:
+        """Return how many phases of the job have begun before a step."""
+        section = self.job.section(self.stale.stage)
+        if not section.phases or section.steps is None:
+            return 0
+        ends = [phase.end(section.steps) for phase in phases_of(section)]
+        return sum(start < step for start in [0, *ends[:-1]])
+
+    def _sources_read(self, step: int) -> set[str]:
+        """Return the names of the sources that mixes have read before a step."""
+        mixes = self.job.mix_phases if self.stale.stage == "pretrain" else []
+        return {name for phase in mixes[: self._begun(step)] for name in phase.mix or ()}
 
     # ------------------------------------------------------------ if not, what then?
 
@@ -253,6 +278,7 @@ class ChangedStage:
                 f"{stage} was {self.stale.why}, and this job changes what {stage} depends on:",
                 *(changed or ["    (its old settings were not kept)"]),
                 *self._fixed_steps(),
+                *self._fixed_phase(),
                 "Nothing was changed. Your options:",
                 "  put the old values back;",
                 f"  pion run {job_path} --redo {stage}    redo {', '.join([*again, *follows])}"
@@ -269,8 +295,11 @@ class ChangedStage:
         finished stage before it, else at an earlier checkpoint of the stage.
         """
         stage, job = self.stale.stage, self.job
-        own = self._only_schedule_differs()
-        steps = [step for step in self.stale.steps if own and self._is_left(step)]
+        steps = [
+            step
+            for step in self.stale.steps
+            if self._is_left(step) and self._only_schedule_differs(step)
+        ]
         done = [plan.stage for plan in plans if plan.state == "done"]
         before = [s for s in STAGES[: STAGES.index(stage)] if s in done and s in job.train_stages]
         if steps and (steps[0] == self.stale.steps[0] or not before):
@@ -290,6 +319,21 @@ class ChangedStage:
         publish = self.job.publish
         to = "" if publish is None else f" publish.to={publish.to.rstrip('/')}-2"
         return f"name={self.job.name}-2{to}"
+
+    def _fixed_phase(self) -> list[str]:
+        """Return which phase the job changes although it has begun, and where it began."""
+        stage, step = self.stale.stage, max(self.stale.steps, default=0)
+        section, begun = self.job.section(stage), self._begun(step)
+        paths = [change.path for change in self.changes()]
+        for number in range(begun):
+            if any(path.startswith(f"{stage}.phases.{number}.") for path in paths):
+                start = phases_of(section)[number - 1].end(section.total_steps) if number else 0
+                before = f", or fork at step {start:,} or before" if start else ""
+                return [
+                    f"Step {step:,} is trained, and phase {number} began after step {start:,}. "
+                    f"Phases that have begun are fixed. Change later ones{before}."
+                ]
+        return []
 
     def _fixed_steps(self) -> list[str]:
         """Return why `steps` can't be raised, if it never could."""

@@ -270,3 +270,81 @@ def test_a_refusal_shows_what_the_old_run_computed(later):
     text = changed(job, plans, TODAY).refusal(plans, "job.yaml")
     assert 'pretrain.teacher: "none" → (not set)' in text
     assert "model.gate: false → true" in text
+
+
+# ---------------------------------------------------------------- phases with mixes
+
+WEB, CODE, QA = (
+    {"kind": "text", "path": f"{name}.txt", "name": name} for name in ("web", "code", "qa")
+)
+BEFORE = [{"until": 6, "mix": {"web": 3, "code": 1}}, {"mix": {"web": 1}}]
+
+
+def in_phases(phases, sources=(WEB, CODE), **changes):
+    changes = {"tokenizer": {"file": "t.json"}, "model__vocab_size": 300} | changes
+    data = {"seq_len": 32, "sources": list(sources)}
+    return tiny_job(data=data, pretrain__phases=phases, pretrain__steps=20, **changes)
+
+
+@pytest.mark.parametrize(
+    ("step", "after", "sources", "changes", "may"),
+    [
+        (6, [BEFORE[0], {"mix": {"code": 1}}], (WEB, CODE), {}, True),
+        (6, [BEFORE[0], {"mix": {"web": 1, "qa": "2x"}}], (WEB, CODE, QA), {}, True),
+        (6, [BEFORE[0], {"mix": {"web": 1}, "order": 1}], (QA, WEB, CODE), {}, True),
+        (6, [BEFORE[0], {"until": 9}, BEFORE[1]], (WEB, CODE), {}, True),
+        (6, [BEFORE[0], {"mix": {"web": 1}, "rates": {"matrix": 0.5}}], (WEB, CODE), {}, True),
+        (6, BEFORE, (WEB, CODE), {"pretrain__lr": 2e-3}, True),
+        (6, [{"until": 7, "mix": {"web": 3, "code": 1}}, BEFORE[1]], (WEB, CODE), {}, False),
+        (6, [{"until": 6, "mix": {"web": 3, "code": 2}}, BEFORE[1]], (WEB, CODE), {}, False),
+        (7, [BEFORE[0], {"mix": {"code": 1}}], (WEB, CODE), {}, False),
+        (6, BEFORE, (WEB | {"split": "paragraph"}, CODE), {}, False),
+        (6, BEFORE, (WEB, CODE, QA), {"data__held_out": 0.3}, False),
+        (6, BEFORE, (WEB, CODE), {"seed": 5}, False),
+    ],
+)  # fmt: skip
+def test_a_fork_may_change_phases_that_have_not_begun_and_add_sources(
+    step, after, sources, changes, may
+):
+    old = digest_job(in_phases(BEFORE))
+    (entry,) = saved_at(in_phases(BEFORE), "pretrain", step).checkpoints
+    head = Head(checkpoints=(entry,), forked=entry.key)
+    changes = dict(changes)
+    job = in_phases(after, sources, **{k: v for k, v in changes.items() if "data" not in k})
+    if "data__held_out" in changes:
+        job.data.held_out = changes["data__held_out"]
+    plans = plan_stages(job, digest_job(job), head)
+    if first_stale(plans) is None:
+        assert may
+        return
+    assert changed(job, plans, old).fork_may_continue(head) is may
+
+
+def test_a_phase_that_has_begun_is_named_with_the_step_to_fork_at():
+    old = digest_job(in_phases(BEFORE))
+    (entry,) = saved_at(in_phases(BEFORE), "pretrain", 9).checkpoints
+    job = in_phases([BEFORE[0], {"mix": {"code": 1}}])
+    plans = plan_stages(job, digest_job(job), Head(checkpoints=(entry,)))
+    text = changed(job, plans, old).refusal(plans, "job.yaml")
+    assert 'pretrain.phases.1.mix: {"web": 1.0} → {"code": 1.0}' in text
+    assert "Step 9 is trained, and phase 1 began after step 6" in text
+    assert "or fork at step 6 or before" in text
+
+
+@pytest.mark.parametrize(
+    ("phases", "may"),
+    [
+        (BEFORE, True),
+        ([{"until": "decay", "mix": {"web": 1}}, {"mix": {"code": 1}}], False),
+        ([{"until": 6, "mix": {"web": 1}}, {"mix": {"web": 1, "code": "0.5x"}}], False),
+        ([{"until": 0.5, "mix": {"web": 1}}, {"mix": {"code": 1}}], False),
+        ([{"until": "decay", "rates": {"matrix": 1}}, {}], True),
+    ],
+)
+def test_steps_can_be_raised_only_where_no_border_and_no_pass_follows_from_them(phases, may):
+    old = digest_job(in_phases(phases))
+    head = saved_at(in_phases(phases), "pretrain", 5)
+    job = in_phases(phases, pretrain__warmup_steps=2)
+    job.pretrain.steps = 40
+    plans = plan_stages(job, digest_job(job), head)
+    assert changed(job, plans, old).steps_may_be_raised(head) is may
