@@ -221,14 +221,18 @@ class RowStream:
         )
 
     def document_numbers(self, indices: Sequence[int], end_of_text: int) -> np.ndarray:
-        """Return which document each target of these rows belongs to, int64 ``(R, T)``.
+        """Return which document each target of these rows of one length belongs to, int64
+        ``(R, T)``.
 
         Two targets have the same number if they are of the same document or conversation. The
         document at the beginning of a row of text may have begun in rows before, which are read.
         """
         first: dict[tuple[int, int, int, int], int] = {}
         numbers = []
-        for source, shard, place in map(self.place, indices):
+        length = self.length_at(indices[0]) if len(indices) else 1
+        parts = [(*self.place(i), part) for i in indices for part in range(length)]
+        for source, shard, head, part in parts:
+            place = head + part
             row = self._rows[source].row(shard, place)
             if row.documents is not None:
                 keys = [(source, shard, place, int(n)) for n in row.documents]
@@ -237,7 +241,7 @@ class RowStream:
                 begun = self._begun(source, shard, place, end_of_text)
                 keys = [(source, shard, place, int(n)) if n else begun for n in inside]
             numbers.append([first.setdefault(key, len(first)) for key in keys])
-        return np.array(numbers, dtype=np.int64)
+        return np.array(numbers, dtype=np.int64).reshape(len(indices), -1)
 
     def _begun(
         self, source: int, shard: int, place: int, end_of_text: int

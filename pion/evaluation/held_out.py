@@ -24,7 +24,7 @@ from pion.data.shards import IGNORED
 from pion.data.stream import Batch, to_device
 from pion.errors import BadInput, PionError
 from pion.evaluation.results import Calibration, Example, HeldOut, Responses
-from pion.evaluation.shares import ratio, share_ratio
+from pion.evaluation.shares import plain_mean, ratio, share_ratio
 from pion.model.decoder import Decoder
 
 # Elements in a chunk of logits: 128 MiB in fp32.
@@ -73,13 +73,27 @@ class Scores:
 class Evaluation:
     """A mean over target tokens. Tokens and rows of one document are not independent, so documents
     are the sample, or the rows of a single document. Of preferences, it is a mean over pairs or
-    single answers, and `measures` has their accuracy and margin."""
+    single answers, and `measures` has their accuracy and margin. Of several sources, it is the
+    plain mean of their losses, which are `by_source`."""
 
     loss: float  # nats per target token, or the mean loss of preferences
     sem: float  # standard error of `loss`; NaN for a single row
     tokens: int  # target tokens
     rows: int
     measures: Mapping[str, float] = field(default_factory=dict)
+    by_source: Mapping[str, float] = field(default_factory=dict)
+
+
+def mean_of_sources(found: Mapping[str, Evaluation]) -> Evaluation:
+    """Return the plain mean of what was measured on each source."""
+    loss, sem = plain_mean([(one.loss, one.sem) for one in found.values()])
+    return Evaluation(
+        loss,
+        sem,
+        tokens=sum(one.tokens for one in found.values()),
+        rows=sum(one.rows for one in found.values()),
+        by_source={name: one.loss for name, one in found.items()},
+    )
 
 
 def summarize(
@@ -97,18 +111,24 @@ def summarize(
     nats, tokens, sizes = by_document(
         documents, counted, nll, counted, target_bytes(targets, token_bytes)
     )
-    loss, loss_sem = ratio(nats, tokens)
-    bits_per_byte, bits_per_byte_sem = ratio(nats / math.log(2), sizes)
-    return HeldOut(
-        loss=loss,
-        loss_sem=loss_sem,
-        perplexity=math.inf if loss > 700 else math.exp(loss),
-        bits_per_byte=bits_per_byte,
-        bits_per_byte_sem=bits_per_byte_sem,
-        tokens=int(tokens.sum()),
-        bytes=int(sizes.sum()),
-        rows=len(targets),
+    losses, bits = ratio(nats, tokens), ratio(nats / math.log(2), sizes)
+    return _held_out(losses, bits, int(tokens.sum()), int(sizes.sum()), len(targets))
+
+
+def mean_held_out(found: Sequence[HeldOut]) -> HeldOut:
+    """Return the plain mean of what was measured on several sources."""
+    return _held_out(
+        plain_mean([(one.loss, one.loss_sem) for one in found]),
+        plain_mean([(one.bits_per_byte, one.bits_per_byte_sem) for one in found]),
+        *(sum(n) for n in zip(*((one.tokens, one.bytes, one.rows) for one in found))),
     )
+
+
+def _held_out(
+    loss: tuple[float, float], bits_per_byte: tuple[float, float], *counts: int
+) -> HeldOut:
+    perplexity = math.inf if loss[0] > 700 else math.exp(loss[0])
+    return HeldOut(*loss, perplexity, *bits_per_byte, *counts)
 
 
 def target_bytes(targets: np.ndarray, token_bytes: np.ndarray) -> np.ndarray:

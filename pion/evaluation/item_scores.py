@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pion.evaluation.shares import ratio, share_ratio, share_sem
+from pion.evaluation.shares import plain_mean, ratio, share_ratio, share_sem
 
 # Of one task. The largest task of CORE has 20,321 questions.
 MOST_ITEMS = 10_000_000
@@ -32,11 +32,20 @@ class ItemScores:
         clusters: (n,), the number of the passage that each question is about; None if questions are
             independent.
         sizes: (n,), the bytes of documents; None for questions, which all weigh the same.
+        sources: (n,), the number of the source of each document, if the mean is the plain mean of
+            the sources; otherwise None.
     """
 
     scores: np.ndarray
     clusters: np.ndarray | None = None
     sizes: np.ndarray | None = None
+    sources: np.ndarray | None = None
+
+    def by_source(self) -> list[ItemScores]:
+        """Return the documents of each source."""
+        of = np.zeros(len(self.scores)) if self.sources is None else self.sources
+        parts = (of == number for number in np.unique(of))
+        return [ItemScores(self.scores[part], sizes=self.weights[part]) for part in parts]
 
     @property
     def units(self) -> np.ndarray:
@@ -73,6 +82,8 @@ def pack(items: ItemScores) -> dict[str, Any]:
         packed["clusters"] = _text(items.clusters.astype("<i4"))
     if items.sizes is not None:
         packed["sizes"] = _text(items.sizes.astype("<i8"))
+    if items.sources is not None:
+        packed["sources"] = _text(items.sources.astype("<i4"))
     return packed
 
 
@@ -96,7 +107,10 @@ def unpack(packed: Mapping[str, Any]) -> ItemScores:
     sizes = _array(packed, "sizes", "<i8") if "sizes" in packed else None
     if sizes is not None and (len(sizes) != n or np.any(sizes < 0)):
         raise ValueError("not every document has a size")
-    return ItemScores(scores, clusters, sizes)
+    sources = _array(packed, "sources", "<i4") if "sources" in packed else None
+    if sources is not None and (sizes is None or len(sources) != n):
+        raise ValueError("not every document has a source")
+    return ItemScores(scores, clusters, sizes, sources)
 
 
 def difference(before: ItemScores, after: ItemScores) -> tuple[float, float]:
@@ -107,8 +121,12 @@ def difference(before: ItemScores, after: ItemScores) -> tuple[float, float]:
     measured on the same.
     """
     same = np.array_equal(before.weights, after.weights)
+    parts = [[len(part.scores) for part in side.by_source()] for side in (before, after)]
+    same &= parts[0] == parts[1]
     if not same or not np.array_equal(before.units, after.units):
         raise ValueError("the two were not measured on the same")
+    if before.sources is not None:
+        return plain_mean([*map(difference, before.by_source(), after.by_source())])
     change = after.scores - before.scores
     if not np.isfinite(change).all() or not len(change):
         return math.nan, math.nan
@@ -127,6 +145,8 @@ def mean(items: ItemScores) -> tuple[float, float]:
     """
     if not len(items.scores):
         return math.nan, math.nan
+    if items.sources is not None:
+        return plain_mean([*map(mean, items.by_source())])
     of_scores = share_ratio if items.sizes is None else ratio
     units = items.units
     return of_scores(np.bincount(units, items.scores), np.bincount(units, items.weights))

@@ -57,6 +57,13 @@ def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     return value, math.sqrt(units / (units - 1) * float((residuals**2).sum())) / total
 
 
+def plain_mean(measured: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the mean of values that were measured apart, and its standard error. Each value has
+    its own."""
+    values, errors = zip(*measured)
+    return sum(values) / len(values), math.hypot(*errors) / len(values)
+
+
 def share_ratio(hits: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     """Return the share Σ hits / Σ sizes, and its standard error, as `ratio` does.
 

@@ -22,6 +22,7 @@ from pion.data.row_flags import SEQUENCES
 from pion.data.shards import Manifest, Rows, Shard
 from pion.errors import BadInput, told
 from pion.untrusted import parse_object, read_file
+from pipeline.job.mixes import source_names
 from pipeline.job.stages import TRAINING
 from pipeline.state.stores.base import check_key
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pion.data.phased_order import Mixes
     from pion.data.stream import RowStream
     from pipeline.data.shard_cache import ShardCache
+    from pipeline.job import Job
 
 DATASET, CHOICES = "dataset.json", "choices.jsonl"
 # No weight of a source is larger.
@@ -150,6 +152,31 @@ class PreparedData:
         from pipeline.data.shard_cache import CachedStream
 
         return CachedStream(list(zip(rows, orders)), weights, seed, store, begins)
+
+
+def held_out_rows(
+    job: Job, data: PreparedData, most: int, length: int = 1
+) -> tuple[RowStream, dict[str, range]]:
+    """Return the held-out rows of a stage of `job`, and where those of each source are.
+
+    Where phases mix the sources, or rows are read as longer ones of `length` rows, the rows of one
+    source follow those of another: its first `most`, which do not depend on other sources, or all.
+    Else the sources are mixed, and the ranges are {}.
+    """
+    from pion.data.phased_order import MixPhase
+
+    stream = partial(data.stream, "held_out", job.seed, job.data.window)
+    if data.part != "pretrain" or not (job.mixes or length > 1):
+        return stream(documents=job.within_documents), {}
+    rows: dict[str, range] = {}
+    first, names = 0, source_names(job.data)
+    for name, source in zip(names, data.sources, strict=True):
+        shards = data.manifest(source, "held_out").shard_rows
+        there = length * min(most // length, sum(n // length for n in shards))
+        rows[name] = range(first, first + there, length)
+        first += there
+    phases = [MixPhase(i.start, i.stop - i.start, {n: 1}, length) for n, i in rows.items() if i]
+    return stream(documents=job.within_documents, phases=(names, phases)), rows
 
 
 def counts_of(split: str, manifest: Manifest) -> dict[str, int]:

@@ -417,6 +417,11 @@ class Job(Section):
         return mix_phases(self.data, self.pretrain)
 
     @property
+    def mixes(self) -> bool:
+        """Whether the phases of pretraining mix the sources, which are then measured apart."""
+        return self.pretrain is not None and any(phase.mix for phase in self.pretrain.phases)
+
+    @property
     def borders(self) -> list[tuple[str, int]]:
         """The steps, each with its stage, after which pretraining reads something else."""
         phases = self.mix_phases

@@ -25,7 +25,7 @@ from pipeline.state.rows.segments import Replaced
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
 
-_NAME = re.compile(rf"\w{{1,{LONGEST_NAME}}}(\.\w+)?", re.ASCII)
+_NAME = re.compile(rf"\w{{1,{LONGEST_NAME}}}(\.[\w.+=@-]{{1,100}})?", re.ASCII)
 _RANGE = re.compile(r"(\d{1,19})-(\d{1,19})", re.ASCII)
 
 

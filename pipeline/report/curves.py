@@ -1,7 +1,8 @@
 """The curves of a run: what each kept step measured, thinned so that peaks and dips stay.
 
 Every number of the rows is a curve. A list has a number for each layer; it makes three curves: the
-mean, and the layers' lowest and highest.
+mean, and the layers' lowest and highest. The losses on each source make a curve each, and their
+mean.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pipeline.state.rows.thin import TOGETHER
 DIGITS = 6
 MOST_POINTS = 2000
 LOWEST, HIGHEST = ".lowest", ".highest"
+BY_SOURCE = "held_out"  # the losses on each source
 # Keys of a row that are no curve: where it is, and what belongs to another number.
 _NO_CURVE = frozenset({"step", "epoch", "at", "held_out_loss_sem"})
 # Rows come from a store. A run has some ten numbers.
@@ -38,6 +40,8 @@ def names_of(rows: Iterable[Row]) -> list[str]:
                     found[key] = None
                 elif isinstance(value, list) and key != "rows" and any(map(_is_number, value)):
                     found |= dict.fromkeys((key, key + LOWEST, key + HIGHEST))
+                elif key == BY_SOURCE:
+                    found |= dict.fromkeys((key, *(f"{key}.{source}" for source in value)))
         if len(found) >= MOST_NAMES:
             break
     return list(found)[:MOST_NAMES]
@@ -72,6 +76,8 @@ def value_of(row: Row, name: str) -> float | None:
     """Return a row's value of a curve; None if the row has none."""
     key, dot, which = name.partition(".")
     value = row.get(key)
+    if key == BY_SOURCE and value is not None:
+        value, dot = value.get(which) if dot else list(value.values()), ""
     if isinstance(value, list):
         known = [each for each in value if _is_number(each)]
         if not known or not dot:

@@ -21,6 +21,7 @@ from pipeline.report.card_sections import (
 )
 from pipeline.report.cleaning import cleaning_in_words
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
+from pipeline.report.phases import phases_in_words
 from pipeline.report.preferences import preference_training
 from pipeline.report.published_by import run_id
 from pipeline.report.result_tables import result_blocks
@@ -102,7 +103,8 @@ def model_card(
 
 
 def source_lines(job: Job) -> list[str]:
-    """Return one line for each data source, by stage. Local paths are cut to the file name."""
+    """Return one line for each data source, by stage, and for each mix of them. Local paths are cut
+    to the file name."""
     lines = []
     sources: list[tuple[str, Any]] = [*job.sources()]
     for key, source in sources:
@@ -118,8 +120,10 @@ def source_lines(job: Job) -> list[str]:
         else:
             what = f"`{PurePath(source.path).name}` ({source.kind} files)"
         share = f", weight {source.weight:g}" if source.weight != 1 else ""
+        share += f", called {source.name}" if section == "data" and job.mixes else ""
         lines.append(f"{what} ({LEARNED_BY[section]}{share})")
-    return lines
+    phases = phases_in_words(job)
+    return [*lines, *(f"pretraining from step {step:,} on: {words}" for step, words in phases)]
 
 
 def trained_tokens(job: Job, stage: str) -> int:

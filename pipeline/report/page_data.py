@@ -16,6 +16,7 @@ from pipeline.report.cleaning import cleaning_sections
 from pipeline.report.curves import attempts, names_of
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.page_sections import measured_sections, record_sections
+from pipeline.report.phases import phases_in_words
 from pipeline.state.liveness import liveness
 from pipeline.state.record_json import Damaged
 from pipeline.state.status.run_status import end_in_words, state_in_words
@@ -61,6 +62,7 @@ def page_data(history: RunHistory) -> dict[str, Any]:
         "figures": _figures(history, results, published),
         "metrics": {stage: names_of(rows) for stage, rows in history.metrics.items()},
         "attempts": {stage: attempts(rows) for stage, rows in history.metrics.items() if rows},
+        "borders": {"pretrain": phases_in_words(history.known_job)[1:]},
         "tokens_per_step": _tokens_per_step(history),
         "paid": [(time.begin, time.end, time.price) for time in history.costs.paid],
         "measured": [*measured_sections(history, results), *cleaning_sections(text)],

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pion.evaluation.item_scores import ItemScores, TaskScores, difference, mean_sem, unpack
-from pion.evaluation.shares import ratio
+from pion.evaluation.item_scores import ItemScores, TaskScores, difference, mean, mean_sem, unpack
 from pipeline.state.head import Head
 from pipeline.state.record_json import damaged, parse_record
 from pipeline.state.run_state import BY_ITEM, RunState, part_path
@@ -118,7 +117,7 @@ def _compared(name: str, before: Measure | None, after: Measure | None) -> Compa
 def _value(measure: Measure | None) -> float | None:
     if measure is None:
         return None
-    value = ratio(measure[1].scores, measure[1].weights)[0]
+    value = mean(measure[1])[0]
     return value if math.isfinite(value) else None
 
 

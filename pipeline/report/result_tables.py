@@ -52,6 +52,7 @@ def result_blocks(
         *reward_blocks(results, brief=brief),
         *_language_blocks(results),
         whose_bytes(results),
+        *_long_context(job, results),
         *calibration_blocks(results),
         *draft_blocks(results, TRAINED),
         *_answer_blocks(results),
@@ -84,8 +85,30 @@ def _language_blocks(results: Mapping[str, Any]) -> list[Block]:
     if baseline and baseline.get("train_tokens"):
         tokens = short_amount(baseline["train_tokens"])
         note += f", next to {baseline['order']}-gram counts over {tokens} training tokens"
-    columns = ("model", "loss (nats per token)", "perplexity", "bits per byte")
+    columns = ["model", "loss (nats per token)", "perplexity", "bits per byte"]
+    if sources := _sources_of(results):
+        note += ". The first three numbers are plain means of all sources"
+        columns += [f"on {name} alone" for name in sources]
     return [f"{note}:", Table(columns, language)]
+
+
+def _long_context(job: Job, results: Mapping[str, Any]) -> list[Block]:
+    """Return what the context beyond `data.seq_len` is worth to the trained model."""
+    found = (results.get(job.train_stages[-1]) or {}).get("long_context")
+    if not found:
+        return []
+    n, tokens = f"{job.data.seq_len:,} tokens", f"{found['tokens']:,}"
+    bits = signed(value_with_error(found, "worth", 4))
+    worth = f"{bits} bits per byte if the model sees at most {n} before them (of {tokens} tokens)"
+    if bits == "–":
+        worth = f"not measured, as only {tokens} tokens have so much"
+    rows = [(f"{int(at):,}", value_with_error(own, "bits")) for at, own in found["copies"].items()]
+    return [
+        f"Held-out tokens with more than {n} of their own document before them: {worth}. The loss "
+        f"of the first {n} of a row is {value_with_error(found, 'short_loss')} nats per token.",
+        "Bits per token that 64 tokens save the second time, by the tokens between:",
+        Table(("tokens between", "bits saved"), rows),
+    ]
 
 
 def _answer_blocks(results: Mapping[str, Any]) -> list[Block]:
@@ -134,8 +157,20 @@ def whose_bytes(results: Mapping[str, Any]) -> str:
     )
 
 
-def language_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return (model, loss, perplexity, bits per byte) of each model measured on held-out text."""
+def _sources_of(results: Mapping[str, Any]) -> list[str]:
+    """Return the sources on which models were measured apart."""
+    return list(
+        next(
+            (of["sources"] for key, _ in MODELS if (of := results.get(key)) and "sources" in of), {}
+        )
+    )
+
+
+def language_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return (model, loss, perplexity, bits per byte) of each model measured on held-out text.
+
+    Bits per byte on each source follow, if models were measured on the sources apart.
+    """
     measured = [(title, results.get(key) or {}) for key, title in MODELS]
     rows = [(title, result) for title, result in measured if "loss" in result]
     if ngram := results.get("ngram"):
@@ -146,6 +181,10 @@ def language_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]
             value_with_error(result, "loss"),
             value_with_error(result, "perplexity", 1),
             value_with_error(result, "bits_per_byte"),
+            *(
+                value_with_error(result.get("sources", {}).get(name, {}), "bits_per_byte")
+                for name in _sources_of(results)
+            ),
         )
         for title, result in rows
     ]

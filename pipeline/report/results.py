@@ -70,13 +70,22 @@ def _with_errors(*names: str) -> dict[str, Any]:
 _CHOICES = {**_fields(measured.MultipleChoice), "questions": Required[Count]}
 CHOICES = record_type(total=False, **_CHOICES) | None
 CALIBRATION = _kept(measured.Calibration)
+# What the context beyond data.seq_len is worth; see pion/evaluation/long_context.py.
+_LONG = record_type(
+    total=False,
+    **_with_errors("short_loss", "worth"),
+    tokens=Count,
+    copies=Mapping[str, record_type(**_with_errors("bits"))],  # type: ignore[misc]
+)
 # What was measured of text, and of a model.
 _TEXT = _fields(measured.HeldOut)
 _MODEL = {
     **_TEXT,
+    "sources": Mapping[str, record_type(total=False, **_TEXT)],  # type: ignore[misc]
     **_fields(measured.Responses),
     "continuations": CHOICES,
     "packs": Mapping[str, CHOICES],  # type: ignore[valid-type]
+    "long_context": _LONG,
     "core": _kept(measured.CoreResult),
     "text": record_type(total=False, **_TEXT, calibration=CALIBRATION),
     "calibration": CALIBRATION,

@@ -142,6 +142,13 @@ class _Evaluation:
                 f"{stage} model on held-out text",
                 partial(measures.with_items, stage, "held_out"),
             )
+        longer = any(phase.length > 1 for phase in measures.job.mix_phases[-1:])
+        if longer and stage == list(trained.models)[-1]:
+            result["long_context"] = self.part(
+                f"{stage}.long_context",
+                f"what the longer context is worth to the {stage} model",
+                partial(measures.long_context, stage),
+            )
         result |= drafts_of(measures, stage, self.part)
         if stage in CONVERSING and "sft" in trained.data and not compared:
             label = f"{stage} model on held-out conversations"

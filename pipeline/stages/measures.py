@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,10 +16,12 @@ from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
+from pipeline.job.mixes import source_names
 from pipeline.job.stages import CONVERSING, TRAINING
 from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from pion.data.stream import RowStream
@@ -90,7 +92,8 @@ class Measures:
     """Measures of a run's models. Every model gets the same rows and questions.
 
     The held-out rows are the first `evaluate.final_rows` of the held-out stream with the job's
-    seed. `on_batch` is called after each batch; an error that it raises ends the measure.
+    seed. If the phases of pretraining mix the sources, they are so many of each source. `on_batch`
+    is called after each batch; an error that it raises ends the measure.
     """
 
     def __init__(self, job: Job, trained: TrainedRun, on_batch: Callable[[], None]) -> None:
@@ -122,27 +125,54 @@ class Measures:
             by_document,
             calibrate,
             score,
-            summarize,
             summarize_responses,
             target_bytes,
         )
 
         rows, seq_len = self._compared_rows(kind)
         scorer = self.row_scorer(stage, seq_len)
-        measured = self._rows(rows)
+        sources = self._by_source[1] if kind == "held_out" else {}
+        measured = self._rows(rows, sources)
         scores = score(scorer, rows, measured)
         documents = rows.document_numbers(measured, self.tokenizer.end_of_text)
         counted = scores.targets != IGNORED
-        token_bytes = self.tokenizer.token_bytes()
         if kind == "conversations":
             sizes = counted.astype(np.int64)
             found = record_of(summarize_responses(scores, self._end_of_turn(), documents))
         else:
-            sizes = target_bytes(scores.targets, token_bytes)
-            found = record_of(summarize(scores.nll, scores.targets, token_bytes, documents))
+            sizes = target_bytes(scores.targets, self.tokenizer.token_bytes())
+            found = self._text(scores.nll, scores.targets, documents, sources)
             found["calibration"] = record_of(calibrate(scores, documents))
-        nats, sizes = by_document(documents, counted, scores.nll, sizes)
-        return {**found, SUMS: {"nats": nats.tolist(), "sizes": sizes.tolist()}}
+        sums = [
+            by_document(documents[part], counted[part], scores.nll[part], sizes[part])
+            for part in sources.values() or [measured]
+        ]
+        nats, sizes = map(np.concatenate, zip(*sums))
+        kept = {"nats": nats.tolist(), "sizes": sizes.tolist()}
+        if sources:
+            kept["sources"] = [number for number, (own, _) in enumerate(sums) for _ in own]
+        return {**found, SUMS: kept}
+
+    def _text(
+        self,
+        nll: np.ndarray,
+        targets: np.ndarray,
+        documents: np.ndarray,
+        sources: Mapping[str, range],
+    ) -> Result:
+        """Return how well a model predicts rows of text. Of `sources`, there is the plain mean,
+        and each."""
+        from pion.evaluation.held_out import mean_held_out, summarize
+
+        token_bytes = self.tokenizer.token_bytes()
+        found = {
+            name: summarize(nll[rows], targets[rows], token_bytes, documents[rows])
+            for name, rows in sources.items()
+        }
+        if not found:
+            return record_of(summarize(nll, targets, token_bytes, documents))
+        each = {name: record_of(one) for name, one in found.items()}
+        return {**record_of(mean_held_out(list(found.values()))), "sources": each}
 
     def with_items(self, stage: str, kind: MeasuredOn) -> Result:
         """Measure the model of `stage`, with the sums of each document packed; see `packed`."""
@@ -154,10 +184,16 @@ class Measures:
         many documents. By these sums two runs are compared that were measured on the same."""
         from pion.evaluation.item_scores import pack
 
-        documents = documents_of(result, kind)
+        documents, name = documents_of(result, kind), NAMES[kind]
         if len(documents.scores) > MOST_DOCUMENTS:
             return {}
-        return {NAMES[kind]: {"key": self._same_documents(kind), **pack(documents)}}
+        found = {name: {"key": self._same_documents(kind), **pack(documents)}}
+        if kind == "held_out" and self.job.mixes:
+            same, read = self.same_rows("pretrain"), digest_job(self.job).inputs["pretrain"]
+            for source, own in zip(self._by_source[1], documents.by_source(), strict=True):
+                key = same | {"data": read[f"input.data.pretrain.{source}"]}
+                found[f"{name}.{source}"] = {"key": key, **pack(own)}
+        return found
 
     def _same_documents(self, kind: MeasuredOn) -> Result:
         """Return what two runs have in common if they are measured on the same documents."""
@@ -189,6 +225,20 @@ class Measures:
 
         texts, most = find_text(self.job).texts(), self.job.evaluate.final_rows
         return own_rows(self.tokenizer, texts, self.job.data.seq_len, most), self.job.data.seq_len
+
+    def long_context(self, stage: str) -> Result:
+        """Measure what the context beyond `data.seq_len` is worth to the model of `stage`; {} if no
+        source has held-out text in rows so long."""
+        from pion.evaluation.long_context import long_context
+        from pipeline.data.prepared import held_out_rows
+
+        short, length = self.job.data.seq_len, self.job.mix_phases[-1].length
+        most = self.job.evaluate.final_rows
+        stream, by_source = held_out_rows(self.job, self.data["pretrain"], most, length)
+        rows = [i for own in by_source.values() for i in own]
+        ends, token_bytes = self.tokenizer.end_of_text, self.tokenizer.token_bytes()
+        scorer = self.row_scorer(stage, length * short)
+        return long_context(scorer, stream, rows, short, token_bytes, ends) if rows else {}
 
     def multiple_choice(self, stage: str, name: str, questions: list[Question]) -> Result:
         """Put `questions` to the model of `stage`. `name` says what the answers are of."""
@@ -252,21 +302,21 @@ class Measures:
         import numpy as np
 
         from pion.evaluation import ngram
-        from pion.evaluation.held_out import summarize
 
         section = self.job.evaluate
         train = self.rows_of("train", "pretrain", window=NGRAM_WINDOW)
         wanted = -(-section.ngram_tokens // self.job.data.seq_len)
         rows = [train.row(i).tokens for i in range(min(wanted, train.total_rows))]
         model = ngram.fit(np.stack(rows), self.tokenizer.vocab_size, section.ngram_order)
-        held_out = self.rows_of("held_out", "pretrain")
-        measured = [held_out.row(i) for i in self._rows(held_out)]
+        held_out, sources = self._by_source
+        numbers = self._rows(held_out, sources)
+        measured = [held_out.row(i) for i in numbers]
         targets = np.stack([row.targets for row in measured])
         nll = np.zeros(targets.shape)  # the last target of a row is never counted
         nll[:, :-1] = model.nll(np.stack([row.tokens for row in measured]))
-        numbers = held_out.document_numbers(self._rows(held_out), self.tokenizer.end_of_text)
-        found = summarize(nll, targets, self.tokenizer.token_bytes(), numbers)
-        return {"order": model.order, **record_of(found), "train_tokens": model.train_tokens}
+        documents = held_out.document_numbers(numbers, self.tokenizer.end_of_text)
+        found = self._text(nll, targets, documents, sources)
+        return {"order": model.order, **found, "train_tokens": model.train_tokens}
 
     # ------------------------------------------------------------ data and machine
 
@@ -303,10 +353,26 @@ class Measures:
         return torch_dtype(pick_dtype(self.job.hardware.dtype, self.device))
 
     def rows_of(self, split: str, stage: str, window: int | None = None) -> RowStream:
-        """Return the rows of "train" or "held_out" of a training stage. `window` is the job's
-        unless it is given."""
+        """Return the rows of "train" or "held_out" of a training stage, of mixed text those of the
+        first mix. `window` is the job's unless it is given."""
         window, documents = window or self.job.data.window, self.job.within_documents
-        return self.data[stage].stream(split, self.job.seed, window, self._shard_cache, documents)
+        read = self.job.seed, window, self._shard_cache, documents
+        if stage != "pretrain" or not self.job.mixes:
+            return self.data[stage].stream(split, *read)
+        if split == "held_out":
+            return self._by_source[0]
+        data, first = self.data[stage], replace(self.job.mix_phases[0], length=1)
+        named = zip(source_names(self.job.data), data.sources)
+        mixed = {name: source for name, source in named if name in (first.mix or {})}
+        data = replace(data, sources=tuple(mixed.values()))
+        return data.stream(split, *read, (list(mixed), [first]))
+
+    @cached_property
+    def _by_source(self) -> tuple[RowStream, dict[str, range]]:
+        """The held-out rows of the text; where phases mix the sources, those of each source."""
+        from pipeline.data.prepared import held_out_rows
+
+        return held_out_rows(self.job, self.data["pretrain"], self.job.evaluate.final_rows)
 
     def _shard_cache(self) -> ShardCache:
         from pipeline.data.hub import download_shard
@@ -317,7 +383,9 @@ class Measures:
             self._cache = ShardCache(default_folder(), budget, self.trained.fetch or download_shard)
         return self._cache
 
-    def _rows(self, stream: RowStream | OwnRows) -> range:
+    def _rows(self, stream: RowStream | OwnRows, sources: Mapping[str, range]) -> range:
+        if sources:
+            return range(sum(map(len, sources.values())))
         return range(min(self.job.evaluate.final_rows, stream.total_rows))
 
 
@@ -331,7 +399,8 @@ def documents_of(result: Result, kind: MeasuredOn) -> ItemScores:
     sums, unit = result[SUMS], 1.0 if kind == "conversations" else math.log(2)
     # A sum that is not finite is kept as null.
     scores = np.array(sums["nats"], dtype=np.float64) / unit
-    return ItemScores(scores, sizes=np.array(sums["sizes"], dtype=np.int64))
+    sources = np.array(sums["sources"]) if "sources" in sums else None
+    return ItemScores(scores, sizes=np.array(sums["sizes"], dtype=np.int64), sources=sources)
 
 
 def without_sums(result: Result) -> Result:

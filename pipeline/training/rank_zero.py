@@ -172,7 +172,8 @@ class RankZero(Rank):
 
     def evaluated(self, result: HeldOutLoss, on_token: Callable[[], None]) -> None:
         step = self._trainer.step
-        measures = {f"held_out_{name}": value for name, value in result.measures.items()}
+        measures: dict[str, Any] = {f"held_out_{n}": value for n, value in result.measures.items()}
+        measures |= {"held_out": result.by_source} if result.by_source else {}
         self._held_out = {HELD_OUT_LOSS: result.loss, **measures}
         with self._listening():
             if self._selects_best:

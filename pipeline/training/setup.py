@@ -121,17 +121,26 @@ class Setup:
         return files if self.adapter is None else files | {RECORD: self.adapter.to_json()}
 
     def evaluate(self, on_batch: Callable[[], None]) -> Evaluation:
-        """Return the loss on the job's first held-out rows. Every rank calls this."""
+        """Return the loss on the job's first held-out rows, or on those of each source. Every rank
+        calls this."""
+        from pion.evaluation.held_out import mean_of_sources
+
         held_out, tokenizer = self.data.held_out, self.data.tokenizer
         prompts = self.data.prompts
-        return self.trainer.evaluate(
-            held_out if prompts is None else prompts["held_out"],
-            range(min(self.context.job.evaluate.rows, held_out.total_rows)),
-            self.trainer.plan.micro_batch,
-            tokenizer.end_of_text,
-            tokenizer.vocab_size,
-            on_batch,
-        )
+
+        def of(rows: range) -> Evaluation:
+            return self.trainer.evaluate(
+                held_out if prompts is None else prompts["held_out"],
+                rows,
+                self.trainer.plan.micro_batch,
+                tokenizer.end_of_text,
+                tokenizer.vocab_size,
+                on_batch,
+            )
+
+        if self.data.sources:
+            return mean_of_sources({name: of(rows) for name, rows in self.data.sources.items()})
+        return of(range(min(self.context.job.evaluate.rows, held_out.total_rows)))
 
     def samples(self, prompts: Sequence[str], on_token: Callable[[], None]) -> list[Sample | Note]:
         """Return what the model writes after each prompt, or why it can't.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class StageData:
     """The prepared data of a stage, opened. `close` stops fetching shards.
 
-    `prompts` are those of a stage of rewards, by their split.
+    `prompts` are those of a stage of rewards, by their split. `sources` has the numbers of each
+    source's held-out rows, if the phases of pretraining mix the sources.
     """
 
     train: RowStream
@@ -37,6 +38,7 @@ class StageData:
     most_sequences: int
     close: Callable[[], None]
     prompts: Mapping[str, Prompts] | None = None
+    sources: Mapping[str, range] = field(default_factory=dict)
 
 
 def open_stage_data(job: Job, stage: str, folder: Path, fetch: Fetch) -> StageData:
@@ -44,7 +46,7 @@ def open_stage_data(job: Job, stage: str, folder: Path, fetch: Fetch) -> StageDa
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.shards import PREFERENCES
     from pion.data.tokens.tokenizer import Tokenizer
-    from pipeline.data.prepared import open_data
+    from pipeline.data.prepared import held_out_rows, open_data
 
     data, closing = open_data(folder), ExitStack()
     stream = partial(
@@ -61,16 +63,18 @@ def open_stage_data(job: Job, stage: str, folder: Path, fetch: Fetch) -> StageDa
     phases: Mixes = ((), ())
     if stage == "pretrain":
         phases = source_names(job.data), job.mix_phases
+    held_out, sources = held_out_rows(job, data, job.evaluate.rows)
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     chat_format = ChatFormat(data.tokenizer_path, tokenizer)
     closing.callback(chat_format.close)
     return StageData(
         train=stream("train", cache=shard_cache, phases=phases),
-        held_out=stream("held_out"),
+        held_out=held_out,
         tokenizer=tokenizer,
         chat_format=chat_format,
         folder=folder,
         kind=data.kind,
         most_sequences=data.most_sequences() if data.kind in PREFERENCES else 0,
         close=closing.close,
+        sources=sources,
     )

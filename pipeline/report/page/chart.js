@@ -49,12 +49,13 @@ class Chart {
 
   // Show series of {label, run, color, kind, step, x, y, measured}. `kind` is "line", "raw", "held" or "edge"; `y` are
   // the values to draw, and `measured` those before they were smoothed. `shown` has the axis, the range of x or
-  // null, where attempts begin, and whether the scale is a log scale.
+  // null, where attempts begin, where phases begin and what they read, and whether the scale is a log scale.
   show(series, shown) {
     this.series = series.filter((one) => one.x.length);
     this.axis = shown.axis;
     this.range = shown.range;
     this.attempts = shown.attempts;
+    this.borders = shown.borders;
     this.log = shown.log && this.series.every((one) => one.y.every((value) => value > 0));
     const title = `${titleOf(this.name)}, by ${this.axis.by}`;
     this.title.textContent = title;
@@ -92,6 +93,12 @@ class Chart {
     const inside = draw("svg", { class: "inside", x: LEFT, y: 0, width: width - LEFT - RIGHT, height, viewBox: `${LEFT} 0 ${width - LEFT - RIGHT} ${height}` });
     for (const x of this.attempts)
       if (x > this.first && x < this.last) inside.append(draw("line", { class: "attempt", x1: this.x(x), x2: this.x(x), y1: TOP, y2: height - BOTTOM }));
+    this.borders.forEach(([at, words], n) => {
+      if (at <= this.first || at >= this.last) return;
+      const x = this.x(at), left = x > (LEFT + width) / 2; // the words are on the side with more room
+      inside.append(draw("line", { class: "border", x1: x, x2: x, y1: TOP, y2: height - BOTTOM }));
+      inside.append(draw("text", { class: "tick mix", x: x + (left ? -4 : 4), y: TOP + 11 + 13 * n, "text-anchor": left ? "end" : "start" }, words));
+    });
     for (const one of this.series) {
       const [first, end] = this.visible(one, 1);
       const path = pathOf(one.x, one.y, first, end, (x) => this.x(x), (y) => this.y(y));

@@ -17,7 +17,7 @@ const shownCharts = (stage) => chartNames(known.runs, stage).filter((name) => vi
 // What to ask the server for.
 function wanted() {
   const stage = shownStage();
-  const names = shownCharts(stage).flatMap(curvesIn).filter((name) => known.runs.some((run) => run.metrics?.[stage]?.includes(name)));
+  const names = shownCharts(stage).flatMap((name) => curvesIn(name, stage)).filter((name) => known.runs.some((run) => run.metrics?.[stage]?.includes(name)));
   const drawn = known.runs.every((run) => !run.summary || run.curves?.[stage]);
   const steps = view.zoom && drawn ? known.runs.map((run) => stepsIn(run, stage, view.zoom)).join(",") : "";
   return { stage, names: [...new Set(["loss", ...names])].join(","), steps: /\d/.test(steps) ? steps : "" };
@@ -62,23 +62,28 @@ function seriesOf(name, stage) {
     // The finer points count if they are of what is shown.
     const { curves } = run.detail && JSON.stringify(run.detail.asked) === now ? run.detail : run;
     const add = (curve, part, look) => series.push(lineOf(i, curves?.[stage], of, curve, part, { color: i, ...look }));
-    const label = several ? run.name : second?.[1] ?? titleOf(name);
-    const layers = run.metrics[stage]?.includes(`${name}.lowest`);
+    const sources = sourcesOf(run, stage, name);
+    const all = sources.length ? `${several ? `${run.name}, ` : ""}all sources` : null;
+    const label = all ?? (several ? run.name : second?.[1] ?? titleOf(name));
+    const layers = !sources.length && run.metrics[stage]?.includes(`${name}.lowest`);
     if (smoothing && !layers) add(name, 0, { label: "", kind: "raw" });
     add(name, smoothing, { label: layers ? `${several ? `${run.name}, ` : ""}mean of the layers` : label, kind: "line" });
     if (second) add(second[0], smoothingOf(second[0]), { label: several ? `${run.name}, ${second[2]}` : second[2], kind: "held", color: several ? i : 1 });
+    sources.forEach((source, n) =>
+      add(source, 0, { label: `${several ? `${run.name}, ` : ""}${source.slice(9)}`, kind: several ? "edge" : "line", color: several ? i : (n + 1) % 8 }),
+    );
     for (const edge of layers ? ["lowest", "highest"] : [])
       add(`${name}.${edge}`, smoothing, { label: `${several ? `${run.name}, ` : ""}${edge}`, kind: "edge" });
   });
   return series;
 }
 
-// Where the attempts of the chosen run begin on the x-axis.
-function attemptsOf(stage) {
+// Where steps of the chosen run are on the x-axis.
+function placesOf(stage, begun) {
   const run = known.runs[view.run], points = run?.curves?.[stage]?.loss, of = run && AXES[view.x].of(run, stage);
   if (!points?.length || !of) return [];
   const steps = points.map((point) => point[0]);
-  return (run.attempts?.[stage] ?? []).slice(1).map((step) => of(points[Math.min(firstFrom(steps, step), steps.length - 1)]));
+  return begun.map((step) => of(points[Math.min(firstFrom(steps, step), steps.length - 1)]));
 }
 
 function showCharts() {
@@ -95,7 +100,9 @@ function showCharts() {
     element.classList.toggle("low", i > 0);
     if (place("charts").children[i] !== element) place("charts").insertBefore(element, place("charts").children[i] ?? null);
   });
-  const shown = { axis: AXES[view.x], range: view.zoom, attempts: attemptsOf(stage), log: view.log };
+  const run = known.runs[view.run], borders = run?.borders?.[stage] ?? [];
+  const attempts = placesOf(stage, (run?.attempts?.[stage] ?? []).slice(1)), begun = placesOf(stage, borders.map(([step]) => step));
+  const shown = { axis: AXES[view.x], range: view.zoom, attempts, borders: begun.map((x, n) => [x, borders[n][1]]), log: view.log };
   for (const name of names) charts.get(name).show(seriesOf(name, stage), shown);
 }
 

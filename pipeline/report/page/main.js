@@ -114,7 +114,7 @@ function show() {
   if (changed.size) showRuns();
   showDetails(known.runs[view.run].changed);
   if (known.runs.length > 1 && changed.has("samples")) showSamples();
-  if (["curves", "attempts", "metrics", "paid"].some((part) => changed.has(part))) showCharts();
+  if (["curves", "attempts", "borders", "metrics", "paid"].some((part) => changed.has(part))) showCharts();
   const settings = JSON.stringify(known.settings);
   if (settings !== show.settings) showSettings(known.settings, known.runs);
   show.settings = settings;

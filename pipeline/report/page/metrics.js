@@ -7,6 +7,7 @@ const METRICS = {
   __proto__: null,
   loss: ["Loss in nats per token, and on held-out text (dashed)", decimals(4)],
   held_out_loss: ["Loss on held-out text, in nats per token", decimals(4)],
+  held_out: ["Loss on held-out text of each source, in nats per token", decimals(4)],
   accuracy: ["Preferences that the model gets right, in training", percent, (part) => `${short(100 * part)} %`],
   held_out_accuracy: ["Held-out preferences that the model gets right", percent, (part) => `${short(100 * part)} %`],
   margin: ["Margin of the preferences", decimals(3)],
@@ -30,11 +31,11 @@ const METRICS = {
   gate_loss: ["Loss of the gates, in nats", decimals(4)],
 };
 // A chart for each of these is there at first.
-const USUAL = ["loss", "accuracy", "chosen", "tokens_per_second", "lr"];
+const USUAL = ["loss", "held_out", "accuracy", "chosen", "tokens_per_second", "lr"];
 // The charts with a second, dashed line: its metric, and what both lines are called.
 const SECOND = { __proto__: null, loss: ["held_out_loss", "training", "held-out"], chosen: ["rejected", "chosen", "rejected"] };
 // These are drawn as they were measured.
-const UNSMOOTHED = ["lr", "held_out_loss", "held_out_accuracy", "held_out_margin"];
+const UNSMOOTHED = ["lr", "held_out_loss", "held_out", "held_out_accuracy", "held_out_margin"];
 
 function titleOf(name) {
   if (METRICS[name]) return METRICS[name][0];
@@ -53,5 +54,9 @@ function chartNames(runs, stage) {
   return [...order, ...[...names].filter((name) => !METRICS[name])];
 }
 
+// The parts of a curve that is a mean of sources, as a run has them in a stage.
+const sourcesOf = (run, stage, name) => (name === "held_out" ? (run.metrics?.[stage] ?? []).filter((one) => one.startsWith("held_out.")) : []);
+
 // The curves that a chart draws.
-const curvesIn = (name) => (SECOND[name] ? [name, SECOND[name][0]] : [name, `${name}.lowest`, `${name}.highest`]);
+const curvesIn = (name, stage) =>
+  SECOND[name] ? [name, SECOND[name][0]] : [name, `${name}.lowest`, `${name}.highest`, ...known.runs.flatMap((run) => sourcesOf(run, stage, name))];

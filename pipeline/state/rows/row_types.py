@@ -7,16 +7,18 @@ is unreadable and skipped. Rows may have more keys.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
-from annotated_types import Ge, Len, Lt
+from annotated_types import Ge, Len, Lt, MaxLen, Predicate
 from typing_extensions import TypedDict
 
 from pion.errors import BadInput
 from pion.untrusted import parse_object
 from pipeline.console.formats import counted
+from pipeline.job.section import MOST_OF_A_NAME, NAME
 from pipeline.machine.rented import AT_HOME, RENTED
 from pipeline.state.record_json import Amount, Count, Epoch, Number, Time, open_record
 
@@ -149,11 +151,15 @@ _Measures = TypedDict(
 )
 
 
+_SourceName = Annotated[str, MaxLen(MOST_OF_A_NAME), Predicate(re.compile(NAME).match)]
+
+
 @open_record
 class _Metrics(_Measures):
     step: Count
     epoch: Epoch
     at: Time
+    held_out: NotRequired[Mapping[_SourceName, Number]]  # the loss on each source of a mix
     tokens_per_second: NotRequired[Speed]
     rows: NotRequired[Annotated[list[Count], Len(2, 2)]]
     expert_load: NotRequired[list[Number]]

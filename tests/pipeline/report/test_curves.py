@@ -59,6 +59,17 @@ def test_every_number_is_a_curve_and_of_layers_there_are_three():
     assert names_of(rows) == list(curves)
 
 
+def test_the_losses_on_each_source_are_a_curve_each_next_to_their_mean():
+    curves = curves_of(
+        [row(1, held_out={"web": 2.0, "my-code": 1.0}), row(2, held_out={"web": 1.5})]
+    )
+    assert curves == {
+        "held_out": [(1, 1.5, 1.0), (2, 1.5, 2.0)],
+        "held_out.web": [(1, 2.0, 1.0), (2, 1.5, 2.0)],
+        "held_out.my-code": [(1, 1.0, 1.0)],
+    }
+
+
 def test_names_that_others_wrote_are_few_and_short():
     odd = {"<img>": 1, "a b": 1, "x" * 41: 1, "": 1, "nan": float("nan"), "größe": 1}
     many = {f"metric_{n}": n for n in range(3 * MOST_NAMES)}

@@ -1,6 +1,7 @@
 """report.html in a real browser: it draws everything from the file alone, and says what to do
 where scripts are off."""
 
+import copy
 import csv
 import dataclasses
 import io
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.report.history import differing
 from pipeline.report.report_file import write_report
 from pipeline.state.head import SkippedRows
 from tests.paths import JOBS
+from tests.pipeline.report.test_model_card import JOB
 from tests.pipeline.report.test_page_data import (
     DONE,
     costs_of_two_machines,
@@ -223,6 +226,29 @@ def test_axe_finds_nothing(scheme, browser, report):
 
 
 @pytest.mark.soak
+def test_the_losses_on_each_source_are_drawn_with_the_mix_where_a_phase_begins(browser, tmp_path):
+    job = copy.deepcopy(JOB)
+    sources = job["data"]["sources"]
+    for name, source in zip(("docs", "web", "notes"), sources):
+        source.pop("weight", None)
+        source["name"] = name
+    job["pretrain"]["phases"] = [{"until": 240, "mix": {"docs": 1}}, {"mix": {"docs": 1, "web": 3}}]
+    shown = dataclasses.replace(history(), known_job=Job.model_validate(job))
+    rows = [
+        {**one, "held_out": {"docs": 3.0 - one["step"] / 480, "web": 2.5}}
+        for one in shown.metrics["pretrain"]
+    ]
+    path = tmp_path / "report.html"
+    write_report(path, dataclasses.replace(shown, metrics={"pretrain": rows}))
+    tab = Tab(browser, path.as_uri())
+    chart = tab.page.locator("[data-metric=held_out]")
+    assert chart.locator(".legend span").all_inner_texts() == ["all sources", "docs", "web"]
+    assert chart.locator("path.line").count() == 3
+    assert chart.locator(".border").count() == 1
+    assert chart.locator(".mix").text_content() == "25 % docs, 75 % web"
+    tab.close()
+
+
 def test_chosen_and_rejected_answers_are_drawn_in_one_chart(browser, tmp_path):
     answers = [
         {"step": step, "epoch": 1, "at": 0.1 * step, "loss": 0.6, "accuracy": 0.7}

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.job import Job
 from pipeline.report.blocks import share_with_interval
+from pipeline.report.model_card import source_lines
 from pipeline.report.result_tables import before_after_rows, start_in_words, what_it_forgot
 from tests.pipeline.report.test_model_card import JOB, card_and_page
 
@@ -113,3 +114,41 @@ def test_a_share_of_all_cases_has_an_interval_and_an_old_result_has_no_error():
     counted = share_with_interval({**of_all, "ends": 40}, "stop_accuracy", "ends")
     assert counted == "100.0 % (95 %: 91.2 to 100.0)"
     assert share_with_interval(of_all, "stop_accuracy", "ends") == "100.0 %"
+
+
+def test_a_model_that_was_measured_on_sources_apart_has_a_column_for_each():
+    sources = {
+        "web": {"bits_per_byte": 1.0, "bits_per_byte_sem": 0.01},
+        "code": {"bits_per_byte": 2.0, "bits_per_byte_sem": 0.02},
+    }
+    whole = {"loss": 4.0, "perplexity": 54.6, "bits_per_byte": 1.5, "bits_per_byte_sem": 0.011}
+    results = {"pretrain": whole | {"sources": sources}, "untrained": whole | {"sources": sources}}
+    for text in card_and_page(results):
+        assert "plain means of all sources" in text
+        assert text.count("on web alone") == 1
+        assert text.count("1.000 ± 0.010") == text.count("2.000 ± 0.020") == 2
+
+
+def test_the_card_says_the_mix_of_each_phase():
+    job = copy.deepcopy(JOB)
+    job["data"]["documents"] = True
+    for name, source in zip(("docs", "web", "notes"), job["data"]["sources"]):
+        source.pop("weight", None)
+        source["name"] = name
+    job["pretrain"]["phases"] = [
+        {"until": 240, "mix": {"docs": 1}},
+        {"until": 360, "mix": {"docs": 1, "web": 2, "notes": "4x"}},
+        {"seq_len": 512, "rope_theta": 50_000},
+    ]
+    assert source_lines(Job.model_validate(job))[:3] + source_lines(Job.model_validate(job))[
+        -3:
+    ] == [
+        "Docstrings, comments and `pydoc` topics of Python's standard library "
+        "(pretraining, called docs)",
+        "[roneneldan/TinyStories](https://huggingface.co/datasets/roneneldan/TinyStories) "
+        "(pretraining, called web)",
+        "`notes.txt` (text files) (pretraining, called notes)",
+        "pretraining from step 1 on: docs",
+        "pretraining from step 241 on: notes 4 times, the rest 33.3 % docs, 66.7 % web",
+        "pretraining from step 361 on: rows of 512 tokens, θ 50,000",
+    ]

@@ -1,0 +1,96 @@
+"""What a longer context is worth: on text with more context, and on text that repeats itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pion.data.shards import IGNORED
+from pion.data.stream import RowStream
+from pion.evaluation.held_out import Scorer, by_document, score, target_bytes
+from pion.evaluation.one_text_per_row import OwnRows
+from pion.evaluation.shares import ratio
+
+# Of fewer tokens, the worth of the context is not measured.
+FEWEST_TOKENS = 10_000
+# Tokens that are copied, and the shortest distance between them and their copy.
+COPIED, NEAREST = 64, 256
+
+
+def long_context(
+    scorer: Scorer,
+    stream: RowStream,
+    rows: Sequence[int],
+    short: int,
+    token_bytes: np.ndarray,
+    end_of_text: int,
+    fewest: int = FEWEST_TOKENS,
+) -> dict[str, Any]:
+    """Return what a context of more than `short` tokens is worth on rows of L tokens.
+
+    Documents are the units of the standard errors. `token_bytes` are as in `summarize`. The result
+    has, each with its standard error `…_sem`:
+
+    - `short_loss`: the loss in nats of the first `short` tokens of rows.
+    - `worth`: how many bits per byte the same tokens need more if at most `short` tokens before
+      them are seen (windows that overlap by half). Only those `tokens` count that have more than
+      `short` tokens of their own document before them in the row. NaN if they are fewer than
+      `fewest`.
+    - `copies`: by the distance, how many bits a token saves where a text is read a second time.
+    """
+    documents = stream.document_numbers(rows, end_of_text)
+    found = score(scorer, stream, rows)
+    place = np.arange(documents.shape[1])
+    begins = np.diff(documents, axis=1, prepend=-1) != 0
+    known = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1) + 1
+    counted = (found.targets != IGNORED) & (known > short)
+
+    def windows(array: np.ndarray) -> np.ndarray:
+        """Return the windows of `short` tokens that overlap by half, (windows, short)."""
+        cut = np.lib.stride_tricks.sliding_window_view(array, short, axis=1)
+        return cut[:, :: short // 2].reshape(-1, short)
+
+    # The first half of a window is the second half of the one before, with more context there.
+    scored = windows(counted) & (np.arange(short) >= short // 2)
+    kept = np.flatnonzero(scored.any(axis=1))
+    worth = math.nan, math.nan
+    tokens = np.stack([stream.row(i).tokens for i in rows])
+    if counted.sum() >= fewest:
+        # Before these targets, a window has no other document, so that none must be masked.
+        targets = np.where(scored, windows(found.targets), IGNORED)[kept]
+        less = score(scorer, OwnRows(windows(tokens)[kept], targets, kept), range(len(kept)))
+        bits = (less.nll - windows(found.nll)[kept]) / math.log(2)
+        sizes = target_bytes(targets, token_bytes)
+        worth = ratio(*by_document(windows(documents)[kept], scored[kept], bits, sizes))
+    begun = found.targets[:, :short] != IGNORED
+    loss = ratio(*by_document(documents[:, :short], begun, found.nll[:, :short], begun))
+    copies = {
+        str(NEAREST << n): _copied(scorer, tokens, documents[:, 0], NEAREST << n)
+        for n in range(32)
+        if len(rows) > 1 and (NEAREST << n) + 2 * COPIED <= tokens.shape[1]
+    }
+    numbers = {"short_loss": loss, "worth": worth}
+    return {
+        **{name: value for name, (value, _) in numbers.items()},
+        **{f"{name}_sem": sem for name, (_, sem) in numbers.items()},
+        "tokens": int(counted.sum()),
+        "copies": {at: {"bits": bits, "bits_sem": sem} for at, (bits, sem) in copies.items()},
+    }
+
+
+def _copied(
+    scorer: Scorer, tokens: np.ndarray, documents: np.ndarray, distance: int
+) -> tuple[float, float]:
+    """Return how many bits a token of the beginning of each row saves the second time, with so many
+    tokens of another row between."""
+    first, other = tokens[:, :COPIED], np.roll(tokens, 1, axis=0)[:, COPIED : COPIED + distance]
+    ids = np.concatenate((first, other, first), axis=1)
+    targets, same = ids[:, 1:].copy(), COPIED - 1  # nothing precedes the first token of all
+    targets[:, same:-same] = IGNORED
+    nll = score(scorer, OwnRows(ids[:, :-1], targets, documents), range(len(ids))).nll
+    saved = (nll[:, :same] - nll[:, -same:]).sum(axis=1) / math.log(2)
+    _, units = np.unique(documents, return_inverse=True)
+    return ratio(np.bincount(units, saved), np.bincount(units) * same)

@@ -1,0 +1,35 @@
+"""What pretraining reads in its phases, in words."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from pion.data.phased_order import Mix
+from pipeline.job import Job
+
+
+def phases_in_words(job: Job | None) -> list[tuple[int, str]]:
+    """Return the first step of each phase, and what it reads in another way than the one before;
+    nothing if that is not known."""
+    if job is None or job.pretrain is None or not job.pretrain.steps_are_known:
+        return []
+    found, section = [], job.pretrain
+    lengths = pairwise([1, *(phase.length for phase in job.mix_phases)])
+    for phase, given, (before, length) in zip(job.mix_phases, section.phases, lengths):
+        words = [
+            "" if given.mix is None else _mix_in_words(given.mix),
+            f"rows of {length * job.data.seq_len:,} tokens" if length != before else "",
+            "" if given.rope_theta is None else f"θ {given.rope_theta:,.0f}",
+        ]
+        step = phase.start // section.global_batch + 1
+        found.append((step, ", ".join(filter(None, words)) or "as before"))
+    return found
+
+
+def _mix_in_words(mix: Mix) -> str:
+    """Return `qa 4 times, the rest 67 % web, 33 % code`, or a part of it."""
+    passes = [f"{name} {share[:-1]} times" for name, share in mix.items() if isinstance(share, str)]
+    shares = {name: share for name, share in mix.items() if not isinstance(share, str)}
+    parts = [f"{100 * n / sum(shares.values()):.3g} % {name}" for name, n in shares.items()]
+    rest = ", ".join(parts if len(parts) > 1 else shares)
+    return ", ".join([*passes, f"the rest {rest}" if passes else rest])
