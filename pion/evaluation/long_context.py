@@ -10,7 +10,7 @@ import numpy as np
 
 from pion.data.shards import IGNORED
 from pion.data.stream import RowStream
-from pion.evaluation.held_out import Scorer, by_document, score, target_bytes
+from pion.evaluation.held_out import Scorer, Scores, by_document, score, target_bytes
 from pion.evaluation.one_text_per_row import OwnRows
 from pion.evaluation.shares import ratio
 
@@ -27,7 +27,6 @@ def long_context(
     short: int,
     token_bytes: np.ndarray,
     end_of_text: int,
-    fewest: int = FEWEST_TOKENS,
 ) -> dict[str, Any]:
     """Return what a context of more than `short` tokens is worth on rows of L tokens.
 
@@ -38,33 +37,16 @@ def long_context(
     - `worth`: how many bits per byte the same tokens need more if at most `short` tokens before
       them are seen (windows that overlap by half). Only those `tokens` count that have more than
       `short` tokens of their own document before them in the row. NaN if they are fewer than
-      `fewest`.
+      FEWEST_TOKENS.
     - `copies`: by the distance, how many bits a token saves where a text is read a second time.
     """
     documents = stream.document_numbers(rows, end_of_text)
     found = score(scorer, stream, rows)
-    place = np.arange(documents.shape[1])
-    begins = np.diff(documents, axis=1, prepend=-1) != 0
-    known = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1) + 1
-    counted = (found.targets != IGNORED) & (known > short)
-
-    def windows(array: np.ndarray) -> np.ndarray:
-        """Return the windows of `short` tokens that overlap by half, (windows, short)."""
-        cut = np.lib.stride_tricks.sliding_window_view(array, short, axis=1)
-        return cut[:, :: short // 2].reshape(-1, short)
-
-    # The first half of a window is the second half of the one before, with more context there.
-    scored = windows(counted) & (np.arange(short) >= short // 2)
-    kept = np.flatnonzero(scored.any(axis=1))
-    worth = math.nan, math.nan
     tokens = np.stack([stream.row(i).tokens for i in rows])
-    if counted.sum() >= fewest:
-        # Before these targets, a window has no other document, so that none must be masked.
-        targets = np.where(scored, windows(found.targets), IGNORED)[kept]
-        less = score(scorer, OwnRows(windows(tokens)[kept], targets, kept), range(len(kept)))
-        bits = (less.nll - windows(found.nll)[kept]) / math.log(2)
-        sizes = target_bytes(targets, token_bytes)
-        worth = ratio(*by_document(windows(documents)[kept], scored[kept], bits, sizes))
+    counted = _with_more_before(documents, short) & (found.targets != IGNORED)
+    worth = math.nan, math.nan
+    if counted.sum() >= FEWEST_TOKENS:
+        worth = _worth(scorer, found, (tokens, documents, counted), short, token_bytes)
     begun = found.targets[:, :short] != IGNORED
     loss = ratio(*by_document(documents[:, :short], begun, found.nll[:, :short], begun))
     copies = {
@@ -79,6 +61,40 @@ def long_context(
         "tokens": int(counted.sum()),
         "copies": {at: {"bits": bits, "bits_sem": sem} for at, (bits, sem) in copies.items()},
     }
+
+
+def _with_more_before(documents: np.ndarray, short: int) -> np.ndarray:
+    """Return which tokens (R, L) have more than `short` tokens of their document before them."""
+    place = np.arange(documents.shape[1])
+    begins = np.diff(documents, axis=1, prepend=-1) != 0
+    known = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1) + 1
+    return known > short
+
+
+def _worth(
+    scorer: Scorer,
+    found: Scores,
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+    short: int,
+    token_bytes: np.ndarray,
+) -> tuple[float, float]:
+    """Return `worth` of `long_context`, from the tokens, documents and counted places of rows."""
+    tokens, documents, counted = rows
+
+    def windows(array: np.ndarray) -> np.ndarray:
+        """Return the windows of `short` tokens that overlap by half, (windows, short)."""
+        cut = np.lib.stride_tricks.sliding_window_view(array, short, axis=1)
+        return cut[:, :: short // 2].reshape(-1, short)
+
+    # The first half of a window is the second half of the one before, with more context there.
+    scored = windows(counted) & (np.arange(short) >= short // 2)
+    kept = np.flatnonzero(scored.any(axis=1))
+    # Before these targets, a window has no other document, so that none must be masked.
+    targets = np.where(scored, windows(found.targets), IGNORED)[kept]
+    less = score(scorer, OwnRows(windows(tokens)[kept], targets, kept), range(len(kept)))
+    bits = (less.nll - windows(found.nll)[kept]) / math.log(2)
+    sizes = target_bytes(targets, token_bytes)
+    return ratio(*by_document(windows(documents)[kept], scored[kept], bits, sizes))
 
 
 def _copied(

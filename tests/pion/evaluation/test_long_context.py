@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import pion.evaluation.long_context as measured
 from pion.data.order import RowOrder
 from pion.data.phased_order import MixPhase, PhasedOrder
 from pion.data.shard_writer import ShardWriter
@@ -55,9 +56,12 @@ def test_the_numbers_of_documents_continue_inside_longer_rows(stream):
     assert np.array_equal(changes, (batch.tokens == END).numpy()[:, 1:])
 
 
-def test_the_worth_is_the_same_tokens_loss_with_less_context_less_that_with_all(stream):
+def test_the_worth_is_the_same_tokens_loss_with_less_context_less_that_with_all(
+    stream, monkeypatch
+):
     model = scorer()
-    found = long_context(model, stream, HEADS, SHORT, BYTES, END, fewest=1)
+    monkeypatch.setattr(measured, "FEWEST_TOKENS", 1)
+    found = long_context(model, stream, HEADS, SHORT, BYTES, END)
     full, more = score(model, stream, HEADS), []
     for row, (tokens, targets) in enumerate(zip(stream.batch(HEADS).tokens, full.targets)):
         begun = 0
