@@ -16,6 +16,9 @@ from pion.errors import BadInput
 
 # By source: its share of the rows, or its passes as text.
 Mix = Mapping[str, float | str]
+ONLY_PASSES = (
+    "no source has a share, and passes alone can't fill the phase exactly. Give one source a share"
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def passes_of(share: float | str) -> Fraction | None:
     except (ValueError, ZeroDivisionError):
         number = Fraction(0)
     if number <= 0 or isinstance(share, str) != text.endswith("x"):
+        text = text.removesuffix(".0")
         raise BadInput(f"{text:.40} reads nothing: give a number above 0, or passes such as 4x")
     return number if isinstance(share, str) else None
 
@@ -70,7 +74,7 @@ def shares_of(mix: Mix, rows: Mapping[str, int], total: int) -> dict[str, Fracti
     others = {name: Fraction(str(mix[name])) for name, n in passes.items() if n is None}
     left = 1 - sum(shares.values())
     if not others:
-        raise BadInput("no source has a share: passes alone can't fill the phase exactly")
+        raise BadInput(ONLY_PASSES)
     if left <= 0:
         name = max(shares, key=lambda name: shares[name])
         room = 1 - sum(share for other, share in shares.items() if other != name)

@@ -30,7 +30,12 @@ class DoesNotFit(BadInput):
 
 
 def choose_micro_batch(
-    work: Workload, *, rows_per_rank: int, memory_bytes: int, recompute: bool | None = None
+    work: Workload,
+    *,
+    rows_per_rank: int,
+    memory_bytes: int,
+    recompute: bool | None = None,
+    joined: int = 1,
 ) -> tuple[int, bool]:
     """Return the micro-batch for a rank with `memory_bytes`, and whether to recompute activations.
 
@@ -40,8 +45,22 @@ def choose_micro_batch(
     `recompute` says. Ranks that divide the weights recompute, too, if they would else gather the
     weights for few tokens and more rows fit so.
 
+    If some phase reads `joined` rows as one, a micro-batch of these fits, too. It has as many
+    tokens, or one such row.
+
     Raises DoesNotFit, a BadInput, if even one row does not fit.
     """
+    if joined > 1:
+        long_rows, recompute = choose_micro_batch(
+            replace(work, seq_len=joined * work.seq_len),
+            rows_per_rank=-(-rows_per_rank // joined),
+            memory_bytes=memory_bytes,
+            recompute=recompute,
+        )
+        rows, recompute = choose_micro_batch(
+            work, rows_per_rank=rows_per_rank, memory_bytes=memory_bytes, recompute=recompute
+        )
+        return min(rows, long_rows * joined), recompute
     available = int(memory_bytes * (1 - HEADROOM))
     useful = max(1, USEFUL_TOKENS[work.device] // work.seq_len)
     found: list[tuple[int, bool]] = []
@@ -95,14 +114,14 @@ def _does_not_fit(
     message = (
         f"the model does not fit: training on one row of {work.seq_len} tokens needs "
         f"{needed / 2**30:.1f} GiB, and {usable:.1f} of this machine's "
-        f"{memory_bytes / 2**30:.1f} GiB can be used. Use a larger machine, a smaller model or a "
-        "shorter data.seq_len"
+        f"{memory_bytes / 2**30:.1f} GiB can be used. Use a larger machine, a smaller model or "
+        "shorter rows (seq_len)"
     )
     if work.sharded:
         what += f" on each of {work.ranks} workers that divide the weights"
         message = (
             f"{what}, and {usable:.1f} of {memory_bytes / 2**30:.1f} GiB can be used. Use more or "
-            "larger GPUs, a smaller model or a shorter data.seq_len"
+            "larger GPUs, a smaller model or shorter rows (seq_len)"
         )
     if recompute not in (None, True):
         message += ", or allow recompute"
@@ -116,6 +135,7 @@ def choose_sharing(
     rows_per_rank: int,
     memory_bytes: int,
     recompute: bool | None = None,
+    joined: int = 1,
 ) -> tuple[Workload, int, bool]:
     """Return the work as the ranks share it, and what `choose_micro_batch` returns for it.
 
@@ -133,6 +153,7 @@ def choose_sharing(
         rows_per_rank=rows_per_rank,
         memory_bytes=memory_bytes,
         recompute=recompute,
+        joined=joined,
     )
     *others, last = ways
     for way in others:

@@ -79,7 +79,7 @@ def step_down(
         raise StepTooLarge(
             "the model does not fit: training on one row with recomputed activations ran out of "
             f"the GPU's memory{_numbers(plan)}. Everything committed is safe. Use a larger GPU, a "
-            f"smaller model or a shorter data.seq_len{divide}. The GPU's error: "
+            f"smaller model or shorter rows (seq_len){divide}. The GPU's error: "
             f"{_first_lines(error)}"
         ) from None
     wrong = isinstance(error, WrongGradients)

@@ -9,7 +9,7 @@ choices.jsonl                 "true continuation" questions from the held-out te
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,8 @@ from pipeline.job.stages import TRAINING
 from pipeline.state.stores.base import check_key
 
 if TYPE_CHECKING:
-    from pion.data.phased_order import Mixes
+    from pion.data.order import RowOrder
+    from pion.data.phased_order import Mixes, PhasedOrder
     from pion.data.stream import RowStream
     from pipeline.data.shard_cache import ShardCache
     from pipeline.job import Job
@@ -108,6 +109,13 @@ class PreparedData:
         )
         return replace(manifest, shards=shards)
 
+    def orders(self, split: str, seed: int, window: int) -> list[RowOrder]:
+        """Return the order of the rows of each source. Raises BadInput for a changed manifest."""
+        from pion.data.order import RowOrder
+
+        manifests = [self.manifest(source, split) for source in self.sources]
+        return [RowOrder(m.shard_rows, m.fingerprint, seed, window) for m in manifests]
+
     def stream(
         self,
         split: str,
@@ -125,18 +133,15 @@ class PreparedData:
         such shards; held-out rows are always local. Raises BadInput for a changed manifest and for
         a cache that is too small for one window.
         """
-        from pion.data.order import RowOrder
-        from pion.data.phased_order import PhasedOrder
         from pion.data.stream import RowStream
         from pion.data.tokens.tokenizer import Tokenizer
 
         begins = Tokenizer.from_file(self.tokenizer_path).end_of_text if documents else None
         manifests = [self.manifest(source, split) for source in self.sources]
-        orders = [RowOrder(m.shard_rows, m.fingerprint, seed, window) for m in manifests]
+        orders = self.orders(split, seed, window)
         weights: list[float] | PhasedOrder = [source.weight for source in self.sources]
-        names, mixes = phases
-        if mixes:
-            weights = PhasedOrder(dict(zip(names, orders, strict=True)), mixes, seed)
+        if phases[1]:
+            weights = phased_order(orders, phases, seed)
         remote = any(shard.remote for m in manifests for shard in m.shards)
         assert cache is not None or not remote, "remote shards need a cache"
         store = cache() if remote and cache else None
@@ -177,6 +182,16 @@ def held_out_rows(
         first += there
     phases = [MixPhase(i.start, i.stop - i.start, {n: 1}, length) for n, i in rows.items() if i]
     return stream(documents=job.within_documents, phases=(names, phases)), rows
+
+
+def phased_order(orders: Sequence[RowOrder], phases: Mixes, seed: int) -> PhasedOrder:
+    """Return the rows of all sources in phases. Raises BadInput that names the mix of `pretrain`
+    which can't be read."""
+    from pion.data.phased_order import PhasedOrder
+
+    names, mixes = phases
+    with told("pretrain."):
+        return PhasedOrder(dict(zip(names, orders, strict=True)), mixes, seed)
 
 
 def counts_of(split: str, manifest: Manifest) -> dict[str, int]:

@@ -428,6 +428,11 @@ class Job(Section):
         batch = self.section("pretrain").global_batch if phases else 1
         return [("pretrain", phase.start // batch) for phase in phases[1:]]
 
+    def joined(self, stage: str) -> int:
+        """Return how many rows of a training stage are read as one, where they are longest."""
+        phases = self.mix_phases if stage == "pretrain" else []
+        return max((phase.length for phase in phases), default=1)
+
     @property
     def tokenizer_sources(self) -> list[str]:
         """The names of the sources that a tokenizer is trained on: those of the first phase."""

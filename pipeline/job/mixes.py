@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pion.config.model_config import ModelConfig
-from pion.data.phased_order import Mix, MixPhase, passes_of
+from pion.data.phased_order import ONLY_PASSES, Mix, MixPhase, passes_of
 from pion.later_fields import closest, shown
 from pipeline.job.data_section import Data
 from pipeline.job.phase_sections import PretrainPhase
@@ -60,6 +60,8 @@ def mistakes_of_phases(data: Data, section: Pretrain, config: ModelConfig) -> It
         where = f"pretrain.phases.{number}"
         if phase.mix == {}:
             yield f"{where}.mix: it names no source, so nothing would be read"
+        elif phase.mix and all(isinstance(share, str) for share in phase.mix.values()):
+            yield f"{where}.mix: {ONLY_PASSES}"
         for name, share in (phase.mix or {}).items():
             if name not in names:
                 known = f"{closest(name, names)} ({', '.join(names)})"
@@ -94,9 +96,8 @@ def _mistakes_of_length(
         )
     yield from made(
         {
-            f"seq_len: {phase.seq_len:,} exceeds the model's context {config.seq_len:,}": (
-                phase.seq_len > config.seq_len
-            ),
+            f"seq_len: {phase.seq_len:,} exceeds the model's context {config.seq_len:,}. "
+            f"Set model.seq_len to {phase.seq_len}": (phase.seq_len > config.seq_len),
             "seq_len: longer rows join rows that follow each other, so tokens must attend only "
             "within their document. Set data.documents to true": not data.documents,
         }

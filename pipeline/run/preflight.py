@@ -128,18 +128,21 @@ def require_a_row_each(job: Job, workers: int) -> None:
     """Raise BadInput if a stage's batch has fewer rows than there are workers."""
     stage = stage_with_few_rows(job, workers)
     if stage is not None:
-        batch = job.section(stage).global_batch
+        whole, joined = job.section(stage).global_batch, job.joined(stage)
+        batch = whole // joined
+        long = f" ({batch} of the longest rows)" if joined > 1 else ""
         fewest = min(job.hardware.min_workers or 0, batch)
         fitting = f"[{fewest},{batch}]" if job.hardware.elastic else batch
         raise BadInput(
-            f"{stage}.global_batch {batch} is less than one row for each of the {workers} "
+            f"{stage}.global_batch {whole}{long} is less than one row for each of the {workers} "
             f"workers. Nothing was started. Set hardware.workers={fitting}."
         )
 
 
 def stage_with_few_rows(job: Job, workers: int) -> str | None:
     """Return the first stage whose batch has fewer rows than there are workers, if there is one."""
-    return next((s for s in job.train_stages if job.section(s).global_batch < workers), None)
+    batches = {s: job.section(s).global_batch // job.joined(s) for s in job.train_stages}
+    return next((stage for stage, batch in batches.items() if batch < workers), None)
 
 
 def _check_compiler_folders() -> None:

@@ -215,6 +215,7 @@ def _fitting_work(
         ),
         memory_bytes=total_memory(device) // sharing - _rollout_bytes(job, stage, plan),
         recompute=job.hardware.recompute,
+        joined=job.joined(stage),
     )
     try:
         return choose(work)

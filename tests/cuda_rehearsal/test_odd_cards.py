@@ -19,7 +19,7 @@ def test_six_gigabytes_train_a_small_model_and_refuse_a_large_one(said):
     message = said["6 GB, large model"]["refused"]
     assert "the model does not fit: training on one row of 1024 tokens needs" in message
     assert "of this machine's 6.0 GiB can be used" in message
-    assert "Use a larger machine, a smaller model or a shorter data.seq_len" in message
+    assert "Use a larger machine, a smaller model or shorter rows (seq_len)" in message
 
 
 def test_a_mig_slice_has_its_own_memory(said):

@@ -53,7 +53,7 @@ def test_a_row_that_does_not_fit_ends_the_run_with_what_to_do(tmp_path):
     assert "micro_batch 4 → 2" in output
     assert "micro_batch 2 → 1" in output
     assert "recompute false → true" in output
-    assert "Use a larger GPU, a smaller model or a shorter data.seq_len" in output
+    assert "Use a larger GPU, a smaller model or shorter rows (seq_len)" in output
     assert "Traceback" not in output
     assert finish(tmp_path / "tiny.yaml")
 

@@ -7,6 +7,7 @@ prepared in a temporary folder. A larger one is judged by the sizes of its files
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from pion.data.arrays import open_shard
@@ -29,6 +30,7 @@ from pipeline.job import (
 from pipeline.job.stages import CONVERSING
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared, named_tokenizer
+from pipeline.rent.plan.phases import phases_read, prepared_rows, warnings_of
 from pipeline.stages.prepare import (
     check_splits,
     prepare_part,
@@ -47,8 +49,10 @@ FEW_ENTRIES = 4096
 
 def check_corpus(job: Job) -> list[CheckRow]:
     """Check that the corpus on this machine is enough; warn if its size does not tell."""
-    if job.pretrain is None or is_prepared(job):
+    if job.pretrain is None:
         return []
+    if is_prepared(job):
+        return _phases(job, prepared_rows(job))
     try:
         total = text_bytes(job, "data")
     except BadInput:  # the check of the data says it
@@ -58,7 +62,14 @@ def check_corpus(job: Job) -> list[CheckRow]:
         tokenizer = tokenizer_of_base(job, folder / "base")
         if total is not None and total <= PREPARED_BYTES:
             return _prepare(job, folder, tokenizer)
-        return _judge_by_size(job, tokenizer)
+        return _judge_by_size(job, tokenizer) + _phases(job, [])
+
+
+def _phases(job: Job, known: Sequence[int]) -> list[CheckRow]:
+    """Show what the phases of pretraining read, and what will probably disappoint."""
+    phases = phases_read(job, known)
+    rows = [CheckRow(f"phase {n}", True, str(phase)) for n, phase in enumerate(phases, 1)]
+    return rows + [CheckRow("phases", None, words) for words in warnings_of(job, phases, known)]
 
 
 def text_bytes(job: Job, section: str) -> int | None:
@@ -76,10 +87,10 @@ def text_bytes(job: Job, section: str) -> int | None:
 def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> list[CheckRow]:
     """Prepare the corpus, and a few conversations whose vocabulary is trained on it. Return what is
     to be said of these."""
-    prepare_part(job, "pretrain", folder / "pretrain", lambda message: None, tokenizer)
+    found = prepare_part(job, "pretrain", folder / "pretrain", lambda message: None, tokenizer)
+    rows = _phases(job, [source["train_rows"] for source in found.report["sources"]])
     if job.tokenizer is None or job.tokenizer.train is None:
-        return []  # the checks of conversations and preferences count them
-    rows = []
+        return rows  # the checks of conversations and preferences count them
     tokenizer = folder / "pretrain" / "tokenizer.json"
     for stage in [stage for stage in CONVERSING if stage in job.train_stages]:
         talks = text_bytes(job, stage)

@@ -27,6 +27,7 @@ from pipeline.job import Job
 from pipeline.rent.plan.compared import Compared, machines_for
 from pipeline.rent.plan.counted import expect_rows
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate
+from pipeline.rent.plan.phases import phases_read, phases_table, prepared_rows, warnings_of
 from pipeline.rent.plan.prices import RESTART_SECONDS, market
 from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.plan.what_fits import (
@@ -65,6 +66,8 @@ def show_plan(
         plan = read_job(job, overrides)
         known = known_speeds(plan, bench)
         uncertain = expect_rows(plan)
+        rows = prepared_rows(plan) if plan.mix_phases else []
+        phases = phases_read(plan, rows)
     compared = machines_for(plan, gpus, on, quiet=as_json)
     nodes = compared.num_nodes
     estimates = ranked([estimate(plan, offer, known, num_nodes=nodes) for offer in compared.offers])
@@ -75,11 +78,15 @@ def show_plan(
         raise _fits_nowhere(plan, estimates, changes)
     notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
     notes += [*compared.warning(plan, estimates), *_passes(estimates, nodes)]
+    notes += [f"warning: {words}" for words in warnings_of(plan, phases, rows)]
     if as_json:
-        print(json.dumps(_as_json(plan, estimates, notes), indent=1))
+        read = {"phases": [dataclasses.asdict(phase) for phase in phases]}
+        print(json.dumps(_as_json(plan, estimates, notes) | read, indent=1))
         return 0
     for table in (_table(plan, estimates), *_ways_tables(plan, estimates)):
         show_table(table)
+    if phases:
+        show_table(phases_table(phases, next((e for e in estimates if e.fits), None), nodes))
     for note in notes:
         style = "yellow" if note.startswith("warning: ") else "dim"
         show_table(Text(f"· {printable(note)}"), style)

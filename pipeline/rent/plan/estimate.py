@@ -15,12 +15,14 @@ publishing are extra.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from pion.data.order import rows_per_rank
+from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
 from pion.train.hardware import pick_residual
 from pion.train.memory import Workload, predict_memory
@@ -74,15 +76,14 @@ class StageEstimate:
     measured: bool = False
     reference_tokens: int = 0
     sharded: bool = False  # whether the GPUs divide the weights (hardware.fsdp)
+    joined: int = 1  # how many rows are read as one, where they are longest
+    by_phase: tuple[float, ...] = ()  # the tokens per second of each phase of pretraining
 
     @property
     def peak_bytes(self) -> int:
         """The most memory that the stage needs on one GPU. To compare many machines, nobody asks,
         and a trace of this very micro-batch takes a second."""
-        needed = predict_memory(
-            self.in_memory, micro_batch=self.micro_batch, recompute=self.recompute
-        )
-        return needed.total
+        return _peak(self.in_memory, self.micro_batch, self.joined, recompute=self.recompute)
 
     @property
     def seconds(self) -> float | None:
@@ -194,10 +195,10 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     """Return a stage's plan, as its workers will choose it. Raises BadInput if it does not fit."""
     assert offer.gpu is not None
     assert offer.gpu_memory is not None
-    section, hardware = job.section(stage), job.hardware
+    section, hardware, gpu = job.section(stage), job.hardware, offer.gpu
     workers = workers_on(job, offer, num_nodes)
     batch = section.rows_of_step(job.seq_len(stage))
-    rows = rows_per_rank(batch, workers)
+    rows, joined = rows_per_rank(batch, workers), job.joined(stage)
     work = workload_on(offer.gpu, job, stage, workers)
     in_memory, derived, recompute = choose_sharing(
         largest_phase(work, job, stage),
@@ -205,21 +206,25 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         rows_per_rank=rows,
         memory_bytes=offer.gpu_memory,
         recompute=hardware.recompute,
+        joined=joined,
     )
     micro_batch = min(hardware.micro_batch or derived, rows)
     usable = int(offer.gpu_memory * (1 - HEADROOM))
     if micro_batch > derived:
-        peak = predict_memory(in_memory, micro_batch=micro_batch, recompute=recompute).total
+        peak = _peak(in_memory, micro_batch, joined, recompute=recompute)
         if peak > usable:
             raise BadInput(
                 f"hardware.micro_batch {micro_batch}: {stage} would need {peak / 2**30:.1f} GiB of "
                 f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
             )
-    speed = speed_on(offer.gpu, work, known, recompute=recompute)
-    reached = _of_all(speed, work, batch, rows, micro_batch)
-    tokens = None
-    if section.steps_are_known:
-        tokens = section.total_steps * batch * work.seq_len
+
+    def speed_of(length: int) -> Speed:  # where so many rows are read as one
+        read, long = replace(work, seq_len=length * work.seq_len), batch // length
+        one, micro = speed_on(gpu, read, known, recompute=recompute), max(1, micro_batch // length)
+        return _of_all(one, read, long, rows_per_rank(long, workers), micro)
+
+    reached, by_phase = _over_phases(job.mix_phases if joined > 1 else [], speed_of)
+    tokens = section.total_steps * batch * work.seq_len if section.steps_are_known else None
     return StageEstimate(
         stage=stage,
         micro_batch=micro_batch,
@@ -232,6 +237,35 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         measured=reached.measured,
         reference_tokens=_reference_tokens(job, stage),
         sharded=in_memory.sharded,
+        joined=joined,
+        by_phase=by_phase,
+    )
+
+
+def _over_phases(
+    phases: Sequence[MixPhase], speed_of: Callable[[int], Speed]
+) -> tuple[Speed, tuple[float, ...]]:
+    """Return the mean speed over phases, and the tokens per second of each. `speed_of` says the
+    speed where so many rows are read as one."""
+    speeds = [speed_of(phase.length) for phase in phases]
+    reached = [speed.tokens_per_second for speed in speeds if speed.tokens_per_second]
+    if not phases or len(reached) < len(speeds):
+        return speed_of(1), ()
+    rows = [phase.rows for phase in phases]
+    mean = sum(rows) / sum(count / speed for count, speed in zip(rows, reached))
+    measured = all(speed.measured for speed in speeds)
+    return replace(speeds[0], tokens_per_second=mean, measured=measured), tuple(reached)
+
+
+def _peak(work: Workload, micro_batch: int, joined: int, *, recompute: bool) -> int:
+    """Return the bytes that the work needs, also where `joined` rows are read as one."""
+    return max(
+        predict_memory(
+            replace(work, seq_len=length * work.seq_len),
+            micro_batch=max(1, micro_batch // length),
+            recompute=recompute,
+        ).total
+        for length in {1, joined}
     )
 
 

@@ -1,5 +1,7 @@
 """The micro-batch: what is predicted that it needs, and which one is chosen."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -14,6 +16,8 @@ GIB = 2**30
 DEMO = ModelConfig(
     d_model=256, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=704, vocab_size=512, seq_len=128
 )
+
+LONG = replace(DEMO, seq_len=2048)
 
 
 def workload(config, **fields):
@@ -63,6 +67,29 @@ def test_a_larger_micro_batch_needs_more_and_recomputing_needs_less(dtype, recom
     less = predicted(small, micro_batch=8, dtype=dtype, recompute=True, device="cuda").total
     assert sizes == sorted(set(sizes))
     assert less <= sizes[3]
+
+
+@pytest.mark.parametrize(
+    ("mib", "joined", "expected"),
+    [
+        (880, 1, (16, False)),
+        (880, 16, (16, False)),  # one long row has as many tokens
+        (780, 1, (8, False)),
+        (780, 16, (16, True)),  # it fits only if activations are recomputed
+    ],
+)
+def test_a_longer_row_fits_too_where_some_are_read(mib, joined, expected):
+    work = workload(LONG, documents=True, seq_len=128)
+    memory = mib * 2**20 / 0.9
+    found = choose_micro_batch(work, rows_per_rank=16, memory_bytes=memory, joined=joined)
+    assert found == expected
+
+
+def test_a_longer_row_that_does_not_fit_is_named():
+    with pytest.raises(BadInput, match=r"one row of 2048 tokens needs .* shorter rows \(seq_len\)"):
+        choose_micro_batch(
+            workload(LONG, seq_len=128), rows_per_rank=16, memory_bytes=700 * 2**20, joined=16
+        )
 
 
 @pytest.mark.usefixtures("recorded_traces")

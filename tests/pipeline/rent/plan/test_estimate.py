@@ -129,6 +129,23 @@ def test_recomputing_activations_is_slower():
     assert (again.tokens_per_second or 0) == pytest.approx(0.75 * (plain.tokens_per_second or 0))
 
 
+def test_the_time_of_a_job_with_longer_rows_is_the_sum_over_its_phases():
+    phases = [{"until": 0.5}, {"seq_len": 2048}]
+    job = tiny_job(
+        model__d_model=512,
+        data__documents=True,
+        pretrain__phases=phases,
+        pretrain__global_batch=1024,
+        sft=None,
+    )
+    stage = estimate(job, offer("A40")).stages[0]
+    short, long = stage.by_phase
+    assert long < short, "attention looks farther"
+    half = stage.tokens / 2
+    assert stage.seconds == pytest.approx(half / short + half / long)
+    assert on("A40").stages[0].by_phase == ()
+
+
 def test_on_demand_pays_for_one_start_and_loses_nothing():
     found = on("A40")
     hours = (RESTART_SECONDS + found.tokens / found.tokens_per_second) / HOUR

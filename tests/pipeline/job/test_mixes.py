@@ -1,0 +1,110 @@
+"""Mistakes in what the phases of pretraining read are found in the job file."""
+
+import pytest
+
+from tests.support.jobs import refusal, tiny_job
+
+TEXT = {"kind": "text", "path": "text"}
+IDS = {"name": "ids", "kind": "npy", "path": "x"}
+SOURCES = [{"name": name} | TEXT for name in ("web", "code", "qa")]
+
+
+def with_phases(*phases, **changes):
+    """Return the changes of a tiny job whose phases read three sources."""
+    usual = {
+        "data__sources": SOURCES,
+        "data__documents": True,
+        "pretrain__phases": list(phases),
+        "sft": None,
+    }
+    return usual | changes
+
+
+FIRST = {"until": 0.5, "mix": {"web": 9, "code": 1}}
+LONG = {"seq_len": 64}
+
+
+def test_a_mix_and_a_length_stay_until_a_later_phase_changes_them():
+    job = tiny_job(
+        **with_phases(FIRST, {"until": "decay", "mix": {"web": 1, "qa": "2x"}, **LONG}, {})
+    )
+    assert [phase.mix for phase in job.mix_phases] == [
+        {"web": 9, "code": 1},
+        {"web": 1, "qa": "2x"},
+        None,
+    ]
+    assert [phase.length for phase in job.mix_phases] == [1, 2, 2]
+    assert job.borders == [("pretrain", 10), ("pretrain", 16)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            with_phases({"mix": {"wbe": 1}}),
+            "pretrain.phases.0.mix: no source is called 'wbe'; did you mean 'web'? (web, code, qa)",
+        ),
+        (
+            with_phases(FIRST, {}, data__sources=[*SOURCES, SOURCES[0]]),
+            "data.sources.3.name: web is the name of data.sources.0, too",
+        ),
+        (
+            with_phases(FIRST, {}, data__sources=[*SOURCES, TEXT]),
+            "data.sources.3: phases name their sources: give it a name",
+        ),
+        (
+            with_phases(FIRST, {}, data__sources=[SOURCES[0] | {"weight": 2}, *SOURCES[1:]]),
+            "data.sources.0.weight: the phases say how much is read; remove it",
+        ),
+        (
+            with_phases({"until": 0.5}, {"mix": {"web": 1}}),
+            "pretrain.phases.0.mix: missing; a later phase has one",
+        ),
+        (with_phases({"mix": {}}), "pretrain.phases.0.mix: it names no source, so nothing would"),
+        (
+            with_phases(FIRST, {"mix": {"web": 0}}),
+            "pretrain.phases.1.mix.web: 0 reads nothing: give a number above 0, or passes such as",
+        ),
+        (
+            with_phases(FIRST, {"mix": {"web": 1, "qa": "0x"}}),
+            "pretrain.phases.1.mix.qa: 0x reads nothing",
+        ),
+        (
+            with_phases(FIRST, {"mix": {"qa": "4x"}}),
+            "pretrain.phases.1.mix: no source has a share, and passes alone can't fill the phase "
+            "exactly. Give one source a share",
+        ),
+        (
+            with_phases(FIRST | {"until": "decay"}, {}, pretrain__schedule="constant"),
+            "pretrain.phases.0.until: decay; the rate never falls: give a share or a number of",
+        ),
+        (
+            with_phases(FIRST, {"seq_len": 50}),
+            "pretrain.phases.1.seq_len: 50 must be a multiple of data.seq_len (32), such as 64",
+        ),
+        (
+            with_phases(FIRST, {"seq_len": 96}),
+            "pretrain.phases.1.seq_len: pretrain.global_batch: 4 rows of 32 are no whole number of "
+            "rows of 96. Use 3 or 6",
+        ),
+        (
+            with_phases(FIRST, LONG, model__seq_len=32),
+            "pretrain.phases.1.seq_len: 64 exceeds the model's context 32. Set model.seq_len to 64",
+        ),
+        (
+            with_phases(FIRST, LONG, data__documents=False),
+            "tokens must attend only within their document. Set data.documents to true",
+        ),
+        (
+            with_phases(FIRST, LONG, data__sources=[*SOURCES, IDS]),
+            "pretrain.phases.1.seq_len: rows of data.sources.3 (kind npy) need not follow each "
+            "other, so they can't be joined. Give text, or bin",
+        ),
+        (
+            with_phases(FIRST, {"rope_theta": 1e5}, model__positions="learned"),
+            "pretrain.phases.1.rope_theta: the model has learned positions, so there are no angles",
+        ),
+    ],
+)  # fmt: skip
+def test_what_phases_can_not_read_is_refused_in_the_job_file(tmp_path, changes, message):
+    assert message in refusal(tmp_path, **changes)
