@@ -24,16 +24,36 @@ PHASES = [
     {"until": 12, "rates": {"primitive": 0}},
     {"unfreeze": [1]},
 ]
-# Step 14 gives NaN, and the run rewinds to a checkpoint of the phase before.
-POISONED = [52, 56]
+TEXT = {"kind": "text", "path": "text", "split": "paragraph"}
+MIXES = [
+    {"until": 6, "mix": {"web": 1}},
+    {"until": 12, "mix": {"web": 2, "code": 1}},
+    {"seq_len": 64, "rope_theta": 50_000.0},
+]
 
 
 @pytest.mark.soak
-def test_kills_a_rewind_and_a_fork_at_the_borders_change_no_bit(tmp_path):
-    changes = FAMILIES["pilon"].job() | {"pretrain__phases": PHASES, "sft": None}
+@pytest.mark.parametrize(
+    ("changes", "poisoned"),
+    [
+        # Step 14 gives NaN, and the run rewinds to a checkpoint of the phase before.
+        (FAMILIES["pilon"].job() | {"pretrain__phases": PHASES}, [52, 56]),
+        # The last step before a border gives NaN. The step after it reads rows of the next phase.
+        (
+            {
+                "pretrain__phases": MIXES,
+                "data__sources": [TEXT | {"name": name} for name in ("web", "code")],
+                "data__documents": True,
+            },
+            [44, 48],
+        ),
+    ],
+    ids=["pilon", "mixes"],
+)
+def test_kills_a_rewind_and_a_fork_at_the_borders_change_no_bit(tmp_path, changes, poisoned):
+    changes = changes | {"sft": None, "checkpoint__keep": {"last": 9}}
     changes |= {"log__every": 1, "checkpoint__every_steps": 6, "hardware__threads": 1}
-    changes["checkpoint__keep"] = {"last": 9}
-    meddling = poisoned_from(tmp_path, f"== ({POISONED[0]}, {POISONED[1]})")
+    meddling = poisoned_from(tmp_path, f"== ({poisoned[0]}, {poisoned[1]})")
     meddling.wrap(
         "pion.train.trainer:Trainer.train_step",
         """
@@ -48,7 +68,7 @@ def test_kills_a_rewind_and_a_fork_at_the_borders_change_no_bit(tmp_path):
         folder.mkdir()
     unbroken, killed = (write_job(folder, **changes) for folder in folders)
     output = ends_with(0, start(unbroken, env=environment))
-    assert "skipping rows 52 to 55" in output
+    assert f"skipping rows {poisoned[0]} to {poisoned[1] - 1}" in output
 
     for seen in ("pretrain step 6: saved", "pretrain step 13/"):
         process = start(killed, env=environment)
@@ -56,9 +76,9 @@ def test_kills_a_rewind_and_a_fork_at_the_borders_change_no_bit(tmp_path):
         kill(process)
     assert "continues after step 12" in ends_with(0, start(killed, env=environment))
     assert final_weights(folders[1]) == final_weights(folders[0])
-    assert POISONED not in rows_trained(folders[1])
+    assert poisoned not in rows_trained(folders[1])
     assert [[rows.first, rows.stop] for rows in head_of(folders[1]).skipped["pretrain"]] == [
-        POISONED
+        poisoned
     ]
 
     store = FileStore(folders[0] / "runs")
