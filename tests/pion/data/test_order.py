@@ -226,3 +226,11 @@ def test_ranks_share_a_step_that_does_not_divide_evenly():
 def test_more_ranks_than_rows_are_refused():
     with pytest.raises(BadInput, match="global_batch 3 is too small for 4 workers"):
         rank_rows([0, 1, 2], 0, 4, 1)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_a_mixture_of_one_source_is_the_order_of_that_source(weight):
+    alone = RowOrder([40, 30, 50, 20], "data", 7, 3)
+    mixture = MixtureOrder([alone], [weight], 5)
+    assert [mixture.locate(i) for i in range(3000)] == [(0, *alone.locate(i)) for i in range(3000)]
+    assert mixture.shards_ahead(1100, 4) == [(0, shard) for shard in alone.shards_ahead(1100, 4)]
