@@ -176,7 +176,9 @@ class _Copy:
         copy_bases(self.source, self.target)
         data = self._copy_data(head)
         now = self.target.clock.now()
-        new = Head(job=head.job).claimed(Owner.me(), now)
+        # The time of this process before the fork is not the fork's: `pion try` forks many runs.
+        owner = dataclasses.replace(Owner.me(), started_at=now)
+        new = Head(job=head.job).claimed(owner, now)
         listed = {entry.key: entry for entry in head.checkpoints}
         keys: dict[str, str] = {}  # of copied checkpoints: the old key, and the new one
         for stage in before:

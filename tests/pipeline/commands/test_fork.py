@@ -121,6 +121,11 @@ def test_a_fork_begins_a_history_of_its_own_and_says_where_it_comes_from(source)
     assert (event["stage"], event["at_step"], event["epoch"]) == ("pretrain", 20, 1)
 
 
+def test_a_fork_costs_nothing_of_what_its_process_has_cost_before(source, monkeypatch):
+    monkeypatch.setattr("pipeline.state.owner._paid_since", lambda: source.clock.now() - 3600)
+    assert fork(source).read().spent.hours == 0
+
+
 def test_a_fork_inherits_no_deadline_and_no_watcher(source):
     asked = Asked(hours=42, at=None, margin=1800)
     write_first_deadline(source, new_deadline(asked, "pion launch", now=0))
