@@ -501,7 +501,20 @@ def _add_try(add: Add) -> None:
             type=int,
             default=3,
             help="runs of each setting, the first with the job's seed; default: 3. A third of them "
-            "(at least one) decides at the end; the others tell how large the noise is",
+            "(at least one) decides at the end; the others tell how large the noise is. Settings "
+            "of later phases: all decide, each after one run up to these phases",
+        ),
+        argument(
+            "--from",
+            metavar="RUN",
+            dest="trunk",
+            help="for settings of later phases: continue this run of the job's store from where "
+            "these phases begin. The seeds are then those of the order of the phase's rows",
+        ),
+        argument(
+            "--on",
+            metavar="SOURCE",
+            help="choose by the loss on this source of the mixes; default: the mean of all sources",
         ),
         *_OF_BOTH,
         overrides=True,
@@ -519,11 +532,13 @@ def _ladder(args: argparse.Namespace) -> int:
 
 
 def _try(args: argparse.Namespace) -> int:
+    from pipeline.commands.fork import fork_run
     from pipeline.ladder.cap import Cap
     from pipeline.ladder.runs import Runs
     from pipeline.ladder.try_command import run_try
-    from pipeline.ladder.vary import settings_of
+    from pipeline.ladder.vary import Comparison, settings_of
 
     settings = settings_of(args.vary)
     runs = Runs("try", args.job, args.overrides, as_json=args.json)
-    return run_try(runs, settings, args.seeds, Cap(args.hours, args.dollars))
+    how = Comparison(args.seeds, args.trunk, args.on)
+    return run_try(runs, settings, how, Cap(args.hours, args.dollars), fork_run)

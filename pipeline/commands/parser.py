@@ -22,7 +22,6 @@ GONE_COMMANDS = {
     "ladder --on": "rent one machine for all runs as docs/ladder.md says, with `sky jobs launch`",
     "replay": "in a checkout of Pion, `python -m benchmarks.replay TRACE.json` replays recorded "
     "spot markets",
-    "try --on": "rent one machine for all runs as docs/ladder.md says, with `sky jobs launch`",
     "watch --all": "one `pion watch RUN` looks after one run. `pion rentals` lists what is rented",
     "watch RUN RUN": "one `pion watch RUN` looks after one run. Start one for each, such as a "
     "systemd unit (sky/README.md)",

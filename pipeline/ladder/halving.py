@@ -152,6 +152,25 @@ def decide(curves: Curves, rounds: Sequence[Round]) -> Wanted | Choice:
     return Choice(chosen, step, tuple(others))
 
 
+def differences_of(curves: Curves, choice: Choice, rounds: Sequence[Round]) -> Choice:
+    """Return the same choice with the differences in other losses of its runs, such as those on one
+    source of the data. The noise is that of the first round."""
+    noise = losses_at(curves, sorted(curves), rounds[0])
+    at = {one.step: one for one in rounds}
+    others = [
+        compare(
+            losses_at(curves, [choice.setting, other.setting], at[other.step]),
+            choice.setting,
+            other.setting,
+            other.step,
+            noise,
+            len(curves),
+        )
+        for other in choice.others
+    ]
+    return Choice(choice.setting, choice.step, tuple(others))
+
+
 def losses_at(curves: Curves, settings: Sequence[str], one: Round) -> Losses:
     """Return the losses of settings at the step of a round, in the order of its seeds."""
     return {

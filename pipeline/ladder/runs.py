@@ -112,17 +112,20 @@ class Runs:
         heads = read_all(lambda name: RunState(self.store, name).read(), names)
         return {name: head for name, head in zip(names, heads) if head is not None}
 
-    def held_out(self, run: Run, stage: str) -> dict[int, float]:
-        """Return the held-out loss of a run by step, in nats per token, as far as it was measured.
+    def held_out(self, run: Run, stage: str, source: str | None = None) -> dict[int, float]:
+        """Return the held-out loss of a run by step, in nats per token, as far as it was measured:
+        the mean, or that on a source of the data.
 
         A loss that is not finite is infinite here: the store keeps it as null.
         """
         head = RunState(self.store, run.name).read()
         rows = [] if head is None else read_metrics(self.store, run.name, head, stage)
+        key = "held_out_loss" if source is None else source
+        found = [(row["step"], row if source is None else row.get("held_out", {})) for row in rows]
         return {
-            int(row["step"]): math.inf if row["held_out_loss"] is None else row["held_out_loss"]
-            for row in rows
-            if "held_out_loss" in row
+            int(step): math.inf if losses[key] is None else losses[key]
+            for step, losses in found
+            if key in losses
         }
 
 

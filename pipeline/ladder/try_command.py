@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,22 +16,22 @@ from pipeline.console.print_and_ask import show_table
 from pipeline.ladder.cap import Cap, describe
 from pipeline.ladder.halving import Choice, Difference, Round
 from pipeline.ladder.runs import Runs, between_runs
-from pipeline.ladder.search import Outcome, Search
-from pipeline.ladder.vary import Setting
+from pipeline.ladder.search import Fork, Outcome, Search
+from pipeline.ladder.vary import Comparison, Setting
 from pipeline.state.owner import launch_id
 from pipeline.state.record_json import finite_json
 from pipeline.state.stores.errors import before_work
 
 
-def run_try(runs: Runs, settings: Sequence[Setting], seeds: int, cap: Cap) -> int:
+def run_try(runs: Runs, settings: Sequence[Setting], how: Comparison, cap: Cap, fork: Fork) -> int:
     """Do what is left of a search over settings, and print what it found; return 0.
 
     Raises BadInput, Stopped if the cap over all runs is reached, and what ends a run.
     """
     with before_work("Nothing was started.", managed=launch_id() is not None):
-        search = Search(runs, settings, seeds, cap)
+        search = Search(runs, settings, how, cap, fork)
     runs.say(
-        f"{counted(len(settings), 'setting')}, {counted(seeds, 'seed')} each, in "
+        f"{counted(len(settings), 'setting')}, {counted(how.seeds, 'seed')} each, in "
         f"{counted(len(search.rounds), 'round')}: {search.steps:,} of the {search.grid_steps:,} "
         f"steps of the grid ({100 * search.steps / search.grid_steps:.0f} %)"
     )
@@ -39,9 +39,10 @@ def run_try(runs: Runs, settings: Sequence[Setting], seeds: int, cap: Cap) -> in
         found = search.go()
     # It finishes a run of the chosen setting, from its checkpoint.
     first = next(t for t in search.trials if t.setting.name == found.choice.setting)
-    words = [runs.job_path, *runs.overrides, *first.setting.overrides, f"seed={first.seed}"]
+    words = [runs.job_path, *runs.overrides, *first.setting.overrides, first.seeded]
     command = f"pion run {shlex.join([*words, f'name={first.name}'])}"
-    said = verdict(found.choice, settings)
+    said = {how.on: verdict(found.choice, settings, how.on)}
+    said |= {one: verdict(choice, settings, one) for one, choice in found.by_source.items()}
     if runs.as_json:
         print(finite_json(_as_json(search, found, said, command), indent=1))
     else:
@@ -49,7 +50,7 @@ def run_try(runs: Runs, settings: Sequence[Setting], seeds: int, cap: Cap) -> in
     return 0
 
 
-def _show(search: Search, found: Outcome, said: str, command: str) -> None:
+def _show(search: Search, found: Outcome, said: Mapping[str | None, str], command: str) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("setting")
     for one in search.rounds:
@@ -59,13 +60,15 @@ def _show(search: Search, found: Outcome, said: str, command: str) -> None:
         cells = [setting, *(_mean(found, setting, one) for one in search.rounds)]
         table.add_row(*(Text(printable(cell)) for cell in cells))
     show("")
-    show(f"mean held-out loss ({UNIT}):")
+    show(f"mean held-out loss{'' if search.on is None else f' on {search.on}'} ({UNIT}):")
     show_table(table)
     show("")
-    show(f"{counted(len(search.trials), 'run')}: {describe(found.spent)}")
+    runs = len(search.trials) + len(search.trunks)
+    show(f"{counted(runs, 'run')}: {describe(found.spent)}")
     for name, why in found.failed.items():
         show(f"{name} {why}")
-    show(said)
+    for line in said.values():
+        show(line)
     show(f"to finish its run, from its checkpoint: {command}")
 
 
@@ -80,24 +83,21 @@ def _mean(found: Outcome, setting: str, one: Round) -> str:
     return f"{mean:.4f}" if math.isfinite(mean) else "diverged"
 
 
-def _as_json(search: Search, found: Outcome, said: str, command: str) -> dict[str, Any]:
+def _as_json(
+    search: Search, found: Outcome, said: Mapping[str | None, str], command: str
+) -> dict[str, Any]:
     """Return what was found as plain JSON."""
     choice = found.choice
     return {
         "choice": choice.setting,
         "step": choice.step,
-        "verdict": said,
-        "others": [
-            {
-                "setting": d.setting,
-                "step": d.step,
-                "difference": d.mean,
-                "sem": d.sem,
-                "sure": d.sure,
-                "diverged": d.diverged,
-            }
-            for d in choice.others
-        ],
+        "on": search.on,
+        "verdict": said[search.on],
+        "others": _others(choice),
+        "sources": {
+            source: {"verdict": said[source], "others": _others(own)}
+            for source, own in found.by_source.items()
+        },
         "runs": [
             {
                 "run": trial.name,
@@ -119,6 +119,20 @@ def _as_json(search: Search, found: Outcome, said: str, command: str) -> dict[st
     }
 
 
+def _others(choice: Choice) -> list[dict[str, Any]]:
+    return [
+        {
+            "setting": d.setting,
+            "step": d.step,
+            "difference": d.mean,
+            "sem": d.sem,
+            "sure": d.sure,
+            "diverged": d.diverged,
+        }
+        for d in choice.others
+    ]
+
+
 # ---------------------------------------------------------------- the verdict
 
 
@@ -127,19 +141,24 @@ UNIT = "nats per token"
 SHOWN = 3
 
 
-def verdict(choice: Choice, settings: Sequence[Setting]) -> str:
+def verdict(choice: Choice, settings: Sequence[Setting], source: str | None = None) -> str:
     """Return what is better than what, and what is noise: "pretrain.lr=2e-3 is better than 1e-3:
-    −0.011 ± 0.003 nats per token at step 240; 4e-3 is noise: −0.002 ± 0.003 …"."""
+    −0.011 ± 0.003 nats per token at step 240; 4e-3 is noise: −0.002 ± 0.003 …". On one source, the
+    chosen setting may be worse than others, all of which are named."""
     # Next to another one, a setting is called by its values alone, if one key varies.
     one_key = all(len(setting.overrides) == 1 for setting in settings)
     words = {s.name: s.values if one_key else s.name for s in settings}
-    worse = [d for d in choice.others if d.sure and not d.diverged]
+    sure = [d for d in choice.others if d.sure and not d.diverged]
+    better = [d for d in sure if d.mean <= 0]
     noise = [d for d in choice.others if not d.sure]
     diverged = [words[d.setting] for d in choice.others if d.diverged]
-    parts = [f"is better than {words[d.setting]}: {_difference(d)}" for d in worse[:SHOWN]]
-    if len(worse) > SHOWN:
-        parts.append(f"is better than {len(worse) - SHOWN} more")
-    parts = [f"{choice.setting} {'; it '.join(parts) if parts else 'is lowest'}"]
+    parts = [f"is worse than {words[d.setting]}: {_difference(d)}" for d in sure if d.mean > 0]
+    parts += [f"is better than {words[d.setting]}: {_difference(d)}" for d in better[:SHOWN]]
+    if len(better) > SHOWN:
+        parts.append(f"is better than {len(better) - SHOWN} more")
+    lowest = "is lowest" if all(d.mean <= 0 for d in choice.others) else "is not lowest"
+    begin = "" if source is None else f"on {source}: "
+    parts = [f"{begin}{choice.setting} {'; it '.join(parts) if parts else lowest}"]
     if diverged:
         parts.append(f"{_and(diverged)} diverged")
     return "; ".join([*parts, *_noise(noise, words)])

@@ -1,7 +1,8 @@
 """The settings of a search: every combination of the values of `--vary`, and what is refused.
 
 Settings are compared at the same steps, on the same rows, with the same seeds. So a setting that
-changes the rows, or how many of them a step has, can't be compared.
+changes the rows, or how many of them a step has, can't be compared. Settings that differ only in
+later phases share the steps before these phases.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pipeline.ladder.runs import Run
 
 # The bounds of a search.
 MOST_SETTINGS, MOST_SEEDS = 64, 32
+_OF_PHASE = re.compile(r"pretrain\.phases\.(\d+)\.")
 # Characters of a run's name that say what it varies; a hash says the rest.
 LONGEST_LABEL = 40
 _OPENING, _CLOSING = "[{(", "]})"
@@ -99,8 +101,41 @@ def _split(text: str) -> list[str]:
     return [value.strip() for value in values]
 
 
-def rounds_of(job: Job, stage: str, settings: Sequence[Setting], seeds: int) -> list[Round]:
-    """Return the rounds. Raises BadInput if the stage's steps are not known, or too few."""
+@dataclass(frozen=True)
+class Comparison:
+    """How settings are compared: with how many seeds, and by the loss on which source (None: by the
+    mean of all). All seeds may continue one run that is there, the `trunk`; then they are those of
+    the order in which the first phase that differs reads its rows."""
+
+    seeds: int
+    trunk: str | None = None
+    on: str | None = None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Where settings begin to differ: with a phase, which begins after a step."""
+
+    phase: int
+    step: int
+
+
+def branch_of(job: Job, settings: Sequence[Setting]) -> Branch | None:
+    """Return where settings that differ only in later phases begin to differ. None: they differ in
+    something else, or in the first phase."""
+    keys = [override.partition("=")[0] for one in settings for override in one.overrides]
+    found = [_OF_PHASE.match(key) for key in keys]
+    phase = min((int(match[1]) if match else 0 for match in found), default=0)
+    if not 0 < phase <= len(job.borders):
+        return None
+    return Branch(phase, job.borders[phase - 1][1])
+
+
+def rounds_of(
+    job: Job, stage: str, settings: Sequence[Setting], seeds: int, branch: Branch | None = None
+) -> list[Round]:
+    """Return the rounds: one to the end if the settings share a trunk, because a part of the last
+    phase misleads. Raises BadInput if the stage's steps are not known, or too few."""
     section = job.section(stage)
     if section.steps is None:
         raise BadInput(
@@ -112,6 +147,8 @@ def rounds_of(job: Job, stage: str, settings: Sequence[Setting], seeds: int) -> 
             f"--seeds {seeds}: give 1 to {MOST_SEEDS}; with 1, nothing tells a difference from "
             "noise. Nothing was started."
         )
+    if branch is not None:
+        return [Round(section.steps, len(settings), 1, seeds)]
     try:
         return plan_rounds(len(settings), section.steps, seeds)
     except ValueError:
@@ -125,11 +162,11 @@ def refuse_unpaired(setting: Setting, own: Run, varied: Run) -> None:
     """Raise BadInput if a run that the setting has `varied` can't be compared with one of the job's
     `own`."""
     name, stage = setting.name, own.job.train_stages[0]
-    if own.digests.data != varied.digests.data:
+    if own.digests.data != varied.digests.data or _learned(own.job) != _learned(varied.job):
         raise BadInput(
-            f"--vary {name}: it changes the data, so its runs are not paired with the others: they "
-            "learn from other rows, and are measured on other rows. Nothing was started. Compare "
-            "whole runs instead: pion status A B --compare."
+            f"--vary {name}: it changes the data or the tokenizer, so its runs are not paired with "
+            "the others: they learn from other rows, and are measured on other rows. Nothing was "
+            "started. Compare whole runs instead: pion status A B --compare."
         )
     before, after = own.job.section(stage), varied.job.section(stage)
     lengths = {
@@ -144,6 +181,12 @@ def refuse_unpaired(setting: Setting, own: Run, varied: Run) -> None:
                 f"--vary {name}: runs of another {field} are not paired step by step. Nothing was "
                 "started. Give it as an override instead, the same for all runs."
             )
+
+
+def _learned(job: Job) -> set[str]:
+    """Return the names of the sources that the job's tokenizer learns from."""
+    trained = job.tokenizer is not None and job.tokenizer.train is not None
+    return set(job.tokenizer_sources) if trained else set()
 
 
 def refuse_same(varied: Mapping[Setting, Run], stage: str) -> None:

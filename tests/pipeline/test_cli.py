@@ -109,7 +109,6 @@ def test_help_of_redo_names_every_stage(pion):
     [
         (["replay", "job.yaml"], "`pion replay` is gone: in a checkout of Pion, `python -m"),
         (["ladder", "job.yaml", "--on=sky.yaml"], "`pion ladder --on` is gone: rent one machine"),
-        (["try", "job.yaml", "--on", "sky.yaml"], "`pion try --on` is gone: rent one machine for"),
         (["watch", "--all"], "`pion watch --all` is gone: one `pion watch RUN` looks after"),
         (["watch", "one", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["watch", "one", "two"], "`pion watch RUN RUN` is gone: one `pion watch RUN` looks"),

@@ -15,6 +15,13 @@ pytestmark = pytest.mark.soak
 
 LADDER = ("ladder", "--widths", "0.5,1,2", "--tokens", "0.5,1,2", "--hold-out", "1")
 SEARCH = ("try", "--vary", "pretrain.lr=2e-3,1e-2,2e-2")
+SEARCH_OF_PHASES = (
+    "try",
+    "data.sources=[{name: web, kind: text, path: text, split: paragraph}, "
+    "{name: talks, kind: text, path: text, split: paragraph}]",
+    "pretrain.phases=[{until: 12, mix: {web: 1}}, {mix: {web: 2, talks: 1}}]",
+    *("--seeds", "2", "--vary", "pretrain.phases.1.mix={web: 1},{web: 2, talks: 1}"),
+)
 
 
 LAUNCH = {
@@ -73,9 +80,15 @@ def test_a_ladder_that_is_killed_twice_ends_with_the_same_results_and_fit(tmp_pa
     assert whole["runs"][-1]["error"] is not None
 
 
-def test_a_search_that_is_killed_twice_makes_the_same_choice(tmp_path):
-    lines = ("seed 43, to step 2", "to step 20: 2 runs")
-    whole, broken = whole_and_broken(tmp_path, lines, *SEARCH)
+@pytest.mark.parametrize(
+    ("lines", "command"),
+    [
+        (("seed=43, to step 2", "to step 20: 2 runs"), SEARCH),
+        (("the trunk, seed=43, to step 12", "{web: 1}, seed=43, to step 20"), SEARCH_OF_PHASES),
+    ],
+)
+def test_a_search_that_is_killed_twice_makes_the_same_choice(tmp_path, lines, command):
+    whole, broken = whole_and_broken(tmp_path, lines, *command)
     assert {k: v for k, v in broken.items() if k not in ("hours", "command")} == {
         k: v for k, v in whole.items() if k not in ("hours", "command")
     }

@@ -22,6 +22,7 @@ from pipeline.state.rows.metrics import MetricsLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.support.jobs import tiny_dict
+from tests.support.light_run import save_checkpoint, use_data
 
 LAW = Law(E=1.0, A=40.0, alpha=0.35, B=30.0, beta=0.3)
 # A fake run takes so many hours, and so many more for each FLOP.
@@ -49,12 +50,15 @@ class FakeRuns:
         diverge: which runs go wrong, by name.
         meddle: called with the number of the call and the moment ("before" or "after").
         loss: the held-out loss of a job at a step, for a search.
+        sources: the same on each source, of a job whose phases mix them. Its runs can be forked.
         data: the fingerprint of the data that runs prepare.
+        steps: those that runs which can be forked have trained.
     """
 
     diverge: Callable[[str], bool] = lambda name: False
     meddle: Callable[[int, str], None] = lambda number, moment: None
     loss: Callable[[Job, int], float] = lambda job, step: 1.0
+    sources: Callable[[Job, int], dict[str, float]] = lambda job, step: {}
     data: str = DATA
     started: list[str] = field(default_factory=list)
     steps: int = 0
@@ -75,6 +79,8 @@ class FakeRuns:
         claim = claim_run(run, Owner.me(), unattended=True)
         folder = data_key(self.data, "cd" * 16)
         claim.commit(lambda head: head.with_data({"pretrain": folder}))
+        if job.mixes:
+            use_data(claim, digests.data)
         try:
             if self.diverge(job.name):
                 skipped = SkippedRows(
@@ -102,6 +108,11 @@ class FakeRuns:
             return Stopped.exit_code
         step = min(train.pause_at or train.total_steps, train.total_steps)
         self._measure(job, claim, step)
+        if job.mixes:
+            head = claim.state.read()
+            assert head is not None
+            self.steps += step - max((entry.step for entry in head.checkpoints), default=0)
+            save_checkpoint(claim, "pretrain", step, stages["pretrain"])
         if step < train.total_steps:
             return Stopped.exit_code
         claim.finish_stage("pretrain", stages["pretrain"], {"steps": step})
@@ -127,5 +138,7 @@ class FakeRuns:
         metrics = MetricsLog(claim.store, job.name, stage, claim.epoch)
         every = job.evaluate.every or step
         for at in sorted({*range(every, step + 1, every), step}):
-            metrics.append({"step": at, "held_out_loss": self.loss(job, at)})
+            found = self.sources(job, at)
+            loss = sum(found.values()) / len(found) if found else self.loss(job, at)
+            metrics.append({"step": at, "held_out_loss": loss, "held_out": found})
         metrics.flush()

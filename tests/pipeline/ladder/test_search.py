@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput, PionError, Stopped
+from pipeline.commands.fork import fork_run
 from pipeline.ladder.cap import Cap
 from pipeline.ladder.runs import Runs
 from pipeline.ladder.try_command import run_try
-from pipeline.ladder.vary import settings_of
+from pipeline.ladder.vary import Comparison, settings_of
 from tests.pipeline.ladder.fake_runs import FakeRuns, Killed, write_job
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -33,7 +34,8 @@ def best_at_2e3(job, step):
 
 def search(job, runs, *overrides, varied=VARY, seeds=3, hours=None, as_json=False):
     settings = settings_of(varied)
-    return run_try(Runs("try", job, overrides, runs, as_json=as_json), settings, seeds, Cap(hours))
+    started = Runs("try", job, overrides, runs, as_json=as_json)
+    return run_try(started, settings, Comparison(seeds), Cap(hours), fork_run)
 
 
 def job_in(folder):

@@ -50,3 +50,18 @@ def test_settings_of_several_keys_have_their_whole_names():
         "pretrain.lr=1 pretrain.beta1=0.8 is better than pretrain.lr=1 pretrain.beta1=0.9: "
         "−0.200 ± 0.010 nats per token at step 9"
     )
+
+
+def test_on_one_source_every_setting_that_is_better_than_the_chosen_one_is_named():
+    others = [lr(v, 0.1, sure=True) for v in ("1e-3", "4e-3", "8e-3", "9e-3")]
+    found = verdict(Choice("pretrain.lr=2e-3", 240, tuple(others)), RATES, "qa")
+    assert found.startswith("on qa: pretrain.lr=2e-3 is worse than 1e-3: +0.100 ± 0.003 nats")
+    assert all(f"; it is worse than {v}: +0.100" in found for v in ("4e-3", "8e-3", "9e-3"))
+
+
+def test_on_one_source_a_setting_that_is_not_lowest_is_not_said_to_be():
+    found = verdict(Choice("pretrain.lr=2e-3", 240, (lr("1e-3", 0.001, sure=False),)), RATES, "qa")
+    assert found == (
+        "on qa: pretrain.lr=2e-3 is not lowest; 1e-3 is noise: +0.001 ± 0.003 nats per token at "
+        "step 240"
+    )

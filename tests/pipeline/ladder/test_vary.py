@@ -4,9 +4,17 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.ladder.runs import Runs
-from pipeline.ladder.vary import Setting, refuse_unpaired, run_name, settings_of
+from pipeline.ladder.vary import (
+    Branch,
+    Setting,
+    branch_of,
+    refuse_unpaired,
+    run_name,
+    settings_of,
+)
 from pipeline.state.stores.base import is_run_name
 from tests.pipeline.ladder.fake_runs import write_job
+from tests.support.jobs import tiny_job
 
 
 def test_every_combination_of_the_values_is_a_setting():
@@ -45,7 +53,7 @@ def test_texts_that_are_no_choice_are_refused(varied, says):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("data.seq_len=16", "changes the data, so its runs are not paired"),
+        ("data.seq_len=16", "changes the data or the tokenizer, so its runs are not paired"),
         ("data.held_out=0.1", "changes the data"),
         ("tokenizer.train.vocab_size=300", "changes the data"),
         ("pretrain.steps=30", "another pretrain.steps are not paired"),
@@ -69,3 +77,53 @@ def test_names_of_runs_are_legal_and_differ_by_setting_seed_and_content(override
     names = {run_name("tiny", setting, seed, digest) for seed in (1, 2) for digest in ("x", "y")}
     assert len(names) == 4
     assert all(is_run_name(name) for name in names)
+
+
+# ---------------------------------------------------------------- settings of later phases
+
+
+SOURCES = [{"kind": "text", "path": f"{name}.txt", "name": name} for name in ("web", "qa")]
+PHASES = [{"until": 6, "mix": {"web": 1}}, {"until": 12}, {"mix": {"web": 2, "qa": 1}}]
+
+
+@pytest.mark.parametrize(
+    ("varied", "branch"),
+    [
+        (["pretrain.phases.1.mix={web: 1},{qa: 1}"], Branch(1, 6)),
+        (["pretrain.phases.2.mix.qa=1,2", "pretrain.phases.2.rates.matrix=1,0.5"], Branch(2, 12)),
+        (["pretrain.phases.2.mix.qa=1,2", "pretrain.phases.1.mix.qa=1,2"], Branch(1, 6)),
+        (["pretrain.phases.1.mix.qa=1,2", "pretrain.lr=1e-3,2e-3"], None),
+        (["pretrain.phases.0.mix.web=1,2"], None),
+        (["pretrain.phases.3.mix={web: 1},{qa: 1}"], None),
+    ],
+)
+def test_settings_differ_from_the_first_phase_on_that_they_change(varied, branch):
+    job = tiny_job(data={"sources": SOURCES}, pretrain__phases=PHASES)
+    assert branch_of(job, settings_of(varied)) == branch
+
+
+def test_phases_that_read_the_same_have_no_border_to_branch_at():
+    job = tiny_job(pretrain__phases=[{"until": 6, "rates": {"matrix": 1}}, {}])
+    assert branch_of(job, settings_of(["pretrain.phases.1.rates.matrix=1,2"])) is None
+
+
+@pytest.mark.parametrize(
+    ("override", "trained", "paired"),
+    [
+        ("pretrain.phases.1.mix={qa: 1}", True, True),
+        ("pretrain.phases.0.mix={qa: 1}", True, False),
+        ("pretrain.phases.0.mix={qa: 1}", False, True),
+    ],
+)
+def test_another_mix_is_paired_unless_a_tokenizer_learns_from_it(
+    tmp_path, override, trained, paired
+):
+    tokenizer = {} if trained else {"tokenizer": {"file": "t.json"}, "model__vocab_size": 300}
+    changes = {"data__sources": SOURCES, "pretrain__phases": PHASES, **tokenizer}
+    runs = Runs("try", write_job(tmp_path, **changes), (), as_json=False)
+    own, varied = runs.of(()), runs.of([override])
+    if paired:
+        refuse_unpaired(Setting((override,)), own, varied)
+        return
+    with pytest.raises(BadInput, match="changes the data or the tokenizer"):
+        refuse_unpaired(Setting((override,)), own, varied)

@@ -1,0 +1,172 @@
+"""`pion try` of later phases: a trunk of each seed, endings of it, and each source apart."""
+
+import json
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.commands.fork import fork_run
+from pipeline.ladder.cap import Cap
+from pipeline.ladder.runs import Runs
+from pipeline.ladder.try_command import run_try
+from pipeline.ladder.vary import Comparison, settings_of
+from tests.pipeline.ladder.fake_runs import FakeRuns, Killed, write_job
+
+pytestmark = pytest.mark.usefixtures("here")
+
+STEPS, BORDER, SEEDS = 40, 30, 3
+ENDINGS = ("{web: 1}", "{web: 2, qa: 1}", "{web: 1, qa: 1}")
+VARY = (f"pretrain.phases.1.mix={','.join(ENDINGS)}",)
+# What the trunks and the endings take.
+ALL_STEPS = SEEDS * (BORDER + len(ENDINGS) * (STEPS - BORDER))
+
+
+def by_share(job, step):
+    """Return losses that fall on qa and rise on web with the share of qa, and a noise."""
+    mix = job.mix_phases[1].mix
+    share = mix.get("qa", 0) / sum(mix.values())
+    noise = 0.001 * ((job.seed * 7 + job.mix_phases[1].order * 5 + round(share * 6) * 3) % 4)
+    return {"web": 3.0 + 0.1 * share + noise, "qa": 5.0 - (share > 0) - 0.2 * share + noise}
+
+
+def job_in(folder):
+    sources = [{"kind": "text", "path": f"{name}.txt", "name": name} for name in ("web", "qa")]
+    phases = [{"until": BORDER, "mix": {"web": 1}}, {"mix": {"web": 2, "qa": 1}}]
+    changes = {"pretrain__phases": phases, "pretrain__warmup_steps": 1, "data__sources": sources}
+    return write_job(folder, pretrain__steps=STEPS, **changes)
+
+
+def search(job, runs, *, varied=VARY, seeds=SEEDS, as_json=True, fork=fork_run, **options):
+    started = Runs("try", job, (), runs, as_json=as_json)
+    how = Comparison(seeds, **options)
+    return run_try(started, settings_of(varied), how, Cap(), fork)
+
+
+@pytest.fixture
+def job(tmp_path):
+    return job_in(tmp_path)
+
+
+@pytest.fixture
+def found(capsys):
+    """Read what a search has printed as JSON."""
+    return lambda: json.loads(capsys.readouterr().out)
+
+
+def test_a_trunk_of_each_seed_is_trained_once_and_every_ending_to_its_end(job, found):
+    runs = FakeRuns(sources=by_share)
+    search(job, runs)
+    said = found()
+    assert said["steps"] == runs.steps == ALL_STEPS
+    assert said["grid_steps"] == SEEDS * len(ENDINGS) * STEPS
+    assert sum("-try-trunk-" in name for name in runs.started) == SEEDS
+    assert len(runs.started) == len(set(runs.started)) == SEEDS * (1 + len(ENDINGS))
+    assert said["choice"] == "pretrain.phases.1.mix={web: 1, qa: 1}"
+    assert {run["seed"] for run in said["runs"]} == {42, 43, 44}
+
+
+def test_the_verdict_names_the_source_that_got_worse(job, capsys):
+    search(job, FakeRuns(sources=by_share), as_json=False)
+    out = capsys.readouterr().out
+    chosen = "pretrain.phases.1.mix={web: 1, qa: 1} is"
+    assert f"\n{chosen} better than " in out
+    assert f"\non qa: {chosen} better than {{web: 2, qa: 1}}: −0.033 ± 0.001" in out
+    assert f"\non web: {chosen} worse than {{web: 2, qa: 1}}: +0.017 ± 0.001" in out
+    assert "; it is worse than {web: 1}: +0.051 ± 0.001" in out
+    assert f"nats per token at step {STEPS}" in out
+
+
+def test_one_source_can_decide_in_place_of_the_mean(job, found):
+    search(job, FakeRuns(sources=by_share), on="web")
+    said = found()
+    assert said["choice"] == "pretrain.phases.1.mix={web: 1}"
+    assert said["on"] == "web"
+    assert said["verdict"] == said["sources"]["web"]["verdict"]
+    assert "on qa: pretrain.phases.1.mix={web: 1} is worse" in said["sources"]["qa"]["verdict"]
+
+
+def test_a_search_that_is_killed_after_every_run_and_every_fork_ends_the_same(job, tmp_path, found):
+    def kill(number, moment):
+        if moment == "after":
+            raise Killed
+
+    def fork_and_kill(*arguments, **options):
+        fork_run(*arguments, **options)
+        raise Killed
+
+    runs, kills = FakeRuns(sources=by_share), 0
+    broken = FakeRuns(sources=by_share, meddle=kill)
+    while True:
+        try:
+            search(job, broken, fork=fork_and_kill)
+            break
+        except Killed:
+            kills += 1
+    assert kills == SEEDS * (1 + 2 * len(ENDINGS))
+    assert broken.steps == ALL_STEPS, "no step is trained twice"
+    ended = found()
+    (tmp_path / "whole").mkdir()
+    search(job_in(tmp_path / "whole"), runs)
+    whole = found()
+    for key in ("choice", "step", "others", "verdict", "sources", "steps"):
+        assert ended[key] == whole[key]
+
+
+def test_all_endings_continue_a_run_that_is_there_in_several_orders_of_their_rows(job, found):
+    first = FakeRuns(sources=by_share)
+    first([job, "name=own"])
+    runs = FakeRuns(sources=by_share)
+    with pytest.raises(BadInput, match=rf"own has no checkpoint of pretrain at step {BORDER}"):
+        search(job, runs, trunk="own")
+    first([job, "name=paused", f"pretrain.pause_at={BORDER}"])
+    search(job, runs, trunk="paused")
+    said = found()
+    assert said["steps"] == runs.steps == SEEDS * len(ENDINGS) * (STEPS - BORDER)
+    assert [run["seed"] for run in said["runs"]] == 3 * [0, 1, 2]
+    assert " pretrain.phases.1.order=0 name=" in said["command"]
+    assert said["sources"]["qa"]["others"][0]["sem"] > 0
+    assert not any("trunk" in name for name in runs.started)
+
+
+def test_one_ending_each_has_no_error(job, capsys):
+    search(job, FakeRuns(sources=by_share), seeds=1, as_json=False)
+    out = capsys.readouterr().out
+    assert "is noise: −0.5" in out
+    assert out.count("± unknown") >= 4
+
+
+def test_a_trunk_that_diverges_leaves_its_endings_without_a_result(job, capsys):
+    runs = FakeRuns(sources=by_share, diverge=lambda name: "trunk" in name)
+    search(job, runs, as_json=False)
+    assert len(runs.started) == SEEDS
+    assert "its trunk diverged: step 3 gave a loss of nan" in capsys.readouterr().out
+
+
+def test_sources_are_told_apart_when_other_fields_of_such_a_job_vary(job, found):
+    def by_rate(job, step):
+        off = 0.1 if job.section("pretrain").lr > 2e-3 else 0.0
+        noise = 0.0001 * (job.seed * 7 % 4 + (off > 0) * job.seed % 3)
+        return {"web": 3.0 + off + noise, "qa": 5.0 - off / 2 + noise}
+
+    runs = FakeRuns(sources=by_rate)
+    search(job, runs, varied=("pretrain.lr=1e-3,4e-3",), on="web")
+    said = found()
+    assert not any("trunk" in name for name in runs.started)
+    assert "is better than 4e-3" in said["sources"]["web"]["verdict"]
+    assert "is worse than 4e-3" in said["sources"]["qa"]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"on": "weeb"}, "no source of a mix is called 'weeb'; did you mean 'web'"),
+        ({"trunk": "own"}, "has no run own"),
+        ({"trunk": "own", "varied": ("pretrain.lr=1,2",)}, "must be of phases that begin later"),
+    ],
+)
+def test_a_wrong_source_or_trunk_is_one_message_and_starts_nothing(job, options, says):
+    runs = FakeRuns(sources=by_share)
+    with pytest.raises(BadInput, match=says) as refused:
+        search(job, runs, **options)
+    assert "Nothing was started" in str(refused.value)
+    assert not runs.started
