@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import numpy as np
+import torch
 
 from pion.errors import BadInput
-from pion.evaluation.held_out import Evaluation
+from pion.evaluation.held_out import Evaluation, evaluating
+from pion.model.decoder import Decoder
+from pion.model.loss import IGNORED
 from pion.train.gradients import Ranks
 from pion.train.rollout_feed import Prompts, RolloutFeed
 
 # Prompts that are sampled between two signs of life.
 TOGETHER = 16
+
+
+def answer_nats(model: Decoder, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """Return minus the log-probability of an answer after a prompt, in nats."""
+    ids = torch.tensor([[*prompt, *answer]], device=model.embed.weight.device)
+    targets = ids[:, 1:].clone()
+    targets[:, : len(prompt) - 1] = IGNORED
+    with evaluating(model):
+        return -float(model.log_probs(ids[:, :-1], targets).log_probs.sum())
 
 
 def evaluate_rewards(
@@ -23,7 +33,7 @@ def evaluate_rewards(
     *,
     rank: int,
     ranks: Ranks,
-    on_batch: Callable[[], None],
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Return minus the mean reward of answers to the prompts of rows, split over ranks.
 
@@ -31,25 +41,21 @@ def evaluate_rewards(
     """
     if not rows:
         raise BadInput("there are no held-out prompts: raise reinforce.held_out")
-    means: list[float] = []
-    totals: Counter[str] = Counter()
+    own = []
     mine = rows[rank :: ranks.world_size]
     for first in range(0, len(mine), TOGETHER):
         groups = feed.sampled(prompts, mine[first : first + TOGETHER])
-        means += groups.judged.rewards.mean(dim=1).tolist()
-        totals.update(groups.measures(prompts.pass_at))
+        own.append((groups.means(prompts.pass_at), groups.judged.rewards.shape[1]))
         on_batch()
-    found = ranks.gathered((means, totals))
-    every = np.array([mean for means, _ in found for mean in means])
-    totals = Counter()
-    for _, one in found:
-        totals.update(one)  # a sum of counters would leave out what is not above 0
-    measures = feed.shares(totals, len(rows))
-    measures["entropy"] = measures.pop("answer_nats") / measures["answer_tokens"]
+    found = [part for parts in ranks.gathered(own) for part in parts]
+    every = {name: torch.cat([means[name] for means, _ in found]) for name in found[0][0]}
+    measures = {name: float(each.mean()) for name, each in every.items()}
+    tokens = measures["answer_tokens"]
+    measures["entropy"] = measures.pop("answer_nats") / tokens
     return Evaluation(
-        loss=-float(every.mean()),
-        sem=float(every.std(ddof=1) / len(rows) ** 0.5) if len(rows) > 1 else float("nan"),
-        tokens=int(totals["answer_tokens"]),
+        loss=-measures["reward"],
+        sem=float(every["reward"].std() / len(rows) ** 0.5),
+        tokens=round(tokens * len(rows) * found[0][1]),
         rows=len(rows),
         measures=measures,
     )

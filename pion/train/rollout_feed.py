@@ -6,7 +6,7 @@ answer is ever stored, and a resumed run samples the same answers again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import NamedTuple
@@ -28,10 +28,25 @@ from pion.train.settings import ComputePlan
 
 
 class Judged(NamedTuple):
-    """The rewards (prompts, answers) of answers, and what else is reported: sums over answers."""
+    """The rewards of answers, fp64 (prompts, answers), and in such tensors what is reported next to
+    them, by name."""
 
     rewards: Tensor
-    sums: Mapping[str, float]
+    by_name: Mapping[str, Tensor]
+
+
+class Said(NamedTuple):
+    """A prompt, and its answers: the reward and the text of each."""
+
+    prompt: str
+    answers: list[tuple[float, str]]
+
+    def best_and_worst(self) -> str:
+        """Return the answers with the highest and with the lowest reward, each after its reward."""
+        return "\n".join(
+            f"reward {reward:.3g}: {text.strip()}"
+            for reward, text in (max(self.answers), min(self.answers))
+        )
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,7 @@ class Prompts:
         pass_at: an answer is right if its reward is at least this.
         seed: of all draws.
         held_out: whether nothing is trained on these prompts. They have draws of their own.
+        said: returns the prompts that were judged last.
     """
 
     ids: Callable[[int], Sequence[int]]
@@ -59,6 +75,7 @@ class Prompts:
     pass_at: float = 1.0
     seed: int = 0
     held_out: bool = False
+    said: Callable[[], Sequence[Said]] = tuple
 
 
 @dataclass(frozen=True)
@@ -69,25 +86,28 @@ class Groups:
     answers: list[list[Rollout]]
     judged: Judged
 
-    def measures(self, pass_at: float) -> dict[str, float]:
-        """Return what is reported: sums over answers, or over groups (GROUPS)."""
-        every = [answer for group in self.answers for answer in group]
-        right = self.judged.rewards >= pass_at
-        differ = self.judged.rewards != self.judged.rewards[:, :1]
-        return {
-            "reward": float(self.judged.rewards.sum()),
-            "pass": float(right.sum()),
-            "pass_any": float(right.any(dim=1).sum()),
-            "signal": float(differ.any(dim=1).sum()),
-            "unfinished": sum(not answer.finished for answer in every),
-            "answer_tokens": sum(len(answer.ids) for answer in every),
-            "answer_nats": -sum(sum(answer.log_probs) for answer in every),
-            **self.judged.sums,
+    def means(self, pass_at: float) -> dict[str, Tensor]:
+        """Return what is reported of each prompt: means over its answers, fp64 (prompts,).
+
+        `signal` is 1 if the rewards differ, and `pass_any` if one is at least `pass_at`.
+        """
+        rewards = self.judged.rewards
+        right = (rewards >= pass_at).double()
+        of_answers = {
+            "reward": rewards,
+            "pass": right,
+            "unfinished": self._of_each(lambda answer: not answer.finished),
+            "answer_tokens": self._of_each(lambda answer: len(answer.ids)),
+            "answer_nats": self._of_each(lambda answer: -sum(answer.log_probs)),
+            **self.judged.by_name,
+        }
+        return {name: values.mean(dim=1) for name, values in of_answers.items()} | {
+            "pass_any": right.amax(dim=1),
+            "signal": (rewards != rewards[:, :1]).any(dim=1).double(),
         }
 
-
-# Measures of groups. The others are of answers.
-GROUPS = ("pass_any", "signal")
+    def _of_each(self, value: Callable[[Rollout], float]) -> Tensor:
+        return torch.tensor([[float(value(a)) for a in each] for each in self.answers]).double()
 
 
 class RolloutFeed:
@@ -134,7 +154,7 @@ class RolloutFeed:
         rows, after = step_rows(next_row, self._global_batch, skipped)
         (own,) = rank_rows(rows, self._rank, self._plan.world_size, len(rows))
         groups = self.sampled(self._prompts, own)
-        advantages = self._learning.advantages(groups.judged.rewards)
+        size, advantages = self._plan.micro_batch, self._learning.advantages(groups.judged.rewards)
         learned = [
             Learned(prompt.ids, answer, float(weight))
             for prompt, group, weights in zip(
@@ -143,16 +163,18 @@ class RolloutFeed:
             if weights.any()
             for answer, weight in zip(group, weights, strict=True)
         ]
-        multiple = self._plan.micro_batch if self._plan.compile else 1
-        packed = pack(learned, self._prompts.seq_len, multiple)
-        measures = groups.measures(self._prompts.pass_at)
-        tokens = int(measures["answer_tokens"])
+        packed = pack(learned, self._prompts.seq_len, size if self._plan.compile else 1)
+        means = groups.means(self._prompts.pass_at)
         return StepBatch(
             (next_row, after),
-            list(_micro_batches(packed, self._plan.micro_batch)),
-            tokens,
+            [
+                map_batch(itemgetter(slice(first, first + size)), packed)
+                for first in range(0, len(packed.tokens), size)
+            ],
+            sum(len(answer.ids) for each in groups.answers for answer in each),
             learns=bool(learned),
-            measures={"mismatch": 0.0} | self.shares(measures, self._global_batch),
+            measures={"mismatch": 0.0}
+            | {name: float(each.sum()) / self._global_batch for name, each in means.items()},
         )
 
     def sampled(self, prompts: Prompts, rows: Sequence[int]) -> Groups:
@@ -162,11 +184,6 @@ class RolloutFeed:
         refresh(self._twin, self._model)
         answers = self._sampler.sample(asked)
         return Groups(asked, answers, prompts.judge(rows, answers))
-
-    def shares(self, measures: Mapping[str, float], groups: int) -> dict[str, float]:
-        """Return measures as parts of the means over so many groups."""
-        answers = groups * self._learning.answers
-        return {n: v / (groups if n in GROUPS else answers) for n, v in measures.items()}
 
     def prepare(self, next_row: int, skipped: list[RowRange]) -> None:
         """Do nothing: the next batch needs the next weights."""
@@ -231,8 +248,3 @@ def pack(learned: Sequence[Learned], seq_len: int, multiple: int = 1) -> Batch:
             log_probs[row, first:end] = torch.tensor(one.answer.log_probs)
             start = end
     return Batch(tokens, targets, positions, documents, sampled=Sampled(weights, log_probs))
-
-
-def _micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
-    for first in range(0, len(batch.tokens), size):
-        yield map_batch(itemgetter(slice(first, first + size)), batch)

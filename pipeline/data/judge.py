@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 
 from pion.errors import BadInput
@@ -19,14 +18,7 @@ def judge_of(job: Job) -> Judge:
     """Return what judges the answers of `reinforce`. Raises BadInput for a reward that can't be
     used."""
     assert job.reinforce is not None
-    made: list[tuple[Reward, float]] = []
-    with ExitStack() as unfinished:
-        for section in job.reinforce.rewards:
-            reward = _reward(job, section)
-            unfinished.callback(reward.close)
-            made.append((reward, section.weight))
-        unfinished.pop_all()
-    return Judge(made)
+    return Judge([(_reward(job, section), section.weight) for section in job.reinforce.rewards])
 
 
 def _reward(job: Job, section: RewardSection) -> Reward:

@@ -46,8 +46,8 @@ class LookedUp:
         config = self.base.model_config
         ids = sum(map(len, Tokenizer.from_file(self.tokenizer).encode_batch(texts)))
         per_token = sum(len(text.encode()) for text in texts) / max(1, ids)
-        parameters = cost_of(config).all_params
-        return StartModel(parameters, config.seq_len, per_token or BASE_BYTES_PER_TOKEN)
+        size, context = cost_of(config).all_params, config.seq_len
+        return StartModel(size, context, per_token or BASE_BYTES_PER_TOKEN)
 
 
 def look_up(source: str, job_folder: Path) -> LookedUp:

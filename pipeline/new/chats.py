@@ -68,8 +68,8 @@ def as_conversation(
     if isinstance(layout, PairColumns):
         named = ("prompt", layout.question), ("context", layout.context), ("system", layout.system)
         texts = {key: record.get(column) for key, column in named if column is not None}
-        answer = {"completion": record.get(layout.answer)}
-        return kept | {key: _text(value) for key, value in (texts | answer).items()}
+        texts["completion"] = record.get(layout.answer)
+        return kept | {key: _text(value) for key, value in texts.items()}
     turns = record.get(layout.column)
     if roles and isinstance(turns, list):
         turns = [_with_role(turn, layout, roles) for turn in turns]

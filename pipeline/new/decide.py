@@ -36,6 +36,8 @@ from pipeline.new.look import Reading
 from pipeline.new.read import Record
 from pipeline.new.sample import Firsts, first_records
 
+# What a person can say that a name means.
+ROLES = ("user", "assistant", "system")
 # The kinds of files whose records a job reads, too.
 READ_BY_JOBS = ("jsonl", "parquet")
 
@@ -176,8 +178,7 @@ def _roles(found: dict[str, str], given: Mapping[str, str]) -> dict[str, str]:
     if unknown and not sys.stdin.isatty():
         raise unknown_roles(found, roles)
     for name in unknown:
-        question = f"what does the role {shown(name)} mean?"
-        asked = Undecided(question, ("user", "assistant", "system"), "roles")
+        asked = Undecided(f"what does the role {shown(name)} mean?", ROLES, "roles")
         roles[name.strip().lower()] = _answer(asked, found[name])
     names = {name.strip().lower() for name in found}
     return {n: role for n, role in roles.items() if n in names and meaning_of(n, {}) != role}

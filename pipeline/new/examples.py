@@ -42,8 +42,10 @@ def examples_of(look: Look, job: Job | None) -> list[str]:
     if look.first is not None:
         return _of_preferences(look, look.first)
     if look.stage == "reinforce":
-        prompts = ["\n".join([*one.texts, f"right answer: {one.answer}"]) for one in look.shown]
-        return [f"{one.where}\n{_cut(text)}" for one, text in zip(look.shown, prompts)]
+        return [
+            f"{one.where}\n" + _cut("\n".join([*one.texts, f"right answer: {one.answer}"]))
+            for one in look.shown
+        ]
     return [f"{one.where}\n{_cut('⟦' + one.texts[0].strip() + '⟧')}" for one in look.shown]
 
 

@@ -258,8 +258,7 @@ def _texts(records: Sequence[Record], columns: Sequence[str], where: str) -> Col
 
 
 def _kind(records: Sequence[Record], column: str) -> str:
-    value = next((r[column] for r in records if r.get(column) is not None), None)
-    return type(value).__name__
+    return type(next((r[column] for r in records if r.get(column) is not None), None)).__name__
 
 
 def _is_prose(records: Sequence[Record], column: str) -> bool:
@@ -287,8 +286,10 @@ def in_words(layout: Layout) -> str:
     if isinstance(layout, TextColumn):
         return f"the text is in {layout.column}"
     if isinstance(layout, TurnsColumn):
-        keys = f"the role in {layout.role_key}, the text in {layout.text_key}"
-        return f"turns in {layout.column}, {keys}"
+        return (
+            f"turns in {layout.column}, the role in {layout.role_key}, the text in "
+            f"{layout.text_key}"
+        )
     others = {PairColumns: "a question and its answer", Preferences: "preferences"}
     return others.get(type(layout), "prompts and their right answers, which rewards compare with")
 

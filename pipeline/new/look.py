@@ -37,6 +37,8 @@ TOOLS_BYTES = 600
 # Characters of a vocabulary's training that are kept, to show conversations by it.
 KEPT_CHARACTERS = 300_000
 
+# What learns from the layouts; all others are conversations.
+STAGES = {Preferences: "prefer", Prompts: "reinforce", TextColumn: "pretrain"}
 # With fewer text files, which are short, each paragraph is a document: else none might be held out.
 FEW_FILES, SHORT_BYTES = 50, 1 << 16
 
@@ -165,8 +167,7 @@ class Look:
     @property
     def stage(self) -> str:
         """The stage of a job that learns from it."""
-        others = {Preferences: "prefer", Prompts: "reinforce", TextColumn: "pretrain"}
-        return others.get(type(self.reading.layout), "sft")
+        return STAGES.get(type(self.reading.layout), "sft")
 
     @property
     def what(self) -> str:

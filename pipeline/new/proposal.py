@@ -70,8 +70,7 @@ def propose(
         texts = Amount(sum(lengths), len(lengths), lengths[int(0.9 * len(lengths))])
     sizes = _sizes(Proposal(options, looks, texts, chats, base, sources, prompt_from(looks)))
     largest = next(sizes)
-    known = base is None or base.base is not None
-    job = _job_of(largest) if known else None
+    job = _job_of(largest) if base is None or base.base is not None else None
     # What the data can't be used for is found before anybody is asked for prices.
     examples = [examples_of(look, job) for look in looks]
     if job is not None:
@@ -126,9 +125,8 @@ def _affordable(sizes: Iterator[Proposal], job: Job) -> Proposal:
         market = on_the_market(job, ())
     if all(offer.price is None for offer in market.offers):
         why = "; ".join(note for note in market.notes if not note.startswith("prices"))
-        because = f" ({why})" if why else ""
-        none = f"no price for any card today{because}, so --dollars did not limit the size"
-        return replace(next(sizes), price=none)
+        none = f"no price for any card today{f' ({why})' if why else ''}"
+        return replace(next(sizes), price=f"{none}, so --dollars did not limit the size")
     known, dearer = Known(bench=bench_results(())), ""
     for p in sizes:
         best = _cheapest(p, market, known)

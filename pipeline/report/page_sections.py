@@ -44,19 +44,20 @@ def record_sections(history: RunHistory, published: Mapping[str, Any]) -> list[S
         (moment(event["at"]), [f"{event['what']}: {event['why']}", *event["done"]])
         for event in history.of_kind("watch")
     ]
-    sections = {
-        "Stages": [_stages(history)],
-        "Where this start's time went": _phases(history.of_kind("phase")),
-        "Attempts": _attempts(history.attempts()),
-        "Rows left out": _dated([(at, [words]) for at, words in history.left_out()]),
-        "Hops": _dated(history.hops()),
-        "What the watcher did": _dated(watched),
-        "Changes of code": _dated(
-            [(moment(event["at"]), event["changes"]) for event in history.of_kind("changed")]
-        ),
-        "Where things are": [{"facts": _places(history, published)}],
-    }
-    return _with_content(sections)
+    return _with_content(
+        {
+            "Stages": [_stages(history)],
+            "Where this start's time went": _phases(history.of_kind("phase")),
+            "Attempts": _attempts(history.attempts()),
+            "Rows left out": _dated([(at, [words]) for at, words in history.left_out()]),
+            "Hops": _dated(history.hops()),
+            "What the watcher did": _dated(watched),
+            "Changes of code": _dated(
+                [(moment(event["at"]), event["changes"]) for event in history.of_kind("changed")]
+            ),
+            "Where things are": [{"facts": _places(history, published)}],
+        }
+    )
 
 
 def _with_content(sections: Mapping[str, Sequence[Block]]) -> list[Section]:
@@ -69,8 +70,10 @@ def _dated(entries: Sequence[tuple[str, Sequence[str]]]) -> list[Block]:
 
 
 def _layers(header: Sequence[str], columns: Sequence[Sequence[str]]) -> Block:
-    rows = [[f"blocks.{layer}", *cells] for layer, cells in enumerate(zip(*columns))]
-    return table_block(("layer", *header), rows)
+    return table_block(
+        ("layer", *header),
+        [[f"blocks.{layer}", *cells] for layer, cells in enumerate(zip(*columns))],
+    )
 
 
 def _experts(history: RunHistory) -> list[Block]:
@@ -112,8 +115,12 @@ def _gates(history: RunHistory) -> list[Block]:
         columns += [list(map(number_or_dash, row["gate_loss"])) for row in (rows[0], rows[-1])]
     if not columns:
         return []
-    note = "Mean binary cross-entropy in nats of a gate's confidence in one step."
-    return [_layers(header, columns), text_block(note, faint=True)]
+    return [
+        _layers(header, columns),
+        text_block(
+            "Mean binary cross-entropy in nats of a gate's confidence in one step.", faint=True
+        ),
+    ]
 
 
 def _stages(history: RunHistory) -> Block:

@@ -44,8 +44,10 @@ def loss_plot(metrics: Mapping[str, Rows]) -> bytes:
         figure.text(0.5, 0.5, "nothing measured yet", ha="center", color=INK)
     for i, stage in enumerate(stages):
         axes = figure.add_subplot(1, len(stages), i + 1)
-        _draw_losses(axes, metrics[stage])
-        axes.set_title(STAGE_NAMES[stage].capitalize(), loc="left", fontsize=11, color=TITLE)
+        rewards = stage == "reinforce"
+        title = STAGE_NAMES[stage].capitalize() + ": mean reward" * rewards
+        _draw_losses(axes, metrics[stage], "reward" if rewards else "loss")
+        axes.set_title(title, loc="left", fontsize=11, color=TITLE)
         axes.set_xlabel("optimizer step", color=INK)
         if i == 0:
             axes.set_ylabel("loss (nats per token)", color=INK)
@@ -55,12 +57,12 @@ def loss_plot(metrics: Mapping[str, Rows]) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_losses(axes: Axes, rows: Rows) -> None:
-    steps, losses = _series(rows, "loss")
+def _draw_losses(axes: Axes, rows: Rows, key: str) -> None:
+    steps, losses = _series(rows, key)
     smooth = running_mean(losses, max(1, len(losses) // SMOOTHED_PARTS))
     axes.plot(steps, losses, color=TRAIN, linewidth=0.7, alpha=0.3)
     axes.plot(steps, smooth, color=TRAIN, linewidth=1.6, label="training")
-    held_steps, held = _series(rows, "held_out_loss")
+    held_steps, held = _series(rows, f"held_out_{key}")
     if held:
         axes.plot(held_steps, held, color=HELD_OUT, marker="o", ms=4, lw=1.2, label="held out")
     _mark_restarts(axes, rows)
@@ -70,7 +72,7 @@ def _draw_losses(axes: Axes, rows: Rows) -> None:
         low, high = min(values), max(values)
         room = 0.08 * (high - low) or 0.1
         axes.set_ylim(low - room, high + room)
-    axes.legend(frameon=False, loc="upper right", labelcolor=INK)
+    axes.legend(frameon=False, loc="best", labelcolor=INK)
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:

@@ -59,11 +59,7 @@ def preference_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]
             Table(COMPARED, answer_rows(answers)),
         ]
         if not brief:
-            shown = [
-                [beginning(" ".join(one[name].split()), MOST_CHARACTERS) for name in SHOWN]
-                for one in answers["shown"]
-            ]
-            blocks += ["The first of these answers:", Table(SHOWN, shown, len(SHOWN))]
+            blocks += ["The first of these answers:", shown_answers(answers["shown"])]
     return [block for block in blocks if block]
 
 
@@ -101,7 +97,7 @@ def _agreement_rows(found: Result) -> list[tuple[str, ...]]:
         ("raw", "the chosen answer is likelier, by the sum over its tokens"),
     ):
         sides = [found[side].get(name) or {} for side in ("before", "after", "change")]
-        rows.append((title, *_compared(sides, percent_with_error, "accuracy")))
+        rows.append((title, *compared(sides, percent_with_error, "accuracy")))
     after = percent_with_error(found["after"]["margin"], "accuracy")
     return [
         *rows,
@@ -180,14 +176,24 @@ def _moved_in_words(found: Result) -> str:
 # ---------------------------------------------------------------- answers and text
 
 
+def shown_answers(shown: Sequence[Mapping[str, str]]) -> Table:
+    """Return a table of prompts, and of the answers before and after training."""
+    texts = (
+        [beginning(" ".join(one[name].split()), MOST_CHARACTERS) for name in SHOWN] for one in shown
+    )
+    return Table(SHOWN, [*texts], len(SHOWN))
+
+
 def text_change_in_words(tuned: Result) -> str:
     """Return in a sentence what the preferences have cost elsewhere; empty if it is not known."""
     said = []
     if tuned.get("text_change") is not None:
         said.append(f"text by {signed(value_with_error(tuned, 'text_change'))} bits per byte")
     if tuned.get("response_change") is not None:
-        change = signed(value_with_error(tuned, "response_change"))
-        said.append(f"responses in held-out conversations by {change} nats per token")
+        said.append(
+            "responses in held-out conversations by "
+            f"{signed(value_with_error(tuned, 'response_change'))} nats per token"
+        )
     if not said:
         return ""
     return f"Its loss on other things changed, too: of {' and of '.join(said)} (less is better)."
@@ -197,16 +203,17 @@ def answer_rows(answers: Result) -> list[tuple[str, ...]]:
     """Return (what, before, after, difference) of written answers."""
     sides = [answers[side] for side in ("before", "after", "change")]
     return [
-        ("tokens of an answer", *_compared(sides, partial(value_with_error, digits=1), "tokens")),
-        ("answers that end by themselves", *_compared(sides, percent_with_error, "stopped")),
+        ("tokens of an answer", *compared(sides, partial(value_with_error, digits=1), "tokens")),
+        ("answers that end by themselves", *compared(sides, percent_with_error, "stopped")),
         (
             "different ones among the sequences of 4 tokens of an answer",
-            *_compared(sides, percent_with_error, "distinct"),
+            *compared(sides, percent_with_error, "distinct"),
         ),
     ]
 
 
-def _compared(sides: Sequence[Result], words: Any, name: str) -> tuple[str, str, str]:
+def compared(sides: Sequence[Result], words: Any, name: str) -> tuple[str, str, str]:
+    """Return a number before and after training, and the difference with its sign, in words."""
     before, after, change = (words(side, name) for side in sides)
     return before, after, signed(change)
 

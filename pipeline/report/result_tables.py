@@ -126,8 +126,10 @@ def _answer_blocks(results: Mapping[str, Any]) -> list[Block]:
             f"and in {early} of the other places."
         )
     if choices := choice_rows(results):
-        columns = ("task", "model", "accuracy", "chance", "questions")
-        blocks += ["Multiple choice by likelihood:", Table(columns, choices, 2)]
+        blocks += [
+            "Multiple choice by likelihood:",
+            Table(("task", "model", "accuracy", "chance", "questions"), choices, 2),
+        ]
     return blocks
 
 

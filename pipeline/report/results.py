@@ -139,7 +139,9 @@ PREFERRED = record_type(
     **_with_errors("accuracy", "text_change", "response_change"),
     preferences=PREFERENCES,
 )
-_REWARDS = record_type(**_with_errors("reward", "pass", "any", "unfinished", "tokens"))
+_REWARDS = record_type(
+    **_with_errors("reward", "pass", "pass_any", "unfinished", "answer_tokens", "nats")
+)
 # What learning from rewards has changed; see pipeline/stages/evaluate_rewards.py.
 REWARDED = record_type(
     total=False,

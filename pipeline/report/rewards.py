@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from pipeline.console.formats import beginning
 from pipeline.job import Job
-from pipeline.report.blocks import Block, Table, percent_with_error, signed, value_with_error
+from pipeline.report.blocks import Block, Table, percent_with_error, value_with_error
 from pipeline.report.preferences import (
     COMPARED,
-    MOST_CHARACTERS,
-    SHOWN,
+    compared,
+    shown_answers,
     text_change_in_words,
 )
 
@@ -22,9 +21,10 @@ Result = Mapping[str, Any]
 ROWS = (
     ("mean reward", value_with_error, "reward"),
     ("right answers", percent_with_error, "pass"),
-    ("prompts with a right answer among them", percent_with_error, "any"),
+    ("prompts with a right answer among them", percent_with_error, "pass_any"),
     ("answers without an end", percent_with_error, "unfinished"),
-    ("tokens of an answer", partial(value_with_error, digits=1), "tokens"),
+    ("tokens of an answer", partial(value_with_error, digits=1), "answer_tokens"),
+    ("nats per token of answers from before", value_with_error, "nats"),
 )
 
 
@@ -38,23 +38,17 @@ def reward_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
     if found is None:
         return []
     sides = [found[side] for side in ("before", "after", "change")]
-    rows = []
-    for title, words, name in ROWS:
-        before, after, change = (words(side, name) for side in sides)
-        rows.append((title, before, after, signed(change)))
     blocks: list[Block] = [
         f"{found['answers']} answers to each of {found['prompts']:,} held-out prompts, sampled "
         "before and after training from the same random numbers:",
-        Table(COMPARED, rows),
+        Table(COMPARED, [(title, *compared(sides, words, name)) for title, words, name in ROWS]),
+        "The difference in the last row is the KL divergence to the start: how far the model has "
+        "moved on the answers that it gave before.",
         _in_words(found),
         text_change_in_words(tuned),
     ]
     if not brief:
-        shown = [
-            [beginning(" ".join(one[name].split()), MOST_CHARACTERS) for name in SHOWN]
-            for one in found["shown"]
-        ]
-        blocks += ["Answers to the first of these prompts:", Table(SHOWN, shown, len(SHOWN))]
+        blocks += ["Answers to the first of these prompts:", shown_answers(found["shown"])]
     return [block for block in blocks if block]
 
 
@@ -62,7 +56,7 @@ def _in_words(found: Result) -> str:
     """Say so where a model is right more often, but not to more prompts."""
     change = found["change"]
     more = change["pass"] > 2 * change["pass_sem"]
-    if more and change["any"] <= 2 * change["any_sem"]:
+    if more and change["pass_any"] <= 2 * change["pass_any_sem"]:
         return (
             "The model is right more often, but not to more prompts: training made answers "
             "frequent that the model gave before."

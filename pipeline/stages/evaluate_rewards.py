@@ -5,7 +5,6 @@ The model that the stage starts from is measured, too, by the same prompts and t
 
 from __future__ import annotations
 
-from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,16 @@ STAGE = "reinforce"
 MOST_PROMPTS = 256
 # Prompts whose first answers are kept as texts, and the most characters of each text.
 SHOWN, LONGEST_SHOWN = 4, 1000
-# What is measured of answers: means over prompts. `any`: with a right answer.
-NAMES = ("reward", "pass", "any", "unfinished", "tokens")
+# How far the model has moved is measured on the first answers to so many prompts before training.
+SCORED = 64
+# What is measured of answers: means over prompts. Whether each is a share of what can be counted.
+NAMES = {
+    "reward": False,
+    "pass": True,
+    "pass_any": True,
+    "unfinished": True,
+    "answer_tokens": False,
+}
 
 
 def rewards_of(measures: Measures, part: Part) -> Result:
@@ -32,18 +39,22 @@ def rewards_of(measures: Measures, part: Part) -> Result:
     Under BY_ITEM are the scores of single prompts, by which runs are compared.
     """
     start = measures.trained.starts[STAGE].name
-    before, after = (
-        part(
-            f"{model}.rewards",
-            f"{model} model on held-out prompts",
-            partial(_sampled, measures, model),
-        )
-        for model in (start, STAGE)
-    )
-    sides = [{name: _scores(side[name], name) for name in NAMES} for side in (before, after)]
+    label, compute = "{} model on held-out prompts".format, partial(_sampled, measures)
+    before = part(f"{start}.sampled", label(start), partial(compute, start))
+    after = part(f"{STAGE}.sampled", label(STAGE), partial(compute, STAGE, before["ids"]))
+    prompts = len(before["pass"])
+    lengths, ones = np.array(list(map(len, before["ids"]))), np.ones(prompts, np.int64)
+    sides = [
+        {
+            name: ItemScores(np.array(side[name]), sizes=None if share else ones)
+            for name, share in NAMES.items()
+        }
+        | {"nats": ItemScores(np.array(side["nats"]), sizes=lengths)}
+        for side in (before, after)
+    ]
     detail = {
         "start": start,
-        "prompts": len(before["pass"]),
+        "prompts": prompts,
         "answers": before["answers"],
         **before_and_after(*sides),
         "shown": [
@@ -57,49 +68,33 @@ def rewards_of(measures: Measures, part: Part) -> Result:
     return {**flat, "rewards": detail, BY_ITEM: by_item}
 
 
-def _scores(values: list[float], name: str) -> ItemScores:
-    """Return a number of each prompt as scores. A reward need not be from 0 to 1, nor a length."""
-    share = name not in ("reward", "tokens")
-    sizes = None if share else np.ones(len(values), np.int64)
-    return ItemScores(np.array(values, dtype=np.float64), sizes=sizes)
+def _sampled(measures: Measures, model: str, of_start: list[list[int]] | None = None) -> Result:
+    """Return what a model's answers to held-out prompts are like: a number of each prompt.
 
+    `nats` is how unlikely the model finds `of_start`, the first answers of the model before
+    training; None: it is this model.
+    """
+    from pion.train.held_out_rewards import TOGETHER, answer_nats
+    from pipeline.training.prompts import open_feed
 
-def _sampled(measures: Measures, model: str) -> Result:
-    """Return what a model's answers to held-out prompts are like: a number of each prompt."""
-    from pion.data.chat.chat_format import ChatFormat
-    from pion.train.held_out_rewards import TOGETHER
-    from pion.train.rollout_feed import RolloutFeed
-    from pion.train.settings import ComputePlan
-    from pipeline.training.prompts import open_prompts
-
-    job, data = measures.job, measures.data[STAGE]
+    job, stream = measures.job, measures.rows_of("held_out", STAGE)
     assert job.reinforce is not None
     decoder = measures.row_scorer(model, job.seq_len(STAGE)).model
-    stream = measures.rows_of("held_out", STAGE)
-    learning = job.reinforce.reinforcement
-    dtype: Any = "bfloat16" if measures.device.type == "cuda" else "float32"
-    plan = ComputePlan(str(measures.device), dtype=dtype, rollout_rows=MOST_PROMPTS)
-    with (
-        closing(ChatFormat(data.tokenizer_path, measures.tokenizer)) as chat_format,
-        open_prompts(job, data, chat_format) as prompts_of,
-    ):
-        prompts = prompts_of("held_out", stream)
-        feed = RolloutFeed(decoder, prompts, learning, plan, global_batch=1, rank=0)
-        rows = range(min(job.evaluate.final_rows, MOST_PROMPTS, stream.total_rows))
-        found: dict[str, Any] = {name: [] for name in (*NAMES, "shown")}
+    rows = range(min(job.evaluate.final_rows, MOST_PROMPTS, stream.total_rows))
+    found: dict[str, Any] = {name: [] for name in (*NAMES, "shown", "ids")}
+    with open_feed(job, measures.data[STAGE], decoder, "held_out", stream) as (feed, prompts):
         for first in range(0, len(rows), TOGETHER):
             groups = feed.sampled(prompts, rows[first : first + TOGETHER])
-            rewards, answers = groups.judged.rewards, groups.answers
-            right = (rewards >= prompts.pass_at).double()
-            found["reward"] += rewards.mean(dim=1).tolist()
-            found["pass"] += right.mean(dim=1).tolist()
-            found["any"] += right.amax(dim=1).tolist()
-            found["unfinished"] += [np.mean([not a.finished for a in each]) for each in answers]
-            found["tokens"] += [np.mean([len(a.ids) for a in each]) for each in answers]
-            for prompt, (answer, *_) in zip(groups.prompts, answers, strict=True):
-                said = (chat_format.tokenizer.decode([*ids]) for ids in (prompt.ids, answer.ids))
-                texts = dict(zip(("prompt", "text"), said, strict=True))
-                found["shown"].append({name: text[:LONGEST_SHOWN] for name, text in texts.items()})
+            means = groups.means(prompts.pass_at)
+            for name in NAMES:
+                found[name] += means[name].tolist()
+            found["ids"] += [answer.ids for answer, *_ in groups.answers]
+            found["shown"] += [
+                {"prompt": prompt[:LONGEST_SHOWN], "text": said[:LONGEST_SHOWN]}
+                for prompt, ((_, said), *_) in prompts.said()
+            ]
             measures.on_batch()
-    found["shown"] = found["shown"][:SHOWN]
-    return {**found, "answers": learning.answers}
+        ids = (of_start or found["ids"])[:SCORED]
+        nats = [answer_nats(decoder, prompts.ids(row), answer) for row, answer in zip(rows, ids)]
+    shown = found["shown"][:SHOWN]
+    return found | {"shown": shown, "ids": ids, "nats": nats, "answers": job.reinforce.answers}

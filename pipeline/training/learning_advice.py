@@ -69,10 +69,8 @@ class LearningAdvice:
 
 def _rule(row: Row) -> Callable[[Sequence[Row], Sequence[Row]], dict[str, str]] | None:
     """Return what judges a row; None for one of another stage, or that lacks numbers."""
-    for needed, found in RULES:
-        if all(row.get(name) is not None for name in needed):
-            return found
-    return None
+    known = (found for names, found in RULES if all(row.get(n) is not None for n in names))
+    return next(known, None)
 
 
 def advice_on(setup: Setup, claim: Claim, log: MetricsLog) -> LearningAdvice:
@@ -88,8 +86,7 @@ def advice_on(setup: Setup, claim: Claim, log: MetricsLog) -> LearningAdvice:
     advice = LearningAdvice(say)
     if stage in ("prefer", "reinforce") and setup.trainer.step:
         lines = setup.restored.unwritten_metrics.splitlines()
-        rows = context.patiently(partial(_written, claim, stage))
-        every = [*rows, *map(json.loads, lines)]
+        every = [*context.patiently(partial(_written, claim, stage)), *map(json.loads, lines)]
         advice.recall(kept_rows(every, claim.head, stage))
     return advice
 

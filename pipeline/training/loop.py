@@ -215,7 +215,7 @@ class StageTraining:
             self.context.first_step_seen = True
             since_start = time.time() - self.context.request.started
             self.context.report(Phase("first step", since_start, total=True))
-        if first or last or step % job.log.every == 0:
+        if first or last or step % job.log.every == 0 or self.setup.shows_answers:
             self.rank.log()
         if last or self._evaluates_at(step):
             # Evaluation may run out of memory, so save first.

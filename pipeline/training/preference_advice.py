@@ -24,28 +24,29 @@ Row = Mapping[str, Any]
 
 def found(first: Sequence[Row], last: Sequence[Row]) -> dict[str, str]:
     """Return what is wrong with the last steps, by name."""
-    found = {}
     began, now = mean_of(first, "chosen_nll"), mean_of(last, "chosen_nll")
-    if now - began > MOST_FALLEN:
-        found["fallen"] = (
+    drift, right, saturated = (mean_of(last, n) for n in ("drift", "accuracy", "saturated"))
+    said = {
+        "fallen": (
+            now - began > MOST_FALLEN,
             "the chosen answers have become less likely: their loss was "
-            f"{began:.2f} nats per token in the first steps, and is {now:.2f} now. {_HELD}"
-        )
-    if (drift := mean_of(last, "drift")) > MOST_DRIFT:
-        found["drift"] = (
+            f"{began:.2f} nats per token in the first steps, and is {now:.2f} now. {_HELD}",
+        ),
+        "drift": (
+            drift > MOST_DRIFT,
             f"the model has left its reference: the chosen answers are {drift:.2f} nats per "
             f"token less likely than in the reference (more than {MOST_DRIFT:g} is much). "
-            f"{_HELD}"
-        )
-    right, saturated = mean_of(last, "accuracy"), mean_of(last, "saturated")
-    if right > MOST_RIGHT and saturated > MOST_SATURATED:
-        found["learned"] = (
+            f"{_HELD}",
+        ),
+        "learned": (
+            right > MOST_RIGHT and saturated > MOST_SATURATED,
             f"nothing is left to learn: {right:.1%} of the preferences are right, and "
             f"{saturated:.0%} teach nothing any more. Stop earlier (prefer.steps or "
             "prefer.epochs), raise prefer.beta, add prefer.sft_weight=0.2, or use the loss "
-            "apo-zero"
-        )
-    return found
+            "apo-zero",
+        ),
+    }
+    return {name: words for name, (holds, words) in said.items() if holds}
 
 
 def mean_of(rows: Sequence[Row], name: str) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, PionError
 from pion.rewards.answered import Answered
@@ -23,11 +23,14 @@ from pipeline.training.reward_advice import ALL_RIGHT, ALL_WRONG
 if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.stream import RowStream
+    from pion.evaluation.held_out import Evaluation
     from pion.generation.rollouts import Rollout
-    from pion.train.rollout_feed import Judged, Prompts
+    from pion.model.decoder import Decoder
+    from pion.train.rollout_feed import Judged, Prompts, RolloutFeed, Said
     from pion.train.trainer import Trainer
     from pipeline.data.prepared import PreparedData
     from pipeline.job import Job
+    from pipeline.job.reinforce_section import Reinforce
     from pipeline.training.context import TrainingContext
     from pipeline.training.stage_data import StageData
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 MOST_ERRORS = 0.01
 # So many prompts are sampled before the first step.
 FIRST_PROMPTS = 64
+# The most answers that are sampled together where nothing is trained.
+SAMPLED = 256
 
 
 @contextmanager
@@ -61,9 +66,10 @@ def _prompts(
 
     assert job.reinforce is not None
     rows = PromptRows.of(data, stream, split)
+    judging = _Judging(job, judge, rows, chat_format)
     return Prompts(
         ids=rows.ids,
-        judge=_Judging(job, judge, rows, chat_format).judged,
+        judge=judging.judged,
         seq_len=job.seq_len("reinforce"),
         longest=rows.longest,
         stop_ids=frozenset(chat_format.stop_ids),
@@ -71,18 +77,44 @@ def _prompts(
         pass_at=job.reinforce.pass_at,
         seed=job.seed,
         held_out=split == "held_out",
+        said=lambda: judging.said,
     )
+
+
+@contextmanager
+def open_feed(
+    job: Job, data: PreparedData, model: Decoder, split: str, stream: RowStream
+) -> Iterator[tuple[RolloutFeed, Prompts]]:
+    """Give what samples answers of a model that is not trained here, and the prompts of a split."""
+    from pion.data.chat.chat_format import ChatFormat
+    from pion.data.tokens.tokenizer import Tokenizer
+    from pion.train.hardware import pick_dtype
+    from pion.train.rollout_feed import RolloutFeed
+    from pion.train.settings import ComputePlan
+
+    assert job.reinforce is not None
+    device, path = model.embed.weight.device, data.tokenizer_path
+    dtype = pick_dtype(job.hardware.dtype, device)
+    plan = ComputePlan(str(device), dtype=dtype, rollout_rows=SAMPLED)
+    with (
+        closing(ChatFormat(path, Tokenizer.from_file(path))) as chat_format,
+        open_prompts(job, data, chat_format) as prompts_of,
+    ):
+        prompts, learning = prompts_of(split, stream), job.reinforce.reinforcement
+        yield RolloutFeed(model, prompts, learning, plan, global_batch=1, rank=0), prompts
 
 
 @dataclass
 class _Judging:
-    """Judges answers to the prompts of a split. `known` says whether the first ones were judged."""
+    """Judges answers to the prompts of a split. `known` says whether the first ones were judged,
+    and `said` has the last ones."""
 
     job: Job
     judge: Judge
     rows: PromptRows
     chat_format: ChatFormat
     known: bool = False
+    said: Sequence[Said] = ()
 
     def judged(self, numbers: Sequence[int], groups: Sequence[Sequence[Rollout]]) -> Judged:
         """Judge the answers to the prompts of rows.
@@ -91,7 +123,7 @@ class _Judging:
         """
         import torch
 
-        from pion.train.rollout_feed import Judged
+        from pion.train.rollout_feed import Judged, Said
 
         mark("rollout")
         asked = [self._answered(row, group) for row, group in zip(numbers, groups, strict=True)]
@@ -100,9 +132,14 @@ class _Judging:
             self.known = True
         found = self.judge.judge(asked)
         self._require_few_errors(sum(map(len, asked)))
+        self.said = [
+            Said(_last_words(group[0].prompt), [*zip(total, (one.text for one in group))])
+            for group, total in zip(asked, found.total, strict=True)
+        ]
         mark("reward")
-        sums = {f"reward_{name}": sum(map(sum, values)) for name, values in found.by_name.items()}
-        return Judged(torch.tensor(found.total, dtype=torch.float64), sums)
+        tensor = partial(torch.tensor, dtype=torch.float64)
+        by_name = {f"reward_{name}": tensor(values) for name, values in found.by_name.items()}
+        return Judged(tensor(found.total), by_name)
 
     def _answered(self, row: int, group: Sequence[Rollout]) -> list[Answered]:
         prompt, answer, record = self.rows.question(row)
@@ -114,9 +151,9 @@ class _Judging:
         ]
 
     def _require_few_errors(self, answers: int) -> None:
-        errors = Counter[str]()
-        for reward in self.judge.rewards.values():
-            errors += reward.errors
+        rewards = self.judge.rewards.values()
+        errors = sum((reward.errors for reward in rewards), Counter[str]())
+        for reward in rewards:
             reward.errors.clear()
         if errors.total() > MOST_ERRORS * answers:
             ((message, _),) = errors.most_common(1)
@@ -125,6 +162,10 @@ class _Judging:
                 f"{message}. Everything committed is safe. Correct the function, and run the same "
                 "command again with --redo reinforce"
             )
+
+
+def _last_words(prompt: str | list[dict[str, Any]]) -> str:
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 def with_prompts(job: Job, data: StageData) -> StageData:
@@ -153,19 +194,30 @@ def require_signal(context: TrainingContext, trainer: Trainer, prompts: Prompts)
     rows = range(min(FIRST_PROMPTS, section.rows or FIRST_PROMPTS))
     started = time.monotonic()
     found = trainer.evaluate(prompts, rows, 1, 0, on_batch=context.watchdog.beat)
-    seconds = time.monotonic() - started
+    speed = found.tokens / (time.monotonic() - started)
+    words = f"{signal_in_words(section, found)}. {speed:,.0f} tokens per second were sampled"
+    context.report(Note(f"before the first step, {words}"))
+    if (why := nothing_to_learn(section, found)) is not None:
+        raise BadInput(why)
+
+
+def signal_in_words(section: Reinforce, found: Evaluation) -> str:
+    """Say which rewards the answers to prompts get."""
     measured = found.measures
-    words = (
-        f"{section.answers} answers to each of {len(rows)} prompts: mean reward {-found.loss:.3f}, "
-        f"{measured['pass']:.1%} are right, to {measured['pass_any']:.0%} of the prompts one is, "
-        f"and {measured['unfinished']:.0%} have no end. To {measured['signal']:.0%} of the prompts "
-        f"the rewards differ, and only these teach"
+    return (
+        f"{section.answers} answers to each of {found.rows} prompts: mean reward "
+        f"{-found.loss:.3f}, {measured['pass']:.1%} are right, to {measured['pass_any']:.0%} of "
+        f"the prompts one is, and {measured['unfinished']:.0%} have no end. To "
+        f"{measured['signal']:.0%} of the prompts the rewards differ, and only these teach"
     )
-    speed = f"{found.tokens / seconds:,.0f} tokens per second were sampled"
-    context.report(Note(f"before the first step, {words}. {speed}"))
-    if measured["signal"] < section.min_signal:
-        raise BadInput(
-            f"reinforce: nothing can be learned: of {words}. reinforce.min_signal is "
-            f"{section.min_signal:g}. Everything committed is safe. "
-            + (ALL_RIGHT if measured["pass"] > 0.5 else ALL_WRONG)
-        )
+
+
+def nothing_to_learn(section: Reinforce, found: Evaluation) -> str | None:
+    """Say why nothing can be learned from these answers, and what to do; None: something can."""
+    if found.measures["signal"] >= section.min_signal:
+        return None
+    return (
+        f"reinforce: nothing can be learned: of {signal_in_words(section, found)}. "
+        f"reinforce.min_signal is {section.min_signal:g}. Everything committed is safe. "
+        + (ALL_RIGHT if found.measures["pass"] > 0.5 else ALL_WRONG)
+    )

@@ -146,6 +146,8 @@ class RankZero(Rank):
             self._metrics.append(rows)
             self._report_step(rows[-1])
             self._learning.trained(rows)
+            if (found := self._setup.best_and_worst()) is not None:
+                self._keep(found)
             require_learning(rows)
             if self._cores is not None:
                 self._cores.look()
@@ -191,10 +193,7 @@ class RankZero(Rank):
         )
         self._advice.evaluated(step, result.loss)
         for found in self._setup.samples(self._context.job.evaluate.prompts, on_token):
-            if isinstance(found, Sample):
-                sample = {"step": step, "prompt": found.prompt, "text": found.text}
-                self._metrics.log.append({"step": step, "sample": sample})
-            self._context.report(found)
+            self._keep(found)
 
     def finish(self) -> None:
         with self._listening(), self._context.watchdog.paused():
@@ -226,6 +225,13 @@ class RankZero(Rank):
             closing.callback(self._checkpointer.close)
 
     # ------------------------------------------------------------
+
+    def _keep(self, found: Sample | Note) -> None:
+        """Keep a text that the model has written, and report it."""
+        if isinstance(found, Sample):
+            sample = {"step": found.step, "prompt": found.prompt, "text": found.text}
+            self._metrics.log.append({"step": found.step, "sample": sample})
+        self._context.report(found)
 
     def _listening(self) -> AbstractContextManager[None]:
         """Let the other ranks listen while this one may save."""

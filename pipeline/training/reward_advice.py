@@ -77,7 +77,8 @@ def _error(first: Sequence[Row], last: Sequence[Row]) -> float:
 
 
 ALL_WRONG = (
-    "Nearly all answers are wrong: fine-tune on such answers first (sft), give a reward for parts "
-    "of an answer, use easier prompts, or raise reinforce.answers"
+    "Nearly all answers are wrong: raise reinforce.max_tokens if they have no end, fine-tune on "
+    "such answers first (sft), give a reward for parts of an answer, use easier prompts, or raise "
+    "reinforce.answers"
 )
 ALL_RIGHT = "Nearly all answers are right: use harder prompts, or stop here"

@@ -165,6 +165,21 @@ class Setup:
         written = zip(readable, texts, strict=True)
         return [*notes, *(Sample(self.stage, step, prompt, text) for (prompt, _), text in written)]
 
+    @property
+    def shows_answers(self) -> bool:
+        """Whether this step is one of the six of a stage of rewards whose answers are shown."""
+        done, section = self.trainer.step - 1, self.context.job.section(self.stage)
+        parts = max(1, section.total_steps - 1)
+        return self.data.prompts is not None and done * 5 // parts > (done - 1) * 5 // parts
+
+    def best_and_worst(self) -> Sample | None:
+        """Return the best and the worst answer to a prompt of the last step, if they are shown."""
+        if self.data.prompts is None or not self.shows_answers:
+            return None
+        said = self.data.prompts["train"].said()
+        most = max(said, key=lambda one: max(one.answers)[0] - min(one.answers)[0])
+        return Sample(self.stage, self.trainer.step, most.prompt, most.best_and_worst())
+
     def busy_cores(self) -> BusyCores | None:
         """Return what looks at the cores while the stage trains on them; None on a GPU."""
         plan = self.trainer.plan

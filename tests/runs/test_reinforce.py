@@ -1,10 +1,10 @@
 """A run whose last stage learns from rewards keeps every promise that other runs keep."""
 
 import json
+import re
 
 import pytest
 
-from pion.train.rollout_feed import GROUPS
 from tests.support.preference_runs import WORDS
 from tests.support.whole_runs import (
     ends_with,
@@ -79,8 +79,10 @@ def test_the_evaluation_says_what_changed_to_the_same_prompts(unbroken):
     change = found["after"]["reward"] - found["before"]["reward"]
     assert found["change"]["reward"] == pytest.approx(change)
     assert tuned["text_change"] is not None
+    assert found["change"]["nats"] != 0
     page = (unbroken / "runs/tiny/report.html").read_text()
     assert "sampled before and after training from the same random numbers" in page
+    assert "is the KL divergence to the start" in page
 
 
 def test_each_step_and_evaluation_has_the_numbers_of_rewards(unbroken):
@@ -88,11 +90,27 @@ def test_each_step_and_evaluation_has_the_numbers_of_rewards(unbroken):
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [*range(1, STEPS + 1)]
     for row in steps:
-        assert row.keys() >= {"reward_letters", "reward_regex", "pass", "entropy", *GROUPS}
+        assert row.keys() >= {
+            "reward_letters",
+            "reward_regex",
+            "pass",
+            "entropy",
+            "signal",
+            "pass_any",
+        }
         assert row["mismatch"] < 1e-5
     before, *_ = (row for row in rows if "held_out_reward" in row)
     assert before["step"] == 0
     assert head_of(unbroken).stages["reinforce"].result.keys() >= {"held_out_reward"}
+
+
+def test_the_best_and_the_worst_answer_are_kept_at_six_steps(unbroken):
+    rows = [row for row in metrics_of(unbroken, "reinforce") if "sample" in row]
+    kept = [row for row in rows if row["sample"]["prompt"].startswith("What did ")]
+    assert len({row["step"] for row in kept}) == 6
+    for row in kept:
+        best, worst = re.findall(r"(?m)^reward ([\d.]+): ", row["sample"]["text"])
+        assert float(best) > float(worst)
 
 
 @pytest.mark.soak

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from pipeline.console.formats import counted
 from pipeline.data.cleaning.sets import read_sets
 from pipeline.job import Job
@@ -23,33 +21,35 @@ def check_clean(job: Job) -> list[CheckRow]:
     if clean is None or is_prepared(job):
         return []
     sets = read_sets(job)
-    rules = list(_in_words(clean))
+    rules = _in_words(clean)
     if sets:
         items = counted(sum(len(one.items) for one in sets), "item")
         rules.append(f"text with any of {items} of {counted(len(sets), 'evaluation set')}")
     rows = [CheckRow(NAME, True, f"leaves out {', '.join(rules)}")]
     if missing := _not_removed(job):
-        words = (
-            f"{', '.join(missing)}: not in data.clean.decontaminate, so their items may be in the "
-            f"text. To leave such text out, set data.clean.decontaminate=[{OF_EVALUATE}]"
+        rows.append(
+            CheckRow(
+                NAME,
+                None,
+                f"{', '.join(missing)}: not in data.clean.decontaminate, so their items may be in "
+                f"the text. To leave such text out, set data.clean.decontaminate=[{OF_EVALUATE}]",
+            )
         )
-        rows.append(CheckRow(NAME, None, words))
     return rows
 
 
-def _in_words(clean: Clean) -> Iterator[str]:
-    if clean.exact:
-        yield "exact copies"
-    if clean.near is not None:
-        yield f"near-copies (similarity {clean.near:g})"
-    if clean.min_words is not None:
-        yield f"documents of fewer than {counted(clean.min_words, 'word')}"
-    if clean.max_words is not None:
-        yield f"documents of more than {counted(clean.max_words, 'word')}"
-    if clean.max_repetition is not None:
-        yield f"documents of which more than {100 * clean.max_repetition:g} % is repeated"
-    if clean.languages:
-        yield f"documents that are not in {' or '.join(clean.languages)}"
+def _in_words(clean: Clean) -> list[str]:
+    fewest, most, repeated = clean.min_words, clean.max_words, clean.max_repetition
+    said = {
+        "exact copies": clean.exact,
+        f"near-copies (similarity {clean.near or 0:g})": clean.near is not None,
+        f"documents of fewer than {counted(fewest or 0, 'word')}": fewest is not None,
+        f"documents of more than {counted(most or 0, 'word')}": most is not None,
+        f"documents of which more than {100 * (repeated or 0):g} % is repeated": repeated
+        is not None,
+        f"documents that are not in {' or '.join(clean.languages)}": clean.languages,
+    }
+    return [words for words, holds in said.items() if holds]
 
 
 def _not_removed(job: Job) -> list[str]:

@@ -199,12 +199,12 @@ def _many_passes(job: Job, counted: Counted) -> str | None:
     passes, most = counted.passes(job), MOST_PASSES[counted.stage]
     if not counted.whole or passes <= most:
         return None
-    words = f"{passes:.3g} passes over the same {counted.what}: beyond {most}"
-    if counted.stage == "prefer":
-        return f"{words}, little is left to learn. Lower prefer.epochs or prefer.steps"
+    stage, then = counted.stage, "little is left to learn"
+    if stage == "sft":
+        then = "a model rather repeats them than learns from them"
     return (
-        f"{words}, a model rather repeats them than learns from them. Lower sft.steps or "
-        "sft.epochs, or add conversations"
+        f"{passes:.3g} passes over the same {counted.what}: beyond {most}, {then}. Lower "
+        f"{stage}.epochs or {stage}.steps, or add {counted.what}"
     )
 
 

@@ -130,12 +130,15 @@ def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> l
     missing = [words for words, needed in advice.items() if needed]
     if not missing:
         return []
-    words = (
-        "this machine is logged in to the Hub, but the rental may not be (SkyPilot copies the "
-        f"login, other tools do not). If {' or '.join(inputs)} is private or gated: "
-        f"{' and '.join(missing)}"
-    )
-    return [CheckRow("Hub login", None, words)]
+    return [
+        CheckRow(
+            "Hub login",
+            None,
+            "this machine is logged in to the Hub, but the rental may not be (SkyPilot copies the "
+            f"login, other tools do not). If {' or '.join(inputs)} is private or gated: "
+            f"{' and '.join(missing)}",
+        )
+    ]
 
 
 # ---------------------------------------------------------------- what is on the machine
@@ -192,11 +195,14 @@ def check_recovery(sky_yaml: SkyYaml) -> list[CheckRow]:
     ]
     if all(RECOVER_CODE in (found if isinstance(found, list) else [found]) for found in codes):
         return [CheckRow("recovery", True, "an interrupted run continues on another machine")]
-    words = (
-        f"{sky_yaml.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a bad "
-        "machine or a long outage of the store stops the job instead of moving it"
-    )
-    return [CheckRow("recovery", None, words)]
+    return [
+        CheckRow(
+            "recovery",
+            None,
+            f"{sky_yaml.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a bad "
+            "machine or a long outage of the store stops the job instead of moving it",
+        )
+    ]
 
 
 # ---------------------------------------------------------------- who replaces lost machines
@@ -213,19 +219,26 @@ def check_controller() -> list[CheckRow]:
     if not common.is_api_server_local():
         return [CheckRow(name, True, f"at the SkyPilot server {common.get_server_url()}")]
     if not skypilot_config.get_nested(("jobs", "controller", "consolidation_mode"), False):
-        words = (
-            "SkyPilot will rent an extra machine for its controller, and copy this git checkout to "
-            "that machine through a storage bucket. To keep the controller on this machine, put "
-            f"`{CONTROLLER_SETTING}` into ~/.sky/config.yaml. Then run: sky api stop"
-        )
-        return [CheckRow(name, None, words)]
+        return [
+            CheckRow(
+                name,
+                None,
+                "SkyPilot will rent an extra machine for its controller, and copy this git "
+                "checkout to that machine through a storage bucket. To keep the controller on this "
+                f"machine, put `{CONTROLLER_SETTING}` into ~/.sky/config.yaml. Then run: sky api "
+                "stop",
+            )
+        ]
     read = Path(constants.JOBS_CONSOLIDATION_RELOADED_SIGNAL_FILE).expanduser().exists()
     if not read and _server_runs():
-        words = (
-            "the SkyPilot server on this machine has not read consolidation_mode from "
-            "~/.sky/config.yaml yet. Run: sky api stop"
-        )
-        return [CheckRow(name, False, words)]
+        return [
+            CheckRow(
+                name,
+                False,
+                "the SkyPilot server on this machine has not read consolidation_mode from "
+                "~/.sky/config.yaml yet. Run: sky api stop",
+            )
+        ]
     return [CheckRow(name, True, "on this machine, which must stay awake and online")]
 
 

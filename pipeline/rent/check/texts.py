@@ -176,9 +176,12 @@ def check_vocabulary(job: Job) -> list[CheckRow]:
     most = max(FEW_ENTRIES, read // BYTES_PER_ENTRY)
     if train.vocab_size <= most:
         return []
-    words = (
-        f"{train.vocab_size:,} entries are more than one for each kilobyte of text: they are "
-        f"trained on {size(read)}. Entries that occur a few times are never learned well, and each "
-        f"has a row of the model. Add text, or set tokenizer.train.vocab_size={most}"
-    )
-    return [CheckRow("vocabulary", None, words)]
+    return [
+        CheckRow(
+            "vocabulary",
+            None,
+            f"{train.vocab_size:,} entries are more than one for each kilobyte of text: they are "
+            f"trained on {size(read)}. Entries that occur a few times are never learned well, and "
+            f"each has a row of the model. Add text, or set tokenizer.train.vocab_size={most}",
+        )
+    ]

@@ -44,6 +44,11 @@ from pipeline.rent.plan.what_fits import (
 
 # With less than so many seconds of training, the boot decides how long a job takes.
 BRIEF = 60.0
+# What takes time next to training on its rows, by stage.
+NEXT_TO_STEPS = {
+    "prefer": "the reference pass of prefer, once before its first step",
+    "reinforce": "sampling the answers of reinforce, in each step",
+}
 
 
 def show_plan(
@@ -187,23 +192,16 @@ def _assumptions(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]
 
 
 def _passes(estimates: Sequence[Estimate], nodes: int) -> list[str]:
-    """Return a line on the pass that computes a reference: what it takes on each type of GPU, by
-    its cheapest machine."""
-    found: dict[str, str] = {}
-    for e in estimates:
-        seconds = [s.reference_seconds for s in e.stages if s.reference_seconds is not None]
-        gpu = e.offer.gpu or "CPU"
-        if not e.fits or not seconds or gpu in found:
-            continue
-        price = e.offer.price
-        dollars = "" if price is None else f", {money(sum(seconds) / 3600 * price * nodes)}"
-        found[gpu] = f"{gpu} {duration(sum(seconds))}{dollars}"
-    if not found:
-        return []
-    return [
-        "of it, the reference pass of prefer, once before its first step: "
-        f"{'; '.join(found.values())}"
-    ]
+    """Return a line on the pass that computes a reference, and one on sampled answers: what they
+    take on each type of GPU, by its cheapest machine."""
+    found: dict[str, dict[str, str]] = {}
+    fitting = ((e.offer, stage) for e in estimates for stage in e.stages if e.fits)
+    for offer, stage in fitting:
+        seconds, price, gpu = stage.reference_seconds, offer.price, offer.gpu or "CPU"
+        if seconds is not None:
+            dollars = "" if price is None else f", {money(seconds / 3600 * price * nodes)}"
+            found.setdefault(stage.stage, {}).setdefault(gpu, f"{gpu} {duration(seconds)}{dollars}")
+    return [f"of it, {NEXT_TO_STEPS[name]}: {'; '.join(on.values())}" for name, on in found.items()]
 
 
 def _why_unfit(estimates: Sequence[Estimate]) -> list[str]:

@@ -62,7 +62,8 @@ class StageEstimate:
 
     `tokens` is None while the steps are not known: they may follow from data to be prepared.
     `measured` is whether this model's speed was measured on such GPUs, and not estimated.
-    Training on `reference_tokens` would take as long as computing the reference of preferences.
+    Training on `reference_tokens` would take as long as computing the reference of preferences, or
+    as sampling the answers of rewards.
     """
 
     stage: str
@@ -93,8 +94,8 @@ class StageEstimate:
 
     @property
     def reference_seconds(self) -> float | None:
-        """The seconds of the pass that computes a reference, which are in `seconds`; None if there
-        is no pass, or its time is not known."""
+        """The seconds of the pass that computes a reference, or in which answers are sampled. They
+        are in `seconds`. None: there is none of these, or its time is not known."""
         if self.tokens_per_second is None or not self.reference_tokens:
             return None
         return self.reference_tokens / self.tokens_per_second

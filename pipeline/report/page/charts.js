@@ -54,7 +54,7 @@ columnsOf.known = new WeakMap();
 
 function seriesOf(name, stage) {
   const several = known.runs.length > 1, series = [], now = JSON.stringify(wanted());
-  const smoothingOf = (name) => (UNSMOOTHED.includes(name) ? 0 : view.smoothing);
+  const smoothingOf = (name) => (isExact(name) ? 0 : view.smoothing);
   const smoothing = smoothingOf(name), second = SECOND[name];
   known.runs.forEach((run, i) => {
     const of = AXES[view.x].of(run, stage);

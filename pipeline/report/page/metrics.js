@@ -18,6 +18,14 @@ const METRICS = {
   moved: ["Nats between a preference and the reference", decimals(3)],
   pairs: ["Preferences in a step", whole],
   saturated: ["Preferences that teach nothing any more", percent, (part) => `${short(100 * part)} %`],
+  reward: ["Reward, and that of held-out prompts (dashed)", decimals(3)],
+  pass: ["Answers that are right, and to held-out prompts (dashed)", percent, (part) => `${short(100 * part)} %`],
+  pass_any: ["Prompts with a right answer", percent, (part) => `${short(100 * part)} %`],
+  signal: ["Prompts that teach: the rewards of their answers differ", percent, (part) => `${short(100 * part)} %`],
+  entropy: ["Entropy of the answers, in nats per token", decimals(3)],
+  answer_tokens: ["Tokens of an answer", decimals(1)],
+  unfinished: ["Answers without an end", percent, (part) => `${short(100 * part)} %`],
+  mismatch: ["Nats per token between sampling and training", (value) => value.toExponential(2)],
   lr: ["Learning rate", (value) => value.toExponential(3)],
   grad_norm: ["Norm of the gradients", decimals(4)],
   tokens_per_second: ["Tokens per second", whole],
@@ -31,11 +39,17 @@ const METRICS = {
   gate_loss: ["Loss of the gates, in nats", decimals(4)],
 };
 // A chart for each of these is there at first.
-const USUAL = ["loss", "held_out", "accuracy", "chosen", "tokens_per_second", "lr"];
+const USUAL = ["loss", "held_out", "accuracy", "chosen", "reward", "signal", "entropy", "answer_tokens", "tokens_per_second", "lr"];
 // The charts with a second, dashed line: its metric, and what both lines are called.
-const SECOND = { __proto__: null, loss: ["held_out_loss", "training", "held-out"], chosen: ["rejected", "chosen", "rejected"] };
+const SECOND = {
+  __proto__: null,
+  loss: ["held_out_loss", "training", "held-out"],
+  chosen: ["rejected", "chosen", "rejected"],
+  reward: ["held_out_reward", "training", "held-out"],
+  pass: ["held_out_pass", "training", "held-out"],
+};
 // These are drawn as they were measured.
-const UNSMOOTHED = ["lr", "held_out_loss", "held_out", "held_out_accuracy", "held_out_margin"];
+const isExact = (name) => name === "lr" || name.startsWith("held_out");
 
 function titleOf(name) {
   if (METRICS[name]) return METRICS[name][0];
@@ -50,6 +64,8 @@ const tickOf = (name) => METRICS[name]?.[2] ?? short;
 function chartNames(runs, stage) {
   const names = new Set(runs.flatMap((run) => run.metrics?.[stage] ?? []).filter((name) => !name.includes(".")));
   if (names.has("chosen")) names.delete("rejected");
+  // Of rewards, the loss is minus the reward.
+  if (names.has("reward")) for (const name of ["loss", "held_out_loss", "held_out_reward", "held_out_pass"]) names.delete(name);
   const order = Object.keys(METRICS).filter((name) => names.has(name));
   return [...order, ...[...names].filter((name) => !METRICS[name])];
 }

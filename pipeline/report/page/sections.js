@@ -51,7 +51,10 @@ function showTiles(run) {
   }
   if (summary.seconds_left !== null) tiles.push(tile("Stage is done in", duration(summary.seconds_left)));
   if (summary.deadline) tiles.push(tile("Deadline", moment(summary.deadline.at), summary.deadline.ended ?? untilDeadline(summary.deadline.at), lastSeen(summary.deadline.saw)));
-  if (summary.loss !== null) tiles.push(tile("Loss", fixed(summary.loss, 3), summary.held_out_loss === null ? "" : `held-out ${fixed(summary.held_out_loss, 3)}`));
+  if (summary.loss !== null) {
+    const [name, sign] = summary.stage === "reinforce" ? ["Reward", -1] : ["Loss", 1];
+    tiles.push(tile(name, fixed(sign * summary.loss, 3), summary.held_out_loss === null ? "" : `held-out ${fixed(sign * summary.held_out_loss, 3)}`));
+  }
   if (summary.tokens_per_second) tiles.push(tile("Tokens per second", whole(summary.tokens_per_second)));
   place("tiles").replaceChildren(...tiles, ...run.figures.map(([name, value]) => tile(name, value)));
   place("chosen").hidden = known.runs.length < 2;

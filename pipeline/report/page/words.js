@@ -45,7 +45,7 @@ const STATES = {
   silent: "No sign of life",
   dead: "Its process is dead",
 };
-const STAGES = { __proto__: null, pretrain: "Pretraining", sft: "Fine-tuning", prefer: "Preference tuning" };
+const STAGES = { __proto__: null, pretrain: "Pretraining", sft: "Fine-tuning", prefer: "Preference tuning", reinforce: "Reward tuning" };
 // Make an element. Every child that is no element becomes text, never markup.
 function make(tag, attributes, ...children) {
   const element = document.createElement(tag);

@@ -181,14 +181,6 @@ def test_a_job_reads_a_copy_of_a_table_with_pairs(here, pion, sky_home, chat_bas
     assert rows["preferences"].startswith("184 pairs in")
 
 
-def test_a_person_may_read_pairs_as_conversations(here, pion, sky_home, chat_base):
-    """With an option that names columns, the chosen answers are the conversations."""
-    data = write_jsonl(here / "prefs.jsonl", PAIRS)
-    columns = ("--question-column", "prompt", "--answer-column", "chosen")
-    job, _ = made(pion, data, "--from", str(chat_base), *columns)
-    assert job.train_stages == ["sft"]
-
-
 # ---------------------------------------------------------------- what is held out
 
 

@@ -54,14 +54,6 @@ def test_a_table_names_lines_also_after_a_field_of_two_lines(tmp_path):
     assert problems("csv", file) == [f"{file}:8: found 1 columns instead of 3 (title, body, year)"]
 
 
-@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
-def test_the_delimiter_of_a_table_is_found(tmp_path, delimiter):
-    file = tmp_path / "table.csv"
-    file.write_text(delimiter.join(("question", "answer")) + "\n" + delimiter.join("ab") + "\n")
-    ((item,), _) = read("csv", file)
-    assert item.record == {"question": "a", "answer": "b"}
-
-
 def test_a_long_field_is_read_and_other_readers_of_csv_keep_their_limit(tmp_path):
     before = csv.field_size_limit()
     file = tmp_path / "long.csv"
@@ -105,12 +97,6 @@ def test_parquet_gives_rows_and_says_how_far_it_was_read(tmp_path):
     assert 0 < progress.stored < file.stat().st_size
     file.write_bytes(b"PAR1 not really")
     assert "not a readable parquet file" in problems("parquet", file)[0]
-
-
-def test_a_json_file_may_have_lines_too(tmp_path):
-    file = tmp_path / "lines.json"
-    file.write_text('{"text": "a"}\n{"text": "b"}\n')
-    assert [item.record for item in read("json", file)[0]] == [{"text": "a"}, {"text": "b"}]
 
 
 def test_a_json_file_with_one_object_is_one_problem(tmp_path):

@@ -35,13 +35,6 @@ def test_alpaca_in_a_list_becomes_lines_that_a_job_reads(tmp_path):
     assert asked["content"].endswith("?\n\nhere, there")
 
 
-def test_a_table_becomes_texts(tmp_path):
-    copy = tmp_path / "copy.jsonl"
-    source = reading(csv_texts(tmp_path), Wishes(text_column="body"))
-    assert write_copy(source, copy, skip=False) == (300, 0)
-    assert {tuple(line) for line in lines(copy)} == {("text",)}
-
-
 def test_what_can_t_be_read_is_left_out_only_if_that_is_asked_for(tmp_path):
     copy, source = tmp_path / "copy.jsonl", reading(bad_line(tmp_path))
     with pytest.raises(BadInput, match=r":3 is not valid JSON .* Nothing was written"):
@@ -70,6 +63,7 @@ TABLES = {
     "csv": {"prefs.csv": table_of(PAIRS, ",")},
     "tsv": {"prefs.tsv": table_of(PAIRS, "\t")},
     "semicolons": {"prefs.csv": table_of(PAIRS, ";")},
+    "bars": {"prefs.csv": table_of(PAIRS, "|")},
     "a byte order mark": {"prefs.csv": "\ufeff" + table_of(PAIRS, ",")},
     "two files": {"1.csv": table_of(PAIRS[:9], ","), "2.csv": table_of(PAIRS[9:], ";")},
 }

@@ -91,22 +91,11 @@ def history_of(job, results=RESULTS, attempts=ATTEMPTS, head=None, costs=None):
 
 def costs_of_two_machines(price):
     """Return what two rentals have cost that booted and never trained."""
+    rented = {"event": "machine", "host": "pod", "cloud": "RunPod", "region": "<b>CA</b>"}
+    rented |= {"count": 1, "spot": True, "price": price}
     events = [
-        {
-            "event": "machine",
-            "epoch": epoch,
-            "at": at + 30.0,
-            "session": f"s{epoch}",
-            "id": f"pod{epoch}",
-            "host": "pod",
-            "cloud": "RunPod",
-            "region": "<b>CA</b>",
-            "gpu": gpu,
-            "count": 1,
-            "spot": True,
-            "rented_at": at,
-            "price": price,
-        }
+        {**rented, "epoch": epoch, "at": at + 30.0, "session": f"s{epoch}", "id": f"pod{epoch}"}
+        | {"gpu": gpu, "rented_at": at}
         for epoch, at, gpu in ((1, 1000.0, "A40"), (2, 2000.0, "RTXA4000"))
     ]
     head = Head(epoch=2, spent=Spent(until=2060.0))

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.job import Job
 from pipeline.job.file import load_job
+from pipeline.job.stages import TRAINING
 from pipeline.report.history import differing
 from pipeline.report.report_file import write_report
 from pipeline.state.head import SkippedRows
@@ -102,6 +103,7 @@ def test_everything_is_drawn_from_the_file_alone(browser, report):
 def test_what_the_scripts_compute(browser, report):
     tab = Tab(browser, report)
     page = tab.page
+    assert page.evaluate("Object.keys(STAGES)") == list(TRAINING)
     # What can't be read in an address is left out.
     bad = "x=__proto__&zoom=5,NaN&charts=<b>,loss&smoothing=1e9&run=-1&hidden=x&stage=constructor"
     kept = page.evaluate(f"history.replaceState(null, '', '#{bad}'); readView(); view")

@@ -22,14 +22,8 @@ from tests.pipeline.report.test_model_card import (
 )
 
 # What `run_status` says of a released run.
-STATUS = {
-    "notes": [],
-    "stop": None,
-    "owner_running": None,
-    "heartbeat_age": None,
-    "last_commit_age": 0.0,
-    "progress": None,
-}
+STATUS = {"notes": [], "last_commit_age": 0.0}
+STATUS |= dict.fromkeys(("stop", "owner_running", "heartbeat_age", "progress"))
 
 
 def row(step, **measured):

@@ -36,14 +36,8 @@ FOUND = {
     },
     "moved": {"chosen": 0.05, "chosen_sem": 0.01, "rejected": -0.2, "rejected_sem": 0.02},
     "reference": SHA,
-    "rules": {
-        "longer_wins": 0.62,
-        "longer_wins_sem": 0.01,
-        "shorter_wins": 0.38,
-        "shorter_wins_sem": 0.01,
-        "longer": 700,
-        "shorter": 400,
-    },
+    "rules": {"longer_wins": 0.62, "longer_wins_sem": 0.01, "longer": 700}
+    | {"shorter_wins": 0.38, "shorter_wins_sem": 0.01, "shorter": 400},
     "answers": {
         "prompts": 64,
         "most_tokens": 256,
@@ -53,15 +47,9 @@ FOUND = {
         "shown": [{"prompt": "What is\n x?", "before": "It | is.", "after": "A name."}],
     },
 }
-TUNED = {
-    "accuracy": 0.91,
-    "accuracy_sem": 0.04,
-    "text_change": 0.012,
-    "text_change_sem": 0.003,
-    "response_change": -0.02,
-    "response_change_sem": 0.01,
-    "preferences": FOUND,
-}
+TUNED = {"accuracy": 0.91, "accuracy_sem": 0.04, "preferences": FOUND}
+TUNED |= {"text_change": 0.012, "text_change_sem": 0.003}
+TUNED |= {"response_change": -0.02, "response_change_sem": 0.01}
 SUMMARY = Summary(
     "pairs",
     2048,

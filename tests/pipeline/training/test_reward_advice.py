@@ -5,15 +5,8 @@ import pytest
 from pipeline.training.learning_advice import WINDOW, LearningAdvice
 from pipeline.training.reward_advice import FLAT_STEPS
 
-GOOD = {
-    "reward": 0.5,
-    "pass": 0.5,
-    "signal": 0.8,
-    "unfinished": 0.1,
-    "entropy": 2.0,
-    "mismatch": 1e-6,
-    "answer_tokens": 40.0,
-}
+GOOD = {"reward": 0.5, "pass": 0.5, "signal": 0.8, "unfinished": 0.1, "entropy": 2.0}
+GOOD |= {"mismatch": 1e-6, "answer_tokens": 40.0}
 
 
 def steps(first, stop, rise=0.01, **numbers):
