@@ -165,7 +165,8 @@ def run_checks(
         waiting = [talks]
     waiting += [(name, begin(check)) for name, check in checks]
     for name, wait in waiting:
-        more = LOCAL_SECONDS if name == "conversations" and _is_local(job) else 0.0
+        slow = name in ("conversations", "rewards") and _is_local(job)
+        more = LOCAL_SECONDS if slow else 0.0
         rows += outcome(name, wait, end + more, traced)
     return rows
 

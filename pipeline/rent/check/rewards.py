@@ -1,34 +1,62 @@
-"""Check that the rewards of a job can judge: by the records' own answers, and by an empty one."""
+"""Check that the rewards of a job can judge: by the records' own answers, and by an empty one. A
+small model on this machine is asked, too, whether rewards would teach it anything."""
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import closing
-from itertools import chain, islice
+from itertools import islice, product
+from pathlib import Path
 
 from pion.data.prompt.layouts import Question
 from pion.errors import BadInput
 from pion.rewards.answered import Answered
 from pion.rewards.builtin import unjudgeable
+from pipeline.base.keep import tokenizer_of_base
+from pipeline.console.formats import beginning
 from pipeline.data.judge import judge_of, require_deterministic
 from pipeline.data.prompts import questions
 from pipeline.data.sources import find_input
 from pipeline.job import Job
+from pipeline.models.find import find_model
+from pipeline.models.load import load_model
 from pipeline.rent.check import CheckRow
+from pipeline.rent.check.job import is_prepared
+from pipeline.stages.prepare import prepare_part
 
 # Of each source, so many records are judged.
 JUDGED = 16
+# A model answers so many prompts, and as many as before a first step if rewards teach nothing.
+FEW = 8
+# It is small enough if parameters × tokens to sample are at most this: half a minute on two cores.
+SMALL = 2e11
+# Prompts whose best and worst answers are shown, and the most characters of each.
+SHOWN, MOST_CHARACTERS = 3, 300
 ROW = "rewards"
 
 
 def check_rewards(job: Job) -> list[CheckRow]:
-    """Judge the own answers of the first records, and empty answers.
+    """Judge the own answers of the first records, empty answers, and those of a small model.
 
-    Raises BadInput for rewards that can't be used, and for records that they can't judge.
+    Raises BadInput for rewards that can't be used or teach nothing, and for records that they can't
+    judge.
     """
-    if job.reinforce is None:
+    section = job.reinforce
+    if section is None:
         return []
-    first = list(chain.from_iterable(_first(job, number) for number in _sources(job)))
-    _require_answers(job, first)
+    inputs = (
+        find_input(job, source, f"reinforce.sources.{number}")
+        for number, source in enumerate(section.sources)
+    )
+    first = [
+        one
+        for found in inputs
+        for one, _, _ in islice(questions(job, found), JUDGED)
+        if isinstance(one, Question)
+    ]
+    for one, reward in product(first, section.rewards):
+        if (why := unjudgeable(reward.kind, one.answer)) is not None:
+            raise BadInput(f"{one.conversation.where}: {why}. Nothing was trained")
     own = [_answered(one, one.answer) for one in first if one.answer is not None]
     with closing(judge_of(job)) as judge:
         totals = [
@@ -54,31 +82,48 @@ def check_rewards(job: Job) -> list[CheckRow]:
                 "that the rewards look for?",
             )
         )
-    return rows
-
-
-def _sources(job: Job) -> range:
-    assert job.reinforce is not None
-    return range(len(job.reinforce.sources))
-
-
-def _first(job: Job, number: int) -> list[Question]:
-    """Return the first records of a source that can be used."""
-    assert job.reinforce is not None
-    found = find_input(job, job.reinforce.sources[number], f"reinforce.sources.{number}")
-    read = islice(questions(job, found), JUDGED)
-    return [one for one, _, _ in read if isinstance(one, Question)]
-
-
-def _require_answers(job: Job, first: list[Question]) -> None:
-    """Raise BadInput if a reward compares with answers, and a record has none."""
-    assert job.reinforce is not None
-    for reward in job.reinforce.rewards:
-        for one in first:
-            why = unjudgeable(reward.kind, one.answer)
-            if why is not None:
-                raise BadInput(f"{one.conversation.where}: {why}. Nothing was trained")
+    return rows + _answers_of_start(job)
 
 
 def _answered(one: Question, text: str) -> Answered:
     return Answered(text, one.prompt, one.answer, one.record, finished=True, tokens=len(text) // 4)
+
+
+def _answers_of_start(job: Job) -> list[CheckRow]:
+    """Let a small model on this machine answer the first prompts, as before the first step.
+
+    Raises BadInput if nothing can be learned from its answers.
+    """
+    section, base = job.reinforce, job.base
+    if section is None or base is None or base.commit or job.train_stages[0] != "reinforce":
+        return []
+    from pion.train.gradients import Ranks
+    from pion.train.held_out_rewards import evaluate_rewards
+    from pipeline.data.prepared import open_data
+    from pipeline.training import prompts as of_stage
+
+    model = load_model(find_model(job.model_name(base.source)))
+    parameters = sum(weights.numel() for weights in model.parameters())
+    each = parameters * section.answers * section.max_tokens
+    counts = [n for n in (FEW, of_stage.FIRST_PROMPTS) if n * each <= SMALL]
+    if is_prepared(job) or not counts:
+        return []
+    with tempfile.TemporaryDirectory(prefix="pion-rewards-") as place:
+        rows, tokenizer = Path(place, "rows"), tokenizer_of_base(job, Path(place, "base"))
+        prepare_part(job, "reinforce", rows, lambda message: None, tokenizer)
+        data = open_data(rows)
+        stream = data.stream("train", job.seed, job.data.window, documents=job.within_documents)
+        with of_stage.open_feed(job, data, model, "train", stream) as (feed, prompts):
+            for count in counts:
+                asked = range(min(count, stream.total_rows))
+                found = evaluate_rewards(feed, prompts, asked, rank=0, ranks=Ranks(1))
+                if (why := of_stage.nothing_to_learn(section, found)) is None:
+                    break
+    if why is not None and of_stage.FIRST_PROMPTS in counts:
+        raise BadInput(why)
+    shown = [f"{one.prompt}\n{one.best_and_worst()}" for one in prompts.said()[:SHOWN]]
+    words = [
+        of_stage.signal_in_words(section, found),
+        *(beginning(w, MOST_CHARACTERS) for w in shown),
+    ]
+    return [CheckRow(ROW, None if why else True, "\n".join(words))]

@@ -5,21 +5,24 @@ import json
 import pytest
 
 from pion.errors import BadInput
+from pipeline.base.job_with_base import read_job
 from pipeline.rent.check.inputs import local_inputs
 from pipeline.rent.check.rewards import check_rewards
 from tests.pipeline.rent.check.checked_job import Case
+from tests.support.chat_templates import CHATML
+from tests.support.instruct_model import write_instruct_model
 
 SOURCES = [{"kind": "jsonl", "path": "questions.jsonl"}]
 
 
 @pytest.fixture
 def check(tmp_path):
-    def check(rewards, *answers, code=""):
+    def check(rewards, *answers, code="", most=16, **changes):
         lines = ({"question": f"What is {n}?", "answer": text} for n, text in enumerate(answers))
         (tmp_path / "questions.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
         (tmp_path / "rewards.py").write_text(code)
-        fields = {"sources": SOURCES, "rewards": rewards, "max_tokens": 16}
-        job = Case(tmp_path).job(reinforce=fields)
+        fields = {"sources": SOURCES, "rewards": rewards, "max_tokens": most, "held_out": 0.3}
+        job = read_job(Case(tmp_path).path(reinforce=fields, **changes))
         return [(row.ok, row.words) for row in check_rewards(job)], job
 
     return check
@@ -55,3 +58,17 @@ def test_a_function_is_called_and_travels_with_the_job(check):
     assert "IndexError" in rows[1][1]
     with pytest.raises(BadInput, match="in another process"):
         check([reward], "a", "b", code="def f(text): return hash(text) % 97")
+
+
+def test_a_small_model_on_this_machine_is_asked_first(check, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.training.prompts.FIRST_PROMPTS", 12)
+    write_instruct_model(tmp_path / "base", "smollm2", CHATML)
+    start = {"model": {"from": "base"}, "data": {}, "most": 100}
+    start |= dict.fromkeys(("tokenizer", "pretrain", "sft"))
+    reward = [{"kind": "python", "path": "rewards.py", "function": "f"}]
+    rows, _ = check(reward, *"a" * 60, code="def f(text): return len(text)", **start)
+    ok, words = rows[-1]
+    assert words.startswith("8 answers to each of 8 prompts: mean reward ")
+    assert (ok, words.count("reward ")) == (True, 1 + 2 * 3)
+    with pytest.raises(BadInput, match=r"each of 12 .* To 0% .*all answers are wrong"):
+        check(reward, *"a" * 60, code="def f(text): return 0", **start)
