@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -17,9 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.plain_torch import PlainDecoder
+from pion.bench import speed
 from pion.bench.models import Bench, check_model, counting_trainer
-from pion.bench.speed import measure_generating
 from pion.config.model_config import ModelConfig
+from pion.generation.step_graphs import compile_steps
 from pion.model import chunks_of_logits
 from pion.model.attention.attention import attend_by_document, attend_flex
 from pion.model.attention.masks import build_masks, document_bounds
@@ -287,13 +289,19 @@ def whole(s: Scale) -> Iterator[Found]:
 
 
 def texts(s: Scale) -> Iterator[Found]:
-    """Generation at once: with draws, and with the likeliest ids."""
-    for count in (1, 16, 64, 256):
-        measures = measure_generating(s.bench, s.config("pion-small"), count).measures
-        for name in ("tokens_per_second", "tokens_per_second_likeliest"):
-            speed = float(measures[name] or 0)
-            yield (
-                f"{count} texts, {name}",
-                speed,
-                f"({1000 * count / speed:.2f} ms a token of each)",
-            )
+    """Generation at once: with draws, and with the likeliest ids; then with compiled steps."""
+    written = speed.generating_model
+
+    def compiled(*given: Any) -> tuple[Decoder, str]:
+        model, dtype = written(*given)
+        compile_steps(model)
+        return model, dtype
+
+    for way, make in {"": written, ", compiled": compiled}.items():
+        for count in (1, 16, 64, 256):
+            with mock.patch.object(speed, "generating_model", make):
+                outcome = speed.measure_generating(s.bench, s.config("pion-small"), count)
+            for name in ("tokens_per_second", "tokens_per_second_likeliest"):
+                rate = float(outcome.measures[name] or 0)
+                took = f"({1000 * count / rate:.2f} ms a token of each)"
+                yield f"{count} texts{way}, {name}", rate, took

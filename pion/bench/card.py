@@ -45,16 +45,9 @@ class Card:
 
     def difference(self, other: Card) -> str | None:
         """Return why rows of `other` don't hold for this card; None if they do."""
-        pairs = (
-            ("card", self.card, other.card),
-            ("torch", self.torch, other.torch),
-            ("CUDA", self.cuda, other.cuda),
-            ("pion", self.pion, other.pion),
-            ("code", self.code, other.code),
-        )
-        for what, ours, theirs in pairs:
-            if ours != theirs:
-                return f"another {what} ({theirs}, and now {ours})"
+        for name in ("card", "torch", "cuda", "pion", "code"):
+            if (ours := getattr(self, name)) != (theirs := getattr(other, name)):
+                return f"another {name} ({theirs}, and now {ours})"
         return None
 
 

@@ -148,8 +148,7 @@ def _run(
         results = dataclasses.replace(results, rows=(*others, row))
         write_results(path, results)
         say(_line(row, width))
-        problem = _unusable(place)
-        if problem is not None:
+        if (problem := _unusable(place)) is not None:
             raise PionError(
                 f"after {task.name} the card answers nothing more ({problem}). The rows so far "
                 f"are in {path}. Restart the process: python -m pion.bench --resume {path}"

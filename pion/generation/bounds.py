@@ -55,8 +55,7 @@ def published_sampling(path: Path) -> dict[str, float]:
     given = read_optional(path)
     found: dict[str, float] = {}
     for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
-        value = given.get(name)
-        if value is None:
+        if (value := given.get(name)) is None:
             continue
         wrong = isinstance(value, bool) or not isinstance(value, int | float)
         if wrong or (name == "top_k" and value != int(value)) or not BOUNDS[name].has(value):

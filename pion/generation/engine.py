@@ -137,8 +137,7 @@ class Engine:
     def _send(self) -> None:
         """Deliver the events since the last call."""
         events, self._events = self._events, []
-        kept = [(answer.listener, event) for answer, event in events if not answer.cancelled]
-        if kept:
+        if kept := [(answer.listener, event) for answer, event in events if not answer.cancelled]:
             self._deliver(kept)
 
     def _step(self) -> None:

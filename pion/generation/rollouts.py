@@ -135,8 +135,7 @@ class Sampler:
 
     def _next(self, tokens: Sequence[int]) -> Tensor:
         """Read the next token of each row; return the fp32 logits (B, vocab) after it."""
-        found = self._graphs.step(tokens)
-        if found is not None:
+        if (found := self._graphs.step(tokens)) is not None:
             return found[1][:, 0]
         hidden = cache_tokens(self._model, [[token] for token in tokens], self._cache)
         return every_logits(self._model, hidden)[:, 0]

@@ -154,8 +154,7 @@ def sample_rows(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
     ]
     of_random = found if len(random) == len(draws) else found.rows(random)
     among = draw_among(of_random, [samplings[row] for row in random], numbers)
-    undecided = [place for place, token in enumerate(among) if token is None]
-    if undecided:
+    if undecided := [place for place, token in enumerate(among) if token is None]:
         whole = torch.stack([changed[random[place]] for place in undecided]).cpu()
         for place, values in zip(undecided, whole):
             sampling = samplings[random[place]]

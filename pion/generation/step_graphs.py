@@ -11,12 +11,16 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from pion.generation.fixed_step import FixedStep, Shape, shape_of
+from pion.generation.fixed_step import LEAST_ENTRIES, FixedStep, Shape, shape_of
 from pion.model.attention.cache import KVCache
+from pion.model.block import Block
+from pion.model.chunks_of_logits import compiled
 from pion.model.cuda_graph import (
     LEAST_FREE,
     CudaGraph,
@@ -35,7 +39,11 @@ MOST_GRAPHS = 32
 # The most that a logit of a replay may differ, as a share of the largest. The kernels are the same,
 # but a library may split a product in another way while a graph is captured.
 LIMIT = 1e-3
-CONTINUED = "texts are continued"
+# The same of a compiled step, which rounds elsewhere (assumed, not measured on a card).
+ROUNDING = 0.05
+# The compiler takes all sizes of one number for the same, so this must not be the number of layers.
+ANY_ROWS = 13
+CONTINUED = "texts are continued without CUDA graphs"
 
 # The hidden states (B, 1, d_model) and the fp32 logits (B, 1, vocab) of a step.
 Results = tuple[Tensor, Tensor]
@@ -134,6 +142,34 @@ class StepGraphs:
         self.refused = why
         self._by_shape.clear()
         say_without(CONTINUED, why, logging.WARNING)
+
+
+def compile_steps(model: Decoder) -> None:
+    """Compile what the steps of any shape compute before and after attention.
+
+    Each structure of a block takes seconds, so this is for the start of a server. If it fails or
+    gives other logits, blocks are computed as they are written, and the log says why. Attention is
+    not compiled: it writes to the cache in place, and a compiler would copy the cache.
+    """
+    if why_without(model) is not None:
+        return
+    torch._dynamo.config.recompile_limit = 64  # blocks differ in a few structures
+    compute = partial(Block.computed, by=partial(compiled, any_shape=True))
+    cache = KVCache(model.config, min(LEAST_ENTRIES, model.config.seq_len), ANY_ROWS)
+    model.hidden(model.embed.weight.new_ones(ANY_ROWS, 3).long(), cache=cache)
+    try:
+        for rows, fills in product((ANY_ROWS, 1), {False, cache.extra is not None}):
+            model.step = None
+            step = FixedStep(model, cache, shape_of(cache, rows)._replace(fills=fills))
+            step.write([1] * rows)
+            expected = step.compute()[1]
+            model.step = compute
+            if not _largest_share(step.compute()[1], expected) <= ROUNDING:
+                raise ValueError("a compiled step differs from the step as it is written")
+    except Exception as error:  # whatever torch, a driver or a compiler raises
+        model.step = None
+        why = words(getattr(error, "inner_exception", error))
+        say_without("texts are continued without a compiled step", why, logging.WARNING)
 
 
 def check_memory(device: torch.device) -> None:

@@ -97,11 +97,15 @@ class Text:
         changes = self._sampling.changes(self.ids, self.given, self.vocab_size, self._bias, allowed)
         return Draw(self._sampling, changes, self._randomness)
 
-    def take(self, token: int) -> int | None:
+    def take(self, token: int | None) -> int | None:
         """Add an id that was drawn, and return it; None: the text ends before it.
 
-        Raises BadInput if the grammar does not allow the id.
+        Raises BadInput if none could be drawn, or if the grammar does not allow the id.
         """
+        if token is None:
+            raise BadInput(
+                "the model predicts NaN or infinity: its weights or settings are damaged"
+            )
         if token in self._stop_ids:
             self.stop_id = token
             return None
@@ -124,8 +128,7 @@ class Text:
         if not bias:
             return None
         ids, last = list(bias), self.vocab_size - 1
-        wrong = next((token for token in ids if not 0 <= token <= last), None)
-        if wrong is not None:
+        if (wrong := next((token for token in ids if not 0 <= token <= last), None)) is not None:
             raise BadInput(f"logit_bias has the id {wrong}; the tokenizer's are from 0 to {last}")
         return ids, list(bias.values())
 
@@ -150,16 +153,10 @@ def draw_together(texts: Sequence[Text], logits: Tensor) -> list[int | Exception
     chosen = logits if len(draws) == len(texts) else torch.stack([logits[row] for row in draws])
     for row, token in zip(draws, sample_rows(chosen, list(draws.values())), strict=True):
         try:
-            found[row] = texts[row].take(_checked(token))
+            found[row] = texts[row].take(token)
         except Exception as error:
             found[row] = error
     return found
-
-
-def _checked(token: int | None) -> int:
-    if token is None:
-        raise BadInput("the model predicts NaN or infinity: its weights or settings are damaged")
-    return token
 
 
 def checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,12 +47,27 @@ class Block(nn.Module):
         """
         return self.computed(x, inputs) if compute is None else compute(self, x, inputs)
 
-    def computed(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Stats]:
-        """Return what `forward` returns."""
+    def computed(
+        self, x: Tensor, inputs: BlockInputs, by: Callable[[Any], Any] = lambda function: function
+    ) -> tuple[Tensor, Stats]:
+        """Return what `forward` returns. `by` may compile what comes before and after attention."""
+        x, mixed = by(Block._before_attention)(self, x, inputs)
+        mixed = self.attention and self.attention.mix(mixed, inputs.attention)
+        result: tuple[Tensor, Stats] = by(Block._after_attention)(self, x, mixed, inputs)
+        return result
+
+    def _before_attention(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Any]:
+        """Return the layer's input, and its queries, keys and values."""
         x = inputs.before.into(x)
+        seen = x if self.attention_norm is None else self.attention_norm(x)
+        return x, self.attention and self.attention.heads(seen, inputs.attention)
+
+    def _after_attention(
+        self, x: Tensor, mixed: Tensor | None, inputs: BlockInputs
+    ) -> tuple[Tensor, Stats]:
+        """Return what `forward` returns, of the layer's input and what its attention has mixed."""
         if self.attention is not None:
-            seen = x if self.attention_norm is None else self.attention_norm(x)
-            x = (x + self.attention(seen, inputs.attention)).to(x.dtype)
+            x = (x + self.attention.o_proj(mixed)).to(x.dtype)
         normed = self.feedforward_norm(x)
         if self.gate is not None and self.gate.skip_above is not None and not inputs.trained:
             alone = inputs.feedforward._replace(real=None)  # nobody reads the report

@@ -204,13 +204,13 @@ class CompiledChunks:
 
 
 @lru_cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], *, any_shape: bool = False) -> Callable[..., Any]:
     """Return a function by torch.compile.
 
-    Each shape has kernels for itself. With kernels for all shapes, the kernels of a resumed run
-    could differ from those of the unbroken run, which met the shapes in another order.
+    In training, each shape has kernels for itself. With kernels for `any_shape`, the kernels of a
+    resumed run could differ from those of the unbroken run, which met the shapes in another order.
     """
-    return torch.compile(function, dynamic=False, fullgraph=True)
+    return torch.compile(function, dynamic=any_shape, fullgraph=True)
 
 
 def log_probs_of_logits(logits: Tensor, targets: Tensor, vocab: int, cap: float | None) -> Tensor:

@@ -51,8 +51,8 @@ def free_memory(device: torch.device) -> int:
 
 @cache
 def say_without(what: str, why: str, level: int) -> None:
-    """Log once in this process what is done without graphs, and why."""
-    _log.log(level, "%s without CUDA graphs: %s", what, why)
+    """Log once in this process what is done without something, such as CUDA graphs, and why."""
+    _log.log(level, "%s: %s", what, why)
 
 
 def words(error: Exception) -> str:

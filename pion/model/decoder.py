@@ -128,6 +128,8 @@ class Decoder(nn.Module):
 
     # Whether each rank has only a part of the weights (pion/train/sharding.py).
     sharded = False
+    # What computes the blocks of `hidden_at`; None: they are computed as they are written.
+    step: Compute | None = None
     # What continues texts, if not pion/generation/decoding.py: (model, rows, tokens) → Decoding.
     decoding: Any = None
 
@@ -408,9 +410,12 @@ class Decoder(nn.Module):
 
     def hidden_at(self, tokens: Tensor, cache: KVCache, place: Place) -> Tensor:
         """Return what `hidden` returns, of tokens (B, T) at a place of the cache."""
-        return self._run(Given(tokens, cache=cache, row=place.first, place=place), AS_THE_MODEL)[0]
+        given = Given(tokens, cache=cache, row=place.first, place=place)
+        return self._run(given, AS_THE_MODEL, self.step)[0]
 
-    def _run(self, given: Given, options: StepOptions) -> tuple[Tensor, list[Stats]]:
+    def _run(
+        self, given: Given, options: StepOptions, compute: Compute | None = None
+    ) -> tuple[Tensor, list[Stats]]:
         """Return what `hidden` returns, and the report of each layer.
 
         In a compiled step, hidden states have the dtype of the residual stream.
@@ -426,7 +431,7 @@ class Decoder(nn.Module):
             x.requires_grad_(learns)
         # A block that gets one tensor as both inputs would be compiled separately.
         now.results[EMBEDDED] = x.view_as(x) if options.compiled else x
-        compute = compiled(Block.computed) if options.compiled else None
+        compute = compiled(Block.computed) if options.compiled else compute
         parts, reports = self.shared_parts(), []
         kept = {layer for part in parts for layer in part.reads}
         with nullcontext() if trained else kernels_of_any_length(x.device):

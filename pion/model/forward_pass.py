@@ -201,11 +201,10 @@ def _past(given: Given) -> int:
 def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
     """Return what each reach of attention sees in whole rows."""
     device, total = given.tokens.device.type, given.tokens.shape[1]
-    by_document = attends_by_document(config, device, total, compiled=options.compiled)
-    kernel: Kernel = "documents" if by_document else "dense"
-    # With a cache it is not used: it is compiled for each length, and prompts have any length.
-    if flexible(config, device):
-        kernel = "documents" if options.varlen else "flex"
+    # With a cache, flex attention is not used: it is compiled for each length of a prompt.
+    kernel: Kernel = "flex" if flexible(config, device) else "dense"
+    if options.varlen or attends_by_document(config, device, total, compiled=options.compiled):
+        kernel = "documents"
     windows = options.parts.get("windows")
     window = None if windows is None else windows.tokens
     return build_masks(config, given.tokens, total, given.documents, window, kernel=kernel)

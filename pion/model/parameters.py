@@ -81,8 +81,7 @@ def draw_weights(model: nn.Module, init: str, std: float, tied: bool) -> None:
 def draw_module(path: str, module: nn.Module, init: str, std: float, tied: bool) -> None:
     """Draw the weights of one module of a model, but not those of its children."""
     name = path.rpartition(".")[2]
-    draw = getattr(module, "draw_weights", None)
-    if draw is not None:
+    if (draw := getattr(module, "draw_weights", None)) is not None:
         draw(init, std)
     elif isinstance(module, nn.Linear):
         draw_matrix(module.weight, name, init, std)
@@ -192,8 +191,7 @@ def require_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 f"{name} has shape {tuple(weights[name].shape)}; "
                 f"the model's settings need {tuple(tensor.shape)}"
             )
-    unknown = next((name for name in weights if name not in expected), None)
-    if unknown is not None:
+    if (unknown := next((name for name in weights if name not in expected), None)) is not None:
         raise BadInput(f"unexpected tensor {unknown}: this model has no parameter with that name")
 
 

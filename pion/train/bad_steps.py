@@ -31,8 +31,7 @@ class StepJudge:
         """Return why a step is bad, in words; None if it is not. The gradient norm is that before
         clipping."""
         numbers = (("loss", loss), ("gradient norm", grad_norm))
-        broken = [f"{name} {v:g}" for name, v in numbers if not math.isfinite(v)]
-        if broken:
+        if broken := [f"{name} {v:g}" for name, v in numbers if not math.isfinite(v)]:
             return " and ".join(broken)
         if self._max_spike is None or len(self.recent) < ENOUGH_STEPS:
             return None

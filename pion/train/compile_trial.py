@@ -59,8 +59,7 @@ def try_compiler(trial: Trial, plan: ComputePlan) -> list[StepDown]:
         except torch.OutOfMemoryError:
             break  # a training finds the rows that fit
         except Exception as error:
-            change = step_down(plan, error, uses_flex=flex)
-            if change is None:
+            if (change := step_down(plan, error, uses_flex=flex)) is None:
                 raise
         # Here the error is gone, and with its traceback the tensors of the block.
         free_memory(device)

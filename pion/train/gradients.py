@@ -76,8 +76,7 @@ class Gradients:
         options = options._replace(
             varlen=takes_varlen(self._model.config, self._dtype, self._device, batch.documents)
         )
-        found = self.graphs.add(batch, objective, options, self._computed)
-        if found is not None:
+        if (found := self.graphs.add(batch, objective, options, self._computed)) is not None:
             return found
         # Of a sharded model, few gradients are in buckets, and FSDP sums the others meanwhile.
         buckets = self.buckets if last and self._shards is None else None

@@ -249,10 +249,8 @@ def peak_flops(device: torch.device, dtype: str, reached: float = 0.0) -> float:
     If training has `reached` more than was measured, the device was busy with other programs: the
     peak is measured again, and is at least what was reached.
     """
-    if device.type == "cuda":
-        known = gpu_flops(torch.cuda.get_device_name(device), dtype)
-        if known is not None:
-            return known
+    if device.type == "cuda" and (known := gpu_flops(torch.cuda.get_device_name(device), dtype)):
+        return known
     case = (device, dtype, torch.get_num_threads())
     if case not in _peaks or _peaks[case] < reached:
         _peaks[case] = max(_peaks.get(case, 0.0), _measured_flops(device, dtype), reached)

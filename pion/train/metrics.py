@@ -103,8 +103,7 @@ class StepMetrics:
 
     def drain(self) -> list[dict[str, Any]]:
         """Return the steps since the last call; see `Trainer.drain_metrics`."""
-        trouble = self.trouble()
-        if trouble is not None:
+        if (trouble := self.trouble()) is not None:
             raise trouble
         steps = self._good_steps()
         self._begin_interval()
@@ -137,8 +136,7 @@ class StepMetrics:
             return
         numbers: list[list[float]] = torch.stack([_numbers(record) for record in records]).tolist()
         for record, (loss, grad_norm, targets, *reported) in zip(records, numbers):
-            what = self._judge.what_is_wrong(loss, grad_norm)
-            if what is not None:
+            if (what := self._judge.what_is_wrong(loss, grad_norm)) is not None:
                 self._wrong = (record, what)
                 return
             if targets:  # without targets the loss is always 0

@@ -191,7 +191,7 @@ class MicroBatchGraphs:
         self.refused = why
         self._static, self._gradients = None, []
         self._graphs.clear()
-        say_without("micro-batches are computed", why, level)
+        say_without("micro-batches are computed without CUDA graphs", why, level)
 
 
 def _tensors(batch: Batch, objective: CrossEntropy) -> list[Tensor]:

@@ -228,8 +228,7 @@ class Trainer:
         if self.settings.reinforcement is not None:
             learns = self._ranks.any(batch.learns)
             rounds = self._ranks.most(len(batch.micro_batches))
-        measured = self._add_gradients(batch, objective, plan, rounds, should_stop)
-        if measured is None:
+        if (measured := self._add_gradients(batch, objective, plan, rounds, should_stop)) is None:
             self.optimizer.zero_grad()
             return False
         loss, stats, measures = measured
@@ -415,8 +414,7 @@ class Trainer:
 
         Raises Trouble if a step went wrong, because its weights must not be saved.
         """
-        trouble = self.trouble()
-        if trouble is not None:
+        if (trouble := self.trouble()) is not None:
             raise trouble
         model = self._learned()
         for name in model.keys() & dict(self.model.named_buffers()).keys():

@@ -15,6 +15,7 @@ from pion.errors import BadInput
 from pion.generation.answer import Deliver, Event, Listener
 from pion.generation.decoding import bytes_per_row
 from pion.generation.engine import Engine
+from pion.generation.step_graphs import compile_steps
 from pion.model.decoder import Decoder
 from pion.train.hardware import memory_in_use, total_memory
 from pipeline.console.formats import amount, show, size
@@ -140,6 +141,9 @@ def _load(name: str, found: FoundModel, options: Options, deliver: Deliver) -> S
     model, weight = model.joined(), model.embed.weight
     seq_len = min(options.seq_len or model.config.seq_len, model.config.seq_len)
     slots, most_bytes = fit_slots(name, model, options.slots, seq_len, free_memory(weight.device))
+    if weight.is_cuda:
+        show(f"{name}: compiling the step that draws a token, which may take a minute")
+        compile_steps(model)
     engine = Engine(
         model,
         deliver,

@@ -401,11 +401,18 @@ class _Continued:
 
 
 def replay(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
-    """Continue two texts by a captured step; count the steps after the graph was compared."""
+    """Continue two texts by a captured step; count the steps after the graph was compared.
+
+    The step consists of the functions that a server on a real card would compile.
+    """
     # The card has no values to compare.
     compared = mock.patch.object(step_graphs, "_largest_share", return_value=0.0)
-    with compared as compare, few_copied(watch, LIKELIEST):
+    as_written = torch.compiler.set_stance("force_eager")
+    with compared as compare, few_copied(watch, LIKELIEST), as_written:
         texts = _Continued.of(config, dtype)
+        step_graphs.compile_steps(texts.model)
+        assert (texts.model.step is None) == bool(step_graphs.why_without(texts.model))
+        compare.reset_mock()
         texts.step(CAPTURED_STEP + 1)
         watch.start()
         texts.step(NEW_TOKENS)

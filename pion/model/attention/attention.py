@@ -318,9 +318,9 @@ class Attention(nn.Module):
             gains = torch.stack([query] * heads + [key] * kv_heads)
         self._joined = Joined(weight, bias, gains)
 
-    def forward(self, x: Tensor, inputs: AttentionInputs) -> Tensor:
-        """Map (B, T, d_model) to (B, T, d_model)."""
-        rotation, mask, cache, values = inputs
+    def heads(self, x: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, (B, heads, T, head_dim), of x (B, T, d_model)."""
+        rotation, values = inputs.rotation, inputs.values
         batch, tokens, _ = x.shape
         dtype = compute_dtype(x, self.q_proj.weight)
         x = x.to(dtype)
@@ -346,16 +346,20 @@ class Attention(nn.Module):
             value = value * values.own
             if values.embedded is not None:
                 value = value + values.table * values.embedded.view_as(value)
-        value = value.to(dtype).transpose(1, 2)
-        if cache is not None:
-            key, value = cache.layer.extend(key, value, cache.place)
-        mixed = attend(query, key, value, mask, self.config.softcap, self.scale)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, tokens, -1))
+        return query, key, value.to(dtype).transpose(1, 2)
+
+    def mix(self, heads: tuple[Tensor, Tensor, Tensor], inputs: AttentionInputs) -> Tensor:
+        """Return the values that the queries see, those of the cache too, mixed: (B, T, width)."""
+        query, key, value = heads
+        if inputs.cache is not None:
+            key, value = inputs.cache.layer.extend(key, value, inputs.cache.place)
+        mixed = attend(query, key, value, inputs.mask, self.config.softcap, self.scale)
+        return mixed.transpose(1, 2).flatten(2)
 
     def _project_joined(
         self, x: Tensor, rotation: Rotation | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what `forward` computes before it attends, with fewer operations."""
+        """Return what `heads` does before it looks at values, with fewer operations."""
         assert self._joined is not None
         (weight, bias, gains), config = self._joined, self.config
         every = project(x, weight, bias).view(*x.shape[:2], -1, self.config.head_dim)

@@ -169,6 +169,11 @@ class KVCache:
         return torch.cat([room.positions(ends - place.count), ends - place.count + new], dim=1)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the keys and values. Something has been written."""
+        return next(layer.both.dtype for layer in self.layers if layer.both is not None)
+
+    @property
     def most_together(self) -> int:
         """The most tokens of texts of different lengths that can be read together."""
         return min(room.most for room in self._rooms.values())

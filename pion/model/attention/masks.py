@@ -51,7 +51,8 @@ class Mask:
 
     Attributes:
         causal: queries and keys are the same tokens; each token sees itself and the tokens before.
-        allowed: boolean, broadcastable to (B, 1, queries, keys): true where the query sees the key.
+        allowed: boolean, broadcastable to (B, 1, queries, keys): true where the query sees the key;
+            or numbers to add to scores: 0 where the query sees the key, −∞ elsewhere.
         blocks: `allowed` as flex attention's BlockMask.
         documents: `document_lengths` on a CPU, `document_bounds` on CUDA; each token sees itself
             and the tokens of its document before it.
@@ -95,9 +96,8 @@ def build_cache_masks(config: ModelConfig, tokens: Tensor, place: Place, cache: 
     """Return the mask of each reach for `tokens` (B, T), which a cache has at `place`."""
     found = Masks()
     for reach in sorted(reaches(config)):
-        key = cache.key_positions(reach, place, tokens.device)
-        if key is not None:
-            found[reach] = _mask_by_positions(config, reach, place, key)
+        if (key := cache.key_positions(reach, place, tokens.device)) is not None:
+            found[reach] = _mask_by_positions(config, reach, place, key, cache.dtype)
         elif config.windows is None:
             found[reach] = build_mask(config, tokens, place.end, None)
         else:  # the rows are equally long, and all their keys are there, in order
@@ -106,13 +106,19 @@ def build_cache_masks(config: ModelConfig, tokens: Tensor, place: Place, cache: 
     return found
 
 
-def _mask_by_positions(config: ModelConfig, reach: Reach, place: Place, key: Tensor) -> Mask:
-    """Return the mask for keys at these positions (1 or B, keys). Negative ones are of no text."""
+def _mask_by_positions(
+    config: ModelConfig, reach: Reach, place: Place, key: Tensor, dtype: torch.dtype
+) -> Mask:
+    """Return the mask for keys of a dtype at these positions (1 or B, keys). Negative ones are of
+    no text."""
     key, query = key[:, None], place.token_positions(key.device)[:, :, None]
     seen = (key <= query) & (key >= 0)
     if config.windows is not None:
         count = window_blocks(config.windows)[reach]
         seen = seen & _in_window(key, query, count, config.windows.block)
+    if config.softcap is None:
+        # Attention adds such numbers to scores, and would make them of booleans in each layer.
+        seen = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, float("-inf"))
     return Mask(allowed=seen[:, None])
 
 
@@ -200,20 +206,14 @@ def build_mask(
     keys: int,
     documents: Tensor | None,
     *,
-    window: int | None = None,
     flex: bool = False,
 ) -> Mask:
     """Return the mask for `tokens` (B, T), the last of the `keys` tokens of each row.
 
     Each token sees itself and the tokens before it. With documents (B, T), it sees only the tokens
-    of the same document. `flex` as in `build_masks`. Raises ValueError for a `window` that hides
-    some of the keys, and for documents of some of the keys.
+    of the same document, and the documents are those of all keys. `flex` as in `build_masks`.
     """
     queries, device = tokens.shape[1], tokens.device
-    if window is not None and window < keys:
-        raise ValueError(f"a window of {window} tokens hides some of {keys}")
-    if documents is not None and queries < keys:
-        raise ValueError(f"the documents of {queries} tokens are not those of {keys}")
     if queries == 1:  # all keys are earlier tokens of its own document, and in its window
         return Mask()
     if documents is None and config.softcap is None and queries == keys:
@@ -268,7 +268,7 @@ def _window_mask(
     block, queries, device = config.windows.block, tokens.shape[1], tokens.device
     window = max(count, 1) * block
     if documents is None and window >= keys:
-        return build_mask(config, tokens, keys, None, window=window, flex=flex)
+        return build_mask(config, tokens, keys, None, flex=flex)
     if queries < keys:
         # The cached tokens are of one document, so its blocks are the window's.
         key = torch.arange(keys, device=device)

@@ -76,20 +76,19 @@ class SwiGLU(FeedForward):
     def forward(self, x: Tensor, inputs: FeedForwardInputs = NOTHING_ELSE) -> tuple[Tensor, Stats]:
         """Map (B, T, d_model) to (B, T, d_model), without a report."""
         x = x.to(compute_dtype(x, self.gate_proj.weight))
-        if self._joined is not None:
-            gate, up = project(x, self._joined).chunk(2, dim=-1)
-            return self.down_proj(silu(gate) * up), {}
-        gate, up = project_together(x, (self.gate_proj, self.up_proj))
+        gate, up = (
+            project_together(x, (self.gate_proj, self.up_proj))
+            if self._joined is None
+            else project(x, self._joined).chunk(2, dim=-1)
+        )
         return self.down_proj(silu(gate) * up), {}
 
 
-def relu_squared(x: Tensor) -> Tensor:
-    """Return relu(x)² (So et al. 2021, "Primer")."""
-    return relu(x).square()
-
-
-# The functions between the two matrices; gelu is the exact one.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu2": relu_squared, "gelu": gelu}
+# The functions between the two matrices: relu(x)² (So et al. 2021, "Primer"), and the exact GELU.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu2": lambda x: relu(x).square(),
+    "gelu": gelu,
+}
 
 
 class TwoMatrices(FeedForward):

@@ -64,12 +64,12 @@ def mix_experts(
 def _grouped_mixture(
     x: Tensor, matrices: list[Tensor], weights: Tensor, order: Tensor, ends: Tensor
 ) -> Tensor:
-    rows = _rows_of_choices(x, order, weights.shape[1])
+    rows: Tensor = _RowsOfChoices.apply(x, order, weights.shape[1])
     gate, up, down = (matrix.to(x.dtype) for matrix in matrices)
     gated = _grouped_mm(rows, gate.mT, offs=ends)
     raised = _grouped_mm(rows, up.mT, offs=ends)
     parts = _grouped_mm(silu(gated) * raised, down.mT, offs=ends)
-    parts = _in_order_of_tokens(parts, order).view(*weights.shape, -1)
+    parts = _InOrderOfTokens.apply(parts, order).view(*weights.shape, -1)
     return (parts * weights[..., None]).sum(dim=1)
 
 
@@ -107,16 +107,6 @@ class _InOrderOfTokens(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (order,) = ctx.saved_tensors
         return grad.index_select(0, order), None
-
-
-def _rows_of_choices(x: Tensor, order: Tensor, top_k: int) -> Tensor:
-    rows: Tensor = _RowsOfChoices.apply(x, order, top_k)
-    return rows
-
-
-def _in_order_of_tokens(parts: Tensor, order: Tensor) -> Tensor:
-    result: Tensor = _InOrderOfTokens.apply(parts, order)
-    return result
 
 
 def _row_of(order: Tensor) -> Tensor:

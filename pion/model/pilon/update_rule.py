@@ -50,8 +50,7 @@ class PrimitiveWise:
         if self._last < self._settings.steps:
             counts = counts.clamp(max=self._last)
         scale, root = (self._corrections[:, counts] * chosen)[..., None, None]
-        decay = self.decay(self._settings)
-        if decay:
+        if decay := self.decay(self._settings):
             self._factors.mul_(1 - lr * decay * chosen[:, None, None])
         # For an unchosen primitive, 0 is divided by eps.
         size = torch.addcmul(self._eps, exp_avg_sq.sqrt(), root)

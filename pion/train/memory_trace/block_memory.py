@@ -105,8 +105,7 @@ def measure_block(
     origins = Origins(fused=compiled)
 
     def pack(tensor: Tensor) -> Any:
-        found = origins.computed_again.get(tensor.untyped_storage())
-        if found is None:
+        if (found := origins.computed_again.get(tensor.untyped_storage())) is None:
             return tensor.detach()
         # A product that reads the tensor later still changes what was found.
         form = tensor.shape, tensor.stride(), tensor.storage_offset()

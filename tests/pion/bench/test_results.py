@@ -93,10 +93,7 @@ def changes():
         "a verdict that is a list": (put("rows", 0, "verdict", ["right"]), "must be one of right"),
         "a measure that is a list": (put("rows", 0, "measures", "text", [1]), "measures.text"),
         "measures that are a list": (put("rows", 0, "measures", [1]), "must be an object"),
-        "too many measures": (
-            put("rows", 0, "measures", {str(i): 1 for i in range(99)}),
-            "at most 50",
-        ),
+        "too many measures": (put("rows", 0, "measures", dict.fromkeys(range(99))), "at most 50"),
         "a text without an end": (put("rows", 0, "words", "x" * 2000), "at most 1000 characters"),
         "a number without an end": (put("card", "memory", 10**30), "a smaller number"),
     }

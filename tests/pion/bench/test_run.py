@@ -131,11 +131,8 @@ def test_resuming_keeps_rows_and_repeats_what_was_wrong(bench):
     bench.ran.clear()
     assert bench({"a": WRONG, "b": RIGHT, "c": RIGHT}, resume=bench.path) == 0
     assert bench.ran == ["b", "c"]
-    assert {row.name: row.verdict for row in read_results(bench.path).rows} == {
-        "a": "right",
-        "b": "right",
-        "c": "right",
-    }
+    found = {row.name: row.verdict for row in read_results(bench.path).rows}
+    assert found == dict.fromkeys("abc", "right")
 
 
 @pytest.mark.parametrize("changed", [{"torch": "2.13.0"}, {"code": "0" * 12}, {"pion": "0.0.9"}])
@@ -181,11 +178,8 @@ def names(*only):
 
 def test_only_takes_rows_by_name_or_by_what_their_names_begin_with():
     assert names("save/tiny-pion") == ["save/tiny-pion"]
-    assert names("losses/pion", "save") == [
-        "losses/pion/bfloat16",
-        "save/tiny-pion",
-        "losses/pion/float32",
-    ]
+    both = ["losses/pion/bfloat16", "save/tiny-pion", "losses/pion/float32"]
+    assert names("losses/pion", "save") == both
     assert names() == [task.name for task in every_task(TINY)]
 
 
@@ -270,11 +264,8 @@ def test_an_invalid_request_is_exit_code_2(capsys, arguments, expected):
 
 def test_names_are_listed_without_a_card(capsys):
     assert main(["--names", "--only", "train/pion-small"]) == 0
-    assert capsys.readouterr().out.split() == [
-        "train/pion-small/job",
-        "train/pion-small/compiled",
-        "train/pion-small/eager",
-    ]
+    listed = [f"train/pion-small/{how}" for how in ("job", "compiled", "eager")]
+    assert capsys.readouterr().out.split() == listed
 
 
 def test_an_old_torch_is_refused_with_the_command_that_helps(bench, monkeypatch):

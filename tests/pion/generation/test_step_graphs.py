@@ -5,6 +5,7 @@ real steps, on a card that is pretended.
 """
 
 import logging
+from functools import lru_cache, partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pion.bench.models import check_model, scrambled
 from pion.config.presets import FAMILIES
 from pion.generation import step_graphs
 from pion.generation.decoding import Decoding, cache_tokens
+from pion.generation.fixed_step import FixedStep, shape_of
 from pion.generation.generate import generate, generate_batch
 from pion.generation.step_graphs import CAPTURED_STEP, StepGraphs, check_memory, why_without
 from pion.model.attention.cache import KVCache
@@ -171,6 +173,75 @@ def test_a_capture_leaves_memory_to_prompts(monkeypatch):
     monkeypatch.setattr(step_graphs, "free_memory", lambda device: 512 * 2**20 - 1)
     with pytest.raises(torch.OutOfMemoryError, match=r"^511 MiB .* less than 512$"):
         check_memory(torch.device("cuda"))
+
+
+# ---------------------------------------------------------------- compiled steps
+
+
+def compile_by(monkeypatch, backend):
+    """Let steps be compiled by a backend of torch.compile, on a CPU that passes for a card."""
+    by = partial(torch.compile, backend=backend, dynamic=True, fullgraph=True)
+    monkeypatch.setattr(
+        step_graphs, "compiled", lru_cache(lambda function, any_shape: by(function))
+    )
+    monkeypatch.setattr(step_graphs, "why_without", lambda model: None)
+    torch._dynamo.reset()
+    say_without.cache_clear()
+
+
+WAYS = [pytest.param(family, "inductor", marks=pytest.mark.soak) for family in FAMILIES]
+
+
+@pytest.mark.parametrize(("family", "backend"), [("pion", "aot_eager"), *WAYS])
+def test_a_compiled_step_draws_the_same_tokens_and_is_compiled_for_all_rows(
+    family, backend, monkeypatch, tmp_path
+):
+    """But the products of experts, whose shapes a card without graphs would have to know."""
+    monkeypatch.setenv("TMPDIR", "/tmp")  # the C++ compiler fails at a path with a space
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", f"/tmp/{tmp_path.parent.name}")
+    compile_by(monkeypatch, backend)
+    model = scrambled(check_model(family, tiny=True)).joined()
+    step_graphs.compile_steps(model)
+    compute, counted = model.step, torch._dynamo.utils.counters["stats"]
+    before = counted["unique_graphs"]
+    assert (compute is None, before > 0) == (False, True)
+    for rows in (1, 2, 3, 5):
+        cache = KVCache(model.config, model.config.seq_len, rows)
+        for row in range(rows):
+            cache_tokens(model, [list(range(4 + row))], cache, row)
+        tokens = [1] * rows
+        for _ in range(9):  # a segment is filled, too
+            step, drawn = FixedStep(model, cache, shape_of(cache, rows)), []
+            step.write(tokens)
+            for way in (None, compute):
+                model.step = way
+                drawn.append(step.compute()[1][:, 0].argmax(dim=1).tolist())
+            tokens = drawn[0]
+            assert drawn == [tokens, tokens]
+            cache.grow(0, rows, 1)
+    assert counted["unique_graphs"] == before or family == "tachyon"
+
+
+def fails(graph, inputs):
+    raise RuntimeError("no C++ compiler")
+
+
+def doubles(graph, inputs):
+    return lambda *given: [2 * each for each in graph(*given)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "why"),
+    [(fails, "RuntimeError: no C++ compiler"), (doubles, "ValueError: a compiled step differs")],
+)
+def test_a_step_that_is_not_compiled_or_wrong_is_computed_as_written(
+    backend, why, model, monkeypatch, caplog
+):
+    compile_by(monkeypatch, backend)
+    step_graphs.compile_steps(model)
+    assert model.step is None
+    (said,) = (each.getMessage() for each in caplog.records if each.name.startswith("pion"))
+    assert said.startswith(f"texts are continued without a compiled step: {why}")
 
 
 # ---------------------------------------------------------------- why there are no graphs

@@ -24,14 +24,8 @@ LOSSES = [
 
 
 def trainer(rows, preference, *, micro_batch=3, dtype="float32", model=None):
-    settings = TrainSettings(
-        steps=4,
-        global_batch=ROWS,
-        lr=1e-2,
-        schedule="constant",
-        weight_decay=0.0,
-        preference=preference,
-    )
+    steady = {"lr": 1e-2, "schedule": "constant", "weight_decay": 0.0}
+    settings = TrainSettings(steps=4, global_batch=ROWS, preference=preference, **steady)
     plan = ComputePlan(micro_batch=micro_batch, threads=1, dtype=dtype)
     return Trainer(model or drawn(CONFIG), rows.as_stream(), settings, plan)
 

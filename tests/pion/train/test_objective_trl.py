@@ -115,17 +115,10 @@ def train_by_trl(folder, asked):
 
 def our_losses(fields):
     rows = PairRows(rows_of_pairs(), single="unpaired" in fields)
-    settings = TrainSettings(
-        steps=STEPS,
-        global_batch=BATCH,
-        lr=LR,
-        schedule="constant",
-        weight_decay=0.0,
-        preference=Preference(**fields),
-    )
-    trainer = Trainer(
-        drawn(MODEL, 0), rows.as_stream(), settings, ComputePlan(micro_batch=3, threads=1)
-    )
+    steady = {"lr": LR, "schedule": "constant", "weight_decay": 0.0}
+    settings = TrainSettings(STEPS, BATCH, preference=Preference(**fields), **steady)
+    plan = ComputePlan(micro_batch=3, threads=1)
+    trainer = Trainer(drawn(MODEL, 0), rows.as_stream(), settings, plan)
     losses = [step["loss"] for step in run(trainer, STEPS)]
     trainer.close()
     return losses

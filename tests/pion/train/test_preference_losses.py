@@ -228,19 +228,9 @@ def measured(preference, sums, sequences):
 def test_metrics_are_sums_over_the_pairs():
     sums, sequences = two_rows()  # u is −n_w / 2, and v is n_l / 2
     found = measured(Preference("dpo", beta=0.1), sums, sequences)
-    assert found == pytest.approx(
-        {
-            "pairs": 3,
-            "margin": 0.1 * -(5 + 3 + 3),
-            "accuracy": 0,
-            "saturated": 0,
-            "chosen": -(3.5 + 1 + 0.5),
-            "rejected": 1.5 + 2 + 2.5,
-            "chosen_nll": 9 + 3 + 2,
-            "drift": 3 * 0.5,
-            "moved": 5 + 6,
-        }
-    )
+    expected = {"pairs": 3, "margin": 0.1 * -(5 + 3 + 3), "accuracy": 0, "saturated": 0}
+    expected |= {"chosen": -(3.5 + 1 + 0.5), "rejected": 1.5 + 2 + 2.5, "chosen_nll": 9 + 3 + 2}
+    assert found == pytest.approx(expected | {"drift": 3 * 0.5, "moved": 5 + 6})
 
 
 def test_means_are_compared_where_the_loss_compares_means():

@@ -192,18 +192,10 @@ def parts(process):
     }
 
 
-CHECKS = {
-    **{name: partial(follow, name=name, optimizer=kind) for name, kind in COMPARED.items()},
-    "stop": stop_on_one_rank,
-    "resume": resume,
-    "measure": measure,
-    "logits": write_with_other_logits,
-    "begin": begin_without_weights,
-    "lora": adapt,
-    "rounded": adapt_a_rounded_base,
-    "prefer": prefer,
-    "parts": parts,
-}
+CHECKS = {name: partial(follow, name=name, optimizer=kind) for name, kind in COMPARED.items()}
+CHECKS |= {"stop": stop_on_one_rank, "resume": resume, "measure": measure, "lora": adapt}
+CHECKS |= {"logits": write_with_other_logits, "begin": begin_without_weights, "prefer": prefer}
+CHECKS |= {"rounded": adapt_a_rounded_base, "parts": parts}
 ALONE = (*COMPARED, "measure", "lora", "rounded", "prefer")
 
 

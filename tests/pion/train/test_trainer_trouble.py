@@ -199,14 +199,7 @@ def first_wrong(losses, max_spike):
 
 
 @given(
-    losses=st.lists(
-        st.one_of(
-            st.floats(1.0, 4.0, width=32),
-            st.floats(1.0, 4.0, width=32),
-            st.floats(1.0, 9.0, width=32),
-        ),
-        max_size=100,
-    ),
+    losses=st.lists(st.floats(1.0, 4.0, width=32) | st.floats(1.0, 9.0, width=32), max_size=100),
     broken=st.none() | st.integers(0, 99),
     asks=st.lists(st.sampled_from(["drain", "trouble", "recent", ""]), min_size=100, max_size=100),
 )
@@ -242,16 +235,8 @@ def metrics_without_a_clock(max_spike=2.0):
 
 
 def record(step, loss, targets=8.0):
-    return StepRecord(
-        step=step,
-        rows=(step - 1, step),
-        lr=1e-3,
-        loss=torch.tensor(loss),
-        grad_norm=torch.tensor(1.0),
-        targets=torch.tensor(targets),
-        tokens=8,
-        seq_len=8,
-    )
+    numbers = (torch.tensor(value) for value in (loss, 1.0, targets))
+    return StepRecord(step, (step - 1, step), 1e-3, *numbers, tokens=8, seq_len=8)
 
 
 def test_a_step_without_targets_does_not_count_for_spikes():

@@ -248,14 +248,6 @@ def test_one_new_token_needs_no_mask_and_whole_sequences_none_in_memory():
     assert build_mask(config(), row(50), 50, None) == Mask(causal=True)
 
 
-def test_a_token_is_not_said_to_see_keys_that_its_window_or_documents_hide():
-    assert build_mask(config(), row(1), 50, None, window=50) == Mask()
-    with pytest.raises(ValueError, match="a window of 49 tokens hides some of 50"):
-        build_mask(config(), row(1), 50, None, window=49)
-    with pytest.raises(ValueError, match="the documents of 1 tokens are not those of 50"):
-        build_mask(config(), row(1), 50, row(1))
-
-
 def test_grouped_queries_take_the_fused_kernel_on_a_cpu(qkv):
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         attend(*qkv, Mask(causal=True), None)

@@ -163,14 +163,12 @@ def test_no_gradient_of_grouped_products_is_added_up_by_place(monkeypatch):
 def test_grouped_products_have_the_gradients_of_plain_indexing_bit_by_bit(monkeypatch, dtype):
     monkeypatch.setattr("pion.model.feedforward.expert_products.product_path", lambda *_: "grouped")
     ours = mixture_gradients(dtype)
-    monkeypatch.setattr(
-        "pion.model.feedforward.expert_products._rows_of_choices",
-        lambda x, order, top_k: x[order // top_k],
-    )
-    monkeypatch.setattr(
-        "pion.model.feedforward.expert_products._in_order_of_tokens",
-        lambda parts, order: parts[order.argsort()],
-    )
+    plainly = {
+        "_RowsOfChoices": lambda x, order, top_k: x[order // top_k],
+        "_InOrderOfTokens": lambda parts, order: parts[order.argsort()],
+    }
+    for name, by_index in plainly.items():
+        monkeypatch.setattr(f"pion.model.feedforward.expert_products.{name}.apply", by_index)
     plain = mixture_gradients(dtype)
     assert len(ours) == len(plain) == 6
     for found, expected in zip(ours, plain, strict=True):

@@ -57,8 +57,9 @@ def test_a_skipped_layer_adds_nothing():
     expected_of = []
 
     def masked(block, given, _):
-        x, inputs = given
-        seen = x + block.attention(block.attention_norm(x), inputs.attention)
+        x, inputs, *_ = given
+        heads = block.attention.heads(block.attention_norm(x), inputs.attention)
+        seen = x + block.attention.o_proj(block.attention.mix(heads, inputs.attention))
         skipped = block.gate(seen).sigmoid() > BETWEEN
         added, _ = block.feedforward(block.feedforward_norm(seen), inputs.feedforward)
         expected_of.append(skipped)

@@ -110,19 +110,10 @@ def test_the_prediction_is_never_under_and_at_most_20_percent_over(recompute):
     check(config, 8, "bfloat16", recompute=recompute)
 
 
-LORA = Workload(
-    ModelConfig(
-        d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=160, vocab_size=512, seq_len=64
-    ),
-    64,
-    "bfloat16",
-    "adamw",
-    "cpu",
-    False,
-    lora=Lora(rank=4),
-    ranks=3,
-    sharded=True,
-)
+SHAPE = {"d_model": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 160}
+SMALL = ModelConfig(**SHAPE, vocab_size=512, seq_len=64)
+DIVIDED = {"lora": Lora(rank=4), "ranks": 3, "sharded": True}
+LORA = Workload(SMALL, 64, "bfloat16", "adamw", "cpu", documents=False, **DIVIDED)
 
 
 @pytest.mark.usefixtures("untraced")

@@ -22,18 +22,9 @@ TINY = ModelConfig(
 
 
 def traced(config=TINY, *, dtype="bfloat16", compiled=False, lora=None, sequences=None):
-    work = Workload(
-        config,
-        config.seq_len,
-        dtype,
-        "adamw",
-        "cuda",
-        documents=sequences is not None,
-        compile=compiled,
-        lora=lora,
-        sequences=sequences or 0,
-    )
-    return work.traced()
+    rows = {"documents": sequences is not None, "sequences": sequences or 0}
+    how = {"compile": compiled, "lora": lora}
+    return Workload(config, config.seq_len, dtype, "adamw", "cuda", **rows, **how).traced()
 
 
 @pytest.mark.slow
