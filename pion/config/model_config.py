@@ -243,6 +243,8 @@ APART = tuple(name for name, kind in PARTS.items() if kind.apart)
 APART_ROLES: frozenset[Role] = frozenset(
     role for role in get_args(Role) if any(role in PARTS[name].roles for name in APART)
 )
+# What an evaluation measures of a part alone, by part.
+RESULTS = {name: kind.result for name, kind in PARTS.items() if kind.result is not None}
 # Fields whose value None means that the model is without it.
 OPTIONAL = frozenset(
     field.name for field in dataclasses.fields(ModelConfig) if field.default is None

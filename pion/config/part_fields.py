@@ -6,7 +6,6 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from pion.errors import BadInput
@@ -106,6 +105,29 @@ def layer_numbers(name: str, value: object) -> tuple[int, ...]:
 Core: TypeAlias = Any
 
 
+@dataclasses.dataclass(frozen=True)
+class PartResult:
+    """What an evaluation measures of a part alone, and how reports show it.
+
+    Attributes:
+        name: of the result.
+        record: the kind of record of each entry.
+        entries: what the entries are in words, by name. A summary has the last one that there is.
+        about: what stands above the table of all entries.
+        columns: the titles of the table's columns, without the model's.
+        fields: the numbers of a record in the table, each with its digits; None: a percentage.
+        in_brief: what a summary says; `{}` is the first of these numbers.
+    """
+
+    name: str
+    record: type
+    entries: Mapping[str, str]
+    about: str
+    columns: Sequence[str]
+    fields: Mapping[str, int | None]
+    in_brief: str
+
+
 class Part:
     """What the core asks of the settings of a part. By default, a part has nothing to say.
 
@@ -116,8 +138,7 @@ class Part:
         hides: whether a token may not see all tokens before it.
         apart: whether the part learns from the model and changes nothing in it: texts are the same
             without it, no gradient of its loss reaches another weight, and it is exported apart.
-        results: what an evaluation measures of the part alone, by the name of the result: a kind of
-            record for each of its entries.
+        result: what an evaluation measures of the part alone; None: nothing.
         mixed: whether the matrices of layers are mixed of weights that layers share. Losses outside
             of blocks then read weights of blocks.
     """
@@ -128,7 +149,7 @@ class Part:
     hides: ClassVar[bool] = False
     apart: ClassVar[bool] = False
     mixed: ClassVar[bool] = False
-    results: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    result: ClassVar[PartResult | None] = None
 
     def check(self, model: Core) -> None:
         """Raise BadInput for a model that the part does not fit."""

@@ -15,7 +15,7 @@ from pion.generation.text import Settings, Text
 from pion.model.decoder import Decoder
 from pion.model.draft_block import block_of
 
-TEXTS, NEW_TOKENS = 16, 64
+NEW_TOKENS = 64
 
 
 def drafted(
@@ -46,7 +46,7 @@ def drafted(
         text.draw(decoding.read_alone(text)[0])
         begin = len(text.ids)
         passes = _passes(decoding, text, on_pass)
-        tried, hits = tried + text.drafted, hits + text.accepted
+        tried, hits = tried + text.counts["drafted"], hits + text.counts["accepted"]
         if passes:
             shares.append((len(text.ids) - begin) / passes)
     if not shares:

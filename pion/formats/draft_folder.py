@@ -6,53 +6,23 @@ drafts. It belongs to one model: `draft.json` has the hash of that model's tenso
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.formats.model_tensors import saved_model_tensors
 from pion.formats.target_folder import FOLDERS
-from pion.formats.weights import read_settings, read_tensors, write_safetensors
+from pion.formats.weights import read_settings, read_tensors
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
-from pion.model.draft_block import block_of
 from pion.model.parameters import require_finite, require_possible, tensors_sha256
 from pion.model.saved_weights import Tensors
 
 FOLDER = "draft"
 RECORD, TENSORS = FOLDERS[FOLDER]
-
-
-def write_draft(model: Decoder, folder: Path, rows: int) -> None:
-    """Write the model's draft block, if it has one, into `folder`, which has its exported files.
-
-    These have the first `rows` token ids. The block guesses no others.
-    """
-    block = block_of(model)
-    if block is None:
-        return
-    tensors, ids = block.state_dict(), block.ids
-    kept = torch.arange(rows) if ids is None else ids[ids < rows]
-    tensors.pop("ids", None)
-    if len(kept) < rows:
-        tensors["ids"] = kept
-    record = {
-        "draft": {"steps": block.steps, "ids": len(kept)},
-        "d_model": model.config.d_model,
-        "vocab_size": rows,
-        "trunk_sha256": _hash_of(folder),
-    }
-    out = folder / FOLDER
-    out.mkdir()
-    (out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    write_safetensors(out / TENSORS, tensors, {"format": "pt"})
 
 
 def with_draft(model: Decoder, folder: Path) -> Decoder:
@@ -74,16 +44,16 @@ def with_draft(model: Decoder, folder: Path) -> Decoder:
 
 def _has_block(block: Path) -> bool:
     """Return whether there is a block, or what is left of one: also a link that leads nowhere."""
-    places = (block / RECORD, block / TENSORS)
     lost = block.is_symlink() and not block.exists()
-    return lost or any(place.exists() or place.is_symlink() for place in places)
+    return lost or any(p.exists() or p.is_symlink() for p in (block / RECORD, block / TENSORS))
 
 
 def _with_block(model: Decoder, folder: Path) -> Decoder:
     path, tensors_path = folder / FOLDER / RECORD, folder / FOLDER / TENSORS
     record = read_settings(path, "a draft block")
     config = _config(record, model.config, path)
-    trunk, found = record.get("trunk_sha256"), _hash_of(folder)
+    trunk = record.get("trunk_sha256")
+    found = tensors_sha256(Tensors(saved_model_tensors(folder)))
     if not isinstance(trunk, str):
         raise BadInput(f"{path}: trunk_sha256 is {shown(trunk)}; it must be a hash")
     if trunk != found:
@@ -92,10 +62,8 @@ def _with_block(model: Decoder, folder: Path) -> Decoder:
             f"but the model in {folder} has the tensors {found[:12]}…, so its guesses would be of "
             "no use"
         )
-    absent = f"{folder / FOLDER} has no {TENSORS}"
-    tensors: dict[str, Tensor] = {
-        f"draft.{name}": tensor for name, tensor in read_tensors(tensors_path, absent).items()
-    }
+    read = read_tensors(tensors_path, absent=f"{folder / FOLDER} has no {TENSORS}")
+    tensors = {f"draft.{name}": tensor for name, tensor in read.items()}
     state = model.state_dict() | tensors
     try:
         require_possible(config, state)
@@ -120,7 +88,3 @@ def _config(record: dict[str, Any], own: ModelConfig, path: Path) -> ModelConfig
         return replace(own, draft=Draft(**settings))
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
-
-
-def _hash_of(folder: Path) -> str:
-    return tensors_sha256(Tensors(saved_model_tensors(folder)))

@@ -11,6 +11,7 @@ are often that small. So whoever publishes a rounded model says what it lost.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,6 @@ from torch.nn.functional import cross_entropy
 from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.formats.draft_folder import write_draft
 from pion.formats.huggingface.architectures import Architecture, architecture_of, to_transformers
 from pion.formats.huggingface.bundled_code import modelling_files
 from pion.formats.huggingface.tokenizer_files import (
@@ -36,10 +36,12 @@ from pion.formats.huggingface.tokenizer_files import (
     write_tokenizer,
 )
 from pion.formats.load import load_decoder, packed
-from pion.formats.target_folder import PRODUCER, check_replaceable, replace_folder
+from pion.formats.model_tensors import saved_model_tensors
+from pion.formats.target_folder import FOLDERS, PRODUCER, check_replaceable, replace_folder
 from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
-from pion.model.parameters import vocabulary_rows
+from pion.model.parameters import tensors_sha256, vocabulary_rows
+from pion.model.saved_weights import Tensors
 
 # The sampling defaults that are saved with a model.
 GENERATION = {
@@ -90,7 +92,7 @@ def export_model(
         partial.mkdir(parents=True)
         rows = exported_rows(model.config, tokenizer)
         _write_model(partial, model.alone(), architecture, rows, ids)
-        write_draft(model, partial, rows)
+        _write_parts_apart(partial, model, rows)
         write_tokenizer(partial, tokenizer_path, model.config.seq_len, chat=chat)
         sampling = _sampling(tokenizer_path) | dict(generation or {}) | ids
         write_json(partial / "generation_config.json", sampling)
@@ -103,6 +105,22 @@ def export_model(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_parts_apart(folder: Path, model: Decoder, rows: int) -> None:
+    """Write the parts of the model that change nothing in it next to its files, which are there."""
+    for name in FOLDERS.keys() & dict(model.named_children()).keys():
+        settings, tensors = getattr(model, name).exported(rows)
+        record = {
+            name: settings,
+            "d_model": model.config.d_model,
+            "vocab_size": rows,
+            "trunk_sha256": tensors_sha256(Tensors(saved_model_tensors(folder))),
+        }
+        record_path, tensors_path = (folder / name / file for file in FOLDERS[name])
+        record_path.parent.mkdir()
+        record_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_safetensors(tensors_path, tensors, {"format": "pt"})
 
 
 def _sampling(tokenizer: str | Path | ModelTokenizer) -> dict[str, Any]:

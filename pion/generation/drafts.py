@@ -65,8 +65,9 @@ class Record:
             self._estimate()
 
     def _estimate(self) -> None:
-        known = sum(self._recent) + self._expected * EXPECTED_OF
-        self.chance = known / (len(self._recent) + EXPECTED_OF)
+        self.chance = (sum(self._recent) + self._expected * EXPECTED_OF) / (
+            len(self._recent) + EXPECTED_OF
+        )
 
 
 class LookUp:
@@ -108,8 +109,8 @@ class Drafting:
         self.known: tuple[Tensor, int, int] | None = None
         self.guess: list[int] = []
         self._look_up = LookUp()
-        self._records = Record(looked_up), Record(of_block)
         self._repeats = False
+        self._records = {True: Record(looked_up), False: Record(of_block)}  # by `_repeats`
 
     def begin(self, ids: Sequence[int], most: int) -> None:
         """Begin a step of a text: draft at most `most` tokens by what it repeats."""
@@ -119,13 +120,11 @@ class Drafting:
     @property
     def chance(self) -> float:
         """The estimated probability that a draft of this step is right."""
-        looked_up, of_block = self._records
-        return looked_up.chance if self._repeats else of_block.chance
+        return self._records[self._repeats].chance
 
     def count(self, right: int) -> None:
         """Note how many drafts of this step were right."""
-        looked_up, of_block = self._records
-        (looked_up if self._repeats else of_block).count(len(self.guess), right)
+        self._records[self._repeats].count(len(self.guess), right)
 
 
 @dataclass(frozen=True)
@@ -214,8 +213,7 @@ class DraftedDecoding(Decoding):
                 self._of_text[id(text)].known = hidden, row, hits
             if guess:
                 self._of_text[id(text)].count(hits)
-                text.drafted += len(guess)
-                text.accepted += hits
+                text.counts.update(drafted=len(guess), accepted=hits)
 
     def leave(self, row: int, *, damaged: bool = False) -> None:
         """Free the row of a text, and forget how the text was drafted."""

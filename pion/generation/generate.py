@@ -56,7 +56,11 @@ def generate(
             has ids without an embedding. This is raised by the call, before the first token.
             A model whose predictions are not finite is found at its first such token.
     """
-    settings = Settings(
+    new = generate_batch(
+        model,
+        [ids],
+        rows=1,
+        drafts=drafts,
         stop_ids=stop_ids,
         max_tokens=max_tokens,
         temperature=temperature,
@@ -70,9 +74,7 @@ def generate(
         vocab_size=vocab_size,
         seed=seed,
     )
-    text = Text(model, ids, settings)
-    every = _continued_batch(with_drafts(model, drafts), [] if text.ended else [text], 1)
-    return (token for _, token in every if token is not None)
+    return (token for _, token in new if token is not None)
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

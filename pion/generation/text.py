@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,7 @@ class Text:
         room: how many ids there may be in all.
         vocab_size: ids below it can be drawn.
         stop_id: the stop id that was drawn, or None.
+        counts: what a part's own way to continue texts has counted of this text.
 
     Raises BadInput for settings that make no sense, and for a prompt that doesn't fit.
     """
@@ -69,7 +71,7 @@ class Text:
             self._randomness.manual_seed(settings.seed)
         self.room = min(len(self.ids) + settings.max_tokens, model.config.seq_len)
         self.stop_id: int | None = None
-        self.drafted = self.accepted = 0  # ids that were guessed, and those of them that were right
+        self.counts = Counter[str]()
 
     @property
     def stopped(self) -> bool:

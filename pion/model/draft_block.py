@@ -16,7 +16,7 @@ another weight. It never changes a text either: pion/generation/decoding.py says
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
 from pion.errors import BadInput
 from pion.model.feedforward.dense import Stats, SwiGLU
-from pion.model.forward_pass import Owner, Passed, SharedPart
+from pion.model.forward_pass import Owner, Passed, SharedPart, State
 from pion.model.loss import IGNORED, cap_logits
 from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
 
@@ -124,14 +124,22 @@ class DraftBlock(SharedPart):
         ids = state.get(IDS)
         if ids is None:
             return
-        rises = bool((ids[1:] > ids[:-1]).all())
-        if not rises or ids[0] < 0 or ids[-1] >= self._vocab_size:
+        if not (ids[1:] > ids[:-1]).all() or ids[0] < 0 or ids[-1] >= self._vocab_size:
             raise BadInput(f"{IDS}: not {len(ids):,} rising ids of 0 … {self._vocab_size - 1:,}")
 
     def read_rows(self, rows: Callable[[], Tensor]) -> None:
         """Set which ids a new block guesses: those that are the most frequent in these rows."""
         if self.ids is not None:
             self.ids.copy_(most_frequent(rows(), len(self.ids), self._vocab_size))
+
+    def exported(self, rows: int) -> tuple[dict[str, Any], State]:
+        """Return settings and tensors, with the ids among the first `rows`; the block guesses no
+        others."""
+        tensors = self.state_dict()
+        ids = tensors.pop("ids", torch.arange(rows))
+        kept = ids[ids < rows]
+        own = {"ids": kept} if len(kept) < rows else {}
+        return {"steps": self.steps, "ids": len(kept)}, tensors | own
 
     def losses(self, model: Owner, passed: Passed) -> tuple[list[Tensor], Stats]:
         """Return the loss of the block, summed over rows, and its report, if the block learns.

@@ -297,6 +297,10 @@ class SharedPart(nn.Module):
     def group_of(self, parameter: str) -> int | None:
         """Return the number of the group of layers that a parameter of the model belongs to."""
 
+    def exported(self, rows: int) -> tuple[dict[str, Any], State]:
+        """Return settings and tensors for the folder of a part apart, next to `rows` token ids."""
+        return {}, self.state_dict()
+
     def multiplied_out(
         self, config: ModelConfig, state: State, blocks: nn.ModuleList
     ) -> tuple[ModelConfig, State]:

@@ -116,10 +116,6 @@ MOST_LAYERS, MOST_MODULES = 1024, 4096
 
 REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# Tensors of whole numbers, by the last part of their name: those of packed banks (pilon/packed.py),
-# and the ids that a draft block guesses.
-WHOLE_NUMBERS = {"packed": torch.uint8, "numbers": torch.int64, "ids": torch.int64}
-
 # The number of a layer, in our names and in those of transformers and the seeds.
 _LAYER = re.compile(r"(?:^|\.)(?:blocks|layers)\.(\d+)\.")
 
@@ -131,13 +127,8 @@ def require_possible(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None
     fill is refused here, at the cost of reading the tensors' names and shapes.
 
     Afterwards, the cost of building the model is that of its tensors. Whether each tensor is there
-    and has the right shape is for `Decoder.from_state`.
+    and has the right kind of numbers and shape is for `Decoder.from_state`.
     """
-    for name, tensor in tensors.items():
-        whole = WHOLE_NUMBERS.get(name.rpartition(".")[2])
-        if tensor.dtype not in (REAL if whole is None else (whole,)):
-            kind = "real numbers" if whole is None else whole
-            raise BadInput(f"{name} is not an array of {kind}, but {tensor.dtype}")
     layers = {match[1] for name in tensors if (match := _LAYER.search(name))}
     part = config.feedforward_part
     parts = 0 if part is None else part.modules(config)
@@ -181,11 +172,15 @@ def _least_elements(config: ModelConfig) -> Iterator[tuple[str, int]]:
 
 def require_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Raise BadInput that names the first of the weights that is missing, unexpected or of another
-    shape than the model's. Neither needs values."""
+    shape or kind of numbers than the model's. Neither needs values."""
     expected = model.state_dict()
     for name, tensor in expected.items():
         if name not in weights:
             raise BadInput(f"the weights have no {name} of shape {tuple(tensor.shape)}")
+        real, found = tensor.is_floating_point(), weights[name].dtype
+        if found not in (REAL if real else (tensor.dtype,)):
+            kind = "real numbers" if real else tensor.dtype
+            raise BadInput(f"{name} is not an array of {kind}, but {found}")
         if weights[name].shape != tensor.shape:
             raise BadInput(
                 f"{name} has shape {tuple(weights[name].shape)}; "

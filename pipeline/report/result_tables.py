@@ -24,8 +24,8 @@ from pipeline.report.blocks import (
 )
 from pipeline.report.calibration import calibration_blocks
 from pipeline.report.core import core_blocks
-from pipeline.report.drafts import draft_blocks
 from pipeline.report.lm_eval_rows import lm_eval_blocks
+from pipeline.report.part_results import part_blocks
 from pipeline.report.preferences import preference_blocks
 from pipeline.report.rewards import reward_blocks
 
@@ -54,7 +54,7 @@ def result_blocks(
         whose_bytes(results),
         *_long_context(job, results),
         *calibration_blocks(results),
-        *draft_blocks(results, TRAINED),
+        *part_blocks(results, TRAINED),
         *_answer_blocks(results),
         *core_blocks(results, TRAINED, brief=brief),
         *lm_eval_blocks(results, code=code),

@@ -24,7 +24,7 @@ from typing import (
 
 from typing_extensions import TypedDict
 
-from pion.config.model_config import PARTS
+from pion.config.model_config import RESULTS
 from pion.evaluation import results as measured
 from pipeline.state.head import Head
 from pipeline.state.record_json import Amount, Count, Number, Sha256, build, open_record
@@ -90,9 +90,8 @@ _MODEL = {
     "text": record_type(total=False, **_TEXT, calibration=CALIBRATION),
     "calibration": CALIBRATION,
     **{
-        name: record_type(total=False, **{entry: _kept(kind) for entry, kind in entries.items()})
-        for part in PARTS.values()
-        for name, entries in part.results.items()
+        part.name: record_type(total=False, **dict.fromkeys(part.entries, _kept(part.record)))
+        for part in RESULTS.values()
     },
 }
 MODEL = record_type(total=False, **_MODEL)

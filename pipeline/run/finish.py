@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pion.config.model_config import RESULTS
 from pipeline.console.messages import Say
 from pipeline.job import Job
 from pipeline.job.digest import Digests
@@ -14,7 +15,7 @@ from pipeline.models.bring import bring_model
 from pipeline.report.calibration import calibration_in_brief
 from pipeline.report.cleaning import cleaning_in_words
 from pipeline.report.core import core_in_brief
-from pipeline.report.drafts import drafts_in_brief
+from pipeline.report.part_results import part_in_brief
 from pipeline.report.preferences import preferences_in_brief
 from pipeline.report.published_by import is_still_there
 from pipeline.report.reading import read_history
@@ -34,10 +35,10 @@ Row = dict[str, Any]
 
 COMPARED_TEXTS = 4
 # What is measured of a model: what the closing summary calls it, and the result in words.
-IN_BRIEF = {
+IN_BRIEF: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "calibration": ("calibration", calibration_in_brief),
     "core": ("CORE", core_in_brief),
-    "drafts": ("drafts", drafts_in_brief),
+    **{part.name: (part.name, partial(part_in_brief, part)) for part in RESULTS.values()},
 }
 
 

@@ -7,15 +7,15 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar
 
 from pion.data.chat.tool_call_form import Call
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.generation.answer import Drawn, Logprobs
+from pipeline.models.program_parts import PROGRAM_PARTS
 from pipeline.serve.answers import Answers, FinishReason, Part
-from pipeline.serve.drafts import usage_of_drafts
 from pipeline.serve.errors import ApiError
 from pipeline.serve.requests import Request
 
@@ -30,7 +30,7 @@ def _counts(answers: Answers) -> Json:
         "completion_tokens": answers.completion_tokens,
         "total_tokens": answers.prompt_tokens + answers.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": answers.cached_tokens},
-        **usage_of_drafts(timings),
+        **ChainMap(*(part.usage(timings) for part in PROGRAM_PARTS.values())),
     }
     return {"usage": counts, "timings": timings}
 

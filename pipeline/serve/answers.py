@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import ChainMap
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,7 @@ from pion.generation.answer import (
 from pion.generation.answer_reader import AnswerReader, Reading
 from pion.generation.text import Text
 from pion.generation.text_stream import Piece, TextStream
-from pipeline.serve.drafts import timings_of_drafts
+from pipeline.models.program_parts import PROGRAM_PARTS
 from pipeline.serve.errors import ApiError
 from pipeline.serve.served_model import ServedModel
 
@@ -126,7 +127,9 @@ class Answers:
             "cache_n": self.cached_tokens,
             "prompt_ms": 1000 * (self._first - self._begun),
             "predicted_n": sum(drawn),
-            **timings_of_drafts((answer.text for answer in self._answers), map(len, self._tokens)),
+            **ChainMap(
+                *(part.timings(self._answers, self._tokens) for part in PROGRAM_PARTS.values())
+            ),
             "predicted_ms": 1000 * seconds,
             "predicted_per_second": after_first / seconds if seconds and after_first else None,
         }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pipeline.serve.drafts import add_drafts, load_drafts
+from pipeline.models.program_parts import PROGRAM_PARTS
 from pipeline.web.address import Address, add_address, address_of
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="precision of weights and products; auto (the default): bfloat16 if the hardware "
         "computes it, which is faster and rounds more",
     )
-    add_drafts(parser)
+    for part in PROGRAM_PARTS.values():
+        part.add_options(parser)
 
 
 def load_as_asked(
@@ -106,7 +107,8 @@ def load_as_asked(
     model, chat_format = load_found(
         found, torch_dtype(pick_dtype(asked.dtype, device, generating=True))
     )
-    model = load_drafts(model, found, asked)
+    for part in PROGRAM_PARTS.values():
+        model = part.load(model, found, asked)
     gated = model if skip_above is None else model.with_gates(skip_above)
     return gated.to(device), chat_format
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from pion.config.model_config import RESULTS
 from pion.errors import BadInput
 from pipeline.console.messages import Note
 from pipeline.job import Job
 from pipeline.job.stages import CONVERSING
 from pipeline.stages.evaluate_core import Questions, core_of, read_questions_of
-from pipeline.stages.evaluate_drafts import drafts_of
 from pipeline.stages.evaluate_preferences import preferences_of, text_change
 from pipeline.stages.evaluate_rewards import rewards_of
 from pipeline.stages.measures import (
@@ -149,7 +149,13 @@ class _Evaluation:
                 f"what the longer context is worth to the {stage} model",
                 partial(measures.long_context, stage),
             )
-        result |= drafts_of(measures, stage, self.part)
+        for name, of in RESULTS.items():
+            if getattr(measures.job.model_config_resolved(), name) and "pretrain" in trained.data:
+                result[of.name] = self.part(
+                    f"{stage}.{of.name}",
+                    f"{of.name} of the {stage} model",
+                    partial(measures.part_alone, stage, name),
+                )
         if stage in CONVERSING and "sft" in trained.data and not compared:
             label = f"{stage} model on held-out conversations"
             compute = partial(measures.with_items, stage, "conversations")

@@ -18,6 +18,7 @@ from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.job.mixes import source_names
 from pipeline.job.stages import CONVERSING, TRAINING
+from pipeline.models.program_parts import PROGRAM_PARTS
 from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ NAMES: Mapping[MeasuredOn, str] = {
 # Of more documents, only the sums over all are kept.
 MOST_DOCUMENTS = 100_000
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}  # of a batch; halved when memory runs out
+BEGINNINGS = 16  # of held-out rows, after which parts are measured
 NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for the baseline
 
 
@@ -259,6 +261,17 @@ class Measures:
         model = self._decoder(stage)
         micro_batch = max(1, TOKENS_AT_ONCE[self.device.type] // (seq_len or model.config.seq_len))
         return Scorer(model, self.tokenizer.vocab_size, micro_batch, self.dtype, self.on_batch)
+
+    def part_alone(self, stage: str, name: str) -> Result:
+        """Measure what a part of the model of `stage` brings after held-out beginnings."""
+        length, rows = self.job.data.seq_len, self.rows_of("held_out", "pretrain")
+        begun = [rows.row(i).tokens[: max(1, length // 4)] for i in self._rows(rows)[:BEGINNINGS]]
+        return PROGRAM_PARTS[name].measured(
+            self._decoder(stage),
+            [tokens.tolist() for tokens in begun],
+            self.tokenizer.vocab_size,
+            self.on_batch,
+        )
 
     def continuations(self) -> list[Question]:
         """Return the questions that prepare cut from held-out text; none if there was no text."""

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 from typing_extensions import get_type_hints, is_typeddict
 
-from pion.config.model_config import PARTS, closest
+from pion.config.model_config import RESULTS, closest
 from pion.errors import BadInput
 from pipeline.job import REQUIREMENT, Job, Publish
 from pipeline.report.results import Evaluated
@@ -30,7 +30,7 @@ MEASURES = (
     "bytes",
     "rows",
     "calibration",
-    *(name for part in PARTS.values() for name in part.results),
+    *(part.name for part in RESULTS.values()),
     "continuations",
     "packs",
     "core",

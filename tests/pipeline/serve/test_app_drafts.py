@@ -5,8 +5,8 @@ import pytest
 from pion.generation import drafts
 from pion.model.decoder import Decoder
 from pion.model.draft_block import block_of
+from pipeline.models.drafts import drafts_of
 from pipeline.models.find import find_model
-from pipeline.serve.drafts import drafts_of
 from tests.support.finished_run import make_run
 from tests.support.served import serving
 from tests.support.tiny_config import tiny_config

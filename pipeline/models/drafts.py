@@ -1,15 +1,16 @@
-"""The option `--drafts`: how many tokens are guessed for a step; and what answers say of them."""
+"""What drafts bring to the program (program_parts.py): an option, counts, and what they save."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pion.config.draft import MOST_STEPS
+from pion.config.draft import MOST_STEPS, TEMPERATURES
+from pion.evaluation.results import record_of
 
 if TYPE_CHECKING:
-    from pion.generation.text import Text
+    from pion.generation.answer import Answer, Drawn
     from pion.model.decoder import Decoder
     from pipeline.models.find import FoundModel
 
@@ -18,7 +19,7 @@ Drafts = int | Literal["auto", "off"]
 WITHOUT_BLOCK = 4
 
 
-def add_drafts(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Add how many tokens are drafted for a step."""
     parser.add_argument(
         "--drafts",
@@ -50,7 +51,7 @@ def drafts_of(asked: Drafts, model: Decoder) -> int:
     return 0 if asked == "off" else WITHOUT_BLOCK if block is None else block.steps
 
 
-def load_drafts(model: Decoder, found: FoundModel, args: argparse.Namespace) -> Decoder:
+def load(model: Decoder, found: FoundModel, args: argparse.Namespace) -> Decoder:
     """Return a model that was loaded, with the drafts that the options ask for, if they have any.
 
     The draft block that was exported with the model is loaded too. Raises BadInput for a block that
@@ -65,21 +66,38 @@ def load_drafts(model: Decoder, found: FoundModel, args: argparse.Namespace) -> 
     return with_drafts(model, drafts_of(asked, model))
 
 
-def timings_of_drafts(texts: Iterable[Text], drawn: Iterable[int]) -> dict[str, int]:
+def timings(answers: Sequence[Answer], drawn: Sequence[Sequence[Drawn]]) -> dict[str, int]:
     """Return what llama.cpp names of drafts: `draft_n` tokens of answers were guessed,
     `draft_n_accepted` of them right. `drawn` are the tokens of each answer.
 
     An answer that ends at a stop string may have been drawn further, and its first token is never
     guessed.
     """
-    found = [(text.drafted, min(text.accepted, max(0, n - 1))) for text, n in zip(texts, drawn)]
-    return dict(zip(("draft_n", "draft_n_accepted"), map(sum, zip(*found))))
+    counts = [answer.text.counts for answer in answers]
+    right = (min(of["accepted"], max(0, len(tokens) - 1)) for of, tokens in zip(counts, drawn))
+    return {"draft_n": sum(of["drafted"] for of in counts), "draft_n_accepted": sum(right)}
 
 
-def usage_of_drafts(timings: dict[str, Any]) -> dict[str, Any]:
+def usage(timings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what OpenAI names of drafts, from the timings; nothing if none was guessed."""
     details = {
         "accepted_prediction_tokens": timings["draft_n_accepted"],
         "rejected_prediction_tokens": timings["draft_n"] - timings["draft_n_accepted"],
     }
     return {"completion_tokens_details": details} if timings["draft_n"] else {}
+
+
+def measured(
+    model: Decoder,
+    beginnings: Sequence[Sequence[int]],
+    vocab_size: int,
+    on_pass: Callable[[], None],
+) -> dict[str, Any]:
+    """Return what the draft block of a model saves after the beginnings of texts."""
+    from pion.evaluation.drafting import drafted
+
+    return {
+        name: record_of(found)
+        for name, temperature in TEMPERATURES.items()
+        if (found := drafted(model, beginnings, temperature, vocab_size, on_pass)) is not None
+    }

@@ -1,6 +1,7 @@
 """The card, the page and the summary say what a draft block saves, and what it is."""
 
-from pipeline.report.drafts import draft_blocks, drafts_in_brief
+from pion.config.draft import Draft
+from pipeline.report.part_results import part_blocks, part_in_brief
 from tests.pipeline.report.test_model_card import card_and_page
 
 GREEDY = {"texts": 16, "tokens_per_pass": 1.71, "tokens_per_pass_sem": 0.042, "right": 0.631}
@@ -11,12 +12,12 @@ RESULTS = {"pretrain": {"loss": 3.0, "drafts": DRAFTS}}
 
 def test_each_way_to_draw_has_a_row():
     models = (("sft", "fine-tuned"), ("pretrain", "base"))
-    _, table = draft_blocks(RESULTS, models)
+    _, table = part_blocks(RESULTS, models)
     assert table.rows == [
         ("base", "the likeliest", "1.71 ± 0.04", "63.1 %"),
         ("base", "drawn at a temperature of 0.8", "1.38", "–"),
     ]
-    assert draft_blocks({"pretrain": {"drafts": {}}, "sft": {}}, models) == []
+    assert part_blocks({"pretrain": {"drafts": {}}, "sft": {}}, models) == []
 
 
 def test_card_and_page_say_what_drafts_are():
@@ -29,5 +30,8 @@ def test_card_and_page_say_what_drafts_are():
 
 
 def test_the_summary_has_the_texts_that_are_drawn_as_usual():
-    assert drafts_in_brief(DRAFTS) == "1.38 tokens a pass (1 without drafts)"
-    assert drafts_in_brief({"greedy": GREEDY}) == "1.71 ± 0.04 tokens a pass (1 without drafts)"
+    assert part_in_brief(Draft.result, DRAFTS) == "1.38 tokens a pass (1 without drafts)"
+    assert (
+        part_in_brief(Draft.result, {"greedy": GREEDY})
+        == "1.71 ± 0.04 tokens a pass (1 without drafts)"
+    )
