@@ -45,16 +45,14 @@ def generate(
 
     `sample` explains `temperature`, `top_k`, `top_p`, `min_p` and the penalties. `logit_bias` is
     added to the logits of ids before all of them: 100 all but forces an id, and -100 all but
-    forbids it. Generation ends before a token of `stop_ids` (usually `[tokenizer.end_of_text]`;
-    `SpecialTokens` has those of other people's models), after `max_tokens`, or when prompt and
-    continuation fill the model's context. Ids of `vocab_size` and above are never drawn, because
-    the tokenizer has no such tokens. The same `seed` draws the same tokens. torch's global random
-    state is neither read nor changed. `drafts` tokens are guessed for a step, for speed alone.
+    forbids it. Generation ends before a token of `stop_ids` (usually `[tokenizer.end_of_text]`),
+    after `max_tokens`, or when prompt and continuation fill the model's context. Ids of
+    `vocab_size` and above are never drawn. The same `seed` draws the same tokens. torch's global
+    random state is neither read nor changed. `drafts` tokens are guessed for speed alone.
 
-    Raises:
-        BadInput: settings make no sense, or the prompt is empty, is longer than the context or
-            has ids without an embedding. This is raised by the call, before the first token.
-            A model whose predictions are not finite is found at its first such token.
+    Raises BadInput, before the first token, if settings make no sense, or the prompt is empty, is
+    longer than the context or has ids without an embedding; and at its first such token for a model
+    whose predictions are not finite.
     """
     new = generate_batch(
         model,
