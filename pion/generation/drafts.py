@@ -181,10 +181,11 @@ class DraftedDecoding(Decoding):
         self._block = None if block is None else (block, block.trunk(model))
         self._token_share = TOKEN_SHARE[model.embed.weight.device.type]
         # The arithmetic of a block for one guess, as a share of the model's for a token.
-        self._guess_share = 0.0
-        if block is not None:
-            cost = cost_of(model.config)
-            self._guess_share = cost.apart_macs / block.steps / cost.macs_per_token
+        self._guess_share = (
+            0.0
+            if block is None
+            else block.macs_per_token() / block.steps / cost_of(model.config).macs_per_token
+        )
 
     def _begun(self, text: Text, state: Tensor) -> None:
         super()._begun(text, state)
@@ -246,9 +247,10 @@ class DraftedDecoding(Decoding):
         if count and asked and self._block is not None:
             known = [draftings[row].known for row in asked]
             states = torch.stack([every[of, at] for every, of, at in filter(None, known)])
-            last = torch.tensor([texts[row].ids[-1] for row in asked])
+            last = torch.tensor([texts[row].ids[-1] for row in asked]).to(
+                states.device, non_blocking=True
+            )
             block, trunk = self._block
-            last = last.to(states.device, non_blocking=True)
             for row, guess in zip(asked, block.guess(states, last, trunk, count)):
                 draftings[row].guess = guess[: possible[row].most]
         return [drafting.guess for drafting in draftings]
@@ -259,9 +261,11 @@ def _draw_in_turns(draw: DrawRows, logits: Tensor, guesses: Sequence[Sequence[in
     right, rows = [0] * len(guesses), list(range(len(guesses)))
     turn = 0
     while rows:
-        of_turn = logits[:, turn]
-        if len(rows) < len(of_turn):
-            of_turn = torch.stack([of_turn[row] for row in rows])
+        of_turn = (
+            logits[:, turn]
+            if len(rows) == len(logits)
+            else torch.stack([logits[row, turn] for row in rows])
+        )
         drawn = zip(rows, draw(rows, of_turn), strict=True)
         # `None` is never a draft.
         rows = [row for row, token in drawn if token in guesses[row][turn : turn + 1]]

@@ -106,8 +106,9 @@ class _Evaluation:
                 if stage == "prefer"
                 else rewards_of(measures, self.part)
             )
-            kept = found.pop(BY_ITEM)
-            self.items.update({f"{stage}.{name}": scores for name, scores in kept.items()})
+            self.items.update(
+                {f"{stage}.{name}": scores for name, scores in found.pop(BY_ITEM).items()}
+            )
             results[stage] = results[stage] | found | self._text_change(stage)
         if "pretrain" in trained.data:
             if self.start is None:  # else the weights before training are those of the start

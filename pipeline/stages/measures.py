@@ -265,12 +265,10 @@ class Measures:
     def part_alone(self, stage: str, name: str) -> Result:
         """Measure what a part of the model of `stage` brings after held-out beginnings."""
         length, rows = self.job.data.seq_len, self.rows_of("held_out", "pretrain")
-        begun = [
-            rows.row(i).tokens[: max(1, length // 4)] for i in self._rows(rows, {})[:BEGINNINGS]
-        ]
+        first = self._rows(rows, {})[:BEGINNINGS]
         return PROGRAM_PARTS[name].measured(
             self._decoder(stage),
-            [tokens.tolist() for tokens in begun],
+            [rows.row(i).tokens[: max(1, length // 4)].tolist() for i in first],
             self.tokenizer.vocab_size,
             self.on_batch,
         )
