@@ -45,19 +45,23 @@ class Advice:
         self._saved = (step, clock())
 
     def evaluated(self, step: int, loss: float) -> None:
-        """Say if the held-out loss has risen in three evaluations in a row."""
+        """Say if the held-out loss has risen in three evaluations in a row. Of rewards, this is
+        chance more often: their draws are few."""
         self._losses.append((step, loss))
         last = [loss for _, loss in self._losses[-RISES - 1 :]]
         rises = len(last) > RISES and all(a < b for a, b in itertools.pairwise(last))
-        if not rises or self._said_loss:
+        if not rises or self._said_loss or self._stage == "reinforce":
             return
         self._said_loss = True
         stage, section = self._stage, self._job.section(self._stage)
         best, lowest = min(self._losses, key=lambda found: found[1])
         shown = " → ".join(f"{loss:.4f} (step {at:,})" for at, loss in self._losses[-RISES - 1 :])
-        fewer = f"{stage}.steps={best}"
-        if isinstance(section, Conversations) and section.epochs is not None:
-            fewer = f"{stage}.epochs={section.epochs * best / section.total_steps:.2g}"
+        epochs = section.epochs if isinstance(section, Conversations) else None
+        fewer = (
+            f"{stage}.steps={best}"
+            if epochs is None
+            else f"{stage}.epochs={epochs * best / section.total_steps:.2g}"
+        )
         self._say(
             Note(
                 f"warning: {stage}: the held-out loss has risen {RISES} times in a row: {shown}. "
