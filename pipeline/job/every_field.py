@@ -100,8 +100,8 @@ def _described(path: str, field: FieldInfo) -> JobField:
     default = "unset" if field.default is None else _value_in_words(field.default) or "empty"
     if field.is_required():
         default = "required"
-    meaning = field.description or ""
-    return JobField(path, _type_in_words(field.annotation), default, meaning, part_of(field))
+    what = _type_in_words(path, field.annotation), default, field.description or ""
+    return JobField(path, *what, part_of(field))
 
 
 def _value_in_words(value: Any) -> str:
@@ -131,13 +131,13 @@ _TYPES = {
 }
 
 
-def _type_in_words(annotation: Any) -> str:
+def _type_in_words(path: str, annotation: Any) -> str:
     inside = get_args(annotation)
     if get_origin(annotation) is Literal:
         return " | ".join(_value_in_words(choice) for choice in inside)
     if get_origin(annotation) in (Union, types.UnionType):
-        return " or ".join(_type_in_words(a) for a in inside if a is not type(None))
-    return "list of sources" if sections_of(annotation) else _TYPES[annotation]
+        return " or ".join(_type_in_words(path, a) for a in inside if a is not type(None))
+    return f"list of {path.rpartition('.')[2]}" if sections_of(annotation) else _TYPES[annotation]
 
 
 # ---------------------------------------------------------------- what is at a path

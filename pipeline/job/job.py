@@ -155,9 +155,9 @@ class Job(Section):
         ]
         if self.reinforce is not None and self.longest_prompt < 1:
             mistakes.append(
-                "reinforce.max_tokens: such an answer leaves no room for its prompt in "
+                "reinforce.max_tokens: answers of so many tokens leave no room for a prompt in "
                 f"reinforce.seq_len ({self.seq_len('reinforce'):,}) and the model's context "
-                f"({config.seq_len:,})"
+                f"({config.seq_len:,}). Give less, such as {config.seq_len // 4:,}"
             )
         mistakes += self._too_short(config)
         if self.pretrain is not None:

@@ -25,10 +25,9 @@ def test_the_defaults_are_those_of_the_recipes_that_worked():
 
 
 def test_a_reward_may_be_given_by_its_name_alone():
-    rewards = reinforce(
-        rewards=["number", {"kind": "regex", "pattern": ".", "weight": -0.5}]
-    ).rewards
-    assert [(one.kind, one.weight) for one in rewards] == [("number", 1), ("regex", -0.5)]
+    given = ["number", {"kind": "regex", "pattern": ".", "weight": -0.5}]
+    made = [(one.kind, one.weight) for one in reinforce(rewards=given).rewards]
+    assert made == [("number", 1), ("regex", -0.5)]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +39,7 @@ def test_a_reward_may_be_given_by_its_name_alone():
         ({"answers": 1}, "answers"),
         ({"optimizer": "muon"}, "rewards are learned with adamw"),
         ({"max_spike": 2}, "max_spike"),
-        ({"max_tokens": 96}, "max_tokens"),
+        ({"max_tokens": 96}, "answers of so many tokens leave no room"),
         ({"scale": "batch"}, "scale"),
     ],
 )
