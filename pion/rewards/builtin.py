@@ -41,8 +41,8 @@ class BuiltinReward:
     reward: Callable[[Answered], float]
     errors: Counter[str] = field(default_factory=Counter)
 
-    def judge(self, answers: Sequence[Answered]) -> list[float]:
-        """Return the reward of each answer."""
+    def judge(self, answers: Sequence[Answered], most_errors: float) -> list[float]:
+        """Return the reward of each answer, however many `most_errors` may be."""
         return [self.reward(answer) for answer in answers]
 
     def close(self) -> None:

@@ -102,17 +102,19 @@ class FunctionReward:
         """End the process."""
         self._child.close()
 
-    def judge(self, answers: Sequence[Answered]) -> list[float]:
+    def judge(self, answers: Sequence[Answered], most_errors: float) -> list[float]:
         """Return the reward of each answer. A function of TRL gets all answers in one call.
 
-        An error of the function makes the reward 0, and is counted. Raises BadInput if the process
-        had to start again, and the file can't be imported any more.
+        An error of the function makes the reward 0, and is counted. After more than `most_errors`
+        the other answers get 0 at once: an endless loop takes all its time for each. Raises
+        BadInput if the process had to start again, and the file can't be imported any more.
         """
-        size = max(1, len(answers)) if self._takes_lists else 1
-        parts = [answers[start : start + size] for start in range(0, len(answers), size)]
-        return [reward for part in parts for reward in self._called(part)]
+        parts = [answers] if self._takes_lists and answers else [[one] for one in answers]
+        return [reward for part in parts for reward in self._called(part, most_errors)]
 
-    def _called(self, answers: Sequence[Answered]) -> list[float]:
+    def _called(self, answers: Sequence[Answered], most_errors: float) -> list[float]:
+        if self.errors.total() > most_errors:
+            return [0.0] * len(answers)
         seconds = self._seconds * len(answers)
         request = {"answers": [vars(answer) for answer in answers], "seconds": seconds}
         try:
@@ -138,5 +140,9 @@ def judged_differently(
     the first, so that a function that remembers something is found, too.
     """
     with closing(make(0)) as one, closing(make(1)) as other:
-        pairs = zip(one.judge(answers), reversed(other.judge(answers[::-1])), strict=True)
+        pairs = zip(
+            one.judge(answers, len(answers)),
+            reversed(other.judge(answers[::-1], len(answers))),
+            strict=True,
+        )
         return next((answer for answer, (a, b) in zip(answers, pairs) if a != b), None)

@@ -88,7 +88,8 @@ class Call:
         bound = self._bound(answers)
         result = self._function(*bound.args, **bound.kwargs)
         if not self.takes_lists:
-            return [result]
+            # What verl's functions may return has more than the score.
+            return [result.get("score") if isinstance(result, dict) else result]
         if not isinstance(result, list | tuple) or len(result) != len(answers):
             raise Unusable("it has `completions`, and should return a list: a number for each")
         return [0.0 if one is None else one for one in result]

@@ -10,6 +10,8 @@ from pion.rewards.answered import Answered
 from pion.rewards.builtin import BuiltinReward
 from pion.rewards.function import FunctionReward
 
+# Of the answers that are judged together: beyond this share of errors, a reward is broken.
+MOST_ERRORS = 0.01
 # What judges answers. Who reads its `errors` may clear them.
 Reward = BuiltinReward | FunctionReward
 
@@ -37,9 +39,11 @@ class Judge:
         self.rewards = dict(zip(names, (reward for reward, _ in rewards)))
 
     def judge(self, groups: Sequence[Sequence[Answered]]) -> Judged:
-        """Judge answers. Each reward sees a group at a time, and raises what it raises."""
+        """Judge answers. Each reward sees a group at a time, and raises what it raises. A reward
+        with more than MOST_ERRORS is not asked for the other answers: these get 0."""
         by_name = {
-            name: [reward.judge(group) for group in groups] for name, reward in self.rewards.items()
+            name: [reward.judge(group, MOST_ERRORS * sum(map(len, groups))) for group in groups]
+            for name, reward in self.rewards.items()
         }
         total = [
             [self._total(answer, values) for answer, *values in zip(group, *judged)]

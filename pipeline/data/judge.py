@@ -7,7 +7,14 @@ from functools import partial
 
 from pion.errors import BadInput
 from pion.rewards.answered import Answered
-from pion.rewards.builtin import BuiltinReward, exact, json_with, number, regex_reward
+from pion.rewards.builtin import (
+    BuiltinReward,
+    exact,
+    json_with,
+    number,
+    regex_reward,
+    unjudgeable,
+)
 from pion.rewards.function import FunctionReward, judged_differently, read_function
 from pion.rewards.judge import Judge, Reward
 from pipeline.job import Job
@@ -37,10 +44,16 @@ def _function(job: Job, section: PythonReward, hash_seed: int = 0) -> FunctionRe
     return FunctionReward(read_function(job.input_path(section.path), section.function), hash_seed)
 
 
-def require_deterministic(job: Job, answers: Sequence[Answered]) -> None:
-    """Raise BadInput if a function judges an answer in two ways, and the job does not accept it."""
+def require_judgeable(job: Job, answers: Sequence[Answered]) -> None:
+    """Raise BadInput if a reward compares with right answers and none of these records has one, or
+    if a function judges an answer in two ways and the job does not accept it."""
     assert job.reinforce is not None
     for place, section in enumerate(job.reinforce.rewards):
+        if answers and all(why := unjudgeable(section.kind, one.answer) for one in answers):
+            raise BadInput(
+                f"reinforce.rewards.{place}: {why}, in any of the first records. docs/reinforce.md "
+                "lists the keys that may have a right answer"
+            )
         if not isinstance(section, PythonReward) or not section.deterministic:
             continue
         answer = judged_differently(partial(_function, job, section), answers)

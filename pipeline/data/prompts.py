@@ -113,9 +113,8 @@ def _write(prompts: EncodedPrompts, splits: Splits, folder: Path, pad: int) -> d
 def _warnings(job: Job, prompts: EncodedPrompts) -> list[str]:
     """Return a sentence for each thing that is wrong with the prompts, first their lengths."""
     kept = [ids.tobytes() for found in prompts.kept.values() for ids, _ in found]
-    row = job.seq_len("reinforce")
-    longer = row < job.model_config_resolved().seq_len
-    wider = f"Raise reinforce.seq_len (now {row:,}) or lower" if longer else "Lower"
+    row, context = job.seq_len("reinforce"), job.model_config_resolved().seq_len
+    wider = f"Raise reinforce.seq_len (now {row:,}) or lower" if row < context else "Lower"
     said = {
         f"{prompts.too_long:,} of {prompts.read:,} prompts are left out: they have more than "
         f"{prompts.longest:,} tokens. {wider} reinforce.max_tokens": prompts.too_long,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, PionError
 from pion.rewards.answered import Answered
-from pion.rewards.judge import Judge
+from pion.rewards.judge import MOST_ERRORS, Judge
 from pipeline.console.messages import Note
-from pipeline.data.judge import judge_of, require_deterministic
+from pipeline.data.judge import judge_of, require_judgeable
 from pipeline.data.prompt_rows import PromptRows
 from pipeline.machine.kill_points import mark
 from pipeline.training.reward_advice import ALL_RIGHT, ALL_WRONG
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from pipeline.training.context import TrainingContext
     from pipeline.training.stage_data import StageData
 
-# Of the answers that are judged together: beyond this share of errors, the function is broken.
-MOST_ERRORS = 0.01
 # So many prompts are sampled before the first step.
 FIRST_PROMPTS = 64
 # The most answers that are sampled together where nothing is trained.
@@ -127,11 +125,11 @@ class _Judging:
 
         mark("rollout")
         asked = [self._answered(row, group) for row, group in zip(numbers, groups, strict=True)]
-        if not self.known:
-            require_deterministic(self.job, [one for group in asked for one in group])
-            self.known = True
         found = self.judge.judge(asked)
         self._require_few_errors(sum(map(len, asked)))
+        if not self.known:
+            require_judgeable(self.job, [one for group in asked for one in group])
+            self.known = True
         self.said = [
             Said(_last_words(group[0].prompt), [*zip(total, (one.text for one in group))])
             for group, total in zip(asked, found.total, strict=True)
@@ -156,11 +154,11 @@ class _Judging:
         for reward in rewards:
             reward.errors.clear()
         if errors.total() > MOST_ERRORS * answers:
-            ((message, _),) = errors.most_common(1)
             raise PionError(
                 f"reinforce: {errors.total():,} of {answers:,} answers could not be judged: "
-                f"{message}. Everything committed is safe. Correct the function, and run the same "
-                "command again with --redo reinforce"
+                f"{errors.most_common(1)[0][0]}. No other answer was tried. Everything committed "
+                "is safe. Correct the function or the records, and run the same command again with "
+                "--redo reinforce"
             )
 
 

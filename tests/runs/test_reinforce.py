@@ -24,14 +24,10 @@ FUNCTION = """
 def letters(text, answer, finished, tokens):
     return len(set(text)) / 50 + (answer in text)
 """
-REINFORCE = {
-    "steps": STEPS,
-    "global_batch": 4,
-    "answers": 4,
-    "max_tokens": 32,
+SIZES = {"steps": STEPS, "global_batch": 4, "answers": 4, "max_tokens": 32, "held_out": 0.2}
+REINFORCE = SIZES | {
     "lr": 1e-3,
     "min_lr": 1e-4,
-    "held_out": 0.2,
     "pass_at": 0.1,
     "sources": [{"kind": "jsonl", "path": "questions.jsonl"}],
     "rewards": [

@@ -14,7 +14,7 @@ from pion.rewards.answered import Answered
 from pion.rewards.builtin import unjudgeable
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import beginning
-from pipeline.data.judge import judge_of, require_deterministic
+from pipeline.data.judge import judge_of, require_judgeable
 from pipeline.data.prompts import questions
 from pipeline.data.sources import find_input
 from pipeline.job import Job
@@ -64,7 +64,7 @@ def check_rewards(job: Job) -> list[CheckRow]:
             for answers in (own, [_answered(one, "") for one in first])
         ]
         errors = [text for reward in judge.rewards.values() for text in reward.errors]
-    require_deterministic(job, own)
+    require_judgeable(job, own)
     said = [
         f"{name} of the first {len(judged)} records get {sum(judged) / len(judged):.3g} on average"
         for name, judged in zip(("the own answers", "empty answers"), totals, strict=True)

@@ -65,7 +65,7 @@ def test_a_regular_expression_matches_the_whole_answer_and_may_not_take_for_ever
     monkeypatch.setattr("pion.rewards.function.PATIENCE", 3000.0)
     own = regex_reward("(a+)+'\"\\\\|\ud800é")
     texts = [" aa'\"\\ ", "\ud800é", "aab", "xé", "a" * 99]
-    assert own.judge([said(text) for text in texts]) == [1, 1, 0, 0, 0]
+    assert own.judge([said(text) for text in texts], 9) == [1, 1, 0, 0, 0]
     assert sum(own.errors.values()) == 1
     own.close()
     with pytest.raises(BadInput, match=r"the pattern '\(a' is not a regular expression of Python"):

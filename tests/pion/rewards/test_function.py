@@ -25,7 +25,7 @@ def said(text, prompt="1+1?", record=RECORD):
 
 def judge(own, *texts):
     own.errors.clear()
-    return own.judge([said(text) for text in texts])
+    return own.judge([said(text) for text in texts], most_errors=9)
 
 
 @pytest.fixture
@@ -48,17 +48,14 @@ def reward():
 # The parameters of a function, what it returns, and the rewards of "no" and of "no!".
 CALLS = [
     ("text", "len(text)", [2, 3]),
-    (
-        "prompt, answer, record",
-        "[prompt, answer, record['solution']] == ['1+1?', '2', '2']",
-        [1, 1],
-    ),
+    ("prompt, answer, record", "prompt + answer + record['solution'] == '1+1?22'", [1, 1]),
     ("tokens, finished", "tokens / 2 if finished else 9", [1, 1.5]),
     ("text, *, scale=0.5", "scale", [0.5, 0.5]),
     ("**every", "len(every)", [6, 6]),
     ("text", "__import__('numpy').float32(len(text))", [2, 3]),
     ("solution_str, ground_truth", "solution_str + ground_truth == 'no2'", [1, 0]),
     ("data_source, solution_str, **every", "len(every) if data_source == 'sums' else 0", [2, 2]),
+    ("solution_str", "{'score': len(solution_str), 'acc': 1}", [2, 3]),
     # TRL: lists, in one call
     ("completions, solution, **all", "[len(c) + len(all['prompts']) for c in completions]", [4, 5]),
     ("prompts, completions", "None, prompts == ['1+1?', '1+1?'] and 0.5", [0, 0.5]),
@@ -76,9 +73,9 @@ def test_a_function_gets_what_its_parameters_name(reward, parameters, returned, 
 def test_texts_and_messages_reach_a_function_whole(reward):
     texts = ["\ud800\0\x7f", "ab" * 5_000_000]
     own = reward("def f(text, record): return text == record['text']")
-    assert own.judge([said(text, record={"text": text}) for text in texts]) == [1, 1]
+    assert own.judge([said(text, record={"text": text}) for text in texts], 0) == [1, 1]
     trl = reward("def f(completions, **_): return [c[0]['content'] == 'no' for c in completions]")
-    assert trl.judge([said("no", prompt=[{"role": "user", "content": "1+1?"}])]) == [1]
+    assert trl.judge([said("no", prompt=[{"role": "user", "content": "1+1?"}])], 0) == [1]
 
 
 def test_the_bytes_that_are_hashed_are_the_bytes_that_run(reward, tmp_path):
@@ -188,6 +185,13 @@ def test_an_error_costs_one_answer_and_is_counted(own, text):
     assert (count, len(message) < 400, "\n" in message) == (1, True, False)
 
 
+def test_after_too_many_errors_no_other_answer_is_tried(own):
+    own.errors.clear()
+    texts = [FINE, "while True: pass", "while True: pass", FINE]
+    assert own.judge([said(text) for text in texts * 9], most_errors=1) == [1] + [0] * 35
+    assert own.errors == {ENDED: 2}
+
+
 def test_a_function_that_kills_its_parent_ends_its_own_process_alone(own):
     judge(own, "import os; os.kill(os.getppid(), 9); r = 1")
     process = own._child.process
@@ -257,7 +261,7 @@ def test_nothing_is_left_when_the_process_that_asks_is_killed(tmp_path, monkeypa
     code = (
         "import os; from pion.rewards.function import *;"
         f"own = FunctionReward(Function('f.py', 'f', {CODE.encode()!r}));"
-        f"assert own.judge([Answered({FORK_STAYS!r}, '', None, {{}}, True, 1)]) == [1];"
+        f"assert own.judge([Answered({FORK_STAYS!r}, '', None, {{}}, True, 1)], 0) == [1];"
         "print(own._child.process.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

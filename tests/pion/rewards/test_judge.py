@@ -9,9 +9,8 @@ def judged(rewards, groups):
     made = [(BuiltinReward(name, lambda a, f=f: f(a.text)), w) for name, f, w in rewards]
     judge = Judge(made)
     judge.close()
-    return judge.judge(
-        [[Answered(*text, "", None, {}, end, 1) for *text, end in g] for g in groups]
-    )
+    said = ([Answered(*text, "", None, {}, end, 1) for *text, end in g] for g in groups)
+    return judge.judge([*said])
 
 
 def test_a_reward_is_the_weighted_mean_and_nothing_without_an_end():

@@ -75,12 +75,8 @@ def trained(scale):
     trainer = Trainer(model, prompts, settings, ComputePlan(micro_batch=3, threads=1))
     norms = [step["grad_norm"] for step in run(trainer, STEPS)]
     trainer.close()
-    fields = {
-        "learning_rate": LR,
-        "num_generations": ANSWERS,
-        "max_completion_length": MAX_TOKENS,
-        "scale_rewards": SCALES[scale],
-    }
+    sizes = {"num_generations": ANSWERS, "max_completion_length": MAX_TOKENS}
+    fields = {"learning_rate": LR, "scale_rewards": SCALES[scale]} | sizes
     return norms, model, ["grpo", fields, steps]
 
 

@@ -13,7 +13,9 @@ from pion.data.documents.python_qa import Dialogue
 from pion.data.shards import Manifest
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.rewards.answered import Answered
 from pipeline.data import prompts, sources
+from pipeline.data.judge import require_judgeable
 from pipeline.data.prompt_rows import PromptRows
 from pipeline.data.sources import Input
 from pipeline.job import HubDataset
@@ -113,8 +115,14 @@ def test_long_prompts_are_left_out_and_what_to_change_is_said(tmp_path):
     assert report["warnings"] == [f"1 of {why} or lower reinforce.max_tokens"]
     with pytest.raises(BadInput, match=r"61 of 61 .*more than 2 tokens\. Lower.*Nothing was"):
         prepared(of(tmp_path, records, max_tokens=126), tmp_path / "none")
-    with pytest.raises(BadInput, match=r"reinforce\.max_tokens: such an answer leaves no room"):
-        of(tmp_path, records, max_tokens=128)
+
+
+def test_a_reward_that_compares_is_refused_if_no_record_has_a_right_answer(tmp_path):
+    job = of(tmp_path, [], rewards=[{"kind": "regex", "pattern": "."}, "exact"])
+    known, unknown = (Answered("a", "", answer, {}, True, 1) for answer in ("b", None))
+    require_judgeable(job, [unknown, known])
+    with pytest.raises(BadInput, match=r"reinforce\.rewards\.1: there is no answer to compare"):
+        require_judgeable(job, [unknown, unknown])
 
 
 DEEP = json.loads("[" * 63 + "]" * 63)
