@@ -25,10 +25,8 @@ def letters(text, answer, finished, tokens):
     return len(set(text)) / 50 + (answer in text)
 """
 SIZES = {"steps": STEPS, "global_batch": 4, "answers": 4, "max_tokens": 32, "held_out": 0.2}
-REINFORCE = SIZES | {
-    "lr": 1e-3,
-    "min_lr": 1e-4,
-    "pass_at": 0.1,
+REINFORCE = SIZES | {"lr": 1e-3, "min_lr": 1e-4, "pass_at": 0.1}
+REINFORCE |= {
     "sources": [{"kind": "jsonl", "path": "questions.jsonl"}],
     "rewards": [
         {"kind": "python", "path": "rewards.py", "function": "letters", "weight": 3},

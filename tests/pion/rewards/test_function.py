@@ -245,9 +245,8 @@ def test_lists_have_the_time_of_all_answers_and_a_number_for_each(reward, monkey
     own = reward("import time\ndef f(completions): return eval(completions[0])", seconds=0.25)
     for text in ("[1, 2, 3]", "1.0"):
         assert judge(own, text, "") == [0, 0]
-        assert own.errors == {
-            "it has `completions`, and should return a list: a number for each": 2
-        }
+        words = "it has `completions`, and should return a list: a number for each"
+        assert own.errors == {words: 2}
     assert judge(own, "[1, 'a']", "") == [1, 0]
     monkeypatch.setattr(function_module, "PATIENCE", 1.0)
     assert judge(own, "time.sleep(1000)", "") == [0, 0]

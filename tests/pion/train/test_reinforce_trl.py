@@ -132,11 +132,8 @@ def test_twenty_steps_are_those_that_trl_has_computed(scale, tmp_path):
 def test_trl_still_computes_the_same(tmp_path):
     expected = json.loads(FROZEN.read_text())
     for scale, found in theirs(tmp_path).items():
-        assert max(distances(found["norms"], weights_of(found), expected[scale])) < 1e-6
-
-
-def weights_of(found):
-    return {name: torch.tensor(numbers) for name, numbers in found["weights"].items()}
+        weights = {name: torch.tensor(numbers) for name, numbers in found["weights"].items()}
+        assert max(distances(found["norms"], weights, expected[scale])) < 1e-6
 
 
 def main():
