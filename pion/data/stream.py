@@ -241,7 +241,7 @@ class RowStream:
                 begun = self._begun(source, shard, place, end_of_text)
                 keys = [(source, shard, place, int(n)) if n else begun for n in inside]
             numbers.append([first.setdefault(key, len(first)) for key in keys])
-        return np.array(numbers, dtype=np.int64).reshape(len(indices), -1)
+        return np.array(numbers, dtype=np.int64).reshape(len(indices), -1 if numbers else 0)
 
     def _begun(
         self, source: int, shard: int, place: int, end_of_text: int
