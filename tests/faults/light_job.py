@@ -307,7 +307,7 @@ class _Setup(Setup):
         return {}
 
     def evaluate(self, on_batch: Callable[[], None]) -> Any:
-        return SimpleNamespace(loss=1.0, sem=0.1, measures={})
+        return SimpleNamespace(loss=1.0, sem=0.1, measures={}, by_source={})
 
     def samples(self, prompts: Sequence[str], on_token: Callable[[], None]) -> list[Any]:
         return []

@@ -313,6 +313,11 @@ def with_primitives(half):
     ]
     for stage in ("pretrain", "sft", "prefer", "reinforce"):
         job[stage] |= {"primitive_weight_decay": 5e5, "phases": phases}
+    for name, source in zip(("web", "ids"), job["data"]["sources"], strict=True):
+        source.pop("weight", None)  # phases with mixes have none
+        source["name"] = name
+    mix = {"mix": {"web": 5e8, "ids": 5e8}, "order": 500_000}
+    job["pretrain"]["phases"] = [phases[0] | mix, phases[1]]
     return yaml.safe_dump(job)
 
 

@@ -7,18 +7,16 @@ is unreadable and skipped. Rows may have more keys.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
-from annotated_types import Ge, Len, Lt, MaxLen, Predicate
+from annotated_types import Ge, Len, Lt, MaxLen
 from typing_extensions import TypedDict
 
 from pion.errors import BadInput
 from pion.untrusted import parse_object
 from pipeline.console.formats import counted
-from pipeline.job.section import MOST_OF_A_NAME, NAME
 from pipeline.machine.rented import AT_HOME, RENTED
 from pipeline.state.record_json import Amount, Count, Epoch, Number, Time, open_record
 
@@ -151,7 +149,7 @@ _Measures = TypedDict(
 )
 
 
-_SourceName = Annotated[str, MaxLen(MOST_OF_A_NAME), Predicate(re.compile(NAME).match)]
+_SourceName = Annotated[str, MaxLen(100)]
 
 
 @open_record
