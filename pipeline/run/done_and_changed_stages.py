@@ -253,6 +253,8 @@ class ChangedStage:
 
     def _begun(self, step: int) -> int:
         """Return how many phases of the job have begun before a step."""
+        if self.stale.stage not in self.job.train_stages:
+            return 0
         section = self.job.section(self.stale.stage)
         if not section.phases or section.steps is None:
             return 0
@@ -323,9 +325,9 @@ class ChangedStage:
     def _fixed_phase(self) -> list[str]:
         """Return which phase the job changes although it has begun, and where it began."""
         stage, step = self.stale.stage, max(self.stale.steps, default=0)
-        section, begun = self.job.section(stage), self._begun(step)
         paths = [change.path for change in self.changes()]
-        for number in range(begun):
+        for number in range(self._begun(step)):
+            section = self.job.section(stage)
             if any(path.startswith(f"{stage}.phases.{number}.") for path in paths):
                 start = phases_of(section)[number - 1].end(section.total_steps) if number else 0
                 before = f", or fork at step {start:,} or before" if start else ""
