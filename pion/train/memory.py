@@ -37,6 +37,10 @@ from pion.train.shard_rules import KEPT_WHOLE, part_of
 # buffers. On a CPU: the libraries.
 RUNTIME_BYTES = 600 * 2**20
 
+# The most answers that are sampled together, and the largest share of the memory that their keys
+# and values may take.
+MOST_TOGETHER, SHARE_OF_CACHE = 256, 0.25
+
 # A trace misses small tensors, such as the maxima of flex attention's scores and the sums that a
 # compiled norm keeps. Its phases were at most 1.2 % under those of measured steps.
 MARGIN = 1.03
@@ -68,6 +72,8 @@ class Workload:
     capability: tuple[int, int] | None = None
     # The most answers in a row of preferences; 0: each target token is learned.
     sequences: int = 0
+    # The answers that are sampled together before a step.
+    rollout_rows: int = 0
     # Ranks divide the moments and Muon's arithmetic (pion/train/optimizer/ownership.py).
     ranks: int = 1
     # Whether ranks divide the weights and gradients, too (pion/train/sharding.py).
@@ -127,6 +133,7 @@ class Memory:
 
     # In float32 unless they are frozen, and the gradients of the learned ones: one set, also with
     # several ranks, whose buckets (buckets.py) are these gradients. If ranks divide them: a rank's.
+    # And what sampling keeps next to training: a copy in bfloat16, and a cache.
     weights: int
     optimizer: int  # the moments, and AdamW's counts of steps
     activations: int  # what the forward pass keeps for the backward pass
@@ -158,7 +165,7 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
     # On a CPU, what one phase frees is not all used again by the next.
     left = update if work.device == "cpu" else 0
     return Memory(
-        weights=weights,
+        weights=weights + _rollout_bytes(work),
         optimizer=moments,
         activations=round(margin * traced.activations),
         loss=round(margin * traced.forward) + left,
@@ -173,6 +180,19 @@ def cache_bytes(config: ModelConfig, dtype: str) -> int:
     """Return the bytes of a token's keys and values in all layers, in a dtype of plans."""
     size = 2 if dtype == "bfloat16" else 4
     return 2 * config.n_layers * config.n_kv_heads * config.head_dim * size
+
+
+def rollout_rows(
+    config: ModelConfig, seq_len: int, dtype: str, answers: int, memory_bytes: int
+) -> int:
+    """Return how many of its `answers` a rank with so much memory samples together."""
+    fit = int(SHARE_OF_CACHE * memory_bytes) // (seq_len * cache_bytes(config, dtype))
+    return min(max(1, fit), answers, MOST_TOGETHER)
+
+
+def _rollout_bytes(work: Workload) -> int:
+    copied = 2 * cost_of(work.config).all_params if work.rollout_rows and work.width == 2 else 0
+    return copied + work.rollout_rows * work.seq_len * cache_bytes(work.config, work.dtype)
 
 
 def _state(work: Workload) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validat
 from pion.config.lora import Lora as LoraSettings
 from pion.config.model_config import APART, OPTIONAL, ModelConfig
 from pion.config.part_fields import FACTOR
+from pion.data.order import rows_per_rank
 from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
@@ -509,6 +510,12 @@ class Job(Section):
         if stage != "prefer" or self.prefer is None:
             return 0
         return self.prefer.most_sequences(self.seq_len(stage))
+
+    def answers_of_rank(self, stage: str, ranks: int) -> int:
+        """Return how many answers a rank samples in a step; 0 for a stage that samples none."""
+        section = self.section(stage)
+        each = 0 if section.reinforcement is None else section.reinforcement.answers
+        return each * rows_per_rank(section.global_batch, ranks)
 
     def has_documents(self, stage: str) -> bool:
         """Return whether a row of a training stage has several documents."""

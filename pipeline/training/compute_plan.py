@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 # What a compiler that fails gives up, one after the other (pion/train/smaller_plan.py). A record
 # leaves out a field that is true.
 COMPILED = ("compile", "combo_kernels", "flex_attention")
-# Of a stage of rewards: the most answers that are sampled together, and the largest share of the
-# memory that their keys and values may take.
-MOST_TOGETHER, SHARE_OF_CACHE = 256, 0.25
 
 
 def choose_plan(
@@ -119,7 +116,8 @@ def _asked_plan(
     """Return the plan that job and hardware ask for, with guesses for what they leave open."""
     import torch
 
-    from pion.train.hardware import pick_compile, pick_residual
+    from pion.train.hardware import pick_compile, pick_residual, total_memory
+    from pion.train.memory import rollout_rows
     from pion.train.settings import ComputePlan
 
     hardware = job.hardware
@@ -140,24 +138,15 @@ def _asked_plan(
         micro_batch=min(hardware.micro_batch or rows, rows),
         recompute=bool(hardware.recompute),
         sharded=bool(hardware.sharded),
-        rollout_rows=_rollout_rows(job, stage, world_size, device, dtype),
+        rollout_rows=rollout_rows(
+            job.model_config_resolved(),
+            job.seq_len(stage),
+            dtype,
+            job.answers_of_rank(stage, world_size),
+            total_memory(device),
+        )
+        or None,
     )
-
-
-def _rollout_rows(
-    job: Job, stage: str, world_size: int, device: torch.device, dtype: Dtype
-) -> int | None:
-    """Return how many answers are sampled together; None for a stage that samples none."""
-    section = job.section(stage)
-    if section.reinforcement is None:
-        return None
-    from pion.train.hardware import total_memory
-    from pion.train.memory import cache_bytes
-
-    each = job.seq_len(stage) * cache_bytes(job.model_config_resolved(), dtype)
-    fit = int(SHARE_OF_CACHE * total_memory(device)) // each
-    answers = rows_per_rank(section.global_batch, world_size) * section.reinforcement.answers
-    return max(1, min(answers, MOST_TOGETHER, fit))
 
 
 def _left_open_as_in(before: ComputePlan, asked: ComputePlan, job: Job) -> ComputePlan:
@@ -203,6 +192,7 @@ def _fitting_work(
         lora=job.lora(stage),
         only_apart=only_apart(phases_of(section), job.model_config_resolved()),
         capability=cuda_capability(device),
+        rollout_rows=plan.rollout_rows or 0,
         ranks=plan.world_size,
     )
     sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory
@@ -213,7 +203,7 @@ def _fitting_work(
         rows_per_rank=rows_per_rank(
             job.section(stage).rows_of_step(job.seq_len(stage)), plan.world_size
         ),
-        memory_bytes=total_memory(device) // sharing - _rollout_bytes(job, stage, plan),
+        memory_bytes=total_memory(device) // sharing,
         recompute=job.hardware.recompute,
         joined=job.joined(stage),
     )
@@ -226,18 +216,6 @@ def _fitting_work(
         if stage not in CONVERSING or work.lora is not None or not _can_be_chosen(choose, by_lora):
             raise
         raise BadInput(f"{error}. By LoRA, it fits here: {how_to_use_lora(stage, other)}") from None
-
-
-def _rollout_bytes(job: Job, stage: str, plan: ComputePlan) -> int:
-    """Return the bytes that sampling takes next to training: a cache, and a copy of the weights."""
-    if plan.rollout_rows is None:
-        return 0
-    from pion.model.params_and_flops import cost_of
-    from pion.train.memory import cache_bytes
-
-    config = job.model_config_resolved()
-    copied = 2 * cost_of(config).all_params if plan.dtype == "bfloat16" else 0
-    return copied + plan.rollout_rows * job.seq_len(stage) * cache_bytes(config, plan.dtype)
 
 
 def _can_be_chosen(choose: Callable[[Workload], object], work: Workload) -> bool:

@@ -25,7 +25,7 @@ from pion.data.order import rows_per_rank
 from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
 from pion.train.hardware import pick_residual
-from pion.train.memory import Workload, predict_memory
+from pion.train.memory import Workload, predict_memory, rollout_rows
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_sharing
 from pion.train.phases import config_of_largest_phase, only_apart
 from pipeline.job import Job
@@ -308,9 +308,10 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
     kind, hardware = GPU_TYPES.get(gpu), job.hardware
     config = job.model_config_resolved()
     dtype: Literal["bfloat16", "float32"] = kind.dtype(hardware.dtype) if kind else "bfloat16"
+    seq_len, answers = job.seq_len(stage), job.answers_of_rank(stage, workers)
     return Workload(
         config,
-        job.seq_len(stage),
+        seq_len,
         dtype,
         job.section(stage).optimizer,
         "cuda",
@@ -321,6 +322,9 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
         lora=job.lora(stage),
         only_apart=only_apart(phases_of(job.section(stage)), config),
         capability=kind.capability if kind else None,
+        rollout_rows=rollout_rows(
+            config, seq_len, dtype, answers, kind.memory if kind else 1 << 40
+        ),
         ranks=workers,
     )
 

@@ -97,7 +97,7 @@ def ways_on(job: Job, stage: str, offer: Offer, num_nodes: int = 1) -> Ways | No
     usable = int(memory * (1 - HEADROOM))
     workers = workers_on(job, offer, num_nodes)
     work = largest_phase(workload_on(offer.gpu, job, stage, workers), job, stage)
-    rows = rows_per_rank(job.section(stage).global_batch, workers)
+    rows = rows_per_rank(job.section(stage).rows_of_step(job.seq_len(stage)), workers)
     asked, lora = job.hardware, work.lora or Lora()
 
     def way(changed: Workload, recompute: bool | None) -> Way:

@@ -26,6 +26,7 @@ from tests.support.tiny_config import drawn
 FROZEN = TESTS / "fixtures" / "trl_rewards.json"
 STEPS, BATCH, LR, ANSWERS, MAX_TOKENS = 20, 4, 1e-4, 4, 8
 STOP = 5
+NAMES = ("prompt_ids", "completion_ids", "logprobs", "reward")
 SCALES = {"none": "none", "std": "group"}
 # Of a tensor of weights, so many numbers are kept in the fixture.
 KEPT = 16
@@ -48,12 +49,7 @@ def trained(scale):
         judged = [[reward(r, answer) for answer in g] for r, g in zip(rows, groups, strict=True)]
         steps.append(
             [
-                {
-                    "prompt_ids": prompt(row),
-                    "completion_ids": answer.ids,
-                    "logprobs": answer.log_probs,
-                    "reward": value,
-                }
+                dict(zip(NAMES, (prompt(row), answer.ids, answer.log_probs, value), strict=True))
                 for row, group, values in zip(rows, groups, judged, strict=True)
                 for answer, value in zip(group, values, strict=True)
             ]

@@ -3,8 +3,7 @@
 `python -m tests.pion.train.trl_losses FOLDER`: the folder has the model (`model`), the reference
 (`reference`), both as Hugging Face loads them, and `asked.json`: a list of [kind, settings, steps],
 where each step is a list of examples. An answer with a reward (`grpo`) is what we have sampled.
-Importing TRL takes up to a minute, so one process serves
-all.
+Importing TRL takes up to a minute, so one process serves all.
 """
 
 import json
@@ -34,18 +33,9 @@ STEADY = {
 }
 
 
-class OfIds(DPOTrainer):
-    """Takes ids instead of texts."""
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-
-class OfSingleIds(KTOTrainer):
-    """Takes ids instead of texts."""
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
+def as_it_is(self: Any, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+    """Take ids in the place of texts."""
+    return dataset
 
 
 def train(folder: Path, kind: str, fields: dict[str, Any], steps: list[list[Any]]) -> list[float]:
@@ -60,7 +50,8 @@ def train(folder: Path, kind: str, fields: dict[str, Any], steps: list[list[Any]
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "model" / "tokenizer.json"))
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     tokenizer.eos_token = tokenizer.pad_token
-    config, trainer = (KTOConfig, OfSingleIds) if kind == "kto" else (DPOConfig, OfIds)
+    config, trainer = (KTOConfig, KTOTrainer) if kind == "kto" else (DPOConfig, DPOTrainer)
+    trainer._prepare_dataset = as_it_is
     args = config(
         output_dir=str(folder / "out"),
         per_device_train_batch_size=len(steps[0]),

@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 
+from pion.model.params_and_flops import cost_of
+from pion.train.memory import cache_bytes, predict_memory
 from pion.train.memory_trace import remembered
 from pion.train.micro_batch import HEADROOM
 from pipeline.job.file import load_job
@@ -15,6 +17,7 @@ from pipeline.rent.plan.estimate import (
     LAUNCHES_OF_UPDATE,
     SHARE_OF_SEVERAL,
     estimate,
+    workload_on,
 )
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
@@ -55,6 +58,17 @@ def test_what_fits_stays_below_the_memory_and_makes_whole_steps(gpu):
         assert stage.peak_bytes <= GPU_TYPES[gpu].memory * (1 - HEADROOM)
         assert stage.micro_batch * (stage.grad_accum - 1) < batch
         assert stage.micro_batch * stage.grad_accum >= batch
+
+
+def test_what_samples_answers_needs_memory_next_to_training():
+    sources = [{"kind": "jsonl", "path": "questions.jsonl"}]
+    job = tiny_job(reinforce={"sources": sources, "rewards": ["number"], "max_tokens": 32})
+    work = workload_on("A40", job, "reinforce")
+    works = (work, dataclasses.replace(work, rollout_rows=0))
+    more, less = (predict_memory(one, micro_batch=1, recompute=False).total for one in works)
+    cache = 16 * 8 * work.seq_len * cache_bytes(work.config, "bfloat16")
+    assert more - less == cache + 2 * cost_of(work.config).all_params
+    assert workload_on("A40", job, "pretrain").rollout_rows == 0
 
 
 def test_both_training_stages_count():
@@ -130,14 +144,9 @@ def test_recomputing_activations_is_slower():
 
 
 def test_the_time_of_a_job_with_longer_rows_is_the_sum_over_its_phases():
-    phases = [{"until": 0.5}, {"seq_len": 2048}]
-    job = tiny_job(
-        model__d_model=512,
-        data__documents=True,
-        pretrain__phases=phases,
-        pretrain__global_batch=1024,
-        sft=None,
-    )
+    phases = {"phases": [{"until": 0.5}, {"seq_len": 2048}], "global_batch": 1024}
+    pretrain = {f"pretrain__{name}": value for name, value in phases.items()}
+    job = tiny_job(model__d_model=512, data__documents=True, sft=None, **pretrain)
     stage = estimate(job, offer("A40")).stages[0]
     short, long = stage.by_phase
     assert long < short, "attention looks farther"
@@ -192,9 +201,8 @@ def test_each_of_several_gpus_is_taken_to_reach_a_share_of_its_speed_and_that_is
 def test_the_gpu_with_the_most_rows_decides_how_long_a_step_takes():
     rows = ("pretrain.global_batch=9", "sft=null")
     one, four = on("A40", *rows), on("A40", *rows, count=4)
-    assert four.tokens_per_second == pytest.approx(
-        9 / 3 * SHARE_OF_SEVERAL * (one.tokens_per_second or 0)
-    )
+    faster = 9 / 3 * SHARE_OF_SEVERAL
+    assert four.tokens_per_second == pytest.approx(faster * (one.tokens_per_second or 0))
 
 
 def test_each_of_several_gpus_has_a_part_of_the_moments():
