@@ -176,6 +176,15 @@ def conversation_inputs(job: Job, stage: str) -> Inputs:
     return inputs
 
 
+def judged_by(job: Job) -> str:
+    """Return the digits that name what judges answers: rewards, their files, and where they end."""
+    fields = covered_fields(job.section("reinforce"), "reinforce").items()
+    names = ("reinforce.rewards", "reinforce.max_tokens")
+    judging = {path: value for path, value in fields if path.startswith(names)}
+    pass_at = job.reinforce.pass_at if job.reinforce else None
+    return digest_of(judging | _functions(job) | {"reinforce.pass_at": pass_at})
+
+
 def _functions(job: Job) -> Inputs:
     """Return the hashes of the files that judge answers; None of a file that is not here."""
     files = {key: job.input_path(path) for key, path in job.reward_files.items()}

@@ -22,6 +22,7 @@ CORE = "core"
 FORM = {
     "rule": "another rule",
     "questions": "other questions",
+    "rewards": "other rewards, or limits of answers",
     "items": "another number of items",
     "shots": "another number of examples",
     "data": "other data",

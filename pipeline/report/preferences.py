@@ -12,7 +12,7 @@ from pipeline.job import Job
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.stages import AFTER
 from pipeline.report.blocks import Block, Table, percent_with_error, signed, value_with_error
-from pipeline.report.results import list_of, record_type, result_of
+from pipeline.report.results import SIDES, list_of, record_type, result_of
 from pipeline.state.head import Head
 from pipeline.state.record_json import closed_record, open_record
 from pipeline.state.shared.folder import WITH_ADDITIONS
@@ -91,13 +91,17 @@ def _agreement_in_words(found: Result) -> str:
 
 def _agreement_rows(found: Result) -> list[tuple[str, ...]]:
     """Return (what is compared, before, after, difference) of the chosen answer being ahead."""
-    rows = []
-    for name, title in (
-        ("normalized", "the chosen answer is likelier, by the mean over its tokens"),
-        ("raw", "the chosen answer is likelier, by the sum over its tokens"),
-    ):
-        sides = [found[side].get(name) or {} for side in ("before", "after", "change")]
-        rows.append((title, *compared(sides, percent_with_error, "accuracy")))
+    titles = {
+        "normalized": "the chosen answer is likelier, by the mean over its tokens",
+        "raw": "the chosen answer is likelier, by the sum over its tokens",
+    }
+    rows = [
+        (
+            title,
+            *compared([found[s].get(name) or {} for s in SIDES], percent_with_error, "accuracy"),
+        )
+        for name, title in titles.items()
+    ]
     after = percent_with_error(found["after"]["margin"], "accuracy")
     return [
         *rows,
@@ -201,7 +205,7 @@ def text_change_in_words(tuned: Result) -> str:
 
 def answer_rows(answers: Result) -> list[tuple[str, ...]]:
     """Return (what, before, after, difference) of written answers."""
-    sides = [answers[side] for side in ("before", "after", "change")]
+    sides = [answers[side] for side in SIDES]
     return [
         ("tokens of an answer", *compared(sides, partial(value_with_error, digits=1), "tokens")),
         ("answers that end by themselves", *compared(sides, percent_with_error, "stopped")),

@@ -104,7 +104,7 @@ _AGREEMENT = record_type(
 _AGREEMENTS = record_type(total=False, raw=_AGREEMENT, normalized=_AGREEMENT, margin=_AGREEMENT)
 # What the answers of a model are like; see pion/evaluation/greedy_answers.py.
 _ANSWERS = record_type(**_with_errors("tokens", "stopped", "distinct"))
-_SIDES = ("before", "after", "change")
+SIDES = ("before", "after", "change")
 # What learning from preferences has changed; see pipeline/stages/evaluate_preferences.py.
 PREFERENCES = record_type(
     start=str,
@@ -113,7 +113,7 @@ PREFERENCES = record_type(
     prompts=Count,
     of_means=bool,
     with_reference=bool,
-    **dict.fromkeys(_SIDES, _AGREEMENTS),
+    **dict.fromkeys(SIDES, _AGREEMENTS),
     # How much likelier a token of the answers of a side has become, in nats.
     moved=record_type(total=False, **_with_errors("chosen", "rejected")),
     reference=NotRequired[str],
@@ -127,7 +127,7 @@ PREFERENCES = record_type(
         record_type(
             prompts=Count,
             most_tokens=Count,
-            **dict.fromkeys(_SIDES, _ANSWERS),
+            **dict.fromkeys(SIDES, _ANSWERS),
             shown=list_of(record_type(prompt=str, before=str, after=str)),
         )
     ],
@@ -150,7 +150,7 @@ REWARDED = record_type(
         start=str,
         prompts=Count,
         answers=Count,
-        **dict.fromkeys(_SIDES, _REWARDS),
+        **dict.fromkeys(SIDES, _REWARDS),
         shown=list_of(record_type(prompt=str, before=str, after=str)),
     ),
 )

@@ -14,6 +14,7 @@ from pipeline.report.preferences import (
     shown_answers,
     text_change_in_words,
 )
+from pipeline.report.results import SIDES
 
 Result = Mapping[str, Any]
 
@@ -37,7 +38,7 @@ def reward_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
     found: Result | None = tuned.get("rewards")
     if found is None:
         return []
-    sides = [found[side] for side in ("before", "after", "change")]
+    sides = [found[side] for side in SIDES]
     blocks: list[Block] = [
         f"{found['answers']} answers to each of {found['prompts']:,} held-out prompts, sampled "
         "before and after training from the same random numbers:",
@@ -55,8 +56,7 @@ def reward_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
 def _in_words(found: Result) -> str:
     """Say so where a model is right more often, but not to more prompts."""
     change = found["change"]
-    more = change["pass"] > 2 * change["pass_sem"]
-    if more and change["pass_any"] <= 2 * change["pass_any_sem"]:
+    if change["pass"] > 2 * change["pass_sem"] and change["pass_any"] <= 2 * change["pass_any_sem"]:
         return (
             "The model is right more often, but not to more prompts: training made answers "
             "frequent that the model gave before."

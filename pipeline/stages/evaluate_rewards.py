@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pion.evaluation.item_scores import ItemScores, before_and_after, pack
+from pipeline.job.digest import judged_by
 from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ def rewards_of(measures: Measures, part: Part) -> Result:
             for old, new in zip(before["shown"], after["shown"], strict=True)
         ],
     }
-    key = measures.same_rows(STAGE)
-    flat = {name: detail["after"][name] for name in ("reward", "reward_sem", "pass", "pass_sem")}
-    by_item = {name: {"key": key, **pack(sides[1][name])} for name in ("reward", "pass")}
-    return {**flat, "rewards": detail, BY_ITEM: by_item}
+    key = measures.same_rows(STAGE) | {"rewards": judged_by(measures.job)}
+    return {
+        **{name: detail["after"][name] for name in ("reward", "reward_sem", "pass", "pass_sem")},
+        "rewards": detail,
+        BY_ITEM: {name: {"key": key, **pack(sides[1][name])} for name in ("reward", "pass")},
+    }
 
 
 def _sampled(measures: Measures, model: str, of_start: list[list[int]] | None = None) -> Result:

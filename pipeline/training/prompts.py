@@ -172,11 +172,12 @@ def with_prompts(job: Job, data: StageData) -> StageData:
 
     closing_both = ExitStack()
     closing_both.callback(data.close)
-    opened = open_prompts(job, open_data(data.folder), data.chat_format)
-    prompts_of = closing_both.enter_context(opened)
+    prompts_of = closing_both.enter_context(
+        open_prompts(job, open_data(data.folder), data.chat_format)
+    )
     prompts = {
-        split: prompts_of(split, stream)
-        for split, stream in (("train", data.train), ("held_out", data.held_out))
+        "train": prompts_of("train", data.train),
+        "held_out": prompts_of("held_out", data.held_out),
     }
     return dataclasses.replace(data, prompts=prompts, close=closing_both.close)
 

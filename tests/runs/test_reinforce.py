@@ -26,13 +26,9 @@ def letters(text, answer, finished, tokens):
 """
 SIZES = {"steps": STEPS, "global_batch": 4, "answers": 4, "max_tokens": 32, "held_out": 0.2}
 REINFORCE = SIZES | {"lr": 1e-3, "min_lr": 1e-4, "pass_at": 0.1}
-REINFORCE |= {
-    "sources": [{"kind": "jsonl", "path": "questions.jsonl"}],
-    "rewards": [
-        {"kind": "python", "path": "rewards.py", "function": "letters", "weight": 3},
-        {"kind": "regex", "pattern": ".*e.*"},
-    ],
-}
+REINFORCE |= {"sources": [{"kind": "jsonl", "path": "questions.jsonl"}]}
+OWN = {"kind": "python", "path": "rewards.py", "function": "letters"}
+REINFORCE |= {"rewards": [OWN | {"weight": 3}, {"kind": "regex", "pattern": ".*e.*"}]}
 
 
 def reinforce_job(folder, function=FUNCTION, **changes):
@@ -127,7 +123,6 @@ def test_sigkills_change_no_bit_of_the_weights(tmp_path, unbroken):
 def test_rewards_that_teach_nothing_or_are_broken_end_the_stage_in_words(
     tmp_path, parameter, line, code, words
 ):
-    one = [{"kind": "python", "path": "rewards.py", "function": "letters"}]
     function = f"def letters({parameter}):\n    {line}"
-    job = reinforce_job(tmp_path, function, reinforce__rewards=one)
+    job = reinforce_job(tmp_path, function, reinforce__rewards=[OWN])
     assert words in ends_with(code, start(job))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.job.digest import digest_job
+from pipeline.job.digest import digest_job, judged_by
 from pipeline.job.file import load_job
 from pipeline.job.train_sections import settings_of
 from tests.support.jobs import refusal, tiny_dict, tiny_job
@@ -67,3 +67,15 @@ def test_another_function_is_another_stage(tmp_path):
 def test_what_is_only_reported_is_in_no_digest():
     one, other = (tiny_job(reinforce=FIELDS | {"pass_at": at}) for at in (1.0, 0.5))
     assert digest_job(one).stages == digest_job(other).stages
+
+
+def test_runs_with_other_rewards_are_not_compared_by_them(tmp_path):
+    (tmp_path / "rewards.py").write_text("def f(text): return 1")
+    own = {"kind": "python", "path": str(tmp_path / "rewards.py"), "function": "f"}
+    fields = FIELDS | {"rewards": [own]}
+    same = judged_by(tiny_job(reinforce=fields)), judged_by(tiny_job(reinforce=fields | {"lr": 1}))
+    others = ({"pass_at": 0.5}, {"max_tokens": 8}, {"rewards": [own | {"weight": 2}, "exact"]})
+    found = {judged_by(tiny_job(reinforce=fields | other)) for other in others}
+    (tmp_path / "rewards.py").write_text("def f(text): return 2")
+    found |= {judged_by(tiny_job(reinforce=fields)), *same}
+    assert (len({*same}), len(found)) == (1, 5)

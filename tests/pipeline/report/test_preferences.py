@@ -21,13 +21,10 @@ AGREES |= {"where_shorter": 0.6, "where_shorter_sem": 0.06}
 AGREES |= {"length_bias": 0.3, "length_bias_sem": 0.07}
 ANSWERS = {"tokens": 30.0, "tokens_sem": 2.0, "stopped": 0.95, "stopped_sem": 0.02}
 ANSWERS |= {"distinct": 0.9, "distinct_sem": 0.01}
-FOUND = {
-    "start": "sft",
-    "kind": "pairs",
+FOUND = {"start": "sft", "kind": "pairs", "of_means": True, "with_reference": True}
+FOUND |= {
     "items": 1234,
     "prompts": 1200,
-    "of_means": True,
-    "with_reference": True,
     "before": {"raw": AGREES, "normalized": {**AGREES, "accuracy": 0.7}},
     "after": {"raw": AGREES, "normalized": AGREES, "margin": {**AGREES, "accuracy": 0.91}},
     "change": {
@@ -50,17 +47,13 @@ FOUND = {
 TUNED = {"accuracy": 0.91, "accuracy_sem": 0.04, "preferences": FOUND}
 TUNED |= {"text_change": 0.012, "text_change_sem": 0.003}
 TUNED |= {"response_change": -0.02, "response_change_sem": 0.01}
+WHY = "longer than a row"
+LONG = {WHY: 66}
 SUMMARY = Summary(
-    "pairs",
-    2048,
+    *("pairs", 2048),
     Part(20_000, 9000, 10**6, Targets(100, 90), Targets(120, 100), 0.6, 0.62),
     Part(1234, 500, 10**5, Targets(100, 90), Targets(120, 100), 0.6, 0.62),
-    Tally(
-        read=21_300,
-        dropped={"longer than a row": 66},
-        dropped_encoded={"longer than a row": 66},
-        dropped_tokens={"longer than a row": 66 * 3000},
-    ),
+    Tally(read=21_300, dropped=LONG, dropped_encoded=LONG, dropped_tokens={WHY: 66 * 3000}),
     2048,
 )
 
