@@ -47,8 +47,7 @@ def _answer(undecided: Undecided, where: str) -> str:
 
     Raises BadInput without a terminal, naming the option that decides, and for another answer.
     """
-    option = option_of(undecided.name)
-    options = " or ".join(f"{option} {answer}" for answer in undecided.answers[:4])
+    options = " or ".join(f"{option_of(undecided.name)} {a}" for a in undecided.answers[:4])
     if not sys.stdin.isatty():
         raise BadInput(f"{where}: {undecided.question} Decide with {options}. Nothing was written.")
     show(f"{where}: {undecided.question}")

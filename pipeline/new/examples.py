@@ -125,9 +125,8 @@ def prompt_from(looks: Sequence[Look]) -> str | None:
             if look.first is not None:
                 line = _last_question(look.first)
             elif one.conversation is not None:
-                users = (turn for turn in turns_of(one.conversation) if turn.role == "user")
-                question = next((turn.text for turn in users), "")
-                line = " ".join(question.split()[:40])
+                asked = (turn.text for turn in turns_of(one.conversation) if turn.role == "user")
+                line = " ".join(next(asked, "").split()[:40])
             else:
                 line = " ".join(one.texts[0].split()[:8])
             if line and len(line) <= 200 and line.isprintable() and masked(line) == line:

@@ -173,10 +173,9 @@ def _tokenized(path: Path) -> BadInput:
 
 
 def _weights(path: Path, name: str) -> BadInput:
-    model = path if path.is_dir() else path.parent
     return BadInput(
         f"{path} has the weights of a model ({name}), not data. To start from this model, name "
-        f"your data first: pion new DATA --from {model}"
+        f"your data first: pion new DATA --from {path if path.is_dir() else path.parent}"
     )
 
 

@@ -99,25 +99,24 @@ class Reading:
         if isinstance(self.layout, TextColumn):
             text = record["text"]
             if isinstance(text, str):
-                seen = Seen(unread=unused(self.layout, item.record))
-                return Content(where, record, [text], 0, seen)
+                return Content(
+                    where, record, [text], 0, Seen(unread=unused(self.layout, item.record))
+                )
             kind = "nothing" if text is None else type(text).__name__
             raise BadInput(f"{where}: under {self.layout.column!r} is {kind} instead of text")
         if isinstance(self.layout, Preferences):
             found = parse_preference(record, where)
             texts = ["\n".join(_texts(side.messages)) for side in found.conversations]
-            seen = found.conversations[0].seen
-            return Content(where, record, texts, 0, seen, preference=found)
+            return Content(where, record, texts, 0, found.conversations[0].seen, preference=found)
         if isinstance(self.layout, Prompts):
             asked = parse_question(record, where)
             texts, seen = _texts(asked.conversation.messages), asked.conversation.seen
             return Content(where, record, texts, 0, seen, asked.conversation, answer=asked.answer)
         talk = read_conversation(record, where, own=self.own_template)
         texts = _texts(talk.messages)
-        calls = [message.get("tool_calls") for message in talk.messages]
-        others = [json.dumps(part) for part in (talk.tools, *calls) if part]
+        others = [talk.tools, *(message.get("tool_calls") for message in talk.messages)]
         about = TOOLS_BYTES if talk.tools else 0
-        other_bytes = len(texts) - 1 + about + sum(map(len, others))
+        other_bytes = len(texts) - 1 + about + sum(len(json.dumps(one)) for one in others if one)
         seen = talk.seen
         if not self.direct:
             seen = replace(seen, unread=unused(self.layout, item.record))

@@ -216,16 +216,16 @@ def _with_enough_held_out(p: Proposal) -> Proposal:
             own = look.reading.own_template
             # The text whose hash decides, as when the data are prepared.
             sized = [("\n".join(texts_of(talk, own=own)), 1.0) for talk in talks]
-            share = _enough(look, sized, sft.held_out, CONVERSATIONS)
-            sft = replace(sft, held_out=share)
+            sft = replace(sft, held_out=_enough(look, sized, sft.held_out, CONVERSATIONS))
         elif look.stage == "pretrain" and stage is not None:
             per_token = look.text_bytes / max(1, stage.own_tokens)
             documents = _documents(look)
             if any(len(text) > LONG_CHARS for text in documents):
                 continue  # the end of each is held out
             sized = [(text, len(text.encode()) / per_token) for text in documents]
-            share = _enough(look, sized, stage.held_out, ROWS * stage.seq_len)
-            stage = replace(stage, held_out=share)
+            stage = replace(
+                stage, held_out=_enough(look, sized, stage.held_out, ROWS * stage.seq_len)
+            )
     return replace(p, pretraining=stage, tuning=sft)
 
 

@@ -23,7 +23,7 @@ from pipeline.data.sources import SAMPLED, Input, find_input
 from pipeline.job import Job
 from pipeline.job.stages import CONVERSING
 from pipeline.rent.check import CheckRow
-from pipeline.rent.check.job import is_prepared
+from pipeline.rent.check.job import count_parameters, is_prepared
 from pipeline.rent.plan.counted import (
     FEWEST_STEPS,
     LOOKED_AT,
@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 
 # Outside of these pairs per step, recipes that worked are rare.
 FEWEST_PAIRS, MOST_PAIRS = 32, 512
-# With higher rates, models that learn from preferences begin to repeat themselves.
-HIGHEST_LR, HIGHEST_LR_OF_LORA = 1e-5, 1e-4
+# With higher rates, models begin to repeat themselves: of the whole model, and of LoRA. With rates
+# so many times lower, rewards hardly rise. Small models learn from rewards at higher rates.
+HIGHEST_LR = {"prefer": (1e-5, 1e-4), "reinforce": (2e-5, 2e-4)}
+FAR_BELOW, LARGE = 100, 300_000_000
 # For simpo, this share of these: Meng et al. saw answers that only repeat at 1e-5.
 SIMPO_SHARE = 0.5
 # More passes over the same data rarely help; and over conversations, make a model repeat them.
@@ -74,7 +76,7 @@ def _check_stage(job: Job, stage: str) -> list[CheckRow]:
     warnings = {
         "batch": _unusual_batch(job, counted),
         "steps": _few_steps(job, counted),
-        "rate": _high_rate(job, stage),
+        "rate": _odd_rate(job, stage),
         "passes": _many_passes(job, counted),
     }
     return [
@@ -177,20 +179,21 @@ def _few_steps(job: Job, counted: Counted) -> str | None:
     )
 
 
-def _high_rate(job: Job, stage: str) -> str | None:
-    """Return a warning of a rate at which models that learn from preferences are often spoiled."""
-    section = job.prefer
-    if section is None or stage != "prefer":
+def _odd_rate(job: Job, stage: str) -> str | None:
+    """Return a warning of a rate at which models are often spoiled, or learn nothing."""
+    if stage not in HIGHEST_LR:
         return None
-    highest = HIGHEST_LR if section.lora is None else HIGHEST_LR_OF_LORA
-    anchor = ""
-    if section.loss == "simpo":
+    rate, anchor = job.section(stage).lr, ""
+    highest = HIGHEST_LR[stage][job.lora(stage) is not None]
+    if stage == "reinforce" and rate < (least := highest / FAR_BELOW):
+        return f"reinforce.lr {rate:g} is below {least:g}: rewards hardly rise. Raise it"
+    if stage == "prefer" and job.prefer and job.prefer.loss == "simpo":
         highest *= SIMPO_SHARE
         anchor = "simpo has no reference that holds the model back, and "
-    if section.lr <= highest:
+    if rate <= highest or (stage == "reinforce" and count_parameters(job) < LARGE):
         return None
     return (
-        f"prefer.lr {section.lr:g} is above {highest:g}: {anchor}models then often begin to "
+        f"{stage}.lr {rate:g} is above {highest:g}: {anchor}models then often begin to "
         "repeat themselves. Lower it"
     )
 
@@ -257,9 +260,9 @@ def _before_a_tokenizer(job: Job) -> list[CheckRow]:
         "their lengths, rows and steps are known once the tokenizer is trained: "
         "`pion run JOB --until prepare` counts exactly, and trains nothing"
     )
-    rate = _high_rate(job, "prefer")
-    high = [] if rate is None else [CheckRow("rate", None, rate)]
-    return [CheckRow("preferences", True, "\n".join(lines)), *high]
+    rate = _odd_rate(job, "prefer")
+    found = [CheckRow("preferences", True, "\n".join(lines))]
+    return found if rate is None else [*found, CheckRow("rate", None, rate)]
 
 
 def _without_lengths(job: Job, found: Input) -> Summary:

@@ -4,34 +4,39 @@ small model on this machine is asked, too, whether rewards would teach it anythi
 from __future__ import annotations
 
 import tempfile
+import time
 from contextlib import closing
 from itertools import islice, product
 from pathlib import Path
+from statistics import mean
 
 from pion.data.prompt.layouts import Question
 from pion.errors import BadInput
 from pion.rewards.answered import Answered
 from pion.rewards.builtin import unjudgeable
 from pipeline.base.keep import tokenizer_of_base
-from pipeline.console.formats import beginning
+from pipeline.console.formats import beginning, duration
 from pipeline.data.judge import judge_of, require_judgeable
 from pipeline.data.prompts import questions
 from pipeline.data.sources import find_input
 from pipeline.job import Job
+from pipeline.job.reinforce_section import Reinforce
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared
 from pipeline.stages.prepare import prepare_part
 
-# Of each source, so many records are judged.
-JUDGED = 16
+# So many records of each source are read, and so many of all are judged: rewards may take seconds.
+READ, JUDGED = 16, 4
+# Rewards that take so many seconds for an answer are not asked about the answers of a model.
+SLOW = 0.1
 # A model answers so many prompts, and as many as before a first step if rewards teach nothing.
 FEW = 8
 # It is small enough if parameters × tokens to sample are at most this: half a minute on two cores.
 SMALL = 2e11
-# Prompts whose best and worst answers are shown, and the most characters of each.
-SHOWN, MOST_CHARACTERS = 3, 300
+# Prompts whose best and worst answers are shown, and the most characters of all.
+SHOWN, MOST_CHARACTERS = 3, 1500
 ROW = "rewards"
 
 
@@ -44,33 +49,27 @@ def check_rewards(job: Job) -> list[CheckRow]:
     section = job.reinforce
     if section is None:
         return []
-    inputs = (
-        find_input(job, source, f"reinforce.sources.{number}")
-        for number, source in enumerate(section.sources)
-    )
-    first = [
-        one
-        for found in inputs
-        for one, _, _ in islice(questions(job, found), JUDGED)
-        if isinstance(one, Question)
-    ]
-    for one, reward in product(first, section.rewards):
-        if (why := unjudgeable(reward.kind, one.answer)) is not None:
-            raise BadInput(f"{one.conversation.where}: {why}. Nothing was trained")
-    own = [_answered(one, one.answer) for one in first if one.answer is not None]
+    first = _first(job, section)
+    own = [_answered(one, one.answer) for one in first[:JUDGED] if one.answer is not None]
     with closing(judge_of(job)) as judge:
+        started = time.monotonic()
         totals = [
             judge.judge([answers]).total[0] if answers else []
-            for answers in (own, [_answered(one, "") for one in first])
+            for answers in (own, [_answered(one, "") for one in first[:JUDGED]])
         ]
+        spent = (time.monotonic() - started) / max(1, len(own) + len(first[:JUDGED]))
         errors = [text for reward in judge.rewards.values() for text in reward.errors]
     require_judgeable(job, own)
-    said = [
-        f"{name} of the first {len(judged)} records get {sum(judged) / len(judged):.3g} on average"
-        for name, judged in zip(("the own answers", "empty answers"), totals, strict=True)
-        if judged
+    rows = [
+        CheckRow(ROW, True, f"{name} of the first records get {mean(total):.3g} on average")
+        for name, total in zip(("the own answers", "empty answers"), totals, strict=True)
+        if total
     ]
-    rows = [CheckRow(ROW, True, "; ".join(said))]
+    if spent > SLOW:
+        of_step = duration(spent * section.global_batch * section.answers)
+        rows.append(
+            CheckRow(ROW, None, f"judging takes {duration(spent)} an answer, {of_step} a step")
+        )
     if errors:
         rows.append(CheckRow(ROW, None, f"some answers can't be judged: {errors[0]}"))
     if own and set(totals[0]) == set(totals[1]) and len(set(totals[0])) == 1:
@@ -82,7 +81,23 @@ def check_rewards(job: Job) -> list[CheckRow]:
                 "that the rewards look for?",
             )
         )
-    return rows + _answers_of_start(job)
+    return rows + ([] if spent > SLOW else _answers_of_start(job))
+
+
+def _first(job: Job, section: Reinforce) -> list[Question]:
+    """Return the first records of each source. Raises BadInput if rewards can't judge them."""
+    first = [
+        one
+        for number, source in enumerate(section.sources)
+        for one, _, _ in islice(
+            questions(job, find_input(job, source, f"reinforce.sources.{number}")), READ
+        )
+        if isinstance(one, Question)
+    ]
+    for one, reward in product(first, section.rewards):
+        if (why := unjudgeable(reward.kind, one.answer)) is not None:
+            raise BadInput(f"{one.conversation.where}: {why}. Nothing was trained")
+    return first
 
 
 def _answered(one: Question, text: str) -> Answered:
@@ -97,14 +112,15 @@ def _answers_of_start(job: Job) -> list[CheckRow]:
     section, base = job.reinforce, job.base
     if section is None or base is None or base.commit or job.train_stages[0] != "reinforce":
         return []
+    from torch import Tensor
+
     from pion.train.gradients import Ranks
     from pion.train.held_out_rewards import evaluate_rewards
     from pipeline.data.prepared import open_data
     from pipeline.training import prompts as of_stage
 
     model = load_model(find_model(job.model_name(base.source)))
-    parameters = sum(weights.numel() for weights in model.parameters())
-    each = parameters * section.answers * section.max_tokens
+    each = section.answers * section.max_tokens * sum(map(Tensor.numel, model.parameters()))
     counts = [n for n in (FEW, of_stage.FIRST_PROMPTS) if n * each <= SMALL]
     if is_prepared(job) or not counts:
         return []
@@ -121,9 +137,6 @@ def _answers_of_start(job: Job) -> list[CheckRow]:
                     break
     if why is not None and of_stage.FIRST_PROMPTS in counts:
         raise BadInput(why)
-    shown = [f"{one.prompt}\n{one.best_and_worst()}" for one in prompts.said()[:SHOWN]]
-    words = [
-        of_stage.signal_in_words(section, found),
-        *(beginning(w, MOST_CHARACTERS) for w in shown),
-    ]
-    return [CheckRow(ROW, None if why else True, "\n".join(words))]
+    shown = (f"{one.prompt}\n{one.best_and_worst()}" for one in prompts.said()[:SHOWN])
+    words = [of_stage.signal_in_words(section, found), *shown]
+    return [CheckRow(ROW, None if why else True, beginning("\n".join(words), MOST_CHARACTERS))]

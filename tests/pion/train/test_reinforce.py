@@ -36,14 +36,9 @@ def share_of_even(ids):
 
 
 def make(rank=0, seed=0, lr=1e-2, **plan):
-    settings = TrainSettings(
-        steps=40,
-        global_batch=BATCH,
-        lr=lr,
-        schedule="constant",
-        weight_decay=0.0,
-        reinforcement=Reinforcement(answers=ANSWERS, max_tokens=8),
-    )
+    how = {"steps": 40, "lr": lr, "schedule": "constant", "weight_decay": 0.0}
+    learning = Reinforcement(answers=ANSWERS, max_tokens=8)
+    settings = TrainSettings(global_batch=BATCH, reinforcement=learning, **how)
     prompts = Prompts(prompt, rewards, 24, 4, frozenset([3]), 62)
     plan = ComputePlan(**{"micro_batch": 2, "threads": 1} | plan)
     return Trainer(tiny_decoder(seed), prompts, settings, plan, rank=rank)

@@ -56,14 +56,9 @@ def trained(scale):
         )
         return Judged(torch.tensor(judged, dtype=torch.float64), {})
 
-    settings = TrainSettings(
-        steps=STEPS,
-        global_batch=BATCH,
-        lr=LR,
-        schedule="constant",
-        weight_decay=0.0,
-        reinforcement=Reinforcement(answers=ANSWERS, max_tokens=MAX_TOKENS, scale=scale),
-    )
+    how = {"steps": STEPS, "lr": LR, "schedule": "constant", "weight_decay": 0.0}
+    learning = Reinforcement(answers=ANSWERS, max_tokens=MAX_TOKENS, scale=scale)
+    settings = TrainSettings(global_batch=BATCH, reinforcement=learning, **how)
     # An id in twenty ends an answer. So some answers have one token, and some do not end.
     stops = frozenset(range(STOP, MODEL.vocab_size, 20))
     prompts = Prompts(prompt, rewards, MODEL.seq_len, 5, stops, MODEL.vocab_size)

@@ -35,6 +35,8 @@ def test_a_reward_may_be_given_by_its_name_alone():
     [
         ({"rewards": []}, "rewards"),
         ({"rewards": [{"kind": "exact", "weight": -1}]}, "add up to -1"),
+        ({"rewards": [{"kind": "exact", "weight": 0}]}, "add up to 0"),
+        ({"lr": 1e-8}, "min_lr: 3e-07 is above lr 1e-08"),
         ({"rewards": ["judge"]}, "judge"),
         ({"answers": 1}, "answers"),
         ({"optimizer": "muon"}, "rewards are learned with adamw"),

@@ -1,5 +1,7 @@
 """A person decides what could mean two things: at a terminal, or by an option."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from pion.errors import BadInput
@@ -28,16 +30,9 @@ def refusal(path, wishes=None):
     return str(raised.value)
 
 
-class Terminal:
-    """Standard input that a person types into."""
-
-    def isatty(self):
-        return True
-
-
 def type_in(monkeypatch, *lines):
     given = iter(lines)
-    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("builtins.input", lambda prompt: next(given))
 
 

@@ -13,14 +13,10 @@ def refusal(path):
     return str(raised.value)
 
 
-def test_a_folder_of_text_is_one_group(tmp_path):
+def test_files_of_a_kind_are_one_group(tmp_path):
     found = find_data(texts_folder(tmp_path))
     assert [(group.kind, len(group.files)) for group in found.groups] == [("text", 12)]
     assert found.left_out == ()
-
-
-def test_files_of_several_kinds_are_several_groups(tmp_path):
-    texts_folder(tmp_path)
     jsonl_texts(tmp_path)
     assert [group.kind for group in find_data(tmp_path).groups] == ["text", "jsonl"]
 
@@ -32,18 +28,13 @@ def test_what_is_not_read_is_named(tmp_path):
     assert found.startswith("left out, not read by Pion: 1 file .pdf, such as ")
 
 
-def test_a_readme_next_to_data_is_no_data(tmp_path):
+def test_a_readme_and_settings_next_to_data_are_no_data(tmp_path):
     messages(tmp_path)
+    (tmp_path / "settings.json").write_text('{\n "a": 1\n}\n')
     (tmp_path / "README.md").write_text("# My chats\n")
     found = find_data(tmp_path)
     assert [group.kind for group in found.groups] == ["jsonl"]
-    assert found.left_out == ("left out, about the data: README.md",)
-
-
-def test_settings_are_no_data(tmp_path):
-    messages(tmp_path)
-    (tmp_path / "settings.json").write_text('{\n "a": 1\n}\n')
-    assert [group.kind for group in find_data(tmp_path).groups] == ["jsonl"]
+    assert "left out, about the data: README.md" in found.left_out
 
 
 def test_hidden_files_are_left_out_and_a_link_never_hides_the_file_that_it_leads_to(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.base.job_with_base import read_job
+from pipeline.rent.check.conversations import _odd_rate
 from pipeline.rent.check.inputs import local_inputs
 from pipeline.rent.check.rewards import check_rewards
 from tests.pipeline.rent.check.checked_job import Case
@@ -30,18 +31,16 @@ def check(tmp_path):
 
 def test_the_own_answers_are_judged_next_to_empty_ones(check):
     rows, _ = check(["number", "exact"], "it is #### 3", "#### 4")
-    (row,) = rows
-    assert row == (
-        True,
-        "the own answers of the first 2 records get 1 on average; "
-        "empty answers of the first 2 records get 0 on average",
-    )
+    assert rows == [
+        (True, "the own answers of the first records get 1 on average"),
+        (True, "empty answers of the first records get 0 on average"),
+    ]
 
 
 def test_rewards_that_do_not_see_the_own_answers_are_a_warning(check):
     rows, _ = check([{"kind": "json", "keys": ["name"]}], "3", "4")
-    assert rows[1][0] is None
-    assert "own answers get what empty answers get" in rows[1][1]
+    assert rows[2][0] is None
+    assert "own answers get what empty answers get" in rows[2][1]
 
 
 def test_a_record_without_a_number_is_refused_before_anything_is_spent(check):
@@ -55,7 +54,7 @@ def test_a_function_is_called_and_travels_with_the_job(check):
     assert "get 1 on average" in rows[0][1]
     assert "reinforce.rewards.0.path" in {found.key for found in local_inputs(job, prepared=True)}
     rows, _ = check([reward], "a", code="def f(text): return [][0]")
-    assert "IndexError" in rows[1][1]
+    assert "IndexError" in rows[2][1]
     with pytest.raises(BadInput, match="in another process"):
         check([reward], "a", "b", code="def f(text): return hash(text) % 97")
 
@@ -72,3 +71,22 @@ def test_a_small_model_on_this_machine_is_asked_first(check, tmp_path, monkeypat
     assert (ok, words.count("reward ")) == (True, 1 + 2 * 3)
     with pytest.raises(BadInput, match=r"each of 12 .* To 0% .*all answers are wrong"):
         check(reward, *"a" * 60, code="def f(text): return 0", **start)
+
+
+def test_what_is_slow_or_empty_is_said(check):
+    reward = [{"kind": "python", "path": "rewards.py", "function": "f"}]
+    slow = "import time\ndef f(text):\n time.sleep(0.11)\n return len(text)"
+    rows, _ = check(reward, "a", "b", code=slow)
+    assert rows[2][1].startswith("judging takes ")
+    with pytest.raises(BadInput, match="the corpus is empty: no line in"):
+        check(["number"])
+
+
+@pytest.mark.parametrize(
+    ("lr", "words"), [(1e-8, "is below 2e-07: rewards"), (1e-3, "above 2e-05")]
+)
+def test_rates_that_teach_nothing_or_spoil_are_warned_of(check, monkeypatch, lr, words):
+    monkeypatch.setattr("pipeline.rent.check.conversations.LARGE", 0)
+    _, job = check(["exact"], "a", "b")
+    job.reinforce.lr = lr
+    assert words in _odd_rate(job, "reinforce")
