@@ -54,9 +54,8 @@ def cards():
         for one in (row["measures"] for row in results(f"bench/nvidia-{card}")["rows"]):
             if "mfu" in one:
                 speed, memory = one["tokens_per_second"], f" {one['measured_bytes'] / 2**30:.1f} |"
-                quoted = (
-                    f"{round(speed, -3 if speed > 1e5 else -2):,.0f}, {100 * one['mfu']:.1f} % |"
-                )
+                speed = round(speed, -3 if speed > 1e5 else -2)
+                quoted = f"{speed:,.0f}, {100 * one['mfu']:.1f} % |"
                 yield f"| {quoted}" + memory * (card == "h200" and one["compiled"])
 
 
@@ -137,8 +136,8 @@ def models():
 
 def preferences():
     short = results("demo_prefer")["short"]
-    before, after = ([one["normalized"][i] for one in short] for i in (0, 1))
-    cells = (f"{100 * statistics.mean(v):.1f} % ± {100 * error(v):.1f}" for v in (before, after))
+    both = zip(*(one["normalized"] for one in short))
+    cells = (f"{100 * statistics.mean(v):.1f} % ± {100 * error(v):.1f}" for v in both)
     yield f"by the mean over its tokens | {' | '.join(cells)} |"
     right = [one["accuracy"] for one in short]
     yield f"| – | {100 * statistics.mean(right):.1f} % ± {100 * error(right):.1f} |"
@@ -147,6 +146,17 @@ def preferences():
     means = [statistics.mean(side) for side in zip(*bits)]
     more = f"{signed(statistics.mean(change))} ± {error(change):.3f}"
     yield f"| {means[0]:.3f} | {means[1]:.3f} ({more}) |"
+
+
+def rewards():
+    runs, speed = (results("demo_reinforce")[name] for name in ("runs", "against_trl"))
+    for name in ("right", "any_right", "unfinished"):
+        both = zip(*(one[name] for one in runs))
+        yield " | ".join(f"{100 * statistics.mean(v):.1f} % ± {100 * error(v):.1f}" for v in both)
+    more = [one["bits_per_byte"][1] - one["bits_per_byte"][0] for one in runs]
+    yield f"{signed(statistics.mean(more))} ± {error(more):.3f}"
+    yield f"{speed['rollouts']['median']:.1f} times as many tokens as TRL"
+    yield f"a step of TRL takes {speed['step']['median']:.1f} times as long"
 
 
 def vocabulary():
@@ -232,6 +242,7 @@ PAGES = [
     ("docs/performance.md", performance),
     ("docs/models.md", models),
     ("docs/preferences.md", preferences),
+    ("docs/reinforce.md", rewards),
     ("docs/sizing.md", vocabulary),
     ("docs/clean-data.md", clean_data),
     ("docs/ladder.md", ladder),

@@ -48,8 +48,7 @@ def train(folder: Path, kind: str, fields: dict[str, Any], steps: list[list[Any]
     for each in (model, reference):
         each.get_input_embeddings().padding_idx = None
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "model" / "tokenizer.json"))
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
-    tokenizer.eos_token = tokenizer.pad_token
+    tokenizer.pad_token = tokenizer.eos_token = tokenizer.convert_ids_to_tokens(0)
     config, trainer = (KTOConfig, KTOTrainer) if kind == "kto" else (DPOConfig, DPOTrainer)
     trainer._prepare_dataset = as_it_is
     args = config(

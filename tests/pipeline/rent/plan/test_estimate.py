@@ -24,14 +24,8 @@ from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.speeds import Known, bench_results
 from pipeline.rent.plan.what_fits import gpus_that_fit
 from tests.paths import JOBS
+from tests.support import recorded_traces as traces
 from tests.support.jobs import tiny_job
-from tests.support.recorded_traces import (
-    key_of,
-    recorded,
-    recorded_trace,
-    traced_again,
-    traced_of,
-)
 
 HOUR = 3600.0
 
@@ -81,9 +75,8 @@ def test_both_training_stages_count():
 def preferring(loss):
     """Return the estimate of a stage of 1,000 rows, of which each step has 10."""
     source = '{"kind": "jsonl", "path": "/pairs.jsonl"}'
-    job = small(
-        f'prefer={{"loss": "{loss}", "seq_len": 2048, "global_batch": 10, "sources": [{source}]}}'
-    )
+    sizes = '"seq_len": 2048, "global_batch": 10'
+    job = small(f'prefer={{"loss": "{loss}", {sizes}, "sources": [{source}]}}')
     job.section("prefer").know_rows(1000)
     return estimate(job, offer("A40")).stages[-1]
 
@@ -129,8 +122,7 @@ def test_an_unmeasured_model_is_as_fast_as_the_published_recipe_was():
 def test_nobody_is_told_a_speed_that_no_host_can_reach(gpu, count):
     """A tiny model on such a card would make tens of millions of tokens a second by its FLOPs."""
     tiny = tiny_job()
-    known = Known(bench=bench_results([]))
-    stage = estimate(tiny, offer(gpu, count=count), known).stages[0]
+    stage = estimate(tiny, offer(gpu, count=count), Known(bench=bench_results([]))).stages[0]
     step = tiny.section("pretrain").global_batch * tiny.data.seq_len
     kernels = 3 * LAUNCHES + LAUNCHES_OF_UPDATE
     assert step / stage.tokens_per_second == pytest.approx(kernels * LAUNCH_SECONDS)
@@ -190,9 +182,8 @@ def test_each_of_several_gpus_is_taken_to_reach_a_share_of_its_speed_and_that_is
     one, two = on("A40"), on("A40", count=2)
     assert two.stages[0].micro_batch * two.stages[0].grad_accum == 32
     assert two.tokens_per_second == pytest.approx(2 * SHARE_OF_SEVERAL * one.tokens_per_second)
-    assert two.stages[0].speed_from == (
-        "estimated: 15% MFU assumed, and each of several GPUs at 90% of that: not measured"
-    )
+    words = "estimated: 15% MFU assumed, and each of several GPUs at 90% of that: not measured"
+    assert two.stages[0].speed_from == words
     nodes = estimate(small(), offer("A40"), num_nodes=2)
     assert nodes.hours == two.hours
     assert nodes.dollars == pytest.approx(2 * 0.4 * (nodes.hours or 0))
@@ -208,8 +199,7 @@ def test_the_gpu_with_the_most_rows_decides_how_long_a_step_takes():
 def test_each_of_several_gpus_has_a_part_of_the_moments():
     few = ("hardware.micro_batch=1", "sft=null")
     one, eight = on("A40", *few), on("A40", *few, count=8)
-    adamw = 8 * 102_967_168
-    assert one.peak_bytes - eight.peak_bytes == pytest.approx(adamw * 7 / 8, rel=0.01)
+    assert one.peak_bytes - eight.peak_bytes == pytest.approx(8 * 102_967_168 * 7 / 8, rel=0.01)
 
 
 def test_what_cannot_be_told_is_not_made_up():
@@ -224,10 +214,8 @@ def test_slots_take_memory_like_tokens():
     """Lepton-small has 128 slots in a row of 2,048 tokens, and they predict nothing."""
     settings = ["hardware.micro_batch=8", "data.documents=true"]
     without = [*settings, "model={preset: lepton-small, slots: null}"]
-    slotted, plain = (
-        estimate(load_job(JOBS / "lepton-small.yaml", overrides), offer("A40")).stages[0]
-        for overrides in (settings, without)
-    )
+    jobs = (load_job(JOBS / "lepton-small.yaml", one) for one in (settings, without))
+    slotted, plain = (estimate(job, offer("A40")).stages[0] for job in jobs)
     assert slotted.micro_batch == plain.micro_batch == 8
     assert 1 < slotted.peak_bytes / plain.peak_bytes < 1 + 128 / 2048
 
@@ -237,21 +225,23 @@ def test_slots_take_memory_like_tokens():
 
 def smallest():
     """Return the key of the smallest compiled model."""
-    assert recorded(), "record them with this torch (tests/support/recorded_traces.py)"
-    keys = (key for key in recorded() if traced_of(key).compiled and traced_of(key).bf16)
-    return min(keys, key=lambda key: (traced_of(key).config.d_model, key))
+    assert traces.recorded(), "record them with this torch (tests/support/recorded_traces.py)"
+    of = traces.traced_of
+    keys = (key for key in traces.recorded() if of(key).compiled and of(key).bf16)
+    return min(keys, key=lambda key: (of(key).config.d_model, key))
 
 
 def test_the_smallest_model_needs_what_is_recorded():
-    assert traced_again(smallest()) == recorded()[smallest()]
+    assert traces.traced_again(smallest()) == traces.recorded()[smallest()]
 
 
 @pytest.mark.soak
 def test_all_models_need_what_is_recorded():
-    outdated = [key for key, found in recorded().items() if traced_again(key) != found]
+    every = traces.recorded().items()
+    outdated = [key for key, found in every if traces.traced_again(key) != found]
     assert outdated == [], "record them again (tests/support/recorded_traces.py)"
 
 
 def test_the_tests_of_this_folder_read_the_record():
-    assert remembered._trace is recorded_trace
-    assert key_of(traced_of(smallest())) == smallest()
+    assert remembered._trace is traces.recorded_trace
+    assert traces.key_of(traces.traced_of(smallest())) == smallest()
