@@ -65,9 +65,8 @@ class Record:
             self._estimate()
 
     def _estimate(self) -> None:
-        self.chance = (sum(self._recent) + self._expected * EXPECTED_OF) / (
-            len(self._recent) + EXPECTED_OF
-        )
+        known = sum(self._recent) + self._expected * EXPECTED_OF
+        self.chance = known / (len(self._recent) + EXPECTED_OF)
 
 
 class LookUp:
@@ -181,11 +180,10 @@ class DraftedDecoding(Decoding):
         self._block = None if block is None else (block, block.trunk(model))
         self._token_share = TOKEN_SHARE[model.embed.weight.device.type]
         # The arithmetic of a block for one guess, as a share of the model's for a token.
-        self._guess_share = (
-            0.0
-            if block is None
-            else block.macs_per_token() / block.steps / cost_of(model.config).macs_per_token
-        )
+        self._guess_share = 0.0
+        if block is not None:
+            of_model = cost_of(model.config).macs_per_token
+            self._guess_share = block.macs_per_token() / block.steps / of_model
 
     def _begun(self, text: Text, state: Tensor) -> None:
         super()._begun(text, state)
@@ -261,11 +259,9 @@ def _draw_in_turns(draw: DrawRows, logits: Tensor, guesses: Sequence[Sequence[in
     right, rows = [0] * len(guesses), list(range(len(guesses)))
     turn = 0
     while rows:
-        of_turn = (
-            logits[:, turn]
-            if len(rows) == len(logits)
-            else torch.stack([logits[row, turn] for row in rows])
-        )
+        of_turn = logits[:, turn]
+        if len(rows) < len(of_turn):
+            of_turn = torch.stack([of_turn[row] for row in rows])
         drawn = zip(rows, draw(rows, of_turn), strict=True)
         # `None` is never a draft.
         rows = [row for row, token in drawn if token in guesses[row][turn : turn + 1]]

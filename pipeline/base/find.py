@@ -19,7 +19,7 @@ from pion.config.model_config import ModelConfig
 from pion.data.chat.template_source import ASKS_FOR_DATE, TEMPLATE_FILE, template_of
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput
+from pion.errors import BadInput, told
 from pion.files import sha256_file
 from pion.formats.weights import INDEX, WEIGHTS, is_legal, shards_of
 from pion.later_fields import shown
@@ -157,14 +157,12 @@ def _described(source: str, files: Files, bring: Callable[[str], Path], commit: 
             f"{source} has no {missing[0]}. A model to start from needs its settings "
             "(config.json), its weights (safetensors) and its tokenizer (tokenizer.json)"
         )
-    try:
+    with told(f"{source}: "):
         config = read_config(bring(CONFIG))
         tokenizer = Tokenizer.from_file(bring(TOKENIZER), where=TOKENIZER)
         tokenizer.fits(config.vocab_size, where=TOKENIZER)
         named = (TEMPLATE_FILE, TOKENIZER_CONFIG)
         template = template_of(*(bring(name) if name in files else None for name in named))
-    except BadInput as error:
-        raise BadInput(f"{source}: {error}") from None
     deciding = {name: about for name, about in files.items() if decides_results(name)}
     of_ids = {name: about for name, about in deciding.items() if name in DECIDE_IDS}
     return Base(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pion.errors import BadInput, PionError
+from pion.errors import BadInput, PionError, told
 from pipeline.commands.data import say_unused
 from pipeline.console.formats import show, size
 from pipeline.console.print_and_ask import ask_to_delete
@@ -23,11 +23,8 @@ def remove_runs(runs: Sequence[str], *, yes: bool, take_over: bool) -> None:
     neither a person nor `yes` agrees.
     """
     states = {run.url: run for run in map(open_run, runs)}
-    with before_work("Nothing was deleted."):
-        try:
-            found = [find_removable(run, take_over=take_over) for run in states.values()]
-        except BadInput as error:
-            raise BadInput(f"{error} Nothing was deleted.") from error
+    with before_work("Nothing was deleted."), told(after=" Nothing was deleted."):
+        found = [find_removable(run, take_over=take_over) for run in states.values()]
     for one in found:
         show(f"{one.run.url}: {size(one.bytes)}")
     if not yes:

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from pion.config.lora import is_adapter
 from pion.data.chat.template_source import find_template
-from pion.errors import BadInput
+from pion.errors import BadInput, told
 from pion.formats.weights import INDEX, WEIGHTS
 from pion.later_fields import shown
 from pion.untrusted import read_file
@@ -235,17 +235,13 @@ def _base_of(folder: Path, label: str) -> FoundModel:
 
     base = base_of(folder)
     name = base.name if base.commit is None else f"{base.name}@{base.commit}"
-    try:
+    with told(f"{label} is an adapter, and its base {shown(name)} can't be used: "):
         if base.name.startswith("checkpoints/") and is_key(base.name):
             # A key in the run's folder; `folder` is checkpoints/<stage>/<step>-<epoch> in it.
             return found_in(folder.absolute().parents[2] / base.name, whole=True)
         if base.name.startswith(f"{BASES}/") and is_key(base.name):
             return found_in(folder.absolute().parents[3] / base.name, whole=True)
         return _found(locate_model(name), whole=True)
-    except BadInput as error:
-        raise BadInput(
-            f"{label} is an adapter, and its base {shown(name)} can't be used: {error}"
-        ) from None
 
 
 def _from_folder(folder: Path, label: str | None = None) -> FoundModel:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.config.model_config import APART, ModelConfig
-from pion.errors import BadInput
+from pion.errors import BadInput, told
 from pipeline.models.find import FoundModel, found_in
 
 if TYPE_CHECKING:
@@ -109,10 +109,8 @@ def load_model(found: FoundModel, dtype: torch.dtype | None = None) -> Decoder:
     from pion.model.saved_weights import Tensors
 
     config, saved = load_model_lazily(found)
-    try:
+    with told(f"{found.folder}: "):
         return Decoder.from_state(config, dict(Tensors(saved)), dtype or torch.float32)
-    except BadInput as error:
-        raise BadInput(f"{found.folder}: {error}") from None
 
 
 def load_model_in(folder: Path) -> Decoder:

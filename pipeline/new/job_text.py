@@ -229,10 +229,8 @@ def _reinforce(p: Proposal, stage: FineTuning) -> list[Line]:
     kind, right = "exact", "the answer is the right one, letter by letter"
     if all(unjudgeable("number", content.answer) is None for content in p.looks[0].few):
         kind, right = "number", "the last number of the answer is the right one"
-    room, short = (
-        stage.seq_len,
-        "of an answer; the model's context has room for as many of a prompt",
-    )
+    room = stage.seq_len
+    short = "of an answer; the model's context has room for as many of a prompt"
     return [
         Line("reinforce:", "it must give right answers sometimes: see `pion check`"),
         Line(f"  rewards: [{kind}]", f"1 if {right}; others: {REWARDS}", "reward", kind),

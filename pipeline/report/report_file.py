@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pion.errors import BadInput, no_room
+from pion.errors import BadInput, no_room, told
 from pion.files import write_atomically
 from pipeline.console.formats import moment, show
 from pipeline.job import Job
@@ -127,10 +127,8 @@ def rewrite_report(run: str, *, as_json: bool) -> None:
     job = recorded_job(state, head)
     if job is None:
         raise BadInput(f"run {state.name} has no record of its job, so there is nothing to report")
-    try:
+    with told(after=" Then run the same command again."):
         path = write_run_report(job, state)
-    except BadInput as error:
-        raise BadInput(f"{error} Then run the same command again.") from error
     if state.store.local_path(state.name) is None:
         report, path = path.read_bytes(), Path(f"{state.name}-report.html")
         write_atomically(path, report)

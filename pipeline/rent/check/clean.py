@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from pipeline.console.formats import counted
 from pipeline.data.cleaning.sets import read_sets
 from pipeline.job import Job
@@ -10,6 +13,17 @@ from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared
 
 NAME = "data.clean"
+
+
+# By the rule of `data.clean`, what it leaves out.
+LEFT_OUT: dict[str, Callable[[Any], str]] = {
+    "exact": lambda _: "exact copies",
+    "near": lambda similarity: f"near-copies (similarity {similarity:g})",
+    "min_words": lambda words: f"documents of fewer than {counted(words, 'word')}",
+    "max_words": lambda words: f"documents of more than {counted(words, 'word')}",
+    "max_repetition": lambda share: f"documents of which more than {100 * share:g} % is repeated",
+    "languages": lambda names: f"documents that are not in {' or '.join(names)}",
+}
 
 
 def check_clean(job: Job) -> list[CheckRow]:
@@ -39,17 +53,8 @@ def check_clean(job: Job) -> list[CheckRow]:
 
 
 def _in_words(clean: Clean) -> list[str]:
-    fewest, most, repeated = clean.min_words, clean.max_words, clean.max_repetition
-    said = {
-        "exact copies": clean.exact,
-        f"near-copies (similarity {clean.near or 0:g})": clean.near is not None,
-        f"documents of fewer than {counted(fewest or 0, 'word')}": fewest is not None,
-        f"documents of more than {counted(most or 0, 'word')}": most is not None,
-        f"documents of which more than {100 * (repeated or 0):g} % is repeated": repeated
-        is not None,
-        f"documents that are not in {' or '.join(clean.languages)}": clean.languages,
-    }
-    return [words for words, holds in said.items() if holds]
+    given = {name: getattr(clean, name) for name in LEFT_OUT}
+    return [LEFT_OUT[n](v) for n, v in given.items() if v is not False and v not in (None, [])]
 
 
 def _not_removed(job: Job) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pion.errors import BadInput
+from pion.errors import BadInput, told
 from pipeline.base.keep import is_pinned
 from pipeline.data.hub import OnHub, explained
 from pipeline.data.sources import find_input
@@ -76,14 +76,12 @@ def _require_access(repo: str, base: Base, token: str | None) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError
 
-    try:
-        with explained(OnHub(repo, base.commit, "model", "config.json")):
-            try:
-                HfApi().auth_check(repo, token=token or False)
-            except GatedRepoError:
-                raise BadInput(_gated(repo, token)) from None
-    except BadInput as error:
-        raise BadInput(f"{error} Nothing was rented.") from None
+    where = OnHub(repo, base.commit, "model", "config.json")
+    with told(after=" Nothing was rented."), explained(where):
+        try:
+            HfApi().auth_check(repo, token=token or False)
+        except GatedRepoError:
+            raise BadInput(_gated(repo, token)) from None
 
 
 def _gated(repo: str, token: str | None) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pion.errors import BadInput, PionError
+from pion.errors import BadInput, PionError, told
 from pion.untrusted import LARGEST_RECORD
 from pipeline.state.stores.base import (
     Conflict,
@@ -89,10 +89,8 @@ class S3Store(Store):
                 "s3://bucket/prefix, where the bucket's name is 3 to 63 lower-case letters, "
                 "digits, dots and dashes."
             )
-        try:
+        with told(f"store {'s3://' + rest!r}: ", " Use s3://bucket/prefix."):
             return cls(bucket, check_key(prefix) if prefix else "")
-        except BadInput as error:
-            raise BadInput(f"store {'s3://' + rest!r}: {error} Use s3://bucket/prefix.") from None
 
     def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
         return self._bucket.read_versioned(key, limit)[0]
