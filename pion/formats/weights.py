@@ -7,6 +7,7 @@ where tensors are read or written, so that a model is found fast.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -38,6 +39,8 @@ MOST_TENSORS = 1 << 16
 MOST_SHARDS = 256
 # A file in the same folder: no path, no hidden file.
 _SHARD = re.compile(r"[A-Za-z0-9_][\w.-]{0,200}\.safetensors", re.ASCII)
+# The bytes of tensors that are read at once.
+_HASHED_AT_ONCE = 1 << 24
 _PICKLES = ("pytorch_model*.bin", "*.bin.index.json")
 
 
@@ -155,3 +158,21 @@ def write_safetensors(
             raise
         code = int(number[1])
         raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def tensor_hashes(path: Path) -> dict[str, str]:
+    """Return type, shape and hash of each tensor in a safetensors file.
+
+    Raises OSError and BadInput as `read_header` does.
+    """
+    hashes, header = {}, read_header(path)
+    header.pop("__metadata__", None)
+    with open_file(path) as file:
+        start = LENGTH_BYTES + int.from_bytes(file.read(LENGTH_BYTES), "little")
+        for name, about in header.items():
+            (begin, end), sha256 = about["data_offsets"], hashlib.sha256()
+            file.seek(start + begin)
+            for at in range(begin, end, _HASHED_AT_ONCE):
+                sha256.update(file.read(min(_HASHED_AT_ONCE, end - at)))
+            hashes[name] = f"{about['dtype']} {about['shape']} {sha256.hexdigest()}"
+    return hashes

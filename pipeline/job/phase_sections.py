@@ -5,16 +5,10 @@ A changed default or a new field moves digests: see train_sections.py.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pion.config.part_fields import FACTOR, LAYERS, SEQ_LEN, WIDTH
 from pipeline.job.section import STEPS, Section, scheduled
-
-if TYPE_CHECKING:
-    pass
-
-# The rows of these sources follow each other as in their documents only by chance.
-_CUT_ELSEWHERE = ("npy", "hub-npy")
 
 
 class Phase(Section):

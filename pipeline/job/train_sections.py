@@ -1,5 +1,5 @@
 """The job file: what all training stages have, pretraining, and the settings that follow.
-job.py names the other sections.
+job_fields.py names the other sections.
 
 A changed default or a new field moves digests, so finished stages would train again. section.py
 says how to avoid that; tests/pipeline/job/test_digest_frozen.py tells.

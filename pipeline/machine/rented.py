@@ -28,7 +28,6 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from pion.errors import BadInput
-from pipeline.machine.gpus import nvidia_smi, sky_names
 
 PROC = Path("/proc")
 SIGNS = ("SKYPILOT_TASK_ID", "SKYPILOT_MANAGED_JOB_ID", "SKYPILOT_CLUSTER_INFO", "RUNPOD_POD_ID")
@@ -192,6 +191,8 @@ def with_providers(environment: Mapping[str, str], proc: Path = PROC) -> Mapping
 
 def _gpu(environment: Mapping[str, str]) -> str | None:
     """Return SkyPilot's name of this machine's GPU, as the prices have it; None without a GPU."""
+    from pipeline.machine.gpus import sky_names
+
     told = unquote_plus(environment.get("RUNPOD_GPU_NAME", ""))
     name = told or next(iter(_gpu_names()), None)
     if name is None:
@@ -216,6 +217,9 @@ def _nodes(environment: Mapping[str, str]) -> int:
 @functools.cache
 def _gpu_names() -> tuple[str, ...]:
     """Return the driver's name of each GPU."""
+    # Imported here: `pion status` reads what rented machines have recorded, and asks no driver.
+    from pipeline.machine.gpus import nvidia_smi
+
     lines = nvidia_smi("--query-gpu=name", "--format=csv,noheader")
     return tuple(line.strip() for line in lines if line.strip())
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pion.data.order import step_rows
 from pion.errors import PionError
-from pion.formats.tensor_hashes import tensor_hashes
+from pion.formats.weights import tensor_hashes
 from pipeline.console.formats import some
 from pipeline.job import Job
 from pipeline.state.checkpoints.layout import MODEL, STATE

@@ -80,7 +80,7 @@ def install(monkeypatch, job=LaterJob, config=LaterConfig):
     """Make this process that later version."""
     exports = ("pion.formats.huggingface.llama_like", "pion.formats.huggingface.bundled_code")
     for module in (
-        "pipeline.job.job",
+        "pipeline.job.job_fields",
         "pipeline.job.model_section",
         "pion.formats.load",
         *exports,

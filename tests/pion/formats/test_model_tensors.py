@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from pion.formats.model_tensors import SavedTensors
-from pion.formats.tensor_hashes import tensor_hashes
+from pion.formats.weights import tensor_hashes
 from pion.model.saved_weights import Tensors
 
 ROWS = {"first": torch.arange(12.0), "second": torch.arange(12.0, 24.0), "none": torch.empty(0, 3)}
