@@ -116,8 +116,10 @@ class ComputePlan:
     sharded: bool = later_field(False, before=False)
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch", "world_size"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+        for name in ("micro_batch", "world_size", "threads", "rollout_rows"):
+            value = getattr(self, name)
+            known = value is None or 0 < value < 2**63
+            _require(known, name, value, "must be above 0, and below 2^63")
         for name in ("dtype", "residual"):
             known = getattr(self, name) in ("float32", "bfloat16")
             _require(known, name, getattr(self, name), "must be one of float32, bfloat16")

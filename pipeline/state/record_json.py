@@ -138,6 +138,8 @@ def build(kind: type[Record], raw: Mapping[str, Any], where: str, under: str = "
         # From JSON, and only from JSON, strict types accept objects and lists.
         record: Record = _validator(kind).validate_json(finite_json(raw))  # type: ignore[arg-type]
         return record
+    except BadInput as error:  # by a dataclass that refuses what does not fit together
+        raise damaged(where, str(error)) from None
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
     unknown = [e["loc"] for e in found if e["type"] == "unexpected_keyword_argument"]

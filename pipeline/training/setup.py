@@ -18,6 +18,7 @@ from typing_extensions import TypedDict
 
 from pion.config.lora import RECORD
 from pion.errors import BadInput
+from pion.train.settings import ComputePlan
 from pipeline.console.messages import Note, Sample
 from pipeline.data.fingerprint import APART
 from pipeline.data.tokenizer import needed_files
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from pion.evaluation.held_out import Evaluation
     from pion.model.decoder import Decoder
     from pion.train.rollout_feed import Prompts
-    from pion.train.settings import ComputePlan
     from pion.train.sharding import Shards
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer
@@ -367,21 +367,6 @@ class _Optimizer(TypedDict):
     groups: NotRequired[dict[str, Count]]
 
 
-class _Plan(TypedDict):
-    device: NotRequired[str]
-    dtype: NotRequired[str]
-    residual: NotRequired[str]
-    micro_batch: NotRequired[Count]
-    world_size: NotRequired[Count]
-    recompute: NotRequired[bool]
-    compile: NotRequired[bool]
-    threads: NotRequired[Count | None]
-    deterministic: NotRequired[bool]
-    combo_kernels: NotRequired[bool]
-    flex_attention: NotRequired[bool]
-    sharded: NotRequired[bool]
-
-
 @open_record
 class SavedState(TypedDict):
     """What a trainer continues from: the content of a checkpoint's `STATE`."""
@@ -392,7 +377,7 @@ class SavedState(TypedDict):
     recent_losses: NotRequired[list[float]]
     optimizer: _Optimizer
     rng: Mapping[str, str]
-    plan: _Plan
+    plan: ComputePlan
 
 
 def prompt_ids(model: Decoder, chat_format: ChatFormat, prompt: str, *, chat: bool) -> list[int]:
