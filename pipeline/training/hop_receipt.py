@@ -31,13 +31,11 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 ALARM = "ALARM: "
-NOT_IDENTICAL = (
-    "not bit-identical: from this step on, the weights equal those of an unbroken run only up to "
-    "rounding"
-)
 LR_TOLERANCE = 1e-12
-PLAN = ("host", "device", "workers", "micro_batch", "grad_accum", "dtype", "python")
 SWITCHES = ("recompute", *COMPILED, "sharded")
+# What decides how sums are rounded: in the first lines of a receipt, and in lines of its own.
+SUMS = ("workers", "micro_batch", "grad_accum", "device")
+ROUNDING = ("dtype", "residual", *SWITCHES, "torch", "threads")
 # What a receipt needs to know about an attempt.
 COMPARED = {"from_step", "host", "device", "workers", "micro_batch", "grad_accum", "seq_len"} | {
     "global_batch"
@@ -60,13 +58,18 @@ def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
 
 def plan_changed(before: Row, now: Row) -> bool:
     """Return whether the machine changed, or how it computes."""
-    return any(before.get(name) != now.get(name) for name in PLAN) or any(
-        _differs(before, now, name) for name in (*SWITCHES, "residual", "torch", "threads")
-    )
+    return bool(_differ(before, now, ("host", "python", *SUMS, *ROUNDING)))
 
 
-def _differs(before: Row, now: Row, name: str) -> bool:
-    return name in before and name in now and before[name] != now[name]
+def _differ(before: Row, now: Row, names: Sequence[str]) -> list[str]:
+    """Return which of the names have other values, as far as both attempts have recorded them."""
+    return [name for name in names if {**now, **before}.get(name) != {**before, **now}.get(name)]
+
+
+def _not_identical(stage: str) -> str:
+    same = "the weights equal those of an unbroken run only up to rounding"
+    other = "some answers may be others than in an unbroken run, and then the weights are too"
+    return f"not bit-identical: from this step on, {other if stage == 'reinforce' else same}"
 
 
 def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
@@ -83,31 +86,18 @@ def receipt(before: Row, now: Row, last: Row | None) -> list[str]:
     continues = same_stage and now["from_step"] > 0
     lines = [_machines(before, now), *_batch(before, now, continues)]
     lines += [
-        f"{name} {before.get(field)} → {now.get(field)}"
-        for field, name in (("dtype", "dtype"), ("python", "Python"))
-        if before.get(field) != now.get(field)
+        f"{name.replace('_', ' ')} {_in_words(before[name])} → {_in_words(now[name])}"
+        for name in _differ(before, now, ("python", *ROUNDING))
     ]
-    if _differs(before, now, "residual"):
-        lines.append(f"residual {before['residual']} → {now['residual']}")
-    lines += [
-        f"{name.replace('_', ' ')} {_yes_or_no(before[name])} → {_yes_or_no(now[name])}"
-        for name in SWITCHES
-        if _differs(before, now, name)
-    ]
-    lines += [
-        f"{name} {before[name]} → {now[name]}: equal up to rounding"
-        for name in ("torch", "threads")
-        if _differs(before, now, name)
-    ]
-    if continues and any(_differs(before, now, name) for name in (*COMPILED, "sharded")):
-        lines.append(NOT_IDENTICAL)
+    if continues and _differ(before, now, (*SUMS, *ROUNDING)):
+        lines.append(_not_identical(now["stage"]))
     if same_stage:
         lines += [_learning_rate(before, now, last), _first_row(now, last)]
     return [printable(line) for line in lines]
 
 
-def _yes_or_no(value: bool) -> str:
-    return "yes" if value else "no"
+def _in_words(value: Any) -> Any:
+    return ("no", "yes")[value] if isinstance(value, bool) else value
 
 
 def _machines(before: Row, now: Row) -> str:
@@ -283,7 +273,7 @@ def record_step_down(
     receipt = [
         f"{stage} after step {trainer.step:,}: {printable(change.why)}. This step begins again, "
         f"with {change.changes}",
-        NOT_IDENTICAL,
+        _not_identical(stage),
     ]
     now = {
         "micro_batch": plan.micro_batch,

@@ -79,15 +79,9 @@ def test_each_step_and_evaluation_has_the_numbers_of_rewards(unbroken):
     rows = metrics_of(unbroken, "reinforce")
     steps = [row for row in rows if "loss" in row]
     assert [row["step"] for row in steps] == [*range(1, STEPS + 1)]
+    names = {"reward_letters", "reward_regex", "pass", "entropy", "signal", "pass_any"}
     for row in steps:
-        assert row.keys() >= {
-            "reward_letters",
-            "reward_regex",
-            "pass",
-            "entropy",
-            "signal",
-            "pass_any",
-        }
+        assert row.keys() >= names
         assert row["mismatch"] < 1e-5
     before, *_ = (row for row in rows if "held_out_reward" in row)
     assert before["step"] == 0

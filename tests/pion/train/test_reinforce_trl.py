@@ -13,8 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pion.config.lora import PEFT_TENSORS, Adapter, BaseModel, Lora
 from pion.data.tokens.tokenizer import train_bpe
 from pion.formats.export import export_model
+from pion.formats.peft_folder import write_adapter_folder
+from pion.model.lora_projections import adapted, additions
 from pion.train.reinforce import Reinforcement
 from pion.train.rollout_feed import Judged, Prompts
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
@@ -28,6 +31,8 @@ STEPS, BATCH, LR, ANSWERS, MAX_TOKENS = 20, 4, 1e-4, 4, 8
 STOP = 5
 NAMES = ("prompt_ids", "completion_ids", "logprobs", "reward")
 SCALES = {"none": "none", "std": "group"}
+LORA = Lora(rank=4, alpha=8)
+CASES = {"none": ("none", None), "std": ("std", None), "lora": ("std", LORA)}
 # Of a tensor of weights, so many numbers are kept in the fixture.
 KEPT = 16
 
@@ -41,7 +46,12 @@ def reward(row, answer):
     return 0.1 * (sum(answer.ids) % 10) if row % 4 else float(row % 8 == 0)
 
 
-def trained(scale):
+def first_model(lora):
+    model = drawn(MODEL, 0)
+    return model if lora is None else adapted(model, lora, seed=1, dtype=torch.float32)
+
+
+def trained(scale, lora):
     """Return the norms of our gradients, the model after the steps, and what TRL is asked."""
     steps = []
 
@@ -62,7 +72,7 @@ def trained(scale):
     # An id in twenty ends an answer. So some answers have one token, and some do not end.
     stops = frozenset(range(STOP, MODEL.vocab_size, 20))
     prompts = Prompts(prompt, rewards, MODEL.seq_len, 5, stops, MODEL.vocab_size)
-    model = drawn(MODEL, 0)
+    model = first_model(lora)
     trainer = Trainer(model, prompts, settings, ComputePlan(micro_batch=3, threads=1))
     norms = [step["grad_norm"] for step in run(trainer, STEPS)]
     trainer.close()
@@ -71,21 +81,28 @@ def trained(scale):
     return norms, model, ["grpo", fields, steps]
 
 
-def exported(model, folder):
-    """Return the weights by the names that Hugging Face has for them."""
-    export_model(model, folder / "tokenizer.json", folder / "ours")
-    found = load_file(folder / "ours" / "model.safetensors")
-    return {name: weights.float() for name, weights in found.items() if name != "lm_head.weight"}
+def exported(model, lora, folder):
+    """Return what is trained, by the names that Hugging Face or peft has for it."""
+    if lora is None:
+        export_model(model, folder.parent / "tokenizer.json", folder)
+        return {name: w.float() for name, w in load_file(folder / "model.safetensors").items()}
+    folder.mkdir()
+    adapter = Adapter(lora, BaseModel("model", "0" * 64))
+    write_adapter_folder(folder, MODEL, adapter, additions(model))
+    return load_file(folder / PEFT_TENSORS)
 
 
 def theirs(folder):
-    """Return what TRL finds by each scale: the norms of gradients, and some of the weights."""
-    train_by_trl(folder, [trained(scale)[2] for scale in SCALES])
+    """Return what TRL finds in each case: the norms of gradients, and some of the weights."""
+    asked = [trained(*case)[2] for case in CASES.values()]
+    exported(first_model(LORA), LORA, folder / "adapter")
+    asked[-1][1]["adapter"] = str(folder / "adapter")
+    train_by_trl(folder, asked)
     norms = json.loads((folder / "losses.json").read_text())
-    weights = [load_file(folder / f"weights-{n}.safetensors") for n in range(len(SCALES))]
+    weights = [load_file(folder / f"weights-{n}.safetensors") for n in range(len(CASES))]
     return {
-        scale: {"norms": of_steps, "weights": {name: few(w) for name, w in after.items()}}
-        for scale, of_steps, after in zip(SCALES, norms, weights, strict=True)
+        case: {"norms": of_steps, "weights": {name: few(w) for name, w in after.items()}}
+        for case, of_steps, after in zip(CASES, norms, weights, strict=True)
     }
 
 
@@ -104,13 +121,13 @@ def distances(norms, weights, expected):
     return max(of_norms), max(of_weights)
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_twenty_steps_are_those_that_trl_has_computed(scale, tmp_path):
+@pytest.mark.parametrize("case", CASES)
+def test_twenty_steps_are_those_that_trl_has_computed(case, tmp_path):
     train_bpe(["the quick brown fox " * 9], MODEL.vocab_size).save(tmp_path / "tokenizer.json")
-    norms, model, _ = trained(scale)
-    expected = json.loads(FROZEN.read_text())[scale]
-    of_norms, of_weights = distances(norms, exported(model, tmp_path), expected)
-    print(f"{scale}: norms {of_norms:.1e}, weights {of_weights:.1e}")
+    expected, (norms, model, _) = json.loads(FROZEN.read_text())[case], trained(*CASES[case])
+    weights = exported(model, CASES[case][1], tmp_path / "ours")
+    of_norms, of_weights = distances(norms, weights, expected)
+    print(f"{case}: norms {of_norms:.1e}, weights {of_weights:.1e}")
     assert of_norms < 1e-6
     assert of_weights < 2e-5  # Adam divides by the roots of small squares
 
@@ -122,9 +139,9 @@ def test_twenty_steps_are_those_that_trl_has_computed(scale, tmp_path):
 )
 def test_trl_still_computes_the_same(tmp_path):
     expected = json.loads(FROZEN.read_text())
-    for scale, found in theirs(tmp_path).items():
+    for case, found in theirs(tmp_path).items():
         weights = {name: torch.tensor(numbers) for name, numbers in found["weights"].items()}
-        assert max(distances(found["norms"], weights, expected[scale])) < 1e-6
+        assert max(distances(found["norms"], weights, expected[case])) < 1e-6
 
 
 def main():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer
@@ -72,9 +73,11 @@ def train(folder: Path, kind: str, fields: dict[str, Any], steps: list[list[Any]
 def train_by_rewards(
     folder: Path, number: int, fields: dict[str, Any], steps: list[list[Any]]
 ) -> list[float]:
-    """Return the norm of each step's gradient, and write the weights after the last."""
+    """Return each gradient's norm, and write what was trained. LoRA begins with an `adapter`."""
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype="float32")
     model.get_input_embeddings().padding_idx = None
+    if adapter := fields.pop("adapter", None):
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "model" / "tokenizer.json"))
     tokenizer.pad_token = tokenizer.eos_token = tokenizer.convert_ids_to_tokens(0)
     answers, coming = fields["num_generations"], iter(steps)
@@ -110,8 +113,8 @@ def train_by_rewards(
         rollout_func=rollouts,
     )
     trainer.train()
-    weights = {name: w.contiguous() for name, w in trainer.model.state_dict().items()}
-    weights.pop("lm_head.weight", None)
+    named = trainer.model.named_parameters()
+    weights = {n.replace(".default", ""): w.detach() for n, w in named if w.requires_grad}
     save_file(weights, folder / f"weights-{number}.safetensors")
     return [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
 
