@@ -152,7 +152,7 @@ class MixtureOrder:
     Every block of 1,024 rows has quotas. After any number of blocks each source has given
     weight · rows, within less than one row. Within a block the sources take turns in a seeded
     order, and each source gives its rows in the source's own order, from row number ``begun`` on.
-    If the mixture ends after ``end`` rows, its last block is shorter, and has quotas, too.
+    If the mixture ends after ``end`` rows, its last block has the rest, too, and ends with it.
 
     Raises:
         BadInput: a weight is not positive, or so small that some blocks would have no such row.
@@ -184,19 +184,15 @@ class MixtureOrder:
 
     def locate(self, i: int) -> tuple[int, int, int]:
         """Return the source, the shard and the row's number in it of training row ``i`` >= 0."""
-        block, slot = divmod(i, BLOCK)
-        source, index = self._block(block)[slot]
+        first, stop = self._block_of(i)
+        source, index = self._block(first, stop)[i - first]
         return source, *self.orders[source].locate(self._begun[source] + index)
 
     def shards_ahead(self, i: int, n: int) -> list[tuple[int, int]]:
-        """Return the first ``n`` distinct (source, shard) needed from row ``i`` on."""
-        return [(source, shard) for _, source, shard in self.needs_ahead(i, n)]
-
-    def needs_ahead(self, i: int, n: int) -> list[tuple[float, int, int]]:
-        """Return ``shards_ahead``, each with about the first row that needs it."""
-        (block, slot), total = divmod(i, BLOCK), sum(self._shares)
-        taken = self._taken(block)
-        for source, _ in self._block(block)[:slot]:
+        """Return the first ``n`` distinct (source, shard) needed from row ``i`` on, to the end."""
+        begin, stop = self._block_of(i)
+        taken, total = self.taken(begin), sum(self._shares)
+        for source, _ in self._block(begin, stop)[: i - begin]:
             taken[source] += 1
         needs = [
             ((at - first) / self._shares[source] * total + i, source, shard)
@@ -204,48 +200,38 @@ class MixtureOrder:
             for first in [self._begun[source] + taken[source]]
             for at, shard in order.needs_ahead(first, n)
         ]
+        end = inf if self._end is None else self._end
         needs.sort(key=lambda need: need[0])
-        return needs[:n]
+        return [(source, shard) for at, source, shard in needs[:n] if at < end]
 
-    def taken_at_end(self) -> list[int]:
-        """Return how many rows of each source the mixture has before its end."""
-        assert self._end is not None
-        return self._taken(-(-self._end // BLOCK))
+    def _block_of(self, i: int) -> tuple[int, int]:
+        """Return the first row of the block of row ``i``, and of the block after it."""
+        first = i // BLOCK * BLOCK
+        if self._end is None or first + 2 * BLOCK <= self._end:
+            return first, first + BLOCK
+        return min(first, max(0, self._end // BLOCK - 1) * BLOCK), self._end
 
-    def _make_block(self, block: int) -> list[tuple[int, int]]:
+    def _make_block(self, first: int, stop: int) -> list[tuple[int, int]]:
         """Return, for each row of a block, its source and its number in that source."""
-        taken, after = self._taken(block), self._taken(block + 1)
+        taken, after = self.taken(first), self.taken(stop)
         slots = [s for s, (a, b) in enumerate(zip(taken, after)) for _ in range(b - a)]
-        permuted = Permutation(len(slots), key_of("block", block, *self._key))
+        permuted = Permutation(len(slots), key_of("block", first // BLOCK, *self._key))
         rows = []
         for source in (slots[permuted(slot)] for slot in range(len(slots))):
             rows.append((source, taken[source]))
             taken[source] += 1
         return rows
 
-    def _taken(self, blocks: int) -> list[int]:
-        """Return how many rows each source has given after ``blocks`` blocks.
+    def taken(self, rows: int) -> list[int]:
+        """Return how many rows each source has given after the ``rows`` of whole blocks.
 
         These are differences of rounded-down cumulative shares. They add up to all rows, and each
         is within one row of its share. They never decrease, because each share is at least one row
         per block.
         """
-        rows, total = blocks * BLOCK, sum(self._shares)
-        if self._end is not None and rows > self._end:
-            return self._taken_in_short_block(blocks - 1, self._end)
+        total = sum(self._shares)
         ends = [rows * share // total for share in accumulate(self._shares, initial=0)]
         return [end - start for start, end in pairwise(ends)]
-
-    def _taken_in_short_block(self, blocks: int, end: int) -> list[int]:
-        """Return what each source has given after ``end`` rows, fewer than a block after
-        ``blocks``: each next row is of the source that lacks most."""
-        taken, total = self._taken(blocks), sum(self._shares)
-        lacks = [end * share - total * n for share, n in zip(self._shares, taken)]
-        for _ in range(end - blocks * BLOCK):
-            source = lacks.index(max(lacks))
-            taken[source] += 1
-            lacks[source] -= total
-        return taken
 
 
 def step_rows(

@@ -10,15 +10,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from operator import attrgetter
 
 from pion.data.order import BLOCK, MixtureOrder, RowOrder
-from pion.errors import BadInput
+from pion.errors import BadInput, told
 
 # By source: its share of the rows, or its passes as text.
 Mix = Mapping[str, float | str]
-ONLY_PASSES = (
-    "no source has a share, and passes alone can't fill the phase exactly. Give one source a share"
-)
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def passes_of(share: float | str) -> Fraction | None:
 def shares_of(mix: Mix, rows: Mapping[str, int], total: int) -> dict[str, Fraction]:
     """Return the exact share of each source of a mix in a phase of ``total`` rows.
 
-    ``rows`` has the number of rows of each source.
+    ``rows`` has the number of rows of each source. Some source has a share.
 
     Raises:
         BadInput: the passes fill the phase, or a source has fewer than 1 row in 1,024.
@@ -73,8 +71,6 @@ def shares_of(mix: Mix, rows: Mapping[str, int], total: int) -> dict[str, Fracti
     shares = {name: n * rows[name] / total for name, n in passes.items() if n is not None}
     others = {name: Fraction(str(mix[name])) for name, n in passes.items() if n is None}
     left = 1 - sum(shares.values())
-    if not others:
-        raise BadInput(ONLY_PASSES)
     if left <= 0:
         name = max(shares, key=lambda name: shares[name])
         room = 1 - sum(share for other, share in shares.items() if other != name)
@@ -93,11 +89,9 @@ class PhasedOrder:
     """Rows of several data sets, which have names, in phases.
 
     Attributes:
-        names: of the data sets, in their order.
         total_rows: in all data sets together.
         phases: as they were given; after a last phase with passes, what follows its rows.
         shares: of each phase, the share of each source that it reads.
-        taken: of each phase but the last, the rows that it reads from each source.
 
     Raises:
         BadInput: a mix can't be read (see ``shares_of``), or a source has no row so long.
@@ -106,36 +100,23 @@ class PhasedOrder:
     def __init__(
         self, orders: Mapping[str, RowOrder], phases: Sequence[MixPhase], seed: int
     ) -> None:
-        self.names, self.phases = list(orders), list(phases)
         self.total_rows = sum(order.total_rows for order in orders.values())
-        self.shares: list[dict[str, Fraction]] = []
-        self.taken: list[dict[str, int]] = []
-        self._mixtures: list[tuple[list[int], MixtureOrder]] = []
-        last = phases[-1]
+        self.phases, last = list(phases), phases[-1]
         if any(isinstance(share, str) for share in (last.mix or {}).values()):
             # Steps that are left out after a spike read rows beyond those that have the passes.
             self.phases.append(replace(last, start=last.start + last.rows, mix=None))
-        self._starts = [phase.start for phase in self.phases]
-        begun = dict.fromkeys(orders, 0)
+        self.shares: list[dict[str, Fraction]] = []
+        self._mixtures: list[tuple[list[int], MixtureOrder]] = []
+        names, begun = list(orders), dict.fromkeys(orders, 0)
         for number, phase in enumerate(self.phases):
-            rows = phase.rows if number < len(self.phases) - 1 else None
-            try:
-                mixture = self._mixture(orders, phase, seed, begun, rows)
-            except BadInput as error:
-                raise BadInput(f"phases.{number}.mix: {error}") from None
-            self._mixtures.append(([self.names.index(name) for name in self.shares[-1]], mixture))
-            if rows is not None:
-                taken = zip(self.shares[-1], mixture.taken_at_end())
-                self.taken.append({name: n * phase.length for name, n in taken})
-                begun = {name: begun[name] + self.taken[-1].get(name, 0) for name in orders}
+            with told(f"pretrain.phases.{number}.mix: "):
+                mixture = self._mixture(orders, phase, seed, begun)
+            self._mixtures.append(([names.index(name) for name in self.shares[-1]], mixture))
+            for name, taken in zip(self.shares[-1], mixture.taken(phase.rows // phase.length)):
+                begun[name] += taken * phase.length
 
     def _mixture(
-        self,
-        orders: Mapping[str, RowOrder],
-        phase: MixPhase,
-        seed: int,
-        begun: Mapping[str, int],
-        rows: int | None,
+        self, orders: Mapping[str, RowOrder], phase: MixPhase, seed: int, begun: Mapping[str, int]
     ) -> MixtureOrder:
         length, other = phase.length, phase.order << 64  # 0 is the order of the job's seed
         longer = {}
@@ -148,52 +129,43 @@ class PhasedOrder:
                     "other, as longer rows need"
                 )
             longer[name] = RowOrder(shards, order.fingerprint, order.seed + other, order.window)
+        rows = phase.rows // length
         if phase.mix is None:
             self.shares.append(self.shares[-1])
         else:
-            known = {name: order.total_rows for name, order in longer.items()}
-            self.shares.append(shares_of(phase.mix, known, phase.rows // length))
+            known = {name: one.total_rows for name, one in longer.items()}
+            self.shares.append(shares_of(phase.mix, known, rows))
         return MixtureOrder(
             list(longer.values()),
             list(self.shares[-1].values()),
             seed + other,
             [begun[name] // length for name in longer],
-            None if rows is None else rows // length,
+            None if phase is self.phases[-1] else rows,
         )
 
-    def phase_of(self, i: int) -> int:
-        """Return the number of the phase of row ``i``."""
-        return bisect_right(self._starts, i) - 1
+    def _number_at(self, i: int) -> int:
+        return bisect_right(self.phases, i, key=attrgetter("start")) - 1
 
     def length_at(self, i: int) -> int:
         """Return how many rows from row ``i`` on are read as one."""
-        return self.phases[self.phase_of(i)].length
-
-    def heads(self, rows: Sequence[int]) -> list[int]:
-        """Return those of the rows of one phase at which a row that is read begins."""
-        phase = self.phases[self.phase_of(rows[0])]
-        return [i for i in rows if (i - phase.start) % phase.length == 0]
+        return self.phases[self._number_at(i)].length
 
     def locate(self, i: int) -> tuple[int, int, int]:
         """Return the source, the shard and the row's number in it of the row that begins at ``i``.
 
         A longer row is this row and those that follow it in the shard.
         """
-        number = self.phase_of(i)
-        sources, mixture = self._mixtures[number]
-        length = self.phases[number].length
-        source, shard, row = mixture.locate((i - self._starts[number]) // length)
-        return sources[source], shard, row * length
+        number = self._number_at(i)
+        phase, (sources, mixture) = self.phases[number], self._mixtures[number]
+        source, shard, row = mixture.locate((i - phase.start) // phase.length)
+        return sources[source], shard, row * phase.length
 
     def shards_ahead(self, i: int, n: int) -> list[tuple[int, int]]:
         """Return the first ``n`` distinct (source, shard) needed from row ``i`` on."""
-        needs: dict[tuple[int, int], None] = {}
-        first = self.phase_of(i)
-        for number in range(first, len(self.phases)):
-            phase, (sources, mixture) = self.phases[number], self._mixtures[number]
-            local = max(0, i - phase.start) // phase.length
-            last = number == len(self.phases) - 1
-            for at, source, shard in mixture.needs_ahead(local, n):
-                if last or at * phase.length < phase.rows:
-                    needs.setdefault((sources[source], shard))
-        return list(needs)[:n]
+        later = list(zip(self.phases, self._mixtures))[self._number_at(i) :]
+        needs = [
+            (sources[source], shard)
+            for phase, (sources, mixture) in later
+            for source, shard in mixture.shards_ahead(max(0, i - phase.start) // phase.length, n)
+        ]
+        return list(dict.fromkeys(needs))[:n]

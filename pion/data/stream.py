@@ -96,7 +96,6 @@ class RowStream:
     Attributes:
         total_rows: number of rows in one epoch of all sources.
         seq_len: tokens in a row.
-        phased: the order of the rows, if they are read in phases.
         contents: the fingerprint of each source's rows, whatever their order.
 
     Raises:
@@ -128,12 +127,11 @@ class RowStream:
                 f"the data sources have rows of {' and of '.join(kinds)}; rows of preferences "
                 "can't be mixed with rows of another kind."
             )
-        self.phased = weights if isinstance(weights, PhasedOrder) else None
-        self._order: MixtureOrder | PhasedOrder
-        if isinstance(weights, PhasedOrder):
-            self._order = weights
-        else:
-            self._order = MixtureOrder(orders, weights or [1.0] * len(orders), seed)
+        self._order = (
+            weights
+            if isinstance(weights, PhasedOrder)
+            else MixtureOrder(orders, weights or [1.0] * len(orders), seed)
+        )
         # All batches have the same structure, so rows of text have positions and documents too if
         # they are mixed with conversations.
         self._has_conversations = kinds != ["tokens"]
@@ -175,7 +173,7 @@ class RowStream:
 
     def length_at(self, i: int) -> int:
         """Return how many rows from ``i`` on are read as one."""
-        return 1 if self.phased is None else self.phased.length_at(i)
+        return self._order.length_at(i) if isinstance(self._order, PhasedOrder) else 1
 
     def number_of(self, place: Place) -> int:
         """Return the number of a row among `places`, from 0."""

@@ -82,7 +82,6 @@ class BatchFeed:
         pin: bool,
     ) -> None:
         self._stream, self._pin = stream, pin
-        self._phased = stream.phased if isinstance(stream, RowStream) else None
         self._global_batch, self.micro_batch = global_batch, micro_batch
         self._rank, self._world_size = rank, world_size
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-feed")
@@ -115,10 +114,10 @@ class BatchFeed:
 
     def _build(self, next_row: int, skipped: tuple[RowRange, ...], micro_batch: int) -> StepBatch:
         rows, after = step_rows(next_row, self._global_batch, skipped)
-        length = 1
-        if self._phased is not None:  # some rows are read as one
-            length, rows = self._phased.length_at(rows[0]), self._phased.heads(rows)
-        parts = rank_rows(rows, self._rank, self._world_size, max(1, micro_batch // length))
+        # So many rows are read as one.
+        length = self._stream.length_at(rows[0]) if isinstance(self._stream, RowStream) else 1
+        micro_batch = max(1, micro_batch // length)
+        parts = rank_rows(rows[::length], self._rank, self._world_size, micro_batch)
         micro_batches = [self._stream.batch(part) for part in parts]
         if self._pin:
             micro_batches = [map_batch(Tensor.pin_memory, batch) for batch in micro_batches]

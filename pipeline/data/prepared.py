@@ -9,7 +9,7 @@ choices.jsonl                 "true continuation" questions from the held-out te
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pion.data.arrays import read_array
+from pion.data.order import RowOrder
+from pion.data.phased_order import MixPhase, PhasedOrder
 from pion.data.row_flags import SEQUENCES
 from pion.data.shards import Manifest, Rows, Shard
 from pion.errors import BadInput, told
@@ -27,8 +29,7 @@ from pipeline.job.stages import TRAINING
 from pipeline.state.stores.base import check_key
 
 if TYPE_CHECKING:
-    from pion.data.order import RowOrder
-    from pion.data.phased_order import Mixes, PhasedOrder
+    from pion.data.phased_order import Mixes
     from pion.data.stream import RowStream
     from pipeline.data.shard_cache import ShardCache
     from pipeline.job import Job
@@ -111,8 +112,6 @@ class PreparedData:
 
     def orders(self, split: str, seed: int, window: int) -> list[RowOrder]:
         """Return the order of the rows of each source. Raises BadInput for a changed manifest."""
-        from pion.data.order import RowOrder
-
         manifests = [self.manifest(source, split) for source in self.sources]
         return [RowOrder(m.shard_rows, m.fingerprint, seed, window) for m in manifests]
 
@@ -140,8 +139,9 @@ class PreparedData:
         manifests = [self.manifest(source, split) for source in self.sources]
         orders = self.orders(split, seed, window)
         weights: list[float] | PhasedOrder = [source.weight for source in self.sources]
-        if phases[1]:
-            weights = phased_order(orders, phases, seed)
+        names, mixes = phases
+        if mixes:
+            weights = PhasedOrder(dict(zip(names, orders, strict=True)), mixes, seed)
         remote = any(shard.remote for m in manifests for shard in m.shards)
         assert cache is not None or not remote, "remote shards need a cache"
         store = cache() if remote and cache else None
@@ -168,8 +168,6 @@ def held_out_rows(
     source follow those of another: its first `most`, which do not depend on other sources, or all.
     Else the sources are mixed, and the ranges are {}.
     """
-    from pion.data.phased_order import MixPhase
-
     stream = partial(data.stream, "held_out", job.seed, job.data.window)
     if data.part != "pretrain" or not (job.mixes or length > 1):
         return stream(documents=job.within_documents), {}
@@ -184,14 +182,12 @@ def held_out_rows(
     return stream(documents=job.within_documents, phases=(names, phases)), rows
 
 
-def phased_order(orders: Sequence[RowOrder], phases: Mixes, seed: int) -> PhasedOrder:
-    """Return the rows of all sources in phases. Raises BadInput that names the mix of `pretrain`
-    which can't be read."""
-    from pion.data.phased_order import PhasedOrder
-
-    names, mixes = phases
-    with told("pretrain."):
-        return PhasedOrder(dict(zip(names, orders, strict=True)), mixes, seed)
+def check_mixes(job: Job, folder: Path) -> None:
+    """Raise BadInput if the rows in `folder` can't give what the phases of pretraining read."""
+    if job.mix_phases:
+        orders = open_data(folder).orders("train", job.seed, job.data.window)
+        with told(after=". Nothing was trained."):
+            PhasedOrder(dict(zip(source_names(job.data), orders)), job.mix_phases, job.seed)
 
 
 def counts_of(split: str, manifest: Manifest) -> dict[str, int]:

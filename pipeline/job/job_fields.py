@@ -259,8 +259,7 @@ class JobFields(Section):
 
     def joined(self, stage: str) -> int:
         """Return how many rows of a training stage are read as one, where they are longest."""
-        phases = self.mix_phases if stage == "pretrain" else []
-        return max((phase.length for phase in phases), default=1)
+        return max([1, *(p.length for p in self.mix_phases)]) if stage == "pretrain" else 1
 
     @property
     def tokenizer_sources(self) -> list[str]:

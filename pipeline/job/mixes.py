@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pion.config.model_config import ModelConfig
-from pion.data.phased_order import ONLY_PASSES, Mix, MixPhase, passes_of
+from pion.data.phased_order import Mix, MixPhase, passes_of
 from pion.later_fields import closest, shown
 from pipeline.job.data_section import Data
 from pipeline.job.phase_sections import PretrainPhase
@@ -58,10 +58,11 @@ def mistakes_of_phases(data: Data, section: Pretrain, config: ModelConfig) -> It
         yield "pretrain.phases.0.mix: missing; a later phase has one"
     for number, phase in enumerate(section.phases):
         where = f"pretrain.phases.{number}"
-        if phase.mix == {}:
-            yield f"{where}.mix: it names no source, so nothing would be read"
-        elif phase.mix and all(isinstance(share, str) for share in phase.mix.values()):
-            yield f"{where}.mix: {ONLY_PASSES}"
+        if phase.mix is not None and all(isinstance(share, str) for share in phase.mix.values()):
+            yield (
+                f"{where}.mix: no source has a share, and passes alone can't fill the phase "
+                "exactly. Give one source a share"
+            )
         for name, share in (phase.mix or {}).items():
             if name not in names:
                 known = f"{closest(name, names)} ({', '.join(names)})"
@@ -75,8 +76,7 @@ def _mistakes_of_length(
     data: Data, section: Pretrain, config: ModelConfig, phase: PretrainPhase
 ) -> Iterator[str]:
     row = data.seq_len
-    learned = config.positions == "learned"
-    if phase.rope_theta is not None and learned:
+    if phase.rope_theta is not None and config.positions == "learned":
         yield "rope_theta: the model has learned positions, so there are no angles"
     if phase.seq_len is None or phase.seq_len == row:
         return
@@ -102,9 +102,9 @@ def _mistakes_of_length(
             "within their document. Set data.documents to true": not data.documents,
         }
     )
-    for number, source in enumerate(data.sources):
-        if source.kind in _CUT_ELSEWHERE:
-            yield (
-                f"seq_len: rows of data.sources.{number} (kind {source.kind}) need not follow each "
-                "other, so they can't be joined. Give text, or bin"
-            )
+    yield from (
+        f"seq_len: rows of data.sources.{number} (kind {source.kind}) need not follow each other, "
+        "so they can't be joined. Give text, or bin"
+        for number, source in enumerate(data.sources)
+        if source.kind in _CUT_ELSEWHERE
+    )

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Pl
 from pipeline.base.keep import keep_as_base
 from pipeline.console.messages import Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
+from pipeline.data.prepared import check_mixes
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_of
 from pipeline.models.bring import run_reference
@@ -40,6 +41,7 @@ from pipeline.run.prepare import prepare_data
 from pipeline.state.checkpoints.retention import selected, sweep
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.notes.stop_requests import clear_stops
+from pipeline.state.shared.folder import bring_data
 from pipeline.state.shared.prune import delete_due
 from pipeline.state.status.recorded_job import know_rows_of
 from pipeline.state.stores import StoreError
@@ -151,6 +153,7 @@ class Advance:
         training = [s for s in todo if s in start.job.train_stages]
         prepared = plans["prepare"].state == "done"
         if prepared and training:
+            self._check_mixes(training)
             self._measure_start()  # before workers own the run
         at_most: dict[str, Any] | None = None
         failed_starts = 0
@@ -205,6 +208,13 @@ class Advance:
         digest = self.start.digests.stages["prepare"]
         self._patiently(lambda: self.claim.finish_stage("prepare", digest, reports))
         self.journal.say(StageState("prepare", "done"))
+
+    def _check_mixes(self, training: Sequence[str]) -> None:
+        """Raise BadInput for phases that the rows which are prepared can't give: the job that
+        prepared them may have had others."""
+        if "pretrain" in training and self.start.job.mix_phases:
+            bring = partial(bring_data, self.start.run, self.claim.head, "pretrain")
+            check_mixes(self.start.job, self._patiently(bring))
 
     def _measure_start(self) -> None:
         """Measure the model that the run starts from, if any, unless that was done before."""

@@ -23,7 +23,7 @@ from pion.data.preference.rendering import preference_format
 from pion.data.shards import Rows, Shard
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput, told
+from pion.errors import BadInput
 from pion.files import make_folder, sha256_file, write_atomically
 from pion.untrusted import parse_object, read_file
 from pipeline.console.formats import short_amount
@@ -41,8 +41,8 @@ from pipeline.data.prepared import (
     DATASET,
     PreparedData,
     PreparedSource,
+    check_mixes,
     open_data,
-    phased_order,
 )
 from pipeline.data.prompts import write_prompts
 from pipeline.data.remarks import Remarks, shortened
@@ -56,7 +56,6 @@ from pipeline.data.tasks import InThisProcess
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.data_section import Data
-from pipeline.job.mixes import source_names
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.reinforce_section import Reinforce
 from pipeline.job.sft_and_lora_sections import Sft
@@ -371,10 +370,8 @@ def _check_rows(job: Job, data: Prepared, stage: str) -> None:
         )
     why = [words for source in data.report["sources"] for words in source.get("warnings", ())]
     require_a_batch(rows, job.section(stage).global_batch, stage, job.seq_len(stage), why)
-    if stage == "pretrain" and job.mix_phases:
-        orders = open_data(data.folder).orders("train", job.seed, job.data.window)
-        with told(after=". Nothing was trained."):
-            phased_order(orders, (source_names(job.data), job.mix_phases), job.seed)
+    if stage == "pretrain":
+        check_mixes(job, data.folder)
 
 
 def require_a_batch(

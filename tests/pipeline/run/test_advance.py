@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pion.errors import Interrupted, PionError
+from pion.errors import BadInput, Interrupted, PionError
 from pipeline.console.messages import FitEnded
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
@@ -126,9 +126,35 @@ def test_a_ray_that_does_not_start_is_started_again_and_then_one_worker_does_wit
         assert "Everything committed is safe" in str(ended.value)
 
 
-def a_start(folder, time, workers):
+def test_a_mix_that_the_prepared_rows_can_not_give_is_refused_before_workers_start(
+    tmp_path, time, monkeypatch
+):
+    def start_workers(*arguments):
+        raise Stop
+
+    def go(qa):
+        phases = [{"until": 10, "mix": {"web": 1}}, {"mix": {"web": 1, "qa": qa}}]
+        changes = {"data__sources": sources, "pretrain__phases": phases, "sft": None}
+        start = a_start(tmp_path, time, 2, **changes)
+        claim = claim_run(start.run, start.owner, take_over=True)
+        this = Advance(start, claim, Journal(start, claim, SilentDisplay()))
+        if not claim.head.stages:
+            this._prepare()
+        plans = {p.stage: p for p in plan_stages(start.job, start.digests, claim.head)}
+        this._prepare_and_train(plans)
+
+    text = {"kind": "text", "path": "text", "split": "paragraph"}
+    sources = [text | {"name": name} for name in ("web", "qa")]
+    monkeypatch.setattr(advance, "start_workers", start_workers)
+    with pytest.raises(Stop):
+        go(1)
+    with pytest.raises(BadInput, match=r"pretrain\.phases\.1\.mix: 9x qa .* Nothing was trained"):
+        go("9x")
+
+
+def a_start(folder, time, workers, **changes):
     """Return the start of a run whose stages are all to do."""
-    job = load_job(write_job(folder, hardware__workers=workers))
+    job = load_job(write_job(folder, hardware__workers=workers, **changes))
     run = RunState(FileStore(folder / "runs"), job.name, time.clock())
     stopping = StoppingOnSignals(SilentDisplay())
     preemption_stop = PreemptionStop(stopping, lambda text: None)
