@@ -64,9 +64,9 @@ def mistakes_in(document: Document, error: ValidationError | None) -> list[Mista
         if number < MOST_MISTAKES:
             mistakes += _reported(details, document)
         else:
-            path = ".".join(_without_tags(details["loc"]))
+            path = _path_of(details["loc"], document.values)
             mistakes.append(Mistake(document.where(path), path, details["msg"]))
-    return mistakes
+    return list(dict.fromkeys(mistakes))
 
 
 def in_misspelled_sections(
@@ -79,7 +79,7 @@ def in_misspelled_sections(
     read = copy.deepcopy(document)
     meant = []
     for details in error.errors():
-        path = ".".join(_without_tags(details["loc"]))
+        path = _path_of(details["loc"], document.values)
         parent, _, key = path.rpartition(".")
         name = _near(key, fields_at(parent, document.values))
         here: Any = read.values
@@ -181,7 +181,7 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
     Our own validators report several mistakes in one error, one per line.
     """
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    path = ".".join(_without_tags(error["loc"]))
+    path = _path_of(error["loc"], document.values)
     if kind == "value_error":
         return [_stated(path, line, value, document) for line in str(context["error"]).split("\n")]
     if kind == "extra_forbidden":
@@ -198,6 +198,11 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
         kinds = kinds or fields_at(path.rpartition(".")[0], document.values, kinds=True)
         text = "missing" if given is None else _not_one_of("kind", given, kinds)
         text += f" (the kinds are {', '.join(kinds)})"
+    elif error["loc"][-1] != "[key]" and not path.endswith(str(error["loc"][-1])):
+        # There is an error for each type that the value may have.
+        field = find_field(path, document.values)
+        field = field or find_field(path.rpartition(".")[0], document.values)
+        text = f"{shown(value)} should be {field.description if field else 'something else'}"
     elif kind == "literal_error":
         # Texts are in quotes, and true and false as in Python.
         words = re.findall(r"'([^']*)'|\b(True|False)\b", context["expected"])
@@ -252,13 +257,17 @@ def _stated(path: str, line: str, value: Any, document: Document) -> Mistake:
     return Mistake(document.where(path), path, line)
 
 
-def _without_tags(loc: tuple[int | str, ...]) -> list[str]:
-    """Return a location without the `kind` that pydantic inserts after the number of a source."""
-    return [
-        str(part)
-        for before, part in zip((None, *loc), loc)
-        if not (isinstance(before, int) and isinstance(part, str))
-    ]
+def _path_of(loc: tuple[int | str, ...], values: Any) -> str:
+    """Return the dotted path of a location, without the `kind` that pydantic inserts after the
+    number of a source, and without the type that it adds to a value which may have several."""
+    path, here = "", values
+    for before, part in zip((None, *loc), loc):
+        deeper, in_list = join(path, str(part)), isinstance(here, list) and isinstance(part, int)
+        is_kind = isinstance(before, int) and isinstance(here, dict) and part == here.get("kind")
+        there = in_list or (isinstance(here, dict) and part in here)
+        if not is_kind and (there or find_field(deeper, values) is not None):
+            path, here = deeper, here[part] if there else None
+    return path
 
 
 def _closest_key(path: str, values: dict[str, Any]) -> str:

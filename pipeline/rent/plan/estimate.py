@@ -224,7 +224,7 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         one, micro = speed_on(gpu, read, known, recompute=recompute), max(1, micro_batch // length)
         return _of_all(one, read, long, rows_per_rank(long, workers), micro)
 
-    reached, by_phase = _over_phases(job.mix_phases if joined > 1 else [], speed_of)
+    reached, by_phase = _over_phases(job.mix_phases if stage == "pretrain" else [], speed_of)
     tokens = section.total_steps * batch * work.seq_len if section.steps_are_known else None
     return StageEstimate(
         stage=stage,
@@ -252,8 +252,8 @@ def _over_phases(
     reached = [speed.tokens_per_second for speed in speeds if speed.tokens_per_second]
     if not phases or len(reached) < len(speeds):
         return speed_of(1), ()
-    rows = [phase.rows for phase in phases]
-    mean = sum(rows) / sum(count / speed for count, speed in zip(rows, reached))
+    time = sum(phase.rows / speed for phase, speed in zip(phases, reached))
+    mean = sum(phase.rows for phase in phases) / time
     measured = all(speed.measured for speed in speeds)
     return replace(speeds[0], tokens_per_second=mean, measured=measured), tuple(reached)
 

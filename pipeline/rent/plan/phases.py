@@ -8,10 +8,9 @@ from fractions import Fraction
 
 from rich.table import Table
 
-from pion.data.order import RowOrder
 from pion.data.phased_order import shares_of
+from pion.errors import told
 from pipeline.console.formats import minutes_or_hours, money, short_amount
-from pipeline.data.prepared import phased_order
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.job.mixes import source_names
@@ -33,9 +32,9 @@ class SourceRead:
 
     name: str
     mix: float | str
-    share: float | None
-    tokens: float | None
-    passes: float | None  # in this phase
+    share: float | None = None
+    tokens: float | None = None
+    passes: float | None = None  # in this phase
 
     def __str__(self) -> str:
         return f"{self.name} {self.cells[0]} ({self.cells[1]} tokens, {self.cells[2]})"
@@ -68,52 +67,36 @@ def phases_read(job: Job, known: Sequence[int]) -> list[PhaseRead]:
     """Return what the phases of pretraining read; nothing if all read the same. `known` has the
     training rows of each source, if they are known. Raises BadInput for a mix that can't be
     read."""
-    names, found, mix = source_names(job.data), list[PhaseRead](), dict[str, float | str]()
-    rows = dict(zip(names, known))
-    shares = _shares(job, rows)
-    for phase, shared in zip(job.mix_phases, shares):
-        mix = dict(phase.mix or mix)
-        trained = phases_of(job.section("pretrain"))[len(found)]
+    found, mix, shares = list[PhaseRead](), dict[str, float | str](), dict[str, Fraction]()
+    rows, section = dict(zip(source_names(job.data), known)), job.pretrain
+    if section is None:
+        return []
+    for phase, trained in zip(job.mix_phases, phases_of(section)):
+        if phase.mix is not None:
+            mix, shares = dict(phase.mix), {}
+            if rows or not any(isinstance(share, str) for share in mix.values()):
+                with told(f"pretrain.phases.{len(found)}.mix: "):
+                    shares = shares_of(mix, rows, phase.rows)
         sources = []
         for name, asked in mix.items():
-            share = shared.get(name)
-            read = None if share is None else float(share * phase.rows)
-            tokens = None if read is None else read * job.data.seq_len
-            passes = None if read is None or name not in rows else read / rows[name]
-            percent = None if share is None else float(100 * share)
-            sources.append(SourceRead(name, asked, percent, tokens, passes))
-        batch = job.section("pretrain").global_batch
+            one = SourceRead(name, asked)
+            if name in shares:
+                read = float(shares[name] * phase.rows)
+                passes = read / rows[name] if rows else None
+                one = SourceRead(
+                    name, asked, float(100 * shares[name]), read * job.data.seq_len, passes
+                )
+            sources.append(one)
         found.append(
             PhaseRead(
-                phase.start // batch + 1,
-                (phase.start + phase.rows) // batch,
+                phase.start // section.global_batch + 1,
+                (phase.start + phase.rows) // section.global_batch,
                 phase.length * job.data.seq_len,
                 trained.rope_theta or job.model_config_resolved().rope_theta,
                 phase.rows * job.data.seq_len,
                 tuple(sources),
             )
         )
-    return found
-
-
-def _shares(job: Job, rows: dict[str, int]) -> list[dict[str, Fraction]]:
-    """Return the share of each source in each phase, as far as it does not depend on unknown
-    rows."""
-    if rows and job.mix_phases:
-        size = job.data.shard_rows
-        orders = [
-            RowOrder([size] * (n // size) + [n % size] * (n % size > 0), name, 0, 1)
-            for name, n in rows.items()
-        ]
-        return phased_order(orders, (list(rows), job.mix_phases), job.seed).shares
-    found: list[dict[str, Fraction]] = []
-    for phase in job.mix_phases:
-        if phase.mix is None:
-            found.append(found[-1])
-        elif any(isinstance(share, str) for share in phase.mix.values()):
-            found.append({})
-        else:
-            found.append(shares_of(phase.mix, {}, phase.rows))
     return found
 
 
@@ -164,7 +147,8 @@ def prepared_rows(job: Job) -> list[int]:
 def phases_table(phases: Sequence[PhaseRead], on: Estimate | None, nodes: int) -> Table:
     """Return a table of the phases, with their time and dollars on a machine."""
     stage = None if on is None else next((s for s in on.stages if s.stage == "pretrain"), None)
-    where = "" if on is None or stage is None else f" on {on.offer.gpu or 'CPU'}"
+    where = "" if on is None else f" on {on.offer.gpu or 'CPU'}"
+    speeds = () if stage is None else stage.by_phase
     table = Table(title=f"phases of pretrain{where}", title_justify="left", box=None)
     table.pad_edge = False
     for name in ("steps", "rows of", "time", "$", "source", "share", "tokens", "read"):
@@ -172,12 +156,11 @@ def phases_table(phases: Sequence[PhaseRead], on: Estimate | None, nodes: int) -
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for number, phase in enumerate(phases):
         time = dollars = "?"
-        if on is not None and stage is not None and stage.tokens_per_second:
-            speed = stage.by_phase[number] if stage.by_phase else stage.tokens_per_second
-            hours = phase.tokens / speed / 3600
-            price = on.offer.price
+        if on is not None and speeds:
+            hours = phase.tokens / speeds[number] / 3600
             time = minutes_or_hours(hours)
-            dollars = "?" if price is None else money(hours * price * nodes, sign="")
+            if on.offer.price is not None:
+                dollars = money(hours * on.offer.price * nodes, sign="")
         cells = [f"{phase.first:,}–{phase.last:,}", f"{phase.seq_len:,}", time, dollars]
         for source in phase.sources:
             table.add_row(*cells, source.name, *source.cells)

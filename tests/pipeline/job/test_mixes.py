@@ -60,7 +60,7 @@ def test_a_mix_and_a_length_stay_until_a_later_phase_changes_them():
             with_phases({"until": 0.5}, {"mix": {"web": 1}}),
             "pretrain.phases.0.mix: missing; a later phase has one",
         ),
-        (with_phases({"mix": {}}), "pretrain.phases.0.mix: it names no source, so nothing would"),
+        (with_phases({"mix": {}}), "pretrain.phases.0.mix: no source has a share"),
         (
             with_phases(FIRST, {"mix": {"web": 0}}),
             "pretrain.phases.1.mix.web: 0 reads nothing: give a number above 0, or passes such as",
@@ -103,6 +103,12 @@ def test_a_mix_and_a_length_stay_until_a_later_phase_changes_them():
         (
             with_phases(FIRST, {"rope_theta": 1e5}, model__positions="learned"),
             "pretrain.phases.1.rope_theta: the model has learned positions, so there are no angles",
+        ),
+        (with_phases({"mixx": {"web": 1}}), "phases.0.mixx: unknown key (value {'web': 1}); did"),
+        (
+            with_phases(FIRST | {"until": "late"}, {}),
+            "1 mistake; nothing was started\n  line 38  pretrain.phases.0.until: 'late' should be "
+            "where the phase ends: a share of the steps",
         ),
     ],
 )  # fmt: skip
