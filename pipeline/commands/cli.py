@@ -532,7 +532,7 @@ def _ladder(args: argparse.Namespace) -> int:
 
 
 def _try(args: argparse.Namespace) -> int:
-    from pipeline.commands.fork import fork_run
+    from pipeline.commands.fork import fork_for
     from pipeline.ladder.cap import Cap
     from pipeline.ladder.runs import Runs
     from pipeline.ladder.try_command import run_try
@@ -541,4 +541,4 @@ def _try(args: argparse.Namespace) -> int:
     settings = settings_of(args.vary)
     runs = Runs("try", args.job, args.overrides, as_json=args.json)
     how = Comparison(args.seeds, args.trunk, args.on)
-    return run_try(runs, settings, how, Cap(args.hours, args.dollars), fork_run)
+    return run_try(runs, settings, how, Cap(args.hours, args.dollars), fork_for)

@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pion.errors import BadInput, PionError
+from pion.errors import BadInput, PionError, told
 from pipeline.console.formats import show, size
-from pipeline.job import STAGES
+from pipeline.job import STAGES, Job
 from pipeline.models.bring import refuse_replaced, with_renamed_base
+from pipeline.run.done_and_changed_stages import work_left
 from pipeline.state.checkpoints.hold import hold
 from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key, parse_manifest
 from pipeline.state.checkpoints.restore import check_entry
@@ -125,6 +126,19 @@ def fork_run(
         f"{target.store.url}/{target.name} has just been started by someone else. Give the fork "
         "a different name."
     )
+
+
+def fork_for(job: Job, source: RunState, target: RunState, *, at: int, stage: str) -> None:
+    """Make `target` a run that `job` continues, as `fork_run` does.
+
+    Raises BadInput also if the checkpoint was trained in another way than the job's.
+    """
+    head = source.read() or Head()
+    chosen = choose(source, head, at, stage)
+    with told(f"{source.name} can't be continued. Its ", "\nNothing was forked."):
+        forked = Head(checkpoints=(chosen,), forked=chosen.key)
+        work_left(job, source, job_path=None, forked=forked)
+    fork_run(source, head, target, at=at, stage=stage)
 
 
 def _refuse_to_overwrite(target: RunState) -> None:

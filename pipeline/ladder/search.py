@@ -43,7 +43,7 @@ from pipeline.state.head import Head, Spent
 from pipeline.state.run_state import RunState
 
 FEW_ROWS = 32
-# Makes a run that continues from a checkpoint of another: pipeline.commands.fork.fork_run.
+# Makes a run that continues from a checkpoint of another: pipeline.commands.fork.fork_for.
 Fork = Callable[..., object]
 
 
@@ -103,13 +103,13 @@ class Search:
         self._stage = job.train_stages[0]
         self._sources = source_names(job.data) if job.mixes else []
         branch = branch_of(job, settings)
-        self._refuse_options(how.trunk, branched=branch is not None)
-        self._begin = 0 if branch is None else branch.step
+        self._refuse_options(how.trunk, branched=branch > 0)
+        self._begin = job.borders[branch - 1][1] if branch else 0
         self.trunks: dict[str, Run] = {}
-        self.rounds = rounds_of(job, self._stage, settings, how.seeds, branch)
+        self.rounds = rounds_of(job, self._stage, settings, how.seeds, branched=branch > 0)
         field, numbers = "seed", range(job.seed, job.seed + how.seeds)
-        if how.trunk is not None and branch is not None:
-            field, numbers = f"{self._stage}.phases.{branch.phase}.order", range(how.seeds)
+        if how.trunk is not None:
+            field, numbers = f"{self._stage}.phases.{branch}.order", range(how.seeds)
         seeded = {number: f"{field}={number}" for number in numbers}
         self.trials = self._make_trials(settings, seeded, how.trunk)
         self.grid_steps = job.section(self._stage).total_steps * len(self.trials)
@@ -169,18 +169,21 @@ class Search:
     def _train_one(self, trial: Trial, step: int) -> None:
         """Train a trial to a step, after its trunk, or record that it diverged."""
         if trial.trunk is not None and trial.name not in self._heads():
-            trunk = self.trunks.get(trial.trunk)
-            if trunk is not None and not self._has_ended(trunk, self._begin):
+            trunk, failed = self.trunks.get(trial.trunk), self._work.record.failed
+            if trunk is not None and trunk.name not in failed:
                 self._advance(trunk, f"the trunk, {trial.seeded}", self._begin)
             if (why := self._work.record.failed.get(trial.trunk)) is not None:
                 self._work.give_up(trial, f"its trunk {why}", "Its setting comes last.")
                 return
             source = RunState(self._runs.store, trial.trunk)
             target = RunState(self._runs.store, trial.name)
-            self._fork(source, source.read() or Head(), target, at=self._begin, stage=self._stage)
+            self._fork(trial.job, source, target, at=self._begin, stage=self._stage)
         self._advance(trial, f"{trial.setting.name}, {trial.seeded}", step)
 
     def _advance(self, run: Run, who: str, step: int) -> None:
+        """Train a run to a step, unless it is there, or record that it diverged."""
+        if step in self._runs.held_out(run, self._stage):
+            return
         heads = self._heads()
         code = self._work.advance(
             run,
@@ -200,10 +203,6 @@ class Search:
         )
         why = self._work.why_diverged(run, self._stage, without)
         self._work.give_up(run, why, "Its setting comes last.")
-
-    def _has_ended(self, run: Run, step: int) -> bool:
-        failed = self._work.record.failed
-        return run.name in failed or step in self._runs.held_out(run, self._stage)
 
     def _heads(self) -> dict[str, Head]:
         return self._runs.heads([*self.trunks, *(trial.name for trial in self.trials)])
@@ -275,6 +274,8 @@ def _common(job: Job, stage: str) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "publish": None,
         "deadline": None,
+        # That of conversations may have decided the model's context.
+        "model.seq_len": job.model_config_resolved().seq_len,
         "evaluate.every": job.section(stage).total_steps,
         "evaluate.prompts": [],
         "evaluate.checkpoint": "last",

@@ -112,30 +112,20 @@ class Comparison:
     on: str | None = None
 
 
-@dataclass(frozen=True)
-class Branch:
-    """Where settings begin to differ: with a phase, which begins after a step."""
-
-    phase: int
-    step: int
-
-
-def branch_of(job: Job, settings: Sequence[Setting]) -> Branch | None:
-    """Return where settings that differ only in later phases begin to differ. None: they differ in
-    something else, or in the first phase."""
+def branch_of(job: Job, settings: Sequence[Setting]) -> int:
+    """Return the number of the phase with which settings that differ only in later phases begin to
+    differ. 0: they differ in something else, or in the first phase."""
     keys = [override.partition("=")[0] for one in settings for override in one.overrides]
     found = [_OF_PHASE.match(key) for key in keys]
     phase = min((int(match[1]) if match else 0 for match in found), default=0)
-    if not 0 < phase <= len(job.borders):
-        return None
-    return Branch(phase, job.borders[phase - 1][1])
+    return phase if phase <= len(job.borders) else 0
 
 
 def rounds_of(
-    job: Job, stage: str, settings: Sequence[Setting], seeds: int, branch: Branch | None = None
+    job: Job, stage: str, settings: Sequence[Setting], seeds: int, *, branched: bool = False
 ) -> list[Round]:
-    """Return the rounds: one to the end if the settings share a trunk, because a part of the last
-    phase misleads. Raises BadInput if the stage's steps are not known, or too few."""
+    """Return the rounds: one to the end if the settings are `branched` off a trunk, because a part
+    of the last phase misleads. Raises BadInput if the stage's steps are not known, or too few."""
     section = job.section(stage)
     if section.steps is None:
         raise BadInput(
@@ -147,7 +137,7 @@ def rounds_of(
             f"--seeds {seeds}: give 1 to {MOST_SEEDS}; with 1, nothing tells a difference from "
             "noise. Nothing was started."
         )
-    if branch is not None:
+    if branched:
         return [Round(section.steps, len(settings), 1, seeds)]
     try:
         return plan_rounds(len(settings), section.steps, seeds)

@@ -64,15 +64,20 @@ class WorkLeft:
 
 
 def work_left(
-    job: Job, run: RunState, *, redo: str | None = None, job_path: str = "JOB"
+    job: Job,
+    run: RunState,
+    *,
+    redo: str | None = None,
+    job_path: str | None = "JOB",
+    forked: Head | None = None,
 ) -> WorkLeft:
-    """Return what is left to do of `job` in `run`.
+    """Return what is left to do of `job` in `run`, or in a fork of it that would be `forked`.
 
     Raises StoreError, and BadInput if continuing would invalidate committed work that `redo` does
     not name, or overwrite that of a run without HEAD.json. `job_path` is the job file as the user
-    typed it.
+    typed it. None: the message names no command.
     """
-    head = run.read()
+    head = forked or run.read()
 
     def read_inputs(stage: str, digest: str) -> Inputs | None:
         kept = run.read_stage(stage, digest)
@@ -144,7 +149,7 @@ def check_redo(
     plans: Sequence[StagePlan],
     redo: str | None,
     changed: ChangedStage | None,
-    job_path: str = "JOB",
+    job_path: str | None = "JOB",
 ) -> None:
     """Raise BadInput if continuing would invalidate committed work that `redo` does not name.
 
@@ -268,19 +273,25 @@ class ChangedStage:
 
     # ------------------------------------------------------------ if not, what then?
 
-    def refusal(self, plans: Sequence[StagePlan], job_path: str) -> str:
-        """Return why the run can't continue: the exact difference, and the options."""
+    def refusal(self, plans: Sequence[StagePlan], job_path: str | None) -> str:
+        """Return why the run can't continue: the exact difference, and the options if the job has a
+        path."""
         stage = self.stale.stage
         changed = [f"    {difference}" for difference in self.changes()]
         follows = self.job.stages[self.job.stages.index(stage) :]
         kept = [p.stage for p in plans if p.state == "done" and p.stage not in follows]
         again = ["prepare"] if "prepare" not in (*follows, *kept) else []
+        why = [
+            f"{stage} was {self.stale.why}, and this job changes what {stage} depends on:",
+            *(changed or ["    (its old settings were not kept)"]),
+            *self._fixed_steps(),
+            *self._fixed_phase(),
+        ]
+        if job_path is None:
+            return "\n".join(why)
         return "\n".join(
             [
-                f"{stage} was {self.stale.why}, and this job changes what {stage} depends on:",
-                *(changed or ["    (its old settings were not kept)"]),
-                *self._fixed_steps(),
-                *self._fixed_phase(),
+                *why,
                 "Nothing was changed. Your options:",
                 "  put the old values back;",
                 f"  pion run {job_path} --redo {stage}    redo {', '.join([*again, *follows])}"

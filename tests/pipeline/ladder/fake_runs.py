@@ -15,6 +15,7 @@ from pipeline.cost.budget import over_budget, price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.ladder.law import Law
+from pipeline.run.done_and_changed_stages import stage_inputs
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import SkippedRows, Spent, data_key
 from pipeline.state.owner import Owner
@@ -81,6 +82,8 @@ class FakeRuns:
         claim.commit(lambda head: head.with_data({"pretrain": folder}))
         if job.mixes:
             use_data(claim, digests.data)
+            inputs = {"format": 1, "inputs": stage_inputs("pretrain", digests)}
+            run.write_stage("pretrain", digests.stages["pretrain"], inputs)
         try:
             if self.diverge(job.name):
                 skipped = SkippedRows(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput, PionError, Stopped
-from pipeline.commands.fork import fork_run
+from pipeline.commands.fork import fork_for
 from pipeline.ladder.cap import Cap
 from pipeline.ladder.runs import Runs
 from pipeline.ladder.try_command import run_try
@@ -35,7 +35,7 @@ def best_at_2e3(job, step):
 def search(job, runs, *overrides, varied=VARY, seeds=3, hours=None, as_json=False):
     settings = settings_of(varied)
     started = Runs("try", job, overrides, runs, as_json=as_json)
-    return run_try(started, settings, Comparison(seeds), Cap(hours), fork_run)
+    return run_try(started, settings, Comparison(seeds), Cap(hours), fork_for)
 
 
 def job_in(folder):

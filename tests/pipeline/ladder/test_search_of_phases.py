@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pion.errors import BadInput
-from pipeline.commands.fork import fork_run
+from pipeline.commands.fork import fork_for
 from pipeline.ladder.cap import Cap
 from pipeline.ladder.runs import Runs
 from pipeline.ladder.try_command import run_try
@@ -36,7 +36,7 @@ def job_in(folder):
     return write_job(folder, pretrain__steps=STEPS, **changes)
 
 
-def search(job, runs, *, varied=VARY, seeds=SEEDS, as_json=True, fork=fork_run, **options):
+def search(job, runs, *, varied=VARY, seeds=SEEDS, as_json=True, fork=fork_for, **options):
     started = Runs("try", job, (), runs, as_json=as_json)
     how = Comparison(seeds, **options)
     return run_try(started, settings_of(varied), how, Cap(), fork)
@@ -91,7 +91,7 @@ def test_a_search_that_is_killed_after_every_run_and_every_fork_ends_the_same(jo
             raise Killed
 
     def fork_and_kill(*arguments, **options):
-        fork_run(*arguments, **options)
+        fork_for(*arguments, **options)
         raise Killed
 
     runs, kills = FakeRuns(sources=by_share), 0
@@ -126,6 +126,16 @@ def test_all_endings_continue_a_run_that_is_there_in_several_orders_of_their_row
     assert " pretrain.phases.1.order=0 name=" in said["command"]
     assert said["sources"]["qa"]["others"][0]["sem"] > 0
     assert not any("trunk" in name for name in runs.started)
+
+
+def test_a_run_with_another_past_is_not_forked(job, tmp_path):
+    runs = FakeRuns(sources=by_share)
+    runs([job, "name=other", "pretrain.phases.0.mix.qa=1", f"pretrain.pause_at={BORDER}"])
+    with pytest.raises(BadInput, match=r"(?s)other can't be continued.*phases\.0\.mix") as refused:
+        search(job, runs, trunk="other")
+    assert "Nothing was forked" in str(refused.value)
+    assert "--redo" not in str(refused.value)
+    assert not list((tmp_path / "runs").glob("*-try-*[0-9a-f]"))
 
 
 def test_one_ending_each_has_no_error(job, capsys):
