@@ -79,6 +79,8 @@ def why_no_room(device: torch.device) -> str | None:
 class MicroBatchGraphs:
     """The graphs for the micro-batches of one model, all of one shape and one way to compute.
 
+    Where a phase of the run reads rows of another length or with other angles, new graphs begin.
+
     The weights must stay where they are: whoever changes their values does so in place.
 
     Attributes:
@@ -90,8 +92,7 @@ class MicroBatchGraphs:
         self._why_without = partial(why_without, model, dtype=dtype, world_size=world_size)
         self._model, self._device = model, model.embed.weight.device
         self._params = list(model.parameters())  # after a capture: those that it has gradients for
-        # Graphs read this table, which may leave the cache that has it.
-        self._table = table_of(model.config, self._device)
+        self._table: Any = None  # graphs read it, and it may leave the cache that has it
         self.refused: str | None = None
         self.replays = 0
         self._met = self._warm = False  # whether there was a micro-batch: at all, before this step
@@ -123,11 +124,19 @@ class MicroBatchGraphs:
             return None
         assert isinstance(objective, CrossEntropy)
         alike = options, self._model.config, map_batch(attrgetter("shape"), batch)
+        adds = self._adds()
+        if self._static is not None and adds is False and alike[1:] != self._alike[1:]:
+            # The first micro-batch of a step is of another phase, which may have rows of another
+            # length, or other angles. This step has no graphs, as the first one had none.
+            self._forget()
+            self._warm = False
+            return None
         if self._static is None:
+            self._params = list(self._model.parameters())
+            self._table = table_of(self._model.config, self._device)
             empty = partial(torch.empty_like, device=self._device)
             self._static = map_batch(empty, batch), CrossEntropy(empty(objective.scale))
             self._alike = alike
-        adds = self._adds()
         if adds is None or alike != self._alike:
             return None
         for own, there in zip(_tensors(batch, objective), _tensors(*self._static), strict=True):
@@ -189,9 +198,13 @@ class MicroBatchGraphs:
 
     def _refuse(self, why: str, level: int) -> None:
         self.refused = why
+        self._forget()
+        say_without("micro-batches are computed without CUDA graphs", why, level)
+
+    def _forget(self) -> None:
+        """Free what graphs keep."""
         self._static, self._gradients = None, []
         self._graphs.clear()
-        say_without("micro-batches are computed without CUDA graphs", why, level)
 
 
 def _tensors(batch: Batch, objective: CrossEntropy) -> list[Tensor]:

@@ -6,12 +6,17 @@ real micro-batches, on a card that is pretended.
 
 import logging
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pion.bench.models import check_model
 from pion.config.presets import FAMILIES
+from pion.data.order import RowOrder
+from pion.data.phased_order import MixPhase, PhasedOrder
+from pion.data.shards import Manifest, Rows
+from pion.data.stream import RowStream
 from pion.model.cuda_graph import say_without
 from pion.model.decoder import Decoder
 from pion.train import micro_batch_graphs
@@ -183,6 +188,25 @@ def test_parts_whose_sizes_change_have_no_graph(family, fields, graphs, tmp_path
         run(training, 3)
     assert graphs.made == []
     assert training._gradients.graphs.refused is None
+
+
+def test_a_phase_of_longer_rows_and_one_of_other_angles_have_new_graphs(graphs, tmp_path):
+    """A step without graphs comes first, and then a step that captures them."""
+    stream = open_stream(tmp_path, rows=80)
+    manifest = Manifest.read(tmp_path / "manifest.json")
+    order = RowOrder(manifest.shard_rows, manifest.fingerprint, seed=1, window=2)
+    reads = [MixPhase(0, 18, {"a": 1}), MixPhase(18, 30, None, 2)]
+    rows = Rows(manifest, lambda shard: tmp_path / shard.name)
+    stream = RowStream([(rows, order)], PhasedOrder({"a": order}, reads, 0))
+    half, config = CONFIG.seq_len, replace(CONFIG, seq_len=2 * CONFIG.seq_len)
+    phases = (
+        Phase(until=3, seq_len=half),
+        Phase(until=6, seq_len=2 * half, rates={"head": 0}),
+        Phase(seq_len=2 * half, rope_theta=5e4),
+    )
+    found = trained(stream, 2, config, phases=phases)
+    assert_same_without_graphs(found, stream, 2, config, phases=phases)
+    assert [made.replays for made in graphs.made] == [2, 4, 2, 4, 1, 2]
 
 
 def test_a_step_that_is_abandoned_or_taken_back_changes_nothing(graphs, text):
