@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,15 +38,17 @@ def long_context(
       them are seen (windows that overlap by half). Only those `tokens` count that have more than
       `short` tokens of their own document before them in the row. NaN if they are fewer than
       FEWEST_TOKENS.
+    - `by_distance`: the same of the tokens with more than n to at most 2n before them, by n.
     - `copies`: by the distance, how many bits a token saves where a text is read a second time.
     """
     documents = stream.document_numbers(rows, end_of_text)
     found = score(scorer, stream, rows)
     tokens = np.stack([stream.row(i).tokens for i in rows])
-    counted = _with_more_before(documents, short) & (found.targets != IGNORED)
-    worth = math.nan, math.nan
-    if counted.sum() >= FEWEST_TOKENS:
-        worth = _worth(scorer, found, (tokens, documents, counted), short, token_bytes)
+    before = np.where(found.targets == IGNORED, 0, _tokens_before(documents))
+    counted, worth = int((before > short).sum()), (math.nan, math.nan)
+    by_distance: dict[str, tuple[float, float]] = {}
+    if counted >= FEWEST_TOKENS:
+        worth, by_distance = _worth(scorer, found, (tokens, documents, before), short, token_bytes)
     begun = found.targets[:, :short] != IGNORED
     loss = ratio(*by_document(documents[:, :short], begun, found.nll[:, :short], begun))
     copies = {
@@ -58,17 +60,21 @@ def long_context(
     return {
         **{name: value for name, (value, _) in numbers.items()},
         **{f"{name}_sem": sem for name, (_, sem) in numbers.items()},
-        "tokens": int(counted.sum()),
-        "copies": {at: {"bits": bits, "bits_sem": sem} for at, (bits, sem) in copies.items()},
+        "tokens": counted,
+        "by_distance": _bits(by_distance),
+        "copies": _bits(copies),
     }
 
 
-def _with_more_before(documents: np.ndarray, short: int) -> np.ndarray:
-    """Return which tokens (R, L) have more than `short` tokens of their document before them."""
+def _bits(found: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
+    return {at: {"bits": bits, "bits_sem": sem} for at, (bits, sem) in found.items()}
+
+
+def _tokens_before(documents: np.ndarray) -> np.ndarray:
+    """Return how many tokens of its document each target (R, L) has before it in its row."""
     place = np.arange(documents.shape[1])
     begins = np.diff(documents, axis=1, prepend=-1) != 0
-    known = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1) + 1
-    return known > short
+    return place - np.maximum.accumulate(np.where(begins, place, 0), axis=1) + 1
 
 
 def _worth(
@@ -77,9 +83,10 @@ def _worth(
     rows: tuple[np.ndarray, np.ndarray, np.ndarray],
     short: int,
     token_bytes: np.ndarray,
-) -> tuple[float, float]:
-    """Return `worth` of `long_context`, from the tokens, documents and counted places of rows."""
-    tokens, documents, counted = rows
+) -> tuple[tuple[float, float], dict[str, tuple[float, float]]]:
+    """Return `worth` and `by_distance` of `long_context`, from the tokens of rows, their documents
+    and how many tokens are before each target."""
+    tokens, documents, before = rows
 
     def windows(array: np.ndarray) -> np.ndarray:
         """Return the windows of `short` tokens that overlap by half, (windows, short)."""
@@ -87,14 +94,20 @@ def _worth(
         return cut[:, :: short // 2].reshape(-1, short)
 
     # The first half of a window is the second half of the one before, with more context there.
-    scored = windows(counted) & (np.arange(short) >= short // 2)
+    scored = (windows(before) > short) & (np.arange(short) >= short // 2)
     kept = np.flatnonzero(scored.any(axis=1))
     # Before these targets, a window has no other document, so that none must be masked.
     targets = np.where(scored, windows(found.targets), IGNORED)[kept]
     less = score(scorer, OwnRows(windows(tokens)[kept], targets, kept), range(len(kept)))
     bits = (less.nll - windows(found.nll)[kept]) / math.log(2)
     sizes = target_bytes(targets, token_bytes)
-    return ratio(*by_document(windows(documents)[kept], scored[kept], bits, sizes))
+    units, known = windows(documents)[kept], np.where(scored, windows(before), 0)[kept]
+
+    def between(low: int, high: int) -> tuple[float, float]:
+        return ratio(*by_document(units, (known > low) & (known <= high), bits, sizes))
+
+    ends = [short << n for n in range(32) if (known > short << n).any()]
+    return between(short, tokens.shape[1]), {str(n): between(n, 2 * n) for n in ends}
 
 
 def _copied(

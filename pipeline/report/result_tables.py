@@ -102,10 +102,15 @@ def _long_context(job: Job, results: Mapping[str, Any]) -> list[Block]:
     worth = f"{bits} bits per byte if the model sees at most {n} before them (of {tokens} tokens)"
     if bits == "–":
         worth = f"not measured, as only {tokens} tokens have so much"
+    worths = [
+        (f"{int(at):,} to {2 * int(at):,}", signed(value_with_error(own, "bits", 4)))
+        for at, own in found.get("by_distance", {}).items()
+    ]
     rows = [(f"{int(at):,}", value_with_error(own, "bits")) for at, own in found["copies"].items()]
     return [
         f"Held-out tokens with more than {n} of their own document before them: {worth}. The loss "
         f"of the first {n} of a row is {value_with_error(found, 'short_loss')} nats per token.",
+        *([Table(("tokens before", "bits per byte more"), worths)] if worths else []),
         "Bits per token that 64 tokens save the second time, by the tokens between:",
         Table(("tokens between", "bits saved"), rows),
     ]

@@ -71,11 +71,13 @@ _CHOICES = {**_fields(measured.MultipleChoice), "questions": Required[Count]}
 CHOICES = record_type(total=False, **_CHOICES) | None
 CALIBRATION = _kept(measured.Calibration)
 # What the context beyond data.seq_len is worth; see pion/evaluation/long_context.py.
+_BITS = record_type(**_with_errors("bits"))
 _LONG = record_type(
     total=False,
     **_with_errors("short_loss", "worth"),
     tokens=Count,
-    copies=Mapping[str, record_type(**_with_errors("bits"))],  # type: ignore[misc]
+    by_distance=Mapping[str, _BITS],  # type: ignore[valid-type]
+    copies=Mapping[str, _BITS],  # type: ignore[valid-type]
 )
 # What was measured of text, and of a model.
 _TEXT = _fields(measured.HeldOut)

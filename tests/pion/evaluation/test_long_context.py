@@ -62,7 +62,7 @@ def test_the_worth_is_the_same_tokens_loss_with_less_context_less_that_with_all(
     model = scorer()
     monkeypatch.setattr(measured, "FEWEST_TOKENS", 1)
     found = long_context(model, stream, HEADS, SHORT, BYTES, END)
-    full, more = score(model, stream, HEADS), []
+    full, more, distances = score(model, stream, HEADS), [], []
     for row, (tokens, targets) in enumerate(zip(stream.batch(HEADS).tokens, full.targets)):
         begun = 0
         for place, token in enumerate(tokens.tolist()):
@@ -73,9 +73,15 @@ def test_the_worth_is_the_same_tokens_loss_with_less_context_less_that_with_all(
                 logits = model.model.logits(model.model.hidden(seen))[0, -1]
                 less = -logits.log_softmax(-1)[targets[place]].item()
                 more.append((less - full.nll[row, place]) / math.log(2))
+                distances.append(place - begun + 1)
     assert found["tokens"] == len(more) > 50
     assert found["worth"] == pytest.approx(np.mean(more), abs=1e-5)
     assert found["worth_sem"] > 0
+    assert list(found["by_distance"]) == ["8", "16"]
+    for at, own in found["by_distance"].items():
+        here = [bits for bits, far in zip(more, distances) if int(at) < far <= 2 * int(at)]
+        assert own["bits"] == pytest.approx(np.mean(here), abs=1e-5)
+        assert own["bits_sem"] > 0
 
 
 def test_of_too_few_tokens_the_worth_is_not_measured(stream):
