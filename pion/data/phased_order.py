@@ -89,7 +89,7 @@ class PhasedOrder:
     """Rows of several data sets, which have names, in phases.
 
     Attributes:
-        total_rows: in all data sets together.
+        total_rows: in all data sets together that are read.
         phases: as they were given; after a last phase with passes, what follows its rows.
         shares: of each phase, the share of each source that it reads.
 
@@ -100,7 +100,6 @@ class PhasedOrder:
     def __init__(
         self, orders: Mapping[str, RowOrder], phases: Sequence[MixPhase], seed: int
     ) -> None:
-        self.total_rows = sum(order.total_rows for order in orders.values())
         self.phases, last = list(phases), phases[-1]
         if any(isinstance(share, str) for share in (last.mix or {}).values()):
             # Steps that are left out after a spike read rows beyond those that have the passes.
@@ -114,6 +113,8 @@ class PhasedOrder:
             self._mixtures.append(([names.index(name) for name in self.shares[-1]], mixture))
             for name, taken in zip(self.shares[-1], mixture.taken(phase.rows // phase.length)):
                 begun[name] += taken * phase.length
+        read = {name for shares in self.shares for name in shares}
+        self.total_rows = sum(orders[name].total_rows for name in read)
 
     def _mixture(
         self, orders: Mapping[str, RowOrder], phase: MixPhase, seed: int, begun: Mapping[str, int]

@@ -253,9 +253,10 @@ class JobFields(Section):
     @property
     def borders(self) -> list[tuple[str, int]]:
         """The steps, each with its stage, after which pretraining reads something else."""
-        phases = self.mix_phases
-        batch = self.section("pretrain").global_batch if phases else 1
-        return [("pretrain", phase.start // batch) for phase in phases[1:]]
+        return [
+            ("pretrain", phase.start // self.section("pretrain").global_batch)
+            for phase in self.mix_phases[1:]
+        ]
 
     def joined(self, stage: str) -> int:
         """Return how many rows of a training stage are read as one, where they are longest."""

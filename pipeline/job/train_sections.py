@@ -337,10 +337,9 @@ def phases_of(section: Train) -> tuple[TrainPhase, ...]:
             from pion.train.schedule import decay_start
 
             until = decay_start(section)
-        mix = None
-        if isinstance(phase, PretrainPhase):
-            seq_len, rope_theta = phase.seq_len or seq_len, phase.rope_theta or rope_theta
-            mix = phase.mix
+        reads = phase if isinstance(phase, PretrainPhase) else PretrainPhase()
+        seq_len, rope_theta = reads.seq_len or seq_len, reads.rope_theta or rope_theta
+        passes = any(isinstance(share, str) for share in (reads.mix or {}).values())
         phases.append(
             TrainPhase(
                 until=until,
@@ -350,8 +349,7 @@ def phases_of(section: Train) -> tuple[TrainPhase, ...]:
                 only_bands=None if phase.unfreeze is None else tuple(phase.unfreeze),
                 seq_len=seq_len,
                 rope_theta=rope_theta,
-                passes=mixed
-                and (until != phase.until or any(isinstance(s, str) for s in (mix or {}).values())),
+                passes=passes or (mixed and until != phase.until),
             )
         )
     return tuple(phases)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from pion.data.phased_order import Mix
 from pipeline.job import Job
 
@@ -14,11 +12,10 @@ def phases_in_words(job: Job | None) -> list[tuple[int, str]]:
     if job is None or job.pretrain is None or not job.pretrain.steps_are_known:
         return []
     found, section = [], job.pretrain
-    lengths = pairwise([1, *(phase.length for phase in job.mix_phases)])
-    for phase, given, (before, length) in zip(job.mix_phases, section.phases, lengths):
+    for phase, given in zip(job.mix_phases, section.phases):
         words = [
             "" if given.mix is None else _mix_in_words(given.mix),
-            f"rows of {length * job.data.seq_len:,} tokens" if length != before else "",
+            "" if given.seq_len is None else f"rows of {given.seq_len:,} tokens",
             "" if given.rope_theta is None else f"θ {given.rope_theta:,.0f}",
         ]
         step = phase.start // section.global_batch + 1

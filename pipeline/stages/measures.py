@@ -374,11 +374,8 @@ class Measures:
             return self.data[stage].stream(split, *read)
         if split == "held_out":
             return self._by_source[0]
-        data, first = self.data[stage], replace(self.job.mix_phases[0], length=1)
-        named = zip(source_names(self.job.data), data.sources)
-        mixed = {name: source for name, source in named if name in (first.mix or {})}
-        data = replace(data, sources=tuple(mixed.values()))
-        return data.stream(split, *read, (list(mixed), [first]))
+        first = replace(self.job.mix_phases[0], length=1)
+        return self.data[stage].stream(split, *read, (source_names(self.job.data), [first]))
 
     @cached_property
     def _by_source(self) -> tuple[RowStream, dict[str, range]]:

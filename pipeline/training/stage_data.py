@@ -14,7 +14,6 @@ from pipeline.job.mixes import source_names
 
 if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
-    from pion.data.phased_order import Mixes
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.train.rollout_feed import Prompts
@@ -60,15 +59,13 @@ def open_stage_data(job: Job, stage: str, folder: Path, fetch: Fetch) -> StageDa
         closing.callback(cache.close)
         return cache
 
-    phases: Mixes = ((), ())
-    if stage == "pretrain":
-        phases = source_names(job.data), job.mix_phases
+    mixes = job.mix_phases if stage == "pretrain" else []
     held_out, sources = held_out_rows(job, data, job.evaluate.rows)
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     chat_format = ChatFormat(data.tokenizer_path, tokenizer)
     closing.callback(chat_format.close)
     return StageData(
-        train=stream("train", cache=shard_cache, phases=phases),
+        train=stream("train", cache=shard_cache, phases=(source_names(job.data), mixes)),
         held_out=held_out,
         tokenizer=tokenizer,
         chat_format=chat_format,
