@@ -32,21 +32,10 @@ def jobs(draw):
             few = rows // (8 * sum(shards[read[0]]))
             if len(read) > 1 and few and draw(st.booleans()):
                 mix[read[0]] = f"{few}x"
-        phases.append(
-            MixPhase(
-                start,
-                rows,
-                mix,
-                draw(st.sampled_from([1, 1, 2, 4, 16])),
-                draw(st.sampled_from([0, 0, 1])),
-            )
-        )
+        length, other = draw(st.sampled_from([1, 1, 2, 4, 16])), draw(st.sampled_from([0, 0, 1]))
+        phases.append(MixPhase(start, rows, mix, length, other))
         start += rows
     return shards, phases, start
-
-
-def has_passes(phase):
-    return any(isinstance(share, str) for share in (phase.mix or {}).values())
 
 
 def walked(shards, phases):
@@ -60,7 +49,8 @@ def walked(shards, phases):
             shares = shares_of(phase.mix, all_rows, phase.rows // length)
         names = list(shares)
         orders = [RowOrder(longer[name], name, seed, WINDOW) for name in names]
-        end = None if phase is phases[-1] and not has_passes(phase) else phase.rows // length
+        passes = any(isinstance(share, str) for share in (phase.mix or {}).values())
+        end = None if phase is phases[-1] and not passes else phase.rows // length
         mixture = MixtureOrder(orders, list(shares.values()), seed, (), end)
         begun = {name: counts[name] // length for name in names}
         given_ = Counter()

@@ -11,13 +11,8 @@ SOURCES = [{"name": name} | TEXT for name in ("web", "code", "qa")]
 
 def with_phases(*phases, **changes):
     """Return the changes of a tiny job whose phases read three sources."""
-    usual = {
-        "data__sources": SOURCES,
-        "data__documents": True,
-        "pretrain__phases": list(phases),
-        "sft": None,
-    }
-    return usual | changes
+    usual = {"data__sources": SOURCES, "data__documents": True, "sft": None}
+    return usual | {"pretrain__phases": list(phases)} | changes
 
 
 FIRST = {"until": 0.5, "mix": {"web": 9, "code": 1}}
@@ -25,14 +20,9 @@ LONG = {"seq_len": 64}
 
 
 def test_a_mix_and_a_length_stay_until_a_later_phase_changes_them():
-    job = tiny_job(
-        **with_phases(FIRST, {"until": "decay", "mix": {"web": 1, "qa": "2x"}, **LONG}, {})
-    )
-    assert [phase.mix for phase in job.mix_phases] == [
-        {"web": 9, "code": 1},
-        {"web": 1, "qa": "2x"},
-        None,
-    ]
+    other = {"web": 1, "qa": "2x"}
+    job = tiny_job(**with_phases(FIRST, {"until": "decay", "mix": other, **LONG}, {}))
+    assert [phase.mix for phase in job.mix_phases] == [FIRST["mix"], other, None]
     assert [phase.length for phase in job.mix_phases] == [1, 2, 2]
     assert job.borders == [("pretrain", 10), ("pretrain", 16)]
 

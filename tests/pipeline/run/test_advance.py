@@ -3,6 +3,7 @@
 import dataclasses
 import queue
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -129,23 +130,21 @@ def test_a_ray_that_does_not_start_is_started_again_and_then_one_worker_does_wit
 def test_a_mix_that_the_prepared_rows_can_not_give_is_refused_before_workers_start(
     tmp_path, time, monkeypatch
 ):
-    def start_workers(*arguments):
-        raise Stop
-
     def go(qa):
         phases = [{"until": 10, "mix": {"web": 1}}, {"mix": {"web": 1, "qa": qa}}]
+        sources = [text | {"name": name} for name in ("web", "qa")]
         changes = {"data__sources": sources, "pretrain__phases": phases, "sft": None}
         start = a_start(tmp_path, time, 2, **changes)
         claim = claim_run(start.run, start.owner, take_over=True)
         this = Advance(start, claim, Journal(start, claim, SilentDisplay()))
         if not claim.head.stages:
             this._prepare()
-        plans = {p.stage: p for p in plan_stages(start.job, start.digests, claim.head)}
-        this._prepare_and_train(plans)
+        this._prepare_and_train(
+            {p.stage: p for p in plan_stages(start.job, start.digests, claim.head)}
+        )
 
     text = {"kind": "text", "path": "text", "split": "paragraph"}
-    sources = [text | {"name": name} for name in ("web", "qa")]
-    monkeypatch.setattr(advance, "start_workers", start_workers)
+    monkeypatch.setattr(advance, "start_workers", Mock(side_effect=Stop))
     with pytest.raises(Stop):
         go(1)
     with pytest.raises(BadInput, match=r"pretrain\.phases\.1\.mix: 9x qa .* Nothing was trained"):
