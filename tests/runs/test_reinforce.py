@@ -5,13 +5,14 @@ import re
 
 import pytest
 
+from tests.runs.test_hops import on_a_new_machine
 from tests.support.preference_runs import WORDS
 from tests.support.whole_runs import (
     ends_with,
     final_weights,
     finish,
-    finish_after_kills,
     head_of,
+    kill_after_a_save,
     metrics_of,
     rows_trained,
     start,
@@ -37,9 +38,8 @@ def reinforce_job(folder, function=FUNCTION, **changes):
     (folder / "questions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "rewards.py").write_text(function)
     # A model that can end an answer.
-    short = {"pretrain__steps": 6, "sft__steps": 40, "sft__lr": 1e-2}
+    short = {"pretrain__steps": 6, "sft__steps": 40, "sft__lr": 1e-2, "hardware__dtype": "float32"}
     reinforce = {f"reinforce__{name}": value for name, value in REINFORCE.items()}
-    reinforce["hardware__dtype"] = "float32"
     return write_job(folder, **{**short, **reinforce, **changes})
 
 
@@ -51,8 +51,7 @@ def unbroken(tmp_path_factory):
 
 
 def test_a_job_learns_from_rewards_after_fine_tuning_and_publishes_the_result(unbroken):
-    head = head_of(unbroken)
-    assert list(head.data) == ["pretrain", "sft", "reinforce"]
+    assert list(head_of(unbroken).data) == ["pretrain", "sft", "reinforce"]
     weights = final_weights(unbroken)
     assert len(set(weights.values())) == len(weights) == 3
     assert rows_trained(unbroken, "reinforce") == [[4 * s, 4 * s + 4] for s in range(STEPS)]
@@ -98,8 +97,12 @@ def test_the_best_and_the_worst_answer_are_kept_at_six_steps(unbroken):
 
 
 @pytest.mark.soak
-def test_sigkills_change_no_bit_of_the_weights(tmp_path, unbroken):
-    finish_after_kills(reinforce_job(tmp_path, **EACH_STEP), "reinforce", 1)
+def test_a_kill_and_a_hop_to_an_empty_machine_change_no_bit(tmp_path, unbroken, monkeypatch):
+    job = reinforce_job(tmp_path, **EACH_STEP)
+    kill_after_a_save(job, "reinforce")
+    on_a_new_machine(monkeypatch, tmp_path)
+    (tmp_path / "questions.jsonl").unlink()  # the prepared prompts come from the store
+    assert "reinforce: starts (continues after step" in finish(job)
     assert final_weights(tmp_path) == final_weights(unbroken)
     assert rows_trained(tmp_path, "reinforce") == rows_trained(unbroken, "reinforce")
 

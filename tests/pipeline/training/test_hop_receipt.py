@@ -32,6 +32,7 @@ A4000 = A40 | {
     "lr": 3e-4,
     "next_row": 88_448,
 }
+REWARDS = A40 | {"stage": "reinforce"}
 NEXT = {"from_step": 10, "next_row": 640}
 LAST = {"step": 1382, "lr": 3e-4, "rows": [88_384, 88_448]}
 
@@ -49,6 +50,7 @@ def test_a_hop_shows_both_machines_and_that_the_run_is_the_same():
         "learning rate 0.0003 as before",
         "first row 88,448 = last + 1",
     ]
+    assert "bit-identical" not in "".join(receipt(A40, A40 | NEXT | {"host": "host-b"}, None))
 
 
 @pytest.mark.parametrize(
@@ -67,15 +69,10 @@ def test_what_rounds_in_another_way_is_shown_and_no_alarm(name, before, now, sai
     assert lines[0] == "same machine: 1 × NVIDIA A40 on host-a"
     assert said in lines
     assert any(line.startswith("not bit-identical") for line in lines)
+    samples = receipt(REWARDS | {name: before}, REWARDS | NEXT | {name: now}, None)
+    assert any("some answers may be others than" in line for line in samples)
     assert not alarms(lines)
     assert plan_changed(A40 | {name: before}, A40 | NEXT | {name: now})
-
-
-def test_rounding_may_change_answers_that_are_sampled_and_another_host_alone_changes_no_bit():
-    before, now = A40 | {"stage": "reinforce"}, A40 | NEXT | {"stage": "reinforce"}
-    lines = "".join(receipt(before, now | {"micro_batch": 8}, None))
-    assert "not bit-identical: from this step on, some answers may be others" in lines
-    assert "bit-identical" not in "".join(receipt(before, now | {"host": "host-b"}, None))
 
 
 @pytest.mark.parametrize("now", [{}, {"threads": 1}, {"compile": True, "torch": "2.15.0+cu132"}])
