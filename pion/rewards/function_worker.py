@@ -151,7 +151,10 @@ def words(error: BaseException) -> str:
     ]
     if isinstance(error, ImportError):
         text += (
-            ". Install this package. Of your own files only this one is there: put its code here"
+            ". Import the package at the top of the file, where it may take more memory"
+            if "map segment" in text
+            else ". Install this package. Of your own files only this one is there: put its code "
+            "here"
         )
     return text + (f" (line {lines[-1]})" if lines else "")
 

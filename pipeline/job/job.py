@@ -45,7 +45,8 @@ class Job(JobFields):
             mistakes.append(
                 "reinforce.max_tokens: answers of so many tokens leave no room for a prompt in "
                 f"reinforce.seq_len ({self.seq_len('reinforce'):,}) and the model's context "
-                f"({config.seq_len:,}). Give less, such as {config.seq_len // 4:,}"
+                f"({config.seq_len:,}). Give less, such as "
+                f"{min(self.seq_len('reinforce'), config.seq_len) // 4:,}"
             )
         mistakes += self._too_short(config)
         if self.pretrain is not None:

@@ -141,6 +141,10 @@ class JobFields(Section):
             if "global_batch" not in self.sft.model_fields_set:
                 chosen["global_batch"] = BATCH_FROM_BASE
             self.sft = self.sft.model_copy(update=chosen)
+        if self.reinforce is not None and "max_tokens" not in self.reinforce.model_fields_set:
+            self.reinforce = self.reinforce.model_copy(
+                update={"max_tokens": min(256, self.seq_len("reinforce") // 2)}
+            )
 
     @property
     def base(self) -> Base | None:
@@ -319,7 +323,7 @@ class JobFields(Section):
         if stage == "prefer" and self.prefer is not None:
             return self.prefer.seq_len or 2 * self.sft_seq_len
         if stage == "reinforce" and self.reinforce is not None:
-            return self.reinforce.seq_len or self.sft_seq_len
+            return self.reinforce.seq_len or max(self.data.seq_len, self.sft_seq_len)
         return self.sft_seq_len if stage == "sft" else self.data.seq_len
 
     @property

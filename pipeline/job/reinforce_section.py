@@ -94,7 +94,18 @@ class Reinforce(Conversations):
         min_length=1,
     )
     answers: int = identity(8, "answers that are sampled to each prompt", ge=2, most=1024)
-    max_tokens: int = identity(256, "most tokens of an answer", gt=0, most=SEQ_LEN)
+    max_tokens: int = identity(
+        256,
+        "most tokens of an answer; unset, with model.from: at most half of a row",
+        gt=0,
+        most=SEQ_LEN,
+    )
+    seq_len: int | None = identity(
+        None,
+        "tokens in a packed row; unset: the longer of data.seq_len and sft.seq_len",
+        ge=8,
+        most=SEQ_LEN,
+    )
     scale: Literal["none", "std"] = identity(
         "none",
         "what the distance of a reward from the mean of its group is divided by. std: by the "

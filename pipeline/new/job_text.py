@@ -17,7 +17,7 @@ from pipeline.new.base import LookedUp
 from pipeline.new.layouts import TextColumn
 from pipeline.new.look import Look, Reading
 from pipeline.new.options import NewOptions, name_of
-from pipeline.new.rules import ANSWER, SMALLEST, Amount, FineTuning, FromRandom, Pretraining
+from pipeline.new.rules import SMALLEST, Amount, FineTuning, FromRandom, Pretraining
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@=+ -]*(?<! )")
 # GSM8K's mark, LaTeX's, or nothing but a number.
@@ -209,11 +209,11 @@ def _sft(p: Proposal, stage: FineTuning) -> list[Line]:
         *([Line("  lora: {}", large, "LoRA", "yes", stays)] if stage.lora else []),
         *([] if rate is None else [Line(f"  lr: {rate:g}", own), Line(f"  min_lr: {rate / 10:g}")]),
         *_sources(p.sources["sft"]),
-        *_rewards(p),
+        *_rewards(p, held_out),
     ]
 
 
-def _rewards(p: Proposal) -> list[Line]:
+def _rewards(p: Proposal, held_out: float) -> list[Line]:
     """Return a stage of rewards as comments, if all answers have a number that can be checked."""
     answers = [content.answer for look in p.looks for content in look.few if content.answer]
     if not all(map(_RIGHT_NUMBER.search, answers)):
@@ -221,6 +221,7 @@ def _rewards(p: Proposal) -> list[Line]:
     return [
         Line("# reinforce:", f"the numbers of the answers can be checked: {REWARDS}"),
         Line("#   rewards: [number]"),
+        Line(f"#   held_out: {held_out:g}"),
         *(Line(f"# {line.yaml}") for line in _sources(p.sources["sft"])),
     ]
 
@@ -229,12 +230,9 @@ def _reinforce(p: Proposal, stage: FineTuning) -> list[Line]:
     kind, right = "exact", "the answer is the right one, letter by letter"
     if all(unjudgeable("number", content.answer) is None for content in p.looks[0].few):
         kind, right = "number", "the last number of the answer is the right one"
-    room = stage.seq_len
-    short = "of an answer; the model's context has room for as many of a prompt"
     return [
         Line("reinforce:", "it must give right answers sometimes: see `pion check`"),
         Line(f"  rewards: [{kind}]", f"1 if {right}; others: {REWARDS}", "reward", kind),
-        *([Line(f"  max_tokens: {room}", short, "longest", f"{room}")] if room < ANSWER else []),
         *_common(p, stage),
     ]
 

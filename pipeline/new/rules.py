@@ -46,9 +46,8 @@ PAIRS, LEAST_PAIRS, PAIR_STEPS = 64, 8, 30
 MOST_PAIR_ROWS = 32
 # A batch of conversations has at most so many rows, and there are at least so many steps.
 CHAT_ROWS, CHAT_STEPS = 16, 30
-# A step of rewards has so many prompts, there are at least so many steps, and an answer has so many
-# tokens at most.
-PROMPTS, REWARD_STEPS, ANSWER = 16, 100, 256
+# A step of rewards has so many prompts, and there are at least so many steps.
+PROMPTS, REWARD_STEPS = 16, 100
 # A base with more parameters is fine-tuned with LoRA.
 LORA_FROM = 500_000_000
 # What is proposed where the person names no model to start from: (Instruct, base) by language.
@@ -255,12 +254,11 @@ def preferring(preferences: Amount, start: StartModel, *, paired: bool) -> FineT
 
 
 def rewarding(prompts: Amount, start: StartModel) -> FineTuning:
-    """Return how a base learns from rewards for its answers, of which `seq_len` is the longest. A
-    row is a prompt."""
-    held_out, longest = _held_out(prompts.count, 0.02), min(ANSWER, start.context // 2)
+    """Return how a base learns from rewards for its answers. A row is a prompt."""
+    held_out = _held_out(prompts.count, 0.02)
     rows = max(1, round(prompts.count * (1 - held_out)))
     passes = max(1.0, math.ceil(REWARD_STEPS * PROMPTS / rows))
-    return FineTuning(longest, PROMPTS, held_out, None, "", rows, passes, start.large)
+    return FineTuning(start.context, PROMPTS, held_out, None, "", rows, passes, start.large)
 
 
 def _rows(

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.job import Job
+from pipeline.job.reinforce_section import PythonReward
 from pipeline.report.blocks import Block, Table, percent_with_error, value_with_error
 from pipeline.report.preferences import (
     COMPARED,
@@ -79,7 +80,8 @@ def reward_training(job: Job) -> str:
     if section is None:
         return ""
     rewards = ", ".join(
-        f"`{reward.kind}`" + (f" × {reward.weight:g}" if reward.weight != 1 else "")
+        f"`{reward.function if isinstance(reward, PythonReward) else reward.kind}`"
+        + (f" × {reward.weight:g}" if reward.weight != 1 else "")
         for reward in section.rewards
     )
     return (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pion.errors import BadInput, PionError
+from pion.errors import BadInput
 from pion.rewards.answered import Answered
 from pion.rewards.judge import MOST_ERRORS, Judge
 from pipeline.console.messages import Note
@@ -117,7 +117,7 @@ class _Judging:
     def judged(self, numbers: Sequence[int], groups: Sequence[Sequence[Rollout]]) -> Judged:
         """Judge the answers to the prompts of rows.
 
-        Raises PionError if the judging often fails, and BadInput if it is not deterministic.
+        Raises BadInput if the judging often fails, or is not deterministic.
         """
         import torch
 
@@ -154,11 +154,11 @@ class _Judging:
         for reward in rewards:
             reward.errors.clear()
         if errors.total() > MOST_ERRORS * answers:
-            raise PionError(
+            raise BadInput(
                 f"reinforce: {errors.total():,} of {answers:,} answers could not be judged: "
                 f"{errors.most_common(1)[0][0]}. No other answer was tried. Everything committed "
-                "is safe. Correct the function or the records, and run the same command again with "
-                "--redo reinforce"
+                "is safe. Correct the function or the records. If the stage has begun, add "
+                "`--redo reinforce`"
             )
 
 

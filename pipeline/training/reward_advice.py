@@ -30,9 +30,10 @@ Row = Mapping[str, Any]
 def found(first: Sequence[Row], last: Sequence[Row]) -> dict[str, str]:
     """Return what is wrong with the last steps of a stage, by name."""
     begin, now = ({name: mean_of(rows, name) for name in NEEDED} for rows in (first, last))
-    longer = now["answer_tokens"] / begin["answer_tokens"]
     risen = now["reward"] - begin["reward"]
-    flat = last[-1]["step"] >= FLAT_STEPS and risen < _error(first, last)
+    error = _error(first, last)
+    # The first answers are those of the model from before.
+    kept_ends = now["unfinished"] < 2 * first[0]["unfinished"] or now["reward"] > first[0]["reward"]
     said = {
         "signal": (
             now["signal"] < LEAST_SIGNAL,
@@ -41,14 +42,17 @@ def found(first: Sequence[Row], last: Sequence[Row]) -> dict[str, str]:
         ),
         "unfinished": (
             now["unfinished"] > MOST_UNFINISHED,
-            f"{now['unfinished']:.0%} of the answers have no end, and get no reward. Raise "
-            "reinforce.max_tokens, or fine-tune on shorter answers first",
+            f"{now['unfinished']:.0%} of the answers have no end, and get no reward. "
+            + (
+                "Raise reinforce.max_tokens, or fine-tune on shorter answers first"
+                if kept_ends
+                else "The first had more ends and a better reward. Lower reinforce.lr"
+            ),
         ),
         "entropy": (
             now["entropy"] < LEAST_ENTROPY * begin["entropy"],
-            f"the entropy of the answers has fallen from {begin['entropy']:.3g} to "
-            f"{now['entropy']:.3g} nats per token: the model gives nearly the same answer each "
-            "time. Lower reinforce.lr, or stop earlier",
+            f"entropy of answers has fallen from {begin['entropy']:.3g} to {now['entropy']:.3g} "
+            "nats per token: they are nearly the same. Lower reinforce.lr, or stop earlier",
         ),
         "mismatch": (
             now["mismatch"] > MOST_MISMATCH,
@@ -56,15 +60,20 @@ def found(first: Sequence[Row], last: Sequence[Row]) -> dict[str, str]:
             "than when they were sampled. With hardware.dtype=float32 they would be the same",
         ),
         "flat": (
-            flat,
+            last[-1]["step"] >= FLAT_STEPS and risen < error,
             f"the reward has not risen: it was {begin['reward']:.3f} in the first steps, and is "
-            f"{now['reward']:.3f}. Raise reinforce.lr to three times {last[-1]['lr']:.2g}",
+            f"{now['reward']:.3f}. "
+            + (
+                f"Raise reinforce.lr to three times {last[-1]['lr']:.2g}"
+                if risen > -error
+                else "Lower reinforce.lr"
+            ),
         ),
         "length": (
-            risen > 0 and not LENGTHS[0] < longer < LENGTHS[1],
-            f"answers have {now['answer_tokens']:.0f} tokens, and had "
-            f"{begin['answer_tokens']:.0f}, while the reward rises. Read the answers on the page: "
-            "the reward may be met in a way that you do not want",
+            risen > 0
+            and not LENGTHS[0] < now["answer_tokens"] / begin["answer_tokens"] < LENGTHS[1],
+            f"answers have {now['answer_tokens']:.0f} tokens and had {begin['answer_tokens']:.0f}, "
+            "while the reward rises. Read them on the page: you may not want how they meet it",
         ),
     }
     return {name: words for name, (holds, words) in said.items() if holds}

@@ -57,7 +57,7 @@ def test_a_job_learns_from_rewards_after_fine_tuning_and_publishes_the_result(un
     assert rows_trained(unbroken, "reinforce") == [[4 * s, 4 * s + 4] for s in range(STEPS)]
     card = (unbroken / "model/README.md").read_text()
     assert "`questions.jsonl` (jsonl files) (prompts for rewards)" in card
-    assert "Rewards: `python` × 3, `regex`. 4 answers to each prompt" in card
+    assert "Rewards: `letters` × 3, `regex`. 4 answers to each prompt" in card
 
 
 def test_the_evaluation_says_what_changed_to_the_same_prompts(unbroken):
@@ -113,7 +113,7 @@ def test_a_kill_and_a_hop_to_an_empty_machine_change_no_bit(tmp_path, unbroken, 
     [
         ("text", "return 0", 2, "To 0% of the prompts the rewards differ"),
         ("text", "return hash(text) % 7", 2, "the same answer another reward in another process"),
-        ("text", "raise ValueError('no')", 1, "could not be judged: ValueError: no (line 2)"),
+        ("text", "raise ValueError('no')", 2, "could not be judged: ValueError: no (line 2)"),
         ("colour", "return 1", 2, "colour"),
     ],
 )

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 # Outside of these pairs per step, recipes that worked are rare.
 FEWEST_PAIRS, MOST_PAIRS = 32, 512
 # With higher rates, models begin to repeat themselves: of the whole model, and of LoRA. With rates
-# so many times lower, rewards hardly rise. Small models learn from rewards at higher rates.
+# so many times lower, rewards hardly rise. Small models are spoiled by rates so many times higher.
 HIGHEST_LR = {"prefer": (1e-5, 1e-4), "reinforce": (2e-5, 2e-4)}
-FAR_BELOW, LARGE = 100, 300_000_000
+FAR, LARGE = 100, 300_000_000
 # For simpo, this share of these: Meng et al. saw answers that only repeat at 1e-5.
 SIMPO_SHARE = 0.5
 # More passes over the same data rarely help; and over conversations, make a model repeat them.
@@ -185,12 +185,13 @@ def _odd_rate(job: Job, stage: str) -> str | None:
         return None
     rate, anchor = job.section(stage).lr, ""
     highest = HIGHEST_LR[stage][job.lora(stage) is not None]
-    if stage == "reinforce" and rate < (least := highest / FAR_BELOW):
+    if stage == "reinforce" and rate < (least := highest / FAR):
         return f"reinforce.lr {rate:g} is below {least:g}: rewards hardly rise. Raise it"
     if stage == "prefer" and job.prefer and job.prefer.loss == "simpo":
         highest *= SIMPO_SHARE
         anchor = "simpo has no reference that holds the model back, and "
-    if rate <= highest or (stage == "reinforce" and count_parameters(job) < LARGE):
+    highest *= FAR if stage == "reinforce" and count_parameters(job) < LARGE else 1
+    if rate <= highest:
         return None
     return (
         f"{stage}.lr {rate:g} is above {highest:g}: {anchor}models then often begin to "

@@ -1,4 +1,4 @@
-"""Check that the rewards of a job can judge: by the records' own answers, and by an empty one. A
+"""Check that the rewards of a job can judge: by the records' right answers, and by empty ones. A
 small model on this machine is asked, too, whether rewards would teach it anything."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROW = "rewards"
 
 
 def check_rewards(job: Job) -> list[CheckRow]:
-    """Judge the own answers of the first records, empty answers, and those of a small model.
+    """Judge the right answers of the first records, empty answers, and those of a small model.
 
     Raises BadInput for rewards that can't be used or teach nothing, and for records that they can't
     judge.
@@ -59,25 +59,32 @@ def check_rewards(job: Job) -> list[CheckRow]:
         ]
         spent = (time.monotonic() - started) / max(1, len(own) + len(first[:JUDGED]))
         errors = [text for reward in judge.rewards.values() for text in reward.errors]
+    if errors:
+        raise BadInput(
+            f"right answers of the first records, or empty ones, can't be judged: {errors[0]}. "
+            "Correct the function, or the records"
+        )
     require_judgeable(job, own)
     rows = [
         CheckRow(ROW, True, f"{name} of the first records get {mean(total):.3g} on average")
-        for name, total in zip(("the own answers", "empty answers"), totals, strict=True)
+        for name, total in zip(("the right answers", "empty answers"), totals, strict=True)
         if total
     ]
     if spent > SLOW:
-        of_step = duration(spent * section.global_batch * section.answers)
         rows.append(
-            CheckRow(ROW, None, f"judging takes {duration(spent)} an answer, {of_step} a step")
+            CheckRow(
+                ROW,
+                None,
+                f"judging takes {duration(spent)} an answer, "
+                f"{duration(spent * section.global_batch * section.answers)} a step",
+            )
         )
-    if errors:
-        rows.append(CheckRow(ROW, None, f"some answers can't be judged: {errors[0]}"))
     if own and set(totals[0]) == set(totals[1]) and len(set(totals[0])) == 1:
         rows.append(
             CheckRow(
                 ROW,
                 None,
-                "the records' own answers get what empty answers get. Is the answer in the form "
+                "right answers get what empty answers get. Is the answer in the form "
                 "that the rewards look for?",
             )
         )
@@ -137,6 +144,8 @@ def _answers_of_start(job: Job) -> list[CheckRow]:
                     break
     if why is not None and of_stage.FIRST_PROMPTS in counts:
         raise BadInput(why)
-    shown = (f"{one.prompt}\n{one.best_and_worst()}" for one in prompts.said()[:SHOWN])
-    words = [of_stage.signal_in_words(section, found), *shown]
+    words = [
+        of_stage.signal_in_words(section, found),
+        *(f"{one.prompt}\n{one.best_and_worst()}" for one in prompts.said()[:SHOWN]),
+    ]
     return [CheckRow(ROW, None if why else True, beginning("\n".join(words), MOST_CHARACTERS))]

@@ -167,6 +167,7 @@ WRONG = {
     "def g(): g()\ng()": "RecursionError",
     "r = []\nwhile True: r.append(bytearray(1 << 24))": "MemoryError",
     "print('x' * 10**9)": "MemoryError",
+    "import torch": "Import the package at the top of the file",
     "import os; os._exit(0)": ENDED,
     "import ctypes; ctypes.string_at(0)": ENDED,
     "import os; os.closerange(3, 99); r = 1": ENDED,

@@ -64,9 +64,7 @@ def test_another_function_is_another_stage(tmp_path):
 
     assert digest("def f(text): return 1") == digest("def f(text): return 1")
     assert digest("def f(text): return 2") != digest("def f(text): return 1")
-
-
-def test_what_is_only_reported_is_in_no_digest():
+    # What is only reported is in no digest.
     one, other = (tiny_job(reinforce=FIELDS | {"pass_at": at}) for at in (1.0, 0.5))
     assert digest_job(one).stages == digest_job(other).stages
 

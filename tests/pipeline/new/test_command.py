@@ -63,7 +63,10 @@ def test_right_answers_are_for_rewards(record, stage, line, here, pion, sky_home
     data = own_data.write_lines(here / "asked.jsonl", records)
     job, _ = made(pion, data, "--from", str(plain_base))
     assert job.train_stages == [stage]
-    assert "".join(re.findall(r"(?m)^.* rewards: \[\w+\]", Path("asked.yaml").read_text())) == line
+    text = Path("asked.yaml").read_text()
+    assert "".join(re.findall(r"(?m)^.* rewards: \[\w+\]", text)) == line
+    Path("asked.yaml").write_text(re.sub(r"(?m)^# (?=reinforce:|  )", "", text))
+    assert ("reinforce" in read_job(Path("asked.yaml")).train_stages) == bool(line)
     # This model has learned nothing yet, so the row of rewards says that it learns nothing.
     rows = [row for row in run_checks(job, None) if row.name != "rewards"]
     assert not [row for row in rows if row.ok is False or "Error" in row.words]

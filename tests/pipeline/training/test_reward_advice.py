@@ -33,22 +33,23 @@ def test_steps_that_go_well_are_not_warned_of():
     [
         ({"signal": 0.04, "pass": 0.01}, "signal", "Nearly all answers are wrong"),
         ({"signal": 0.04, "pass": 0.99}, "signal", "Nearly all answers are right"),
-        ({"unfinished": 0.3}, "unfinished", "of the answers have no end"),
+        ({"unfinished": 0.3}, "unfinished", "Raise reinforce.max_tokens"),
+        ({"unfinished": 0.3, "reward": 0.1}, "unfinished", "Lower reinforce.lr"),
         ({"entropy": 0.1}, "entropy", "has fallen from 2 to 0.1 nats per token"),
         ({"mismatch": 0.06}, "mismatch", "more or less likely in training"),
         ({"answer_tokens": 15.0}, "length", "and had 40, while the reward rises"),
     ],
 )
 def test_what_goes_wrong_is_said_once(numbers, name, words):
-    ((step, named, text),) = warned([*steps(1, 20), *steps(20, 60, **numbers)])
+    ((step, named, text),) = warned([*steps(1, 20), *steps(20, 40, **numbers)])
     assert (named, words in text) == (name, True), text
     assert step < 20 + WINDOW
 
 
-def test_a_reward_that_stays_flat_is_said_after_enough_steps():
-    rows = steps(1, 100, rise=0.0)
-    for row in rows:
-        row["reward"] += 0.01 * (row["step"] % 2)
-    ((step, name, text),) = warned(rows)
-    assert (step, name) == (FLAT_STEPS, "flat")
-    assert "Raise reinforce.lr to three times 1e-06" in text
+def test_a_reward_that_stays_flat_or_falls_is_said_after_enough_steps():
+    for rise, words in ((0.0, "Raise reinforce.lr to three times 1e-06"), (-0.01, "Lower rein")):
+        rows = steps(1, 100, rise)
+        for row in rows:
+            row["reward"] += 0.01 * (row["step"] % 2)
+        ((step, name, text),) = warned(rows)
+        assert (step, name, words in text) == (FLAT_STEPS, "flat", True)

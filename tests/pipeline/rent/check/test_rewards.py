@@ -1,4 +1,4 @@
-"""`pion check` judges the records' own answers, and refuses records that rewards can't judge."""
+"""`pion check` judges the records' right answers, and refuses records that rewards can't judge."""
 
 import json
 
@@ -29,18 +29,14 @@ def check(tmp_path):
     return check
 
 
-def test_the_own_answers_are_judged_next_to_empty_ones(check):
+def test_the_right_answers_are_judged_next_to_empty_ones(check):
     rows, _ = check(["number", "exact"], "it is #### 3", "#### 4")
     assert rows == [
-        (True, "the own answers of the first records get 1 on average"),
+        (True, "the right answers of the first records get 1 on average"),
         (True, "empty answers of the first records get 0 on average"),
     ]
-
-
-def test_rewards_that_do_not_see_the_own_answers_are_a_warning(check):
     rows, _ = check([{"kind": "json", "keys": ["name"]}], "3", "4")
-    assert rows[2][0] is None
-    assert "own answers get what empty answers get" in rows[2][1]
+    assert (rows[2][0], "right answers get what empty answers get" in rows[2][1]) == (None, True)
 
 
 def test_a_record_without_a_number_is_refused_before_anything_is_spent(check):
@@ -53,8 +49,8 @@ def test_a_function_is_called_and_travels_with_the_job(check):
     rows, job = check([reward], "a", "b", code="def f(text): return len(text)")
     assert "get 1 on average" in rows[0][1]
     assert "reinforce.rewards.0.path" in {found.key for found in local_inputs(job, prepared=True)}
-    rows, _ = check([reward], "a", code="def f(text): return [][0]")
-    assert "IndexError" in rows[2][1]
+    with pytest.raises(BadInput, match=r"IndexError: .*\(line 1\). Correct the function"):
+        check([reward], "a", code="def f(text): return [][0]")
     with pytest.raises(BadInput, match="in another process"):
         check([reward], "a", "b", code="def f(text): return hash(text) % 97")
 
@@ -83,10 +79,11 @@ def test_what_is_slow_or_empty_is_said(check):
 
 
 @pytest.mark.parametrize(
-    ("lr", "words"), [(1e-8, "is below 2e-07: rewards"), (1e-3, "above 2e-05")]
+    ("lr", "large", "words"),
+    [(1e-8, 0, "is below 2e-07: rewards"), (1e-3, 0, "above 2e-05"), (1e-2, 1e9, "above 0.002")],
 )
-def test_rates_that_teach_nothing_or_spoil_are_warned_of(check, monkeypatch, lr, words):
-    monkeypatch.setattr("pipeline.rent.check.conversations.LARGE", 0)
+def test_rates_that_teach_nothing_or_spoil_are_warned_of(check, monkeypatch, lr, large, words):
+    monkeypatch.setattr("pipeline.rent.check.conversations.LARGE", large)
     _, job = check(["exact"], "a", "b")
     job.reinforce.lr = lr
     assert words in _odd_rate(job, "reinforce")
