@@ -25,11 +25,15 @@ PHASES = [
     {"unfreeze": [1]},
 ]
 TEXT = {"kind": "text", "path": "text", "split": "paragraph"}
-MIXES = [
-    {"until": 6, "mix": {"web": 1}},
-    {"until": 12, "mix": {"web": 2, "code": 1}},
-    {"seq_len": 64, "rope_theta": 50_000.0},
-]
+MIXES = {
+    "pretrain__phases": [
+        {"until": 0.3, "mix": {"web": 1}},
+        {"until": 0.6, "mix": {"web": 2, "code": 1}},
+        {"seq_len": 64, "rope_theta": 50_000.0},
+    ],
+    "data__sources": [TEXT | {"name": name} for name in ("web", "code")],
+    "data__documents": True,
+}
 
 
 @pytest.mark.soak
@@ -39,14 +43,7 @@ MIXES = [
         # Step 14 gives NaN, and the run rewinds to a checkpoint of the phase before.
         (FAMILIES["pilon"].job() | {"pretrain__phases": PHASES}, [52, 56]),
         # The last step before a border gives NaN. The step after it reads rows of the next phase.
-        (
-            {
-                "pretrain__phases": MIXES,
-                "data__sources": [TEXT | {"name": name} for name in ("web", "code")],
-                "data__documents": True,
-            },
-            [44, 48],
-        ),
+        (MIXES, [44, 48]),
     ],
     ids=["pilon", "mixes"],
 )

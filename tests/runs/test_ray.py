@@ -14,6 +14,7 @@ import pytest
 
 from tests.runs.test_hops import JOB as HOPPING
 from tests.runs.test_hops import STEPS
+from tests.runs.test_phases import MIXES
 from tests.support.doors import listening, open_to_others
 from tests.support.jobs import TINY
 from tests.support.meddling import Meddling
@@ -57,9 +58,9 @@ def test_two_workers_train_in_bf16_as_one_process_does(tmp_path):
 
 
 # By the stage that trains: all weights, or LoRA's additions and their moments. Then the frozen base
-# is read again.
+# is read again. In pretraining, the two workers cross a border of phases, and the last one another.
 HOPS = {
-    "pretrain": HOPPING,
+    "pretrain": HOPPING | MIXES,
     "sft": HOPPING
     | {
         "pretrain__steps": 4,
@@ -74,7 +75,7 @@ def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path, whole, stage):
     """World size 1 in one process, 2 under Ray, 1 in one process."""
     unbroken = whole(**HOPS[stage])
     job = write_job(tmp_path, **HOPS[stage])
-    for step, workers in ((4, 0), (8, 2)):
+    for step, workers in ((4, 0), (40, 2)):
         process = start(job, f"hardware.workers={workers}")
         wait_for(process, f"{stage} step {step}/")
         if workers == 2:
