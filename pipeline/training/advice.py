@@ -219,7 +219,7 @@ class BusyCores:
                 f"{waited}. With hardware.threads={threads}, products of this model's size are now "
                 f"{then / now:.2g} times as fast as with {self._threads} ({now:,.0f} → {then:,.0f} "
                 "per second). Stop with Ctrl-C, and run the same command with "
-                f"hardware.threads={threads}: it resumes, and the result is equal up to rounding."
+                f"hardware.threads={threads}: it resumes, and sums are rounded in another order."
             )
         elif share >= MOST and "busy" not in self._said:
             self._said.add("busy")

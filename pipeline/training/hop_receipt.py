@@ -68,7 +68,7 @@ def _differ(before: Row, now: Row, names: Sequence[str]) -> list[str]:
 
 def _not_identical(stage: str) -> str:
     same = "the weights equal those of an unbroken run only up to rounding"
-    other = "some answers may be others than in an unbroken run, and then the weights are too"
+    other = "some answers may differ from those of an unbroken run, and so may the weights"
     return f"not bit-identical: from this step on, {other if stage == 'reinforce' else same}"
 
 
