@@ -118,8 +118,7 @@ class ComputePlan:
     def __post_init__(self) -> None:
         for name in ("micro_batch", "world_size", "threads", "rollout_rows"):
             value = getattr(self, name)
-            known = value is None or 0 < value < 2**63
-            _require(known, name, value, "must be above 0, and below 2^63")
+            _require(value is None or 0 < value < 2**63, name, value, "must be from 1 to 2^63")
         for name in ("dtype", "residual"):
             known = getattr(self, name) in ("float32", "bfloat16")
             _require(known, name, getattr(self, name), "must be one of float32, bfloat16")

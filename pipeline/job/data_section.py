@@ -105,9 +105,6 @@ class Clean(Section):
 
 
 class Source(Section):
-    name: str | None = runtime(
-        None, "how pretrain.phases call this source", pattern=NAME, max_length=MOST_OF_A_NAME
-    )
     weight: float = identity(
         1.0,
         "how many rows come from this source, relative to the other sources: weight 2 gives twice "
@@ -117,7 +114,13 @@ class Source(Section):
     )
 
 
-class PythonDocs(Source):
+class TextSource(Source):
+    name: str | None = runtime(
+        None, "how pretrain.phases call this source", pattern=NAME, max_length=MOST_OF_A_NAME
+    )
+
+
+class PythonDocs(TextSource):
     """Docstrings, comments and pydoc topics of Python's standard library."""
 
     kind: Literal["python-docs"]
@@ -127,7 +130,7 @@ class PythonDocs(Source):
     )
 
 
-class TextFiles(Source):
+class TextFiles(TextSource):
     """Plain text files. Each file, or each paragraph, is a document (see `split`)."""
 
     kind: Literal["text"]
@@ -144,7 +147,7 @@ class JsonlFiles(Source):
     path: str = identity(..., "a file, a folder or a glob")
 
 
-class JsonlTexts(JsonlFiles):
+class JsonlTexts(JsonlFiles, TextSource):
     """JSON Lines (.gz and .zst too). Each line is a document."""
 
     field: str = identity("text", "key that contains the text")
@@ -157,20 +160,20 @@ class ParquetFiles(Source):
     path: str = identity(..., "a file, a folder or a glob")
 
 
-class ParquetTexts(ParquetFiles):
+class ParquetTexts(ParquetFiles, TextSource):
     """Parquet files. Each row is a document."""
 
     field: str = identity("text", "column that contains the text")
 
 
-class NpyShards(Source):
+class NpyShards(TextSource):
     """Tokenized `.npy` arrays (rows, seq_len) of integers. The last 1 % of the rows is held out."""
 
     kind: Literal["npy"]
     path: str = identity(..., "a folder or a glob")
 
 
-class BinShards(Source):
+class BinShards(TextSource):
     """Tokenized `.bin` files of the project Daisy-Wee: magic 20240520, version 1, uint16 tokens."""
 
     kind: Literal["bin"]
@@ -190,13 +193,13 @@ class HubDataset(Source):
     )
 
 
-class HubTexts(HubDataset):
+class HubTexts(HubDataset, TextSource):
     """A Hub data set, streamed through `datasets`. Each row is a document."""
 
     field: str = identity("text", "column that contains the text")
 
 
-class HubNpyShards(Source):
+class HubNpyShards(TextSource):
     """Tokenized `.npy` arrays in a Hub data set, downloaded before use and deleted after use."""
 
     kind: Literal["hub-npy"]

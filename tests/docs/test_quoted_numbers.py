@@ -149,20 +149,20 @@ def preferences():
 
 
 def rewards():
-    runs, speed = (results("demo_reinforce")[name] for name in ("runs", "against_trl"))
+    runs = results("demo_reinforce")["runs"]
+    sampling, _, step = (one["result"] for one in results("rewarding")["comparisons"])
     for name in ("right", "any_right", "unfinished"):
         both = zip(*(one[name] for one in runs))
         yield " | ".join(f"{100 * statistics.mean(v):.1f} % ± {100 * error(v):.1f}" for v in both)
     more = [one["bits_per_byte"][1] - one["bits_per_byte"][0] for one in runs]
     yield f"{signed(statistics.mean(more))} ± {error(more):.3f}"
-    yield f"{speed['rollouts']['median']:.1f} times as many tokens as TRL"
-    yield f"a step of TRL takes {speed['step']['median']:.1f} times as long"
+    yield f"{sampling:.1f} times as many tokens per second as transformers"
+    yield f"a step of TRL takes {step:.1f} times as long as one of Pion"
 
 
 def vocabulary():
     for one in results("vocabulary")["trained_on"]:
-        sizes = [rounded(size["bytes_per_token"], 2) for size in one["sizes"]]
-        yield " | ".join(sizes[:4])
+        yield " | ".join(rounded(size["bytes_per_token"], 2) for size in one["sizes"][:4])
 
 
 def clean_data():
