@@ -301,7 +301,7 @@ def test_the_axis_counts_tokens_time_or_dollars_as_the_costs_do(tab, runs):
     after = next(point for point in points if point[0] > STEPS // 2)
     page.click("#run-1")
     paid = paid_until(after[2], costs)[1]
-    assert page.evaluate("attemptsOf('pretrain')") == [pytest.approx(paid, rel=1e-6)]
+    assert page.evaluate("charts.get('loss').attempts") == [pytest.approx(paid, rel=1e-6)]
 
 
 @pytest.mark.soak
@@ -349,8 +349,8 @@ def test_a_link_restores_the_view_and_the_page_follows_its_address(tab, browser)
     page.click("#closer")
     state = page.evaluate("JSON.stringify(view)")
     link = page.evaluate("location.href")
-    charts = "loss,accuracy,chosen,tokens_per_second,lr,grad_norm"
-    assert f"#x=dollars&charts={charts}&log=1&zoom=" in link
+    assert "#x=dollars&charts=loss,held_out,accuracy,chosen,reward,signal," in link
+    assert ",lr,grad_norm&log=1&zoom=" in link
     other = Tab(browser, link, poll=UNCHANGED)
     other.page.wait_for_selector("[data-metric=grad_norm] path")
     assert other.page.evaluate("JSON.stringify(view)") == state

@@ -67,7 +67,7 @@ def test_the_largest_gpu_that_is_too_small_is_named_with_what_it_lacks():
     assert row.words.startswith(
         "It fits on H200, H200-SXM, B200. RTXPRO6000-WK: the model does not fit"
     )
-    assert "needs 113.4 GiB, and 85.4 of this machine's 94.9 GiB can be used" in row.words
+    assert "needs 113.3 GiB, and 85.4 of this machine's 94.9 GiB can be used" in row.words
 
 
 def test_a_job_too_large_for_every_gpu_is_refused():
