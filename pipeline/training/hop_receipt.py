@@ -33,7 +33,8 @@ Row = Mapping[str, Any]
 ALARM = "ALARM: "
 LR_TOLERANCE = 1e-12
 SWITCHES = ("recompute", *COMPILED, "sharded")
-# What decides how sums are rounded: in the first lines of a receipt, and in lines of its own.
+# If one of these changes, sums are rounded in another way. SUMS are in a receipt's first lines, and
+# each change of ROUNDING has a line.
 SUMS = ("workers", "micro_batch", "grad_accum", "device")
 ROUNDING = ("dtype", "residual", *SWITCHES, "torch", "threads")
 # What a receipt needs to know about an attempt.
