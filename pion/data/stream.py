@@ -19,19 +19,22 @@ from pion.errors import BadInput
 
 @dataclass(frozen=True)
 class Sampled:
-    """What is known of targets that the model itself has drawn, each (B, T) in fp32.
+    """What is known of targets that the model itself has drawn, each (B, T).
 
     Attributes:
-        weights: how much better than the others the answer of the target was.
-        log_probs: the log-probability with which the target was drawn, in nats.
+        weights: how much better than the others the answer of the target was, in fp32.
+        log_probs: the log-probability with which the target was drawn, in nats, in fp32.
+        branches: which answer of its document a token is of, from 1; 0 in the prompt. Answers to
+            one prompt do not see each other.
     """
 
     weights: Tensor
     log_probs: Tensor
+    branches: Tensor
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Sampled":
         """Return the same with ``function`` applied to each of the tensors."""
-        return Sampled(function(self.weights), function(self.log_probs))
+        return Sampled(*map(function, (self.weights, self.log_probs, self.branches)))
 
 
 @dataclass(frozen=True)

@@ -113,9 +113,10 @@ class Decoder(nn.Module):
     """A causal language model. The same forward pass serves training, evaluation and generation.
 
     Tokens are (B, T) int64. `documents` (B, T) int64 is the number of each token's document: tokens
-    attend only within their own document. `positions` (B, T) int64 replaces 0 … T − 1, so that
-    each packed document starts at 0. With a `cache`, the tokens continue the cached tokens and are
-    added to the cache.
+    attend only within their own document. `branches` (B, T) int64 part a document: all of it sees
+    its branch 0, and of the other branches, each sees itself. `positions` (B, T) int64 replaces
+    0 … T − 1, so that each packed document starts at 0. With a `cache`, the tokens continue the
+    cached tokens and are added to the cache.
 
     A row of several documents may be longer than the context, if its `positions` are given, and
     are all below the context.
@@ -341,13 +342,14 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
+        branches: Tensor | None = None,
         options: StepOptions = AS_THE_MODEL,
     ) -> LogProbs:
         """Return the log-probabilities of targets (B, T), and what else `losses` returns.
 
         A target of −100 has 0. Raises BadInput for more tokens than the context.
         """
-        given = Given(tokens, positions, documents)
+        given = Given(tokens, positions, documents, branches=branches)
         flat, aux, stats = self._of_targets(linear_log_probs, given, targets, options)
         return LogProbs(flat.view(targets.shape), aux, stats)
 

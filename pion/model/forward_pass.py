@@ -70,6 +70,7 @@ class Given(NamedTuple):
     cache: KVCache | None = None
     row: int = 0
     place: Place | None = None
+    branches: Tensor | None = None
 
     @property
     def real(self) -> Tensor | None:
@@ -203,11 +204,13 @@ def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
     device, total = given.tokens.device.type, given.tokens.shape[1]
     # With a cache, flex attention is not used: it is compiled for each length of a prompt.
     kernel: Kernel = "flex" if flexible(config, device) else "dense"
-    if options.varlen or attends_by_document(config, device, total, compiled=options.compiled):
+    by_document = attends_by_document(config, device, total, compiled=options.compiled)
+    if given.branches is None and (options.varlen or by_document):
         kernel = "documents"
     windows = options.parts.get("windows")
     window = None if windows is None else windows.tokens
-    return build_masks(config, given.tokens, total, given.documents, window, kernel=kernel)
+    texts = given.documents, window
+    return build_masks(config, given.tokens, total, *texts, kernel=kernel, branches=given.branches)
 
 
 class Owner(Protocol):

@@ -104,6 +104,7 @@ class OfRewards:
             batch.targets,
             positions=batch.positions,
             documents=batch.documents,
+            branches=batch.sampled.branches,
             options=options,
         )
         loss = -(found.log_probs * batch.sampled.weights).sum() * self.scale

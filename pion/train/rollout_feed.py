@@ -18,6 +18,7 @@ from pion.data.chat.packing import best_fit_decreasing
 from pion.data.order import rank_rows, step_rows
 from pion.data.stream import Batch, Sampled, map_batch
 from pion.generation.rollouts import Prompt, Rollout, RolloutSettings, Sampler
+from pion.model.attention.masks import takes_branches
 from pion.model.decoder import ROLES_IN_FP32, Decoder
 from pion.model.loss import IGNORED
 from pion.model.parameters import parameter_roles
@@ -154,15 +155,7 @@ class RolloutFeed:
         rows, after = step_rows(next_row, self._global_batch, skipped)
         (own,) = rank_rows(rows, self._rank, self._plan.world_size, len(rows))
         groups = self.sampled(self._prompts, own)
-        size, advantages = self._plan.micro_batch, self._learning.advantages(groups.judged.rewards)
-        learned = [
-            Learned(prompt.ids, answer, float(weight))
-            for prompt, group, weights in zip(
-                groups.prompts, groups.answers, advantages, strict=True
-            )
-            if weights.any()
-            for answer, weight in zip(group, weights, strict=True)
-        ]
+        size, learned = self._plan.micro_batch, self._learned(groups)
         packed = pack(learned, self._prompts.seq_len, size if self._plan.compile else 1)
         means = groups.means(self._prompts.pass_at)
         return StepBatch(
@@ -176,6 +169,22 @@ class RolloutFeed:
             measures={"mismatch": 0.0}
             | {name: float(each.sum()) / self._global_batch for name, each in means.items()},
         )
+
+    def _learned(self, groups: Groups) -> list[Learned]:
+        """Return the answers of groups with a signal. So many as fit a row share their prompt."""
+        found: list[Learned] = []
+        advantages = self._learning.advantages(groups.judged.rewards)
+        every = zip(groups.prompts, groups.answers, advantages, strict=True)
+        for prompt, answers, weights in every:
+            room = self._prompts.seq_len - len(prompt.ids) + 1
+            alone = [[number] for number in range(len(answers))]
+            shared = best_fit_decreasing([len(answer.ids) for answer in answers], room)
+            found += [
+                Learned(prompt.ids, [(answers[n], float(weights[n])) for n in own])
+                for own in (shared if takes_branches(self._model.config) else alone)
+                if weights.any()
+            ]
+        return found
 
     def sampled(self, prompts: Prompts, rows: Sequence[int]) -> Groups:
         """Return the answers of the model's weights of now to the prompts of rows."""
@@ -212,39 +221,44 @@ def refresh(twin: Decoder, model: Decoder) -> None:
 
 @dataclass(frozen=True)
 class Learned:
-    """An answer to learn with a weight, after its prompt."""
+    """Answers to learn, each with a weight, after their prompt."""
 
     prompt: Sequence[int]
-    answer: Rollout
-    weight: float
+    answers: Sequence[tuple[Rollout, float]]
 
     @property
     def count(self) -> int:
-        """How many tokens are read: the last one is only predicted."""
-        return len(self.prompt) + len(self.answer.ids) - 1
+        """How many tokens are read. The prompt's last one is read before each answer, and an
+        answer's last one is only predicted."""
+        return len(self.prompt) - 1 + sum(len(answer.ids) for answer, _ in self.answers)
 
 
 def pack(learned: Sequence[Learned], seq_len: int, multiple: int = 1) -> Batch:
-    """Pack answers into rows of `seq_len` tokens, each with its prompt as one document.
+    """Pack answers into rows of `seq_len` tokens, each prompt and its answers as one document.
 
     The number of rows is a multiple of `multiple`, because compiled kernels are of one shape. There
     is at least one row: the ranks of a group compute together.
     """
     bins = best_fit_decreasing([one.count for one in learned], seq_len)
     shape = max(1, -(-len(bins) // multiple)) * multiple, seq_len
-    tokens, positions = torch.zeros(2, *shape, dtype=torch.int64)
+    tokens, positions, branches = torch.zeros(3, *shape, dtype=torch.int64)
     targets, documents = torch.full(shape, IGNORED), torch.full(shape, -1)
     weights, log_probs = torch.zeros(2, *shape)
     for row, members in enumerate(bins):
-        start = 0
+        end = 0
         for document, one in enumerate(learned[member] for member in members):
-            ids = torch.tensor([*one.prompt, *one.answer.ids])
-            end, first = start + one.count, start + len(one.prompt) - 1
-            tokens[row, start:end] = ids[:-1]
-            positions[row, start:end] = torch.arange(one.count)
-            documents[row, start:end] = document
-            targets[row, first:end] = ids[len(one.prompt) :]
-            weights[row, first:end] = one.weight
-            log_probs[row, first:end] = torch.tensor(one.answer.log_probs)
-            start = end
-    return Batch(tokens, targets, positions, documents, sampled=Sampled(weights, log_probs))
+            *shared, last = one.prompt
+            start, end = end, end + len(shared)
+            tokens[row, start:end] = torch.tensor(shared, dtype=torch.int64)
+            positions[row, start:end] = torch.arange(len(shared))
+            documents[row, start : start + one.count] = document
+            for branch, (answer, weight) in enumerate(one.answers, start=1):
+                start, end = end, end + len(answer.ids)
+                tokens[row, start:end] = torch.tensor([last, *answer.ids[:-1]])
+                positions[row, start:end] = torch.arange(len(shared), len(shared) + end - start)
+                branches[row, start:end] = branch
+                targets[row, start:end] = torch.tensor(answer.ids)
+                weights[row, start:end] = weight
+                log_probs[row, start:end] = torch.tensor(answer.log_probs)
+    sampled = Sampled(weights, log_probs, branches)
+    return Batch(tokens, targets, positions, documents, sampled=sampled)

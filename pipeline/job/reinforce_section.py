@@ -170,8 +170,8 @@ class Reinforce(Conversations):
 
     def rows_of_step(self, seq_len: int) -> int:
         """Return the rows of so many tokens that are trained on in a step: a guess, by prompts that
-        are as long as answers may be."""
-        return -(-self.global_batch * self.answers * min(seq_len, 2 * self.max_tokens) // seq_len)
+        are as long as answers may be, and that answers share."""
+        return -(-self.global_batch * (self.answers + 1) * self.max_tokens // seq_len)
 
     @property
     def reinforcement(self) -> Reinforcement:

@@ -72,19 +72,22 @@ def build_masks(
     window: int | None = None,
     *,
     kernel: Kernel = "dense",
+    branches: Tensor | None = None,
 ) -> Masks:
     """Return the mask of each reach for `tokens` (B, T), the last of `keys` tokens.
 
     `window` is the long window in tokens, if it differs from the model's: training begins with
-    short windows. Documents (B, T) are numbered in the order of the row. `kernel` says how
-    rows are masked: "flex" by flex attention, "documents" by attending within each document.
+    short windows. Documents (B, T) are numbered in the order of the row, and their branches in the
+    order of the document; ask `takes_branches`. `kernel` says how rows are masked: "flex" by flex
+    attention, "documents" by attending within each document.
     """
     windows = config.windows
     if windows is None:
         if kernel == "documents" and documents is not None:
             where = document_bounds if documents.is_cuda else document_lengths
             return {"full": Mask(documents=where(documents))}
-        return {"full": build_mask(config, tokens, keys, documents, flex=kernel == "flex")}
+        flex = kernel == "flex"
+        return {"full": build_mask(config, tokens, keys, documents, branches, flex=flex)}
     return {
         reach: _window_mask(config, count, tokens, keys, documents, flex=kernel == "flex")
         for reach, count in window_blocks(windows, window).items()
@@ -147,6 +150,11 @@ def attends_by_document(config: ModelConfig, device: str, tokens: int, *, compil
     return long and config.softcap is None and not config.hides
 
 
+def takes_branches(config: ModelConfig) -> bool:
+    """Return whether a prompt can be shared by answers that don't see each other, as branches."""
+    return not config.hides
+
+
 def takes_varlen(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, documents: Tensor | None
 ) -> bool:
@@ -205,13 +213,15 @@ def build_mask(
     tokens: Tensor,
     keys: int,
     documents: Tensor | None,
+    branches: Tensor | None = None,
     *,
     flex: bool = False,
 ) -> Mask:
     """Return the mask for `tokens` (B, T), the last of the `keys` tokens of each row.
 
     Each token sees itself and the tokens before it. With documents (B, T), it sees only the tokens
-    of the same document, and the documents are those of all keys. `flex` as in `build_masks`.
+    of the same document, and the documents are those of all keys. With branches (B, T) of the
+    documents, it sees those of branch 0 and of its own. `flex` as in `build_masks`.
     """
     queries, device = tokens.shape[1], tokens.device
     if queries == 1:  # all keys are earlier tokens of its own document, and in its window
@@ -219,15 +229,25 @@ def build_mask(
     if documents is None and config.softcap is None and queries == keys:
         return Mask(causal=True)
     if queries == keys and flex:
-        return Mask(blocks=block_mask(queries, documents, device))
+        return Mask(blocks=block_mask(queries, documents, device, branches))
     allowed = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     if documents is not None:
         allowed = allowed & (documents[:, None, :, None] == documents[:, None, None, :])
+    if branches is not None:
+        allowed = allowed & _share(branches[:, None, :, None], branches[:, None, None, :])
     return Mask(allowed=allowed)
 
 
-def block_mask(tokens: int, documents: Tensor | None, device: torch.device) -> Any:
-    """Return the causal mask, within documents (B, T) if given, as flex attention's BlockMask.
+def _share(query: Tensor, key: Tensor) -> Tensor:
+    """Return whether a query sees keys of its document, by the branches of both."""
+    return (key == 0) | (key == query)
+
+
+def block_mask(
+    tokens: int, documents: Tensor | None, device: torch.device, branches: Tensor | None = None
+) -> Any:
+    """Return the causal mask, within documents and branches (B, T) if given, as flex attention's
+    BlockMask.
 
     It is the one that `create_block_mask` makes from booleans for each pair of tokens, which take
     12 GB for a row of 65,536 tokens. This one is made from the documents in each block.
@@ -238,15 +258,26 @@ def block_mask(tokens: int, documents: Tensor | None, device: torch.device) -> A
         # Padding stands at the end. With the highest number there, numbers rise along the row, and
         # a block that begins the padding shares nothing with blocks further back.
         numbers = documents.where(documents >= 0, torch.iinfo(documents.dtype).max)
-    full, partial = visited_blocks(numbers, -(-tokens // FLEX_BLOCK), FLEX_BLOCK)
-    return to_block_mask(full, partial, documents, tokens, FLEX_BLOCK)
+    blocks = -(-tokens // FLEX_BLOCK), FLEX_BLOCK
+    full, partial = visited_blocks(numbers, *blocks)
+    if documents is not None and branches is not None:
+        # A block of another branch is visited for the tokens of branch 0 in it.
+        lowest, _ = ranges_of_blocks(branches, FLEX_BLOCK)
+        of_prompts = (full | partial) & (lowest == 0)[:, None]
+        pieces = (_begins(documents) | _begins(branches)).cumsum(dim=1)
+        full, partial = visited_blocks(pieces, *blocks)
+        partial = partial | (of_prompts & ~full)
+    return to_block_mask(full, partial, documents, tokens, FLEX_BLOCK, branches)
 
 
-def _visible(documents: Tensor | None) -> Any:
+def _visible(documents: Tensor | None, branches: Tensor | None) -> Any:
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         if documents is None:
             return query >= key
-        return (query >= key) & (documents[batch, query] == documents[batch, key])
+        seen = (query >= key) & (documents[batch, query] == documents[batch, key])
+        if branches is not None:
+            seen = seen & _share(branches[batch, query], branches[batch, key])
+        return seen
 
     return visible
 
@@ -316,12 +347,17 @@ def expand(visited: Tensor, documents: Tensor, block: int) -> Tensor:
 
 
 def to_block_mask(
-    full: Tensor, partial: Tensor, documents: Tensor | None, tokens: int, block: int
+    full: Tensor,
+    partial: Tensor,
+    documents: Tensor | None,
+    tokens: int,
+    block: int,
+    branches: Tensor | None = None,
 ) -> Any:
     """Return the visited blocks as flex attention's BlockMask.
 
-    The rows have `tokens` tokens of documents (B, T), or are one document each, with one table for
-    all of them. The kernel asks `mask_mod` about tokens in partial blocks only.
+    The rows have `tokens` tokens of documents and branches (B, T), or are one document each, with
+    one table for all of them. The kernel asks `mask_mod` about tokens in partial blocks only.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -332,7 +368,7 @@ def to_block_mask(
         *listed_blocks(partial),
         *listed_blocks(full),
         BLOCK_SIZE=block,
-        mask_mod=_visible(documents),
+        mask_mod=_visible(documents, branches),
         seq_lengths=(tokens, tokens),
     )
 

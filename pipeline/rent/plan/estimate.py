@@ -38,7 +38,7 @@ from pipeline.training.cadence import SaveCadence
 # Training takes so many times as long as a forward pass: the backward pass takes twice as long.
 FORWARD = 3
 # Sampling answers takes so many times as long as training on them (by arithmetic, not measured).
-SAMPLING = 1.5
+SAMPLING = 2.0
 # Each of several GPUs is taken to reach this share of its speed alone. Nobody has measured the time
 # that they need to exchange gradients, updates and, if they divide them, weights.
 SHARE_OF_SEVERAL = 0.9

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from pion.errors import BadInput
+from pion.model.loss import IGNORED
 from pion.train.reinforce import Reinforcement
 from pion.train.rollout_feed import Judged, Prompts
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import run, tiny_decoder
 from tests.support.ranks import ask_ranks
+from tests.support.tiny_config import drawn, tiny_config
 from tests.support.whole_state import same, train, trained_and_resumed
 
 BATCH, ANSWERS = 5, 4
@@ -35,13 +37,13 @@ def share_of_even(ids):
     return sum(token % 2 == 0 for token in ids) / len(ids)
 
 
-def make(rank=0, seed=0, lr=1e-2, **plan):
+def make(rank=0, seed=0, lr=1e-2, model=None, **plan):
     how = {"steps": 40, "lr": lr, "schedule": "constant", "weight_decay": 0.0}
     learning = Reinforcement(answers=ANSWERS, max_tokens=8)
     settings = TrainSettings(global_batch=BATCH, reinforcement=learning, **how)
     prompts = Prompts(prompt, rewards, 24, 4, frozenset([3]), 62)
     plan = ComputePlan(**{"micro_batch": 2, "threads": 1} | plan)
-    return Trainer(tiny_decoder(seed), prompts, settings, plan, rank=rank)
+    return Trainer(model or tiny_decoder(seed), prompts, settings, plan, rank=rank)
 
 
 def test_rewards_rise_and_what_is_sampled_is_what_is_learned():
@@ -50,6 +52,24 @@ def test_rewards_rise_and_what_is_sampled_is_what_is_learned():
     assert sum(last) / 6 > sum(first) / 6 + 0.2
     assert [m["loss"] for m in steps] == [-m["reward"] for m in steps]
     assert max(m["mismatch"] for m in steps) < 1e-5
+
+
+HIDING = {
+    "windows": {"windows": {"tokens": 24, "block": 4}},
+    "slots": {"slots": {"per_segment": 2, "segment": 4, "window": 2}},
+}
+
+
+@pytest.mark.parametrize("shape", [{}, *HIDING.values()], ids=["all is seen", *HIDING])
+def test_answers_that_see_all_of_their_prompt_share_it_as_a_row_has_room(shape):
+    trainer = make(model=drawn(tiny_config(**shape)))
+    rows = trainer._feed.take(0, []).micro_batches
+    read = sum(int((each.documents >= 0).sum()) for each in rows)
+    learned = sum(int((each.targets != IGNORED).sum()) for each in rows)
+    prompts = sum(len(prompt(row)) - 1 for row in range(BATCH))
+    times = (read - learned) / prompts
+    assert times == ANSWERS if shape else 1 <= times <= 2
+    assert max(m["mismatch"] for m in run(trainer, 2)) < 1e-5
 
 
 def test_in_bf16_answers_are_sampled_by_a_copy_of_the_weights_of_now():

@@ -133,6 +133,42 @@ def test_a_block_mask_has_the_tables_that_torch_makes_of_each_pair_of_tokens(nam
     assert ours.BLOCK_SIZE == theirs.BLOCK_SIZE
 
 
+def answers_to_prompts(prompts, answers):
+    """Return documents and branches of a row: prompts with answers of these lengths."""
+    pieces = [
+        (document, branch, length)
+        for document, prompt in enumerate(prompts)
+        for branch, length in enumerate([prompt, *answers])
+    ]
+    documents, branches, lengths = torch.tensor([*pieces, (-1, 0, 37)]).unbind(dim=1)
+    return documents.repeat_interleave(lengths), branches.repeat_interleave(lengths)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers"),
+    [([30, 90], [20, 140, 300]), ([256], [128] * 4), ([0, 1, 700], [1, 200]), ([5] * 9, [9] * 7)],
+)
+def test_answers_to_one_prompt_see_the_prompt_and_not_each_other(prompts, answers):
+    rows = [answers_to_prompts(prompts, each) for each in (answers, answers[::-1])]
+    documents, branches = (torch.stack(each) for each in zip(*rows, strict=True))
+    tokens = documents.shape[1]
+    seen = [
+        [own == other and part in (0, branch) for other, part in zip(*row, strict=True)]
+        for row in zip(documents.tolist(), branches.tolist(), strict=True)
+        for own, branch in zip(*row, strict=True)
+    ]
+    expected = torch.tensor(seen).view(-1, tokens, tokens).tril()
+    model = ModelConfig.preset("pion-small", **LONG)
+    found = [
+        build_masks(model, documents, tokens, documents, kernel=kernel, branches=branches)["full"]
+        for kernel in ("dense", "flex")
+    ]
+    assert torch.equal(found[0].allowed[:, 0], expected)
+    assert torch.equal(shown_by_blocks(found[1].blocks, tokens), expected)
+    torchs = create_block_mask(found[1].blocks.mask_mod, 2, None, tokens, tokens, device="cpu")
+    assert found[1].blocks.sparsity() == torchs.sparsity()
+
+
 def test_a_block_mask_hides_nothing_of_a_document_whose_number_comes_again():
     """Rows do not have such documents. If one had, more blocks would be visited, and none less."""
     documents = torch.tensor([[0] * 200 + [1] * 300 + [0] * 268])
