@@ -23,8 +23,8 @@ from pion.bench.models import Bench, check_model, counting_trainer
 from pion.config.model_config import ModelConfig
 from pion.generation.step_graphs import compile_steps
 from pion.model import chunks_of_logits
-from pion.model.attention.attention import attend_by_document, attend_flex
-from pion.model.attention.masks import build_masks, document_bounds
+from pion.model.attention.attention import attend_flex
+from pion.model.attention.masks import build_masks
 from pion.model.decoder import Decoder
 from pion.model.loss import linear_cross_entropy
 from pion.train.card import words_about_attention
@@ -138,8 +138,7 @@ def attention(s: Scale) -> Iterator[Found]:
                 mask = build_masks(config, numbers, tokens, numbers, kernel="flex")["full"]
                 flex = partial(attend_flex, q, k, v, mask.blocks, None)
                 ways[f"{count} documents by flex"] = flex
-                bounds = document_bounds(numbers)
-                ways[f"{count} documents by varlen"] = partial(attend_by_document, q, k, v, bounds)
+                ways[f"{count} documents by varlen"] = partial(by_varlen, count, q, k, v)
         forward_flops = 4 * rows * heads * tokens**2 * dim / 2
         for name, compute in ways.items():
             said = f"attention {rows} {heads}/{kv_heads} {dim}, {name}"
@@ -160,6 +159,21 @@ def by_sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return causal attention by a backend of PyTorch."""
     with sdpa_kernel([backend]):
         return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+def by_varlen(count: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return causal attention within so many documents of equal lengths in each row, by PyTorch's
+    attention of variable length. Pion does not use this kernel."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows, _, tokens, _ = q.shape
+    length = tokens // count
+    bounds = torch.arange(0, rows * tokens + 1, length, dtype=torch.int32, device=q.device)
+    q, k, v = (each.transpose(1, 2).flatten(0, 1) for each in (q, k, v))
+    mixed: Tensor = varlen_attn(  # type: ignore[assignment]
+        q, k, v, bounds, bounds, length, length, window_size=(-1, 0), enable_gqa=True
+    )
+    return mixed.unflatten(0, (rows, tokens)).transpose(1, 2)
 
 
 def products(s: Scale) -> Iterator[Found]:

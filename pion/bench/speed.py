@@ -270,6 +270,5 @@ def generating_model(bench: Bench, config: ModelConfig) -> tuple[Decoder, str]:
     """Return a model to generate with, and its dtype."""
     torch.manual_seed(0)
     dtype = pick_dtype("auto", bench.device, generating=True)
-    weights = Decoder(config).state_dict()
-    model = Decoder.from_state(config, weights, torch_dtype(dtype)).to(bench.device).eval()
-    return model.joined(), dtype
+    model = Decoder.from_state(config, Decoder(config).state_dict(), torch_dtype(dtype))
+    return model.to(bench.device).eval().joined(), dtype

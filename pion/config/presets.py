@@ -43,9 +43,9 @@ _PION2 = {
 def _tachyon(
     d_model: int, n_layers: int, n_heads: int, d_ff: int, d_shared: int, n_experts: int
 ) -> Preset:
-    experts = {"n": n_experts, "top_k": 2, "shared": 1, "d_shared": d_shared}
-    shape = pion_shape(d_model, n_layers, n_heads, n_kv_heads=4, d_ff=d_ff)
-    return shape | {"experts": experts}
+    return pion_shape(d_model, n_layers, n_heads, n_kv_heads=4, d_ff=d_ff) | {
+        "experts": {"n": n_experts, "top_k": 2, "shared": 1, "d_shared": d_shared}
+    }
 
 
 PION = Family(

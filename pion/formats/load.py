@@ -105,8 +105,9 @@ def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
 
 def identify(model: Decoder | Saved, name: str) -> BaseModel:
     """Return the identity of a base in fp32, as `load_decoder` returns it."""
-    weights = model.state_dict() if isinstance(model, Decoder) else Tensors(model)
-    return BaseModel(name, tensors_sha256(weights))
+    return BaseModel(
+        name, tensors_sha256(model.state_dict() if isinstance(model, Decoder) else Tensors(model))
+    )
 
 
 def trained_config(folder: Path) -> ModelConfig | None:

@@ -223,8 +223,9 @@ def cache_tokens(
 ) -> Tensor:
     """Cache the tokens of each row from `first` on; return their hidden states (B, T, d_model)."""
     # `torch.tensor(…, device=…)` would wait for the GPU.
-    new = torch.tensor(rows).to(model.embed.weight.device, non_blocking=True)
-    return model.hidden(new, cache=cache, row=first)
+    return model.hidden(
+        torch.tensor(rows).to(model.embed.weight.device, non_blocking=True), cache=cache, row=first
+    )
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ from pion.model.attention.masks import (
     Masks,
     attends_by_document,
     build_cache_masks,
+    build_mask,
     build_masks,
     flexible,
 )
@@ -43,14 +44,12 @@ class StepOptions(NamedTuple):
             compilation.
         residual: the dtype of the hidden states between blocks, the residual stream. Norms and sums
             compute in fp32 and round their results once.
-        varlen: attend within documents by attention of variable length; ask `takes_varlen`.
     """
 
     parts: Mapping[str, Any] = MappingProxyType({})
     recompute: bool = False
     compiled: bool = False
     residual: torch.dtype = torch.float32
-    varlen: bool = False
 
 
 # What evaluation, generation and export use. They meet many shapes, so they are never compiled.
@@ -204,13 +203,18 @@ def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
     device, total = given.tokens.device.type, given.tokens.shape[1]
     # With a cache, flex attention is not used: it is compiled for each length of a prompt.
     kernel: Kernel = "flex" if flexible(config, device) else "dense"
-    by_document = attends_by_document(config, device, total, compiled=options.compiled)
-    if given.branches is None and (options.varlen or by_document):
+    if given.branches is not None and not config.hides:
+        return {
+            "full": build_mask(
+                *(config, given.tokens, total, given.documents, given.branches),
+                flex=kernel == "flex",
+            )
+        }
+    if attends_by_document(config, device, total, compiled=options.compiled):
         kernel = "documents"
     windows = options.parts.get("windows")
     window = None if windows is None else windows.tokens
-    texts = given.documents, window
-    return build_masks(config, given.tokens, total, *texts, kernel=kernel, branches=given.branches)
+    return build_masks(config, given.tokens, total, given.documents, window, kernel=kernel)
 
 
 class Owner(Protocol):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pion.config.model_config import ModelConfig
-from pion.model.attention.masks import masked_by_flex, takes_varlen
+from pion.model.attention.masks import masked_by_flex
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.saved_weights import without_values
@@ -87,7 +87,6 @@ def compile_block(trial: Trial, plan: ComputePlan) -> dict[str, Tensor]:
         recompute=plan.recompute,
         compiled=plan.compile,
         residual=torch_dtype(plan.residual),
-        varlen=takes_varlen(trial.config, dtype, device, numbers),
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
         hidden = model.hidden(tokens, positions=numbers, documents=numbers, options=options)

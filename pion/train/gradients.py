@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pion.data.stream import Batch, to_device
-from pion.model.attention.masks import takes_varlen
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.train.buckets import Buckets, in_order_of_backward
@@ -73,9 +72,6 @@ class Gradients:
 
         Return what the micro-batch adds to the step, without gradient, until the next call.
         """
-        options = options._replace(
-            varlen=takes_varlen(self._model.config, self._dtype, self._device, batch.documents)
-        )
         if (found := self.graphs.add(batch, objective, options, self._computed)) is not None:
             return found
         # Of a sharded model, few gradients are in buckets, and FSDP sums the others meanwhile.

@@ -18,7 +18,6 @@ from pion.data.chat.packing import best_fit_decreasing
 from pion.data.order import rank_rows, step_rows
 from pion.data.stream import Batch, Sampled, map_batch
 from pion.generation.rollouts import Prompt, Rollout, RolloutSettings, Sampler
-from pion.model.attention.masks import takes_branches
 from pion.model.decoder import ROLES_IN_FP32, Decoder
 from pion.model.loss import IGNORED
 from pion.model.parameters import parameter_roles
@@ -174,14 +173,13 @@ class RolloutFeed:
         """Return the answers of groups with a signal. So many as fit a row share their prompt."""
         found: list[Learned] = []
         advantages = self._learning.advantages(groups.judged.rewards)
-        every = zip(groups.prompts, groups.answers, advantages, strict=True)
-        for prompt, answers, weights in every:
+        for prompt, group, weights in zip(groups.prompts, groups.answers, advantages, strict=True):
             room = self._prompts.seq_len - len(prompt.ids) + 1
-            alone = [[number] for number in range(len(answers))]
-            shared = best_fit_decreasing([len(answer.ids) for answer in answers], room)
+            alone = [[number] for number in range(len(group))]
+            shared = best_fit_decreasing([len(answer.ids) for answer in group], room)
             found += [
-                Learned(prompt.ids, [(answers[n], float(weights[n])) for n in own])
-                for own in (shared if takes_branches(self._model.config) else alone)
+                Learned(prompt.ids, [(group[n], float(weights[n])) for n in own])
+                for own in (alone if self._model.config.hides else shared)
                 if weights.any()
             ]
         return found
@@ -260,5 +258,6 @@ def pack(learned: Sequence[Learned], seq_len: int, multiple: int = 1) -> Batch:
                 targets[row, start:end] = torch.tensor(answer.ids)
                 weights[row, start:end] = weight
                 log_probs[row, start:end] = torch.tensor(answer.log_probs)
-    sampled = Sampled(weights, log_probs, branches)
-    return Batch(tokens, targets, positions, documents, sampled=sampled)
+    return Batch(
+        tokens, targets, positions, documents, sampled=Sampled(weights, log_probs, branches)
+    )

@@ -82,6 +82,5 @@ def _hours(text: str) -> float:
 def _changed(present: RunDeadline | None, at: float | None, now: float) -> RunDeadline:
     me = Author.me()
     if present is None:
-        default = Deadline.model_fields["margin"].default
-        return RunDeadline(at, default, now, me, COMMAND)
+        return RunDeadline(at, Deadline.model_fields["margin"].default, now, me, COMMAND)
     return dataclasses.replace(present, at=at, set_at=now, by=me, how=COMMAND)

@@ -48,8 +48,7 @@ def asked_core(path: str | None, items: str | None, *, cropped: bool) -> AskedCo
         if items is not None or cropped:
             raise BadInput("--core-items and --core-cropped go with --core PATH")
         return None
-    limit = _limit(items)
-    return AskedCore(read_bundle(Path(path)), limit, cropped)
+    return AskedCore(limit=_limit(items), bundle=read_bundle(Path(path)), cropped=cropped)
 
 
 def _limit(items: str | None) -> int | None:

@@ -28,7 +28,7 @@ from pion.generation.candidates import FEW
 from pion.generation.decoding import Decoding
 from pion.generation.step_graphs import CAPTURED_STEP
 from pion.generation.text import Settings, Text, draw_together
-from pion.model.attention import attention, masks
+from pion.model.attention import attention
 from pion.model.attention.cache import KVCache
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
@@ -164,13 +164,10 @@ def train_as_written(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[i
         return train(watch, config, dtype, compiled=True)
 
 
-def train_captured(
-    watch: Watch, config: ModelConfig, dtype: Dtype, varlen: bool = False
-) -> tuple[int, Any]:
+def train_captured(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
     """Train a step by graphs that the step before captured; count the step.
 
-    The host launches little more than the update. With `varlen`, attention of variable length
-    masks documents, where it can.
+    The host launches little more than the update.
     """
     how: dict[str, Any] = {"optimizer": "muon", "documents": True, "residual": dtype}
     launches = Counter[str]()
@@ -181,15 +178,12 @@ def train_captured(
 
     with (
         torch.compiler.set_stance("force_eager"),
-        mock.patch.object(masks, "VARLEN", varlen),
         mock.patch.object(watch, "seen", seen),
         contextlib.closing(make_trainer(config, dtype, compiled=True, **how)) as trainer,
     ):
         trainer.train_step()
         trainer.train_step()
-        takes_varlen = varlen and not config.hides and config.softcap is None
-        assert takes_varlen == any("_varlen_attn_backward" in name for name in launches)
-        assert takes_varlen != any("flex_attention" in name for name in launches)
+        assert any("flex_attention" in name for name in launches)
         launches.clear()
         watch.start()
         trainer.train_step()
@@ -482,7 +476,6 @@ SCENARIOS: dict[str, Scenario] = {
     "train residual bfloat16": functools.partial(train, dtype="bfloat16", residual="bfloat16"),
     "train draft bfloat16": functools.partial(train_draft, dtype="bfloat16"),
     "captured bfloat16": functools.partial(train_captured, dtype="bfloat16"),
-    "captured varlen bfloat16": functools.partial(train_captured, dtype="bfloat16", varlen=True),
     "captured float32": functools.partial(train_captured, dtype="float32"),
     "train preference bfloat16": functools.partial(train_preference, dtype="bfloat16"),
     "drain bfloat16": functools.partial(drain, dtype="bfloat16"),
@@ -533,7 +526,6 @@ IN_SUITE = {
     "generate together float32": ("windows",),
     "replay float32": ("dense",),
     "captured bfloat16": ("dense", "windows"),
-    "captured varlen bfloat16": ("dense",),
 }
 
 _EVERYWHERE = [Rehearsal(model, scenario) for model in MODELS for scenario in SCENARIOS]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, silu
-from torch.torch_version import TorchVersion
 
 from pion.bench.models import Bench, exact_float32
 from pion.bench.results import Outcome, judged
@@ -21,7 +20,6 @@ from pion.model.attention.masks import (
     Mask,
     block_mask,
     build_masks,
-    document_bounds,
     to_block_mask,
     visited_blocks,
 )
@@ -131,8 +129,7 @@ def check_experts(bench: Bench) -> Outcome:
 
 
 def check_flex(bench: Bench) -> Outcome:
-    """Check flex attention's compiled kernels, with documents and capped scores, and attention of
-    variable length."""
+    """Check flex attention's compiled kernels, with documents and capped scores."""
     if not bench.on_cuda:
         return Outcome("left out", "flex attention has kernels only on CUDA")
     rows, heads, kv_heads, tokens, width = 2, 4, 2, 1024, 64
@@ -149,12 +146,7 @@ def check_flex(bench: Bench) -> Outcome:
         return attend(query, key, value, mask, cap).float()
 
     ours, plain = partial(passes, mask=flex), partial(passes, mask=dense)
-    worst = _worst_of_caps(bench, ours, plain, inputs)
-    if TorchVersion(torch.__version__) >= "2.12":
-        varlen = Mask(documents=document_bounds(documents.to(bench.device)))
-        ours, plain = (partial(passes, cap=None, mask=mask) for mask in (varlen, dense))
-        worst["varlen_bf16"] = _worst(bench, ours, plain, inputs, torch.bfloat16)
-    return _judged(worst, FLEX_LIMITS)
+    return _judged(_worst_of_caps(bench, ours, plain, inputs), FLEX_LIMITS)
 
 
 def _worst_of_caps(

@@ -222,8 +222,7 @@ def _source_definitions(origin: str, tree: ast.Module) -> Iterator[list[Definiti
 
 @lru_cache(maxsize=1)
 def _compiled_groups() -> tuple[list[Definition], ...]:
-    groups = chain.from_iterable(map(_compiled_definitions, _compiled_modules()))
-    return tuple(filter(None, groups))
+    return tuple(filter(None, chain.from_iterable(map(_compiled_definitions, _compiled_modules()))))
 
 
 def _compiled_modules() -> Iterator[ModuleType]:

@@ -208,8 +208,9 @@ class Tokenizer:
 
     @cached_property
     def _with_specials(self) -> tokenizers.Tokenizer:  # most jobs never need this copy
-        settings = parse(self._source, self._where) | _UNCHANGED | {"post_processor": None}
-        return build(settings, self._where)
+        return build(
+            parse(self._source, self._where) | _UNCHANGED | {"post_processor": None}, self._where
+        )
 
     def decode(self, ids: Sequence[int], *, specials: bool = False) -> str:
         """Return the text of ``ids``, without special tokens unless ``specials``.

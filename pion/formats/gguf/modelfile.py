@@ -60,8 +60,7 @@ def modelfile(folder: Path, file: str, seq_len: int) -> str:
             for ours, (name, default) in _PARAMETERS.items()
         ),
     ]
-    lines = [f"FROM ./{file}", template, *(f"PARAMETER {line}" for line in parameters)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([f"FROM ./{file}", template, *(f"PARAMETER {p}" for p in parameters), ""])
 
 
 def go_template(end: str) -> str:

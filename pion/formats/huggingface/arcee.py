@@ -63,8 +63,8 @@ class Arcee(llama_like.Architecture):
         if config.feedforward != "dense":
             config, state = multiplied_out(config, state)
         hf_config, hf_state = super().write(config, state)
-        feedforward = {"hidden_act": config.activation, "mlp_bias": config.feedforward_bias}
-        return hf_config | feedforward, hf_state
+        hf_config |= {"hidden_act": config.activation, "mlp_bias": config.feedforward_bias}
+        return hf_config, hf_state
 
     def read_feedforward(self, hf_config: Mapping[str, Any]) -> dict[str, Any]:
         """Return our settings of the feed-forward layers. Raises BadInput for another activation.

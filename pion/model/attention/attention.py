@@ -8,7 +8,6 @@ al. 2023, "GQA"). `attend` picks the right kernel:
   * flex attention on CUDA for whole sequences with a softcap, documents or windows; it skips the
     blocks that documents and windows exclude;
   * PyTorch's kernel for one document after another, in long rows of documents on a CPU;
-  * its attention of variable length for them on CUDA, if VARLEN (masks.py) is set;
   * plain tensor operations for other cases with a softcap; memory is quadratic in the length;
   * plain matrix products for short sequences in bf16 on a CPU, where they are faster.
 """
@@ -174,7 +173,7 @@ def attend_by_document(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    documents: list[int] | Tensor,
+    documents: list[int],
     scale: float | None = None,
 ) -> Tensor:
     """Return the attention of whole sequences with these documents (`Mask.documents`).
@@ -183,22 +182,12 @@ def attend_by_document(
     """
     batch, _, tokens, _ = query.shape
     query, key, value = (each.transpose(1, 2).flatten(0, 1) for each in (query, key, value))
-    if isinstance(documents, Tensor):
-        from torch.nn.attention.varlen import varlen_attn
-
-        # The length of a row stands for that of the longest document, which only the GPU knows.
-        # cuDNN takes causal attention only if both bounds are one tensor.
-        where, causal = (documents, documents, tokens, tokens), (-1, 0)
-        mixed: Tensor = varlen_attn(  # type: ignore[assignment]
-            query, key, value, *where, scale=scale, window_size=causal, enable_gqa=True
-        )
-    else:
-        own = (each.transpose(0, 1)[None].split(documents, dim=2) for each in (query, key, value))
-        parts = [
-            scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-            for q, k, v in zip(*own, strict=True)
-        ]
-        mixed = torch.cat(parts, dim=2)[0].transpose(0, 1)
+    own = (each.transpose(0, 1)[None].split(documents, dim=2) for each in (query, key, value))
+    parts = [
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+        for q, k, v in zip(*own, strict=True)
+    ]
+    mixed = torch.cat(parts, dim=2)[0].transpose(0, 1)
     return mixed.unflatten(0, (batch, tokens)).transpose(1, 2)
 
 

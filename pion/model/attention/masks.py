@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.torch_version import TorchVersion
 
 from pion.config.model_config import ModelConfig
 from pion.model.attention.cache import KVCache, Place
@@ -33,13 +32,6 @@ Kernel = Literal["dense", "flex", "documents"]
 FLEX_MIN_HEAD_DIM = 16
 FLEX_BLOCK = 128
 
-# Whether attention of variable length takes the place of flex attention in rows of documents. No
-# card has run this kernel: `python -m benchmarks.one_card attention` compares both.
-VARLEN = False
-# The kernel has heads of up to this width, and room for documents of so many tokens on average.
-VARLEN_MAX_HEAD_DIM = 128
-VARLEN_MEAN_TOKENS = 64
-
 # On a CPU, documents in rows of more than this many tokens attend one after another. In shorter
 # rows, one mask for all of them is faster than many small kernels.
 LONGEST_MASKED_ROW = 512
@@ -54,14 +46,13 @@ class Mask:
         allowed: boolean, broadcastable to (B, 1, queries, keys): true where the query sees the key;
             or numbers to add to scores: 0 where the query sees the key, −∞ elsewhere.
         blocks: `allowed` as flex attention's BlockMask.
-        documents: `document_lengths` on a CPU, `document_bounds` on CUDA; each token sees itself
-            and the tokens of its document before it.
+        documents: `document_lengths`; each token sees itself and those before it in its document.
     """
 
     causal: bool = False
     allowed: Tensor | None = None
     blocks: Any = None
-    documents: list[int] | Tensor | None = None
+    documents: list[int] | None = None
 
 
 def build_masks(
@@ -72,22 +63,18 @@ def build_masks(
     window: int | None = None,
     *,
     kernel: Kernel = "dense",
-    branches: Tensor | None = None,
 ) -> Masks:
     """Return the mask of each reach for `tokens` (B, T), the last of `keys` tokens.
 
     `window` is the long window in tokens, if it differs from the model's: training begins with
-    short windows. Documents (B, T) are numbered in the order of the row, and their branches in the
-    order of the document; ask `takes_branches`. `kernel` says how rows are masked: "flex" by flex
-    attention, "documents" by attending within each document.
+    short windows. Documents (B, T) are numbered in the order of the row. `kernel` says how
+    rows are masked: "flex" by flex attention, "documents" by attending within each document.
     """
     windows = config.windows
     if windows is None:
         if kernel == "documents" and documents is not None:
-            where = document_bounds if documents.is_cuda else document_lengths
-            return {"full": Mask(documents=where(documents))}
-        flex = kernel == "flex"
-        return {"full": build_mask(config, tokens, keys, documents, branches, flex=flex)}
+            return {"full": Mask(documents=document_lengths(documents))}
+        return {"full": build_mask(config, tokens, keys, documents, flex=kernel == "flex")}
     return {
         reach: _window_mask(config, count, tokens, keys, documents, flex=kernel == "flex")
         for reach, count in window_blocks(windows, window).items()
@@ -150,53 +137,6 @@ def attends_by_document(config: ModelConfig, device: str, tokens: int, *, compil
     return long and config.softcap is None and not config.hides
 
 
-def takes_branches(config: ModelConfig) -> bool:
-    """Return whether a prompt can be shared by answers that don't see each other, as branches."""
-    return not config.hides
-
-
-def takes_varlen(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, documents: Tensor | None
-) -> bool:
-    """Return whether attention of variable length masks a training step's rows of documents (B, T).
-
-    Products are in `dtype`. The documents are counted, so they should be in host memory: rows of
-    more documents than there is room for are masked by flex attention.
-    """
-    return (
-        VARLEN
-        and documents is not None
-        and flexible(config, device.type)
-        and config.softcap is None
-        and not config.hides
-        and config.head_dim % 8 == 0
-        and config.head_dim <= VARLEN_MAX_HEAD_DIM
-        # Before torch 2.12, it has no fewer heads of keys than of queries.
-        and TorchVersion(torch.__version__) >= "2.12"
-        and dtype == torch.bfloat16
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-        # Nobody knows whether all its kernels can add up in one order.
-        and not torch.are_deterministic_algorithms_enabled()
-        and int(_begins(documents).sum()) <= most_documents(documents)
-    )
-
-
-def most_documents(documents: Tensor) -> int:
-    """Return for how many documents in rows (B, T) attention of variable length has room."""
-    return len(documents) + documents.numel() // VARLEN_MEAN_TOKENS
-
-
-def document_bounds(documents: Tensor) -> Tensor:
-    """Return where each document begins in the rows (B, T) one after another, and where the last
-    ends: int32 (most_documents + 1,). Those that are missing stand at the end, without tokens.
-
-    The host waits for nothing, and the length is that of all rows of one shape.
-    """
-    numbers = _begins(documents).flatten().cumsum(0)
-    wanted = torch.arange(1, most_documents(documents) + 2, device=documents.device)
-    return torch.searchsorted(numbers, wanted, out_int32=True)
-
-
 def document_lengths(documents: Tensor) -> list[int]:
     """Return how many tokens each document has in the rows (B, T) one after another."""
     starts = _begins(documents).flatten().nonzero().flatten()
@@ -221,7 +161,8 @@ def build_mask(
 
     Each token sees itself and the tokens before it. With documents (B, T), it sees only the tokens
     of the same document, and the documents are those of all keys. With branches (B, T) of the
-    documents, it sees those of branch 0 and of its own. `flex` as in `build_masks`.
+    documents, it sees those of branch 0 and of its own. They are numbered in the order of the
+    document. `flex`: masked by flex attention.
     """
     queries, device = tokens.shape[1], tokens.device
     if queries == 1:  # all keys are earlier tokens of its own document, and in its window

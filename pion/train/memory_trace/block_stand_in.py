@@ -65,8 +65,7 @@ def stand_in(kind: Kind, now: Pass, tensors: list[Tensor], shared: list[Tensor],
     results = _StandIn.apply(*tensors, *shared, trigger, kind, now, mask, len(tensors))
     now.layer += 1
     # Between two nodes that are written in Python there is one that is not (backward.py).
-    apart = [result.view_as(result) for result in results]
-    return tree_unflatten(apart, kind.spec)
+    return tree_unflatten([result.view_as(result) for result in results], kind.spec)
 
 
 class _StandIn(torch.autograd.Function):

@@ -260,8 +260,7 @@ def judge_cluster(event: Mapping[str, Any], facts: Facts, *, newest: bool) -> Ve
     if facts.clusters is None:
         return Verdict("unknown", "its cloud could not be asked")
     if cluster in facts.clusters:
-        now = facts.clusters[cluster]
-        return Verdict("running", f"SkyPilot's cluster {cluster} is {now}")
+        return Verdict("running", f"SkyPilot's cluster {cluster} is {facts.clusters[cluster]}")
     words = "SkyPilot does not list machines of managed jobs"
     if recorded:
         words = f"SkyPilot still records its cluster as {facts.recorded[cluster]}"

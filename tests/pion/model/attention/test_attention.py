@@ -1,7 +1,6 @@
 """All kernels compute the same attention as the reference in this file."""
 
 from functools import partial
-from itertools import pairwise
 
 import pytest
 import torch
@@ -26,9 +25,7 @@ from pion.model.attention.masks import (
     Mask,
     block_mask,
     build_mask,
-    document_bounds,
     document_lengths,
-    takes_varlen,
 )
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
@@ -100,20 +97,6 @@ def test_every_kernel_computes_what_is_written_out(qkv, softcap, documents):
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
-def by_segments(query, key, value, bounds, bounds_of_keys, *longest, **how):
-    """What torch's kernel for a GPU does with (tokens, heads, D): one segment after another."""
-    assert how == {"scale": None, "window_size": (-1, 0), "enable_gqa": True}
-    assert bounds is bounds_of_keys
-    assert (bounds.dtype, longest, int(bounds[0])) == (torch.int32, (T, T), 0)
-    assert bounds[-1] == len(query)
-    found = []
-    for start, end in pairwise(bounds.tolist()):
-        own = (each[start:end].transpose(0, 1)[None] for each in (query, key, value))
-        if start < end:
-            found.append(attend(*own, Mask(causal=True), None)[0].transpose(0, 1))
-    return torch.cat(found)
-
-
 @pytest.mark.parametrize(
     "documents",
     [
@@ -124,49 +107,9 @@ def by_segments(query, key, value, bounds, bounds_of_keys, *longest, **how):
     ],
     ids=["packed", "one document a row", "of one token", "at the ends"],
 )
-def test_each_document_is_attended_to_alone_on_a_cpu_and_by_variable_length(
-    qkv, monkeypatch, documents
-):
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_segments)
-    monkeypatch.setattr(masks, "VARLEN_MEAN_TOKENS", 1)
-    expected = written_out(*qkv, documents=documents)
-    for where in (document_lengths(documents), document_bounds(documents)):
-        found = attend(*qkv, Mask(documents=where), None)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_the_bounds_of_documents_are_as_many_whatever_the_documents(monkeypatch):
-    assert document_lengths(DOCUMENTS) == [5, 9, 6, 20]
-    monkeypatch.setattr(masks, "VARLEN_MEAN_TOKENS", 10)
-    assert document_bounds(DOCUMENTS).tolist() == [0, 5, 14, 20, 40, 40, 40]
-    assert document_bounds(DOCUMENTS * 0).tolist() == [0, 20, 40, 40, 40, 40, 40]
-
-
-WITHOUT = {
-    "windows": {"windows": {"tokens": 128, "block": 128}},
-    "a cap": {"softcap": 50.0},
-    "odd heads": {"head_dim": 20},
-    "wide heads": {"head_dim": 136},
-}
-
-
-@pytest.mark.parametrize(
-    "what",
-    [None, "off", "torch", "an older card", "float32", "cpu", "many", "one", *WITHOUT],
-)
-def test_variable_length_is_for_few_documents_in_bf16_on_a_gpu_and_nothing_else(monkeypatch, what):
-    """What it is not for is right too: flex attention or a mask takes it."""
-    monkeypatch.setattr(masks, "VARLEN", what != "off")
-    older = (7, 5) if what == "an older card" else (8, 0)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: older)
-    if what == "torch":
-        monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
-    few, many = (torch.arange(128).repeat(2, 1) // length for length in (43, 42))
-    documents = {"many": many, "one": None}.get(what, few)
-    dtype = torch.float32 if what == "float32" else torch.bfloat16
-    device = torch.device("cpu" if what == "cpu" else "cuda")
-    found = takes_varlen(config(**WITHOUT.get(what, {})), dtype, device, documents)
-    assert found == (what is None)
+def test_each_document_is_attended_to_alone_in_a_long_row_on_a_cpu(qkv, documents):
+    found = attend(*qkv, Mask(documents=document_lengths(documents)), None)
+    torch.testing.assert_close(found, written_out(*qkv, documents=documents), rtol=1e-5, atol=1e-5)
 
 
 def test_long_rows_of_documents_attend_one_after_another(monkeypatch):

@@ -13,6 +13,7 @@ from pion.config.model_config import ModelConfig
 from pion.config.parts import Windows
 from pion.model.attention.masks import (
     block_mask,
+    build_mask,
     build_masks,
     expand,
     mean_keys,
@@ -159,10 +160,8 @@ def test_answers_to_one_prompt_see_the_prompt_and_not_each_other(prompts, answer
     ]
     expected = torch.tensor(seen).view(-1, tokens, tokens).tril()
     model = ModelConfig.preset("pion-small", **LONG)
-    found = [
-        build_masks(model, documents, tokens, documents, kernel=kernel, branches=branches)["full"]
-        for kernel in ("dense", "flex")
-    ]
+    texts = model, documents, tokens, documents, branches
+    found = [build_mask(*texts, flex=flex) for flex in (False, True)]
     assert torch.equal(found[0].allowed[:, 0], expected)
     assert torch.equal(shown_by_blocks(found[1].blocks, tokens), expected)
     torchs = create_block_mask(found[1].blocks.mask_mod, 2, None, tokens, tokens, device="cpu")
