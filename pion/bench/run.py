@@ -26,6 +26,7 @@ from pion.bench.models import Bench, temporarily
 from pion.bench.options import Options
 from pion.bench.results import Outcome, Results, Row, Verdict, read_results, write_results
 from pion.errors import BadInput, PionError
+from pion.model.cuda_graph import words
 from pion.train.hardware import pick_device
 
 Say = Callable[[str], None]
@@ -196,8 +197,7 @@ def _row_of(task: Task) -> Row:
 
 def _in_words(error: Exception) -> str:
     """Return the exception's name and first line, without paths."""
-    line = next(iter(str(error).strip().splitlines()), "no message")
-    return f"{type(error).__name__}: {_PATH.sub('…', line)}"
+    return _PATH.sub("…", words(error))
 
 
 def _unusable(place: Bench) -> str | None:

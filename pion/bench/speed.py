@@ -76,7 +76,7 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, how: How) -> 
     )
     # RUNTIME_BYTES are outside of what torch counts.
     memory_of_step = predict_memory(work, micro_batch=micro_batch, recompute=recompute)
-    predicted = memory_of_step.total - RUNTIME_BYTES
+    predicted = memory_of_step.total - RUNTIME_BYTES[bench.device.type]
     timed = _time(bench, config, plan, rows, in_a_job=how == "job")
     speed = TrainSpeed(
         model=name,

@@ -34,8 +34,8 @@ from pion.train.optimizer.shared_weights import exchange_bytes
 from pion.train.shard_rules import KEPT_WHOLE, part_of
 
 # The memory of a process without a model. On a GPU: the CUDA context, cuBLAS' workspaces and NCCL's
-# buffers. On a CPU: the libraries.
-RUNTIME_BYTES = 600 * 2**20
+# buffers. On a CPU: the libraries, Ray's among them.
+RUNTIME_BYTES = {"cuda": 600 * 2**20, "cpu": 950 * 2**20}
 
 # The most answers that are sampled together, and the largest share of the memory that their keys
 # and values may take.
@@ -48,6 +48,11 @@ MARGIN = 1.03
 # In fp32, what a compiled norm returns is as small as what it reads, and torch's partitioner may
 # keep both: its blocks kept up to 7.5 % more than a trace counts.
 MARGIN_IN_FP32 = 1.1
+
+# On a CPU, the C library leaves gaps between tensors, as a share of what a forward pass needs, and
+# more in bf16 (products of 2 bytes). It leaves none if each tensor has pages of its own, but then a
+# step takes 1.5 to 2 times as long.
+GAPS_ON_CPU = {4: 0.22, 2: 0.62}
 
 # GPUs with and without kernels for grouped products of experts. Nothing else of a GPU decides what
 # a step needs. An unknown GPU counts as one with them, because they need more.
@@ -162,8 +167,9 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
     what = work.traced()
     traced = remembered_peaks(what, micro_batch, recompute=recompute, ranks=work.ranks)
     margin = MARGIN_IN_FP32 if what.compiled and not what.bf16 else MARGIN
-    # On a CPU, what one phase frees is not all used again by the next.
+    # On a CPU, what one phase frees is not all used again by the next, and a copy is kept to save.
     left = update if work.device == "cpu" else 0
+    saved_and_gaps = moments * 3 // 2 + round(GAPS_ON_CPU[work.width] * traced.forward)
     return Memory(
         weights=weights + _rollout_bytes(work),
         optimizer=moments,
@@ -171,7 +177,7 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
         loss=round(margin * traced.forward) + left,
         backward=round(margin * traced.backward) + left,
         update=round(MARGIN * update),
-        reserve=_reserve(work, micro_batch),
+        reserve=_reserve(work, micro_batch) + (saved_and_gaps if work.device == "cpu" else 0),
     )
 
 
@@ -248,10 +254,10 @@ def _own_params(work: Workload) -> Mapping[Role, int]:
 def _reserve(work: Workload, micro_batch: int) -> int:
     """Return the bytes for what is no tensor: the runtime, and what kernels allocate inside.
 
-    Attention's backward pass in one layer allocates the most. Fragmentation is not in the reserve:
-    HEADROOM (micro_batch.py) is left for it.
+    Attention's backward pass in one layer allocates the most. On a GPU, HEADROOM (micro_batch.py)
+    is left for fragmentation.
     """
-    return RUNTIME_BYTES + micro_batch * work.entries * _inside_attention(work)
+    return RUNTIME_BYTES[work.device] + micro_batch * work.entries * _inside_attention(work)
 
 
 def _inside_attention(work: Workload) -> int:

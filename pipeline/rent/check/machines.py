@@ -211,8 +211,7 @@ def _candidate_row(
         return CheckRow(title, None, f"pion launch skips this machine: {verdict.problem}")
     if isinstance(found, NotOffered):
         # SkyPilot rents another candidate if there is one.
-        ok = None if others and not found.misnamed else False
-        return CheckRow(title, ok, found.note or "")
+        return CheckRow(title, None if others and not found.misnamed else False, found.note or "")
     if verdict.problem is not None:
         return CheckRow(title, False, verdict.problem)
     nodes = sky_yaml.num_nodes

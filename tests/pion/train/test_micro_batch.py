@@ -72,10 +72,10 @@ def test_a_larger_micro_batch_needs_more_and_recomputing_needs_less(dtype, recom
 @pytest.mark.parametrize(
     ("mib", "joined", "expected"),
     [
-        (880, 1, (16, False)),
-        (880, 16, (16, False)),  # one long row has as many tokens
-        (780, 1, (8, False)),
-        (780, 16, (16, True)),  # it fits only if activations are recomputed
+        (1230, 1, (16, False)),
+        (1230, 16, (16, False)),  # one long row has as many tokens
+        (1130, 1, (8, False)),
+        (1130, 16, (16, True)),  # it fits only if activations are recomputed
     ],
 )
 def test_a_longer_row_fits_too_where_some_are_read(mib, joined, expected):
