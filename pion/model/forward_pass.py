@@ -203,6 +203,7 @@ def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
     device, total = given.tokens.device.type, given.tokens.shape[1]
     # With a cache, flex attention is not used: it is compiled for each length of a prompt.
     kernel: Kernel = "flex" if flexible(config, device) else "dense"
+    # In a model that hides tokens, a document has one answer. So branches hide nothing there.
     if given.branches is not None and not config.hides:
         return {
             "full": build_mask(

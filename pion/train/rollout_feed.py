@@ -226,8 +226,8 @@ class Learned:
 
     @property
     def count(self) -> int:
-        """How many tokens are read. The prompt's last one is read before each answer, and an
-        answer's last one is only predicted."""
+        """How many tokens are read. The last one of the prompt predicts how each answer begins, so
+        it is read once for each of them. The last one of an answer is only predicted."""
         return len(self.prompt) - 1 + sum(len(answer.ids) for answer, _ in self.answers)
 
 

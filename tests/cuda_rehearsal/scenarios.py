@@ -26,6 +26,7 @@ from pion.evaluation.held_out import Scorer, evaluate, score, summarize, summari
 from pion.generation import step_graphs
 from pion.generation.candidates import FEW
 from pion.generation.decoding import Decoding
+from pion.generation.rollouts import Rollout, Sampler
 from pion.generation.step_graphs import CAPTURED_STEP
 from pion.generation.text import Settings, Text, draw_together
 from pion.model.attention import attention
@@ -38,6 +39,8 @@ from pion.train import micro_batch_graphs
 from pion.train.objective import CrossEntropy
 from pion.train.phases import Phase
 from pion.train.preference import Preference
+from pion.train.reinforce import Reinforcement
+from pion.train.rollout_feed import Judged, Prompts
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.smaller_plan import StepDown
 from pion.train.trainer import Trainer
@@ -208,6 +211,20 @@ def is_launch(func: Any) -> bool:
 def train_preference(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
     """Train a step of pairs of answers."""
     return train(watch, config, dtype, documents=True, preference=Preference(sft_weight=0.1))
+
+
+def train_rewards(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Train a step of answers that share a prompt. What is sampled and judged is made up."""
+    answers = [Rollout([1] * length, [0.0] * length) for length in (3, 1, 7, 2)]
+    judged = Judged(torch.tensor([[0.0, 1, 0, 1]]).double(), {})
+    prompts = Prompts(lambda row: [1] * 9, lambda *_: judged, config.seq_len, 9, frozenset(), 64)
+    settings = TrainSettings(1, 1, 1e-3, reinforcement=Reinforcement(len(answers), max_tokens=7))
+    plan = ComputePlan("cuda", dtype, 1, rollout_rows=4)
+    sampled = mock.patch.object(Sampler, "sample", return_value=[answers])
+    with sampled, contextlib.closing(Trainer(Decoder(config), prompts, settings, plan)) as trainer:
+        watch.start()
+        trainer.train_step()
+        return 1, trainer.model
 
 
 def train_draft(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
@@ -478,6 +495,7 @@ SCENARIOS: dict[str, Scenario] = {
     "captured bfloat16": functools.partial(train_captured, dtype="bfloat16"),
     "captured float32": functools.partial(train_captured, dtype="float32"),
     "train preference bfloat16": functools.partial(train_preference, dtype="bfloat16"),
+    "rewards bfloat16": functools.partial(train_rewards, dtype="bfloat16"),
     "drain bfloat16": functools.partial(drain, dtype="bfloat16"),
     "evaluate in training bfloat16": functools.partial(evaluate_in_training, dtype="bfloat16"),
     "evaluate text float32": functools.partial(evaluate_text, dtype="float32"),
@@ -522,6 +540,7 @@ ON_OTHER_CARDS = [
 IN_SUITE = {
     "train adamw bfloat16": ("dense", "experts"),
     "train draft bfloat16": ("slots",),
+    "rewards bfloat16": ("dense",),
     "evaluate text float32": ("slots",),
     "generate together float32": ("windows",),
     "replay float32": ("dense",),

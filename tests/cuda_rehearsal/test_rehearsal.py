@@ -14,12 +14,12 @@ VIEWS = "optimizer._pieces."
 # an evaluation, and for a token. A graph waits twice, to be captured and compared ("capture": two).
 MOST_HOST_SYNCS = {
     **{"train": 0, "drain": 1, "evaluate": 1, "generate": 1, "guess": 2},
-    **{"replay": 1, "fail": 2, "captured": 0, "capture": 4, "twice": 2},
+    **{"rewards": 8, "replay": 1, "fail": 2, "captured": 0, "capture": 4, "twice": 2},
 }
 TRAIN = ("train", "twice", "capture")
 # How often each of these passes through the layers; recomputing activations is one more pass.
 PASSES = MOST_HOST_SYNCS | dict.fromkeys(("captured", *TRAIN), MICRO_BATCHES)
-PASSES |= {"drain": 0, "guess": 1, "fail": 1}
+PASSES |= {"drain": 0, "guess": 1, "fail": 1, "rewards": 1}
 # Where sliced products of experts copy to the host where the slices end.
 SLICES = "pion/model/feedforward/expert_products.py"
 # Where a step of preferences computes in fp64: sums, losses, their copy to the card, and the

@@ -16,13 +16,7 @@ from pion.bench.models import Bench, exact_float32
 from pion.bench.results import Outcome, judged
 from pion.config.model_config import ModelConfig
 from pion.model.attention.attention import attend
-from pion.model.attention.masks import (
-    Mask,
-    block_mask,
-    build_masks,
-    to_block_mask,
-    visited_blocks,
-)
+from pion.model.attention.masks import Mask, block_mask, build_masks, to_block_mask, visited_blocks
 from pion.model.feedforward.expert_products import mix_experts
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
 from tests.gpu.differences import largest, largest_difference

@@ -25,12 +25,7 @@ for row, (first, second) in enumerate(ENDS):
     DOCUMENTS[row, :first], DOCUMENTS[row, first:second] = 0, 1
 POSITIONS = torch.arange(SEQ_LEN).expand(ROWS, -1)
 
-MODELS = {
-    "pion": {},
-    "learned positions": PILON,
-    "experts": {"experts": EXPERTS},
-    "daisy": DAISY,
-}
+MODELS = {"pion": {}, "learned positions": PILON, "experts": {"experts": EXPERTS}, "daisy": DAISY}
 each_model = pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
 
 

@@ -21,12 +21,7 @@ from pion.model.attention.attention import (
     kernels_of_any_length,
 )
 from pion.model.attention.cache import KVCache
-from pion.model.attention.masks import (
-    Mask,
-    block_mask,
-    build_mask,
-    document_lengths,
-)
+from pion.model.attention.masks import Mask, block_mask, build_mask, document_lengths
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
 from tests.support.operations import Operations, tensors_in

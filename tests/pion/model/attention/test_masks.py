@@ -153,12 +153,9 @@ def test_answers_to_one_prompt_see_the_prompt_and_not_each_other(prompts, answer
     rows = [answers_to_prompts(prompts, each) for each in (answers, answers[::-1])]
     documents, branches = (torch.stack(each) for each in zip(*rows, strict=True))
     tokens = documents.shape[1]
-    seen = [
-        [own == other and part in (0, branch) for other, part in zip(*row, strict=True)]
-        for row in zip(documents.tolist(), branches.tolist(), strict=True)
-        for own, branch in zip(*row, strict=True)
-    ]
-    expected = torch.tensor(seen).view(-1, tokens, tokens).tril()
+    same = documents[:, :, None] == documents[:, None]
+    in_prompt, own = (branches == 0)[:, None], branches[:, :, None] == branches[:, None]
+    expected = (same & (in_prompt | own)).tril()
     model = ModelConfig.preset("pion-small", **LONG)
     texts = model, documents, tokens, documents, branches
     found = [build_mask(*texts, flex=flex) for flex in (False, True)]
