@@ -49,10 +49,10 @@ MARGIN = 1.03
 # keep both: its blocks kept up to 7.5 % more than a trace counts.
 MARGIN_IN_FP32 = 1.1
 
-# On a CPU, the C library leaves gaps between tensors, as a share of what a forward pass needs, and
-# more in bf16 (products of 2 bytes). It leaves none if each tensor has pages of its own, but then a
-# step takes 1.5 to 2 times as long.
-GAPS_ON_CPU = {4: 0.22, 2: 0.62}
+# On a CPU, the C library leaves gaps between tensors, as a share of what a forward pass needs: by
+# whether a copy in bf16 samples answers (measured in workers). It leaves none if each tensor has
+# pages of its own, but then a step takes 1.5 to 2 times as long.
+GAPS_ON_CPU = {False: 0.22, True: 0.62}
 
 # GPUs with and without kernels for grouped products of experts. Nothing else of a GPU decides what
 # a step needs. An unknown GPU counts as one with them, because they need more.
@@ -169,7 +169,9 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
     margin = MARGIN_IN_FP32 if what.compiled and not what.bf16 else MARGIN
     # On a CPU, what one phase frees is not all used again by the next, and a copy is kept to save.
     left = update if work.device == "cpu" else 0
-    saved_and_gaps = moments * 3 // 2 + round(GAPS_ON_CPU[work.width] * traced.forward)
+    saved_and_gaps = moments * 3 // 2 + round(
+        GAPS_ON_CPU[work.rollout_rows > 0 and work.width == 2] * traced.forward
+    )
     return Memory(
         weights=weights + _rollout_bytes(work),
         optimizer=moments,
