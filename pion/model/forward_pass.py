@@ -207,7 +207,11 @@ def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
     if given.branches is not None and not config.hides:
         return {
             "full": build_mask(
-                *(config, given.tokens, total, given.documents, given.branches),
+                config,
+                given.tokens,
+                total,
+                given.documents,
+                given.branches,
                 flex=kernel == "flex",
             )
         }

@@ -50,8 +50,8 @@ MARGIN = 1.03
 MARGIN_IN_FP32 = 1.1
 
 # On a CPU, the C library leaves gaps between tensors, as a share of what a forward pass needs: by
-# whether a copy in bf16 samples answers (measured in workers). It leaves none if each tensor has
-# pages of its own, but then a step takes 1.5 to 2 times as long.
+# whether a copy in bf16 samples answers (measured in workers). To map each tensor separately would
+# leave no gaps, but a step would take 1.5 to 2 times as long.
 GAPS_ON_CPU = {False: 0.22, True: 0.62}
 
 # GPUs with and without kernels for grouped products of experts. Nothing else of a GPU decides what
@@ -167,11 +167,8 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
     what = work.traced()
     traced = remembered_peaks(what, micro_batch, recompute=recompute, ranks=work.ranks)
     margin = MARGIN_IN_FP32 if what.compiled and not what.bf16 else MARGIN
-    # On a CPU, what one phase frees is not all used again by the next, and a copy is kept to save.
+    # On a CPU, what one phase frees is not all used again by the next.
     left = update if work.device == "cpu" else 0
-    saved_and_gaps = moments * 3 // 2 + round(
-        GAPS_ON_CPU[work.rollout_rows > 0 and work.width == 2] * traced.forward
-    )
     return Memory(
         weights=weights + _rollout_bytes(work),
         optimizer=moments,
@@ -179,7 +176,7 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
         loss=round(margin * traced.forward) + left,
         backward=round(margin * traced.backward) + left,
         update=round(MARGIN * update),
-        reserve=_reserve(work, micro_batch) + (saved_and_gaps if work.device == "cpu" else 0),
+        reserve=_reserve(work, micro_batch, moments, traced.forward),
     )
 
 
@@ -253,13 +250,20 @@ def _own_params(work: Workload) -> Mapping[Role, int]:
     return own
 
 
-def _reserve(work: Workload, micro_batch: int) -> int:
-    """Return the bytes for what is no tensor: the runtime, and what kernels allocate inside.
+def _reserve(work: Workload, micro_batch: int, moments: int, forward: int) -> int:
+    """Return the bytes for what is no tensor of a step.
 
-    Attention's backward pass in one layer allocates the most. On a GPU, HEADROOM (micro_batch.py)
-    is left for fragmentation.
+    On a CPU: the libraries, the copy that is saved, and gaps. On a GPU: the runtime, and what
+    kernels allocate inside, the most in attention's backward pass in one layer. HEADROOM
+    (micro_batch.py) is left for fragmentation there.
     """
-    return RUNTIME_BYTES[work.device] + micro_batch * work.entries * _inside_attention(work)
+    if work.device == "cpu":
+        return (
+            RUNTIME_BYTES["cpu"]
+            + moments * 3 // 2
+            + round(GAPS_ON_CPU[work.rollout_rows > 0 and work.width == 2] * forward)
+        )
+    return RUNTIME_BYTES["cuda"] + micro_batch * work.entries * _inside_attention(work)
 
 
 def _inside_attention(work: Workload) -> int:
@@ -269,6 +273,5 @@ def _inside_attention(work: Workload) -> int:
     of queries and a sum for each head in fp32, and the gradients of keys and values for each query
     head. Fake tensors do not show it.
     """
-    config = work.config
-    query = config.n_heads * config.head_dim
-    return 4 * (query + config.n_heads) + 2 * work.width * query if work.device == "cuda" else 0
+    query = work.config.n_heads * work.config.head_dim
+    return 4 * (query + work.config.n_heads) + 2 * work.width * query

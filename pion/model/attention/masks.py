@@ -160,9 +160,9 @@ def build_mask(
     """Return the mask for `tokens` (B, T), the last of the `keys` tokens of each row.
 
     Each token sees itself and the tokens before it. With documents (B, T), it sees only the tokens
-    of the same document, and the documents are those of all keys. With branches (B, T) of the
-    documents, it sees those of branch 0 and of its own. They are numbered in the order of the
-    document. `flex`: masked by flex attention.
+    of the same document, and the documents are those of all keys. Documents may have
+    branches (B, T), whose numbers rise along a document: the token then sees the tokens of branch 0
+    and of its own branch. `flex`: masked by flex attention.
     """
     queries, device = tokens.shape[1], tokens.device
     if queries == 1:  # all keys are earlier tokens of its own document, and in its window
