@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from mmap import ACCESS_READ, mmap
@@ -15,7 +16,7 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.files import sha256_file
 from pion.untrusted import open_file, parse_json
-from pipeline.data.prepared import PreparedData
+from pipeline.data.prepared import SPLITS, PreparedData
 from pipeline.data.prompts import RECORDS
 
 
@@ -25,7 +26,7 @@ class PromptRows:
 
     Attributes:
         stream: the rows of the split, in training order.
-        longest: the most ids of a prompt.
+        longest: the most ids of a prompt, of both splits: one cache is for training and evaluation.
     """
 
     stream: RowStream
@@ -38,10 +39,11 @@ class PromptRows:
 
         Raises BadInput if a file is missing, or is not what its manifest says.
         """
-        manifests = {data.folder / s.folder / split: data.manifest(s, split) for s in data.sources}
         longest, lines = 0, []
-        for folder, manifest in manifests.items():
-            lines += _lines(folder / RECORDS, manifest)
+        for source, each in itertools.product(data.sources, SPLITS):
+            folder, manifest = data.folder / source.folder / each, data.manifest(source, each)
+            if each == split:
+                lines += _lines(folder / RECORDS, manifest)
             for shard in manifest.shards:
                 flags = open_npy(flags_path(folder / shard.name), manifest.seq_len)
                 longest = max(longest, int(((flags & PADDING) == 0).sum(axis=1).max()))

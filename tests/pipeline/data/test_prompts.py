@@ -16,6 +16,7 @@ from pion.errors import BadInput
 from pion.rewards.answered import Answered
 from pipeline.data import prompts, sources
 from pipeline.data.judge import require_judgeable
+from pipeline.data.prepared import SPLITS
 from pipeline.data.prompt_rows import PromptRows
 from pipeline.data.sources import Input
 from pipeline.job import HubDataset
@@ -87,7 +88,7 @@ def test_rows_of_two_sources_are_those_of_the_stream_and_damaged_records_are_ref
     prepared(prompt_job(tmp_path, *found), tmp_path / "data")
     rows = opened(tmp_path / "data", "train")
     decode = partial(Tokenizer.from_file(tmp_path / "tokenizer.json").decode, specials=True)
-    longest, of_second, count = 0, 0, 2 * rows.stream.total_rows
+    of_second, count = 0, 2 * rows.stream.total_rows
     for number in range(count):
         ids, row = rows.ids(number), rows.stream.row(number)
         assert ids == row.tokens[: len(ids)].tolist()
@@ -95,8 +96,7 @@ def test_rows_of_two_sources_are_those_of_the_stream_and_damaged_records_are_ref
         prompt, answer, record = rows.question(number)
         assert decode(ids) == f"<|user|>\n{prompt}\n<|assistant|>\n"
         assert record == asked(int(answer))
-        longest, of_second = max(longest, len(ids)), of_second + (int(answer) >= 1000)
-    assert rows.longest == longest
+        of_second += int(answer) >= 1000
     assert abs(of_second / count - 0.75) < 0.05
     manifest = Manifest.read(tmp_path / "data/1/train/manifest.json")
     assert replace(manifest, records="0" * 64).fingerprint != manifest.fingerprint
@@ -106,6 +106,17 @@ def test_rows_of_two_sources_are_those_of_the_stream_and_damaged_records_are_ref
         path.unlink() if damaged is None else path.write_bytes(damaged)
         with pytest.raises(BadInput, match=r"records\.jsonl is missing, or is not.*--redo prepare"):
             opened(tmp_path / "data", "train")
+
+
+def test_both_splits_have_room_for_the_longest_prompt_of_either(tmp_path):
+    prepared(
+        of(tmp_path, [*map(asked, range(60)), asked(1) | {"prompt": sentences(1, 3)}]),
+        tmp_path / "data",
+    )
+    both = [opened(tmp_path / "data", split) for split in SPLITS]
+    longest = [max(len(r.ids(n)) for n in range(r.stream.total_rows)) for r in both]
+    assert longest[0] != longest[1]
+    assert [rows.longest for rows in both] == 2 * [max(longest)]
 
 
 def test_long_prompts_are_left_out_and_what_to_change_is_said(tmp_path):
