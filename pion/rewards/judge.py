@@ -21,7 +21,8 @@ class Judged:
     """What answers got: numbers [groups][answers].
 
     Attributes:
-        total: the weighted mean of the rewards, and 0 for an answer without an end.
+        total: the weighted mean of the rewards. An answer without an end gets the lowest mean in
+            its group, and at most 0: nothing is gained by never ending.
         by_name: each reward's own values, also for answers without an end.
     """
 
@@ -46,7 +47,7 @@ class Judge:
             for name, reward in self.rewards.items()
         }
         total = [
-            [self._total(answer, values) for answer, *values in zip(group, *judged)]
+            self._totals(group, [*zip(*judged)])
             for group, *judged in zip(groups, *by_name.values())
         ]
         return Judged(total, by_name)
@@ -56,11 +57,12 @@ class Judge:
         for reward in self.rewards.values():
             reward.close()
 
-    def _total(self, answer: Answered, values: Sequence[float]) -> float:
+    def _totals(self, group: Sequence[Answered], judged: Sequence[Sequence[float]]) -> list[float]:
         weights = self._weights.values()
         # The same order in both sums: if every reward is 1, the mean is exactly 1.
-        mean = sum(w * value for w, value in zip(weights, values)) / sum(weights)
-        return mean if answer.finished else 0.0
+        means = [sum(w * value for w, value in zip(weights, one)) / sum(weights) for one in judged]
+        least = min([0.0, *means])
+        return [mean if one.finished else least for one, mean in zip(group, means)]
 
 
 def _unique(names: Iterable[str]) -> list[str]:

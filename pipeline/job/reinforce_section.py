@@ -90,7 +90,7 @@ class Reinforce(Conversations):
         ...,
         "what judges an answer: number, exact, {kind: regex, pattern: …}, {kind: json, keys: […]} "
         "or {kind: python, path: …, function: …}. The reward of an answer is their weighted mean, "
-        "and 0 if the answer has no end",
+        "and the lowest of its prompt, at most 0, if the answer has no end",
         min_length=1,
     )
     answers: int = identity(8, "answers that are sampled to each prompt", ge=2, most=1024)

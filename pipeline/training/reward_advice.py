@@ -13,7 +13,7 @@ from pipeline.training.preference_advice import mean_of
 NEEDED = ("reward", "pass", "signal", "unfinished", "entropy", "mismatch", "answer_tokens")
 # With fewer groups whose rewards differ, little is learned.
 LEAST_SIGNAL = 0.05
-# Answers that did not end are not rewarded.
+# Answers that did not end get the lowest reward.
 MOST_UNFINISHED = 0.25
 # Of the entropy of the first steps: below this share, all answers to a prompt are alike.
 LEAST_ENTROPY = 0.1
@@ -42,7 +42,7 @@ def found(first: Sequence[Row], last: Sequence[Row]) -> dict[str, str]:
         ),
         "unfinished": (
             now["unfinished"] > MOST_UNFINISHED,
-            f"{now['unfinished']:.0%} of the answers have no end, and get no reward. "
+            f"{now['unfinished']:.0%} of the answers have no end, and get the lowest reward. "
             + (
                 "Raise reinforce.max_tokens, or fine-tune on shorter answers first"
                 if kept_ends

@@ -20,6 +20,14 @@ def test_a_reward_is_the_weighted_mean_and_nothing_without_an_end():
     assert found.by_name == {"length": [[2, 3], [2], []], "rude": [[1, 0], [1], []]}
 
 
+def test_an_answer_without_an_end_is_worth_no_more_than_any_other_of_its_group():
+    rewards = [("sign", lambda text: 1 if text == "right" else -1, 1.0)]
+    ends = [("right", True), ("wrong", True)], [("right", True)], [("wrong", True)], []
+    for own, worth in zip(ends, (-1, 0, -1, 0), strict=True):
+        assert judged(rewards, [[*own, ("right", False)]]).total[0][-1] == worth
+    assert judged(rewards, [[("right", True), ("wrong", False)]]).total == [[1, -1]]
+
+
 def test_the_mean_of_ones_is_one_and_each_reward_has_a_name_of_its_own():
     weights = [0.1, 3.3, -1.1, 0.7, 1e-9]
     names = ["number", "f", "f", "f_2", "f"]
