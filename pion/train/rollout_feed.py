@@ -155,7 +155,13 @@ class RolloutFeed:
         (own,) = rank_rows(rows, self._rank, self._plan.world_size, len(rows))
         groups = self.sampled(self._prompts, own)
         size, learned = self._plan.micro_batch, self._learned(groups)
-        packed = pack(learned, self._prompts.seq_len, size if self._plan.compile else 1)
+        windows = self._model.config.windows
+        packed = pack(
+            learned,
+            self._prompts.seq_len,
+            size if self._plan.compile else 1,
+            block=1 if windows is None else windows.block,
+        )
         means = groups.means(self._prompts.pass_at)
         return StepBatch(
             (next_row, after),
@@ -231,13 +237,17 @@ class Learned:
         return len(self.prompt) - 1 + sum(len(answer.ids) for answer, _ in self.answers)
 
 
-def pack(learned: Sequence[Learned], seq_len: int, multiple: int = 1) -> Batch:
+def pack(
+    learned: Sequence[Learned], seq_len: int, multiple: int = 1, *, block: int = 1
+) -> Batch:
     """Pack answers into rows of `seq_len` tokens, each prompt and its answers as one document.
 
     The number of rows is a multiple of `multiple`, because compiled kernels are of one shape. There
-    is at least one row: the ranks of a group compute together.
+    is at least one row: the ranks of a group compute together. A document begins at a multiple of
+    `block`, as when it was sampled: windows are blocks of the row.
     """
-    bins = best_fit_decreasing([one.count for one in learned], seq_len)
+    sizes = [min(one.count + -one.count % block, seq_len) for one in learned]
+    bins = best_fit_decreasing(sizes, seq_len)
     shape = max(1, -(-len(bins) // multiple)) * multiple, seq_len
     tokens, positions, branches = torch.zeros(3, *shape, dtype=torch.int64)
     targets, documents = torch.full(shape, IGNORED), torch.full(shape, -1)
@@ -246,7 +256,8 @@ def pack(learned: Sequence[Learned], seq_len: int, multiple: int = 1) -> Batch:
         end = 0
         for document, one in enumerate(learned[member] for member in members):
             *shared, last = one.prompt
-            start, end = end, end + len(shared)
+            start = end + -end % block
+            end = start + len(shared)
             tokens[row, start:end] = torch.tensor(shared, dtype=torch.int64)
             positions[row, start:end] = torch.arange(len(shared))
             documents[row, start : start + one.count] = document

@@ -162,6 +162,12 @@ class Reinforce(Conversations):
             "max_spike: the loss of this stage is minus the reward; remove `max_spike`": (
                 self.max_spike is not None
             ),
+            "phases: answers are sampled by the whole model; remove `top_k` and `rank`": any(
+                phase.top_k or phase.rank for phase in self.phases
+            ),
+            "window_schedule: answers are sampled with the model's windows; remove it": (
+                self.window_schedule != "constant"
+            ),
         }
         refuse(self, mistakes_of(lambda: self.reinforcement) + made(mistakes))
         if self.steps is None and self.epochs is None:

@@ -55,7 +55,7 @@ def test_rewards_rise_and_what_is_sampled_is_what_is_learned():
 
 
 HIDING = {
-    "windows": {"windows": {"tokens": 24, "block": 4}},
+    "windows": {"windows": {"tokens": 8, "block": 4}},
     "slots": {"slots": {"per_segment": 2, "segment": 4, "window": 2}},
 }
 

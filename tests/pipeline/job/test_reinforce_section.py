@@ -41,6 +41,8 @@ def test_a_reward_may_be_given_by_its_name_alone():
         ({"answers": 1}, "answers"),
         ({"optimizer": "muon"}, "rewards are learned with adamw"),
         ({"max_spike": 2}, "max_spike"),
+        ({"steps": 4, "phases": [{"top_k": 2}]}, "sampled by the whole model"),
+        ({"window_schedule": "cubic"}, "sampled with the model's windows"),
         ({"max_tokens": 96}, "answers of so many tokens leave no room"),
         ({"scale": "batch"}, "scale"),
     ],
