@@ -43,10 +43,16 @@ class Reinforcement:
     def advantages(self, rewards: Tensor) -> Tensor:
         """Return by how much each reward is above the mean of its group, (prompts, answers) fp64.
 
+        It is exactly 0 where all rewards of a group are equal, although their mean is rounded.
         (Williams 1992, with the baseline of Shao et al. 2024; without their division, as in Liu et
         al. 2025, "Understanding R1-Zero-like training".)
         """
-        above = rewards - rewards.mean(dim=1, keepdim=True)
+        above = (rewards - rewards.mean(dim=1, keepdim=True)) * differ(rewards)[:, None]
         if self.scale == "none":
             return above
         return above / (rewards.std(dim=1, keepdim=True) + LEAST_STD)
+
+
+def differ(rewards: Tensor) -> Tensor:
+    """Return whether the rewards (prompts, answers) of a group differ, (prompts,) boolean."""
+    return (rewards != rewards[:, :1]).any(dim=1)

@@ -23,7 +23,7 @@ from pion.model.loss import IGNORED
 from pion.model.parameters import parameter_roles
 from pion.train.feed import RowRange, StepBatch
 from pion.train.hardware import torch_dtype
-from pion.train.reinforce import Reinforcement
+from pion.train.reinforce import Reinforcement, differ
 from pion.train.settings import ComputePlan
 
 
@@ -103,7 +103,7 @@ class Groups:
         }
         return {name: values.mean(dim=1) for name, values in of_answers.items()} | {
             "pass_any": right.amax(dim=1),
-            "signal": (rewards != rewards[:, :1]).any(dim=1).double(),
+            "signal": differ(rewards).double(),
         }
 
     def _of_each(self, value: Callable[[Rollout], float]) -> Tensor:

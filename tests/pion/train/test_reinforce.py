@@ -136,6 +136,8 @@ def test_an_advantage_is_the_distance_from_the_mean_of_its_own_group():
     rewards = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 4], [2, 2, 2, 2]], dtype=torch.float64)
     plain = Reinforcement().advantages(rewards)
     assert plain.tolist() == [[0.5, -0.5, -0.5, 0.5], [-1, -1, -1, 3], [0, 0, 0, 0]]
+    # The mean of six equal rewards is rounded.
+    assert not Reinforcement(answers=6).advantages(rewards.new_full((1, 6), 0.1)).any()
     scaled = Reinforcement(scale="std").advantages(rewards)
     # The standard deviation of a sample: the root of 12 / 3.
     assert scaled[1].tolist() == pytest.approx([-0.5, -0.5, -0.5, 1.5], rel=1e-3)
