@@ -33,4 +33,8 @@ def test_the_mean_of_ones_is_one_and_each_reward_has_a_name_of_its_own():
     names = ["number", "f", "f", "f_2", "f"]
     found = judged([(n, lambda _: 1, w) for n, w in zip(names, weights)], [[("", True)]])
     assert found.total == [[1.0]]
+    # 0.1 + 0.2 is not 0.3 in binary.
+    tenths = [(n, lambda text, n=n: n in text, w) for n, w in zip("abc", (0.1, 0.2, 0.3))]
+    ((one, other),) = judged(tenths, [[("ab", True), ("c", True)]]).total
+    assert one == other
     assert list(found.by_name) == ["number", "f", "f_2", "f_2_2", "f_3"]
