@@ -110,7 +110,7 @@ class OfRewards:
         loss = -(found.log_probs * batch.sampled.weights).sum() * self.scale
         apart = (found.log_probs.detach() - batch.sampled.log_probs).abs().sum()
         # Routers and gates keep to what they have learned.
-        return Measured(loss, torch.zeros_like(loss), {}, {"mismatch": apart * self.scale})
+        return Measured(loss, torch.zeros_like(loss), {}, {"mismatch": apart})
 
 
 # What a step minimizes.

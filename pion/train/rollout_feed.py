@@ -171,7 +171,7 @@ class RolloutFeed:
             ],
             sum(len(answer.ids) for each in groups.answers for answer in each),
             learns=bool(learned),
-            measures={"mismatch": 0.0}
+            measures={"mismatch": 0.0, "learned": float((packed.targets != IGNORED).sum())}
             | {name: float(each.sum()) / self._global_batch for name, each in means.items()},
         )
 

@@ -24,10 +24,10 @@ def prompt(row):
     return [(7 * row + place) % 60 for place in range(1 + row % 4)]
 
 
-def rewards(rows, groups):
+def rewards(rows, groups, silent=lambda row: row // BATCH == SILENT):
     """An answer is as good as its share of even ids; those of the silent step are all as good."""
     found = [
-        [row // BATCH == SILENT or share_of_even(answer.ids) for answer in group]
+        [silent(row) or share_of_even(answer.ids) for answer in group]
         for row, group in zip(rows, groups, strict=True)
     ]
     return Judged(torch.tensor(found, dtype=torch.float64), {})
@@ -37,11 +37,11 @@ def share_of_even(ids):
     return sum(token % 2 == 0 for token in ids) / len(ids)
 
 
-def make(rank=0, seed=0, lr=1e-2, model=None, **plan):
+def make(rank=0, seed=0, lr=1e-2, model=None, judge=rewards, **plan):
     how = {"steps": 40, "lr": lr, "schedule": "constant", "weight_decay": 0.0}
     learning = Reinforcement(answers=ANSWERS, max_tokens=8)
     settings = TrainSettings(global_batch=BATCH, reinforcement=learning, **how)
-    prompts = Prompts(prompt, rewards, 24, 4, frozenset([3]), 62)
+    prompts = Prompts(prompt, judge, 24, 4, frozenset([3]), 62)
     plan = ComputePlan(**{"micro_batch": 2, "threads": 1} | plan)
     return Trainer(model or tiny_decoder(seed), prompts, settings, plan, rank=rank)
 
@@ -70,6 +70,23 @@ def test_answers_that_see_all_of_their_prompt_share_it_as_a_row_has_room(shape):
     times = (read - learned) / prompts
     assert times == ANSWERS if shape else 1 <= times <= 2
     assert max(m["mismatch"] for m in run(trainer, 2)) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [1, BATCH])
+def test_the_mismatch_is_the_mean_distance_of_the_tokens_that_are_learned(rows):
+    trainer = make(judge=partial(rewards, silent=lambda row: row % BATCH >= rows))
+    take = trainer._feed.take
+
+    def moved(*place):
+        batch = take(*place)
+        for each in batch.micro_batches:
+            apart = 0.25 * (each.targets != IGNORED)
+            apart[:, ::2] *= -1
+            each.sampled.log_probs.add_(apart)
+        return batch
+
+    trainer._feed.take = moved
+    assert [m["mismatch"] for m in run(trainer, 2)] == pytest.approx([0.25, 0.25], abs=1e-5)
 
 
 def test_in_bf16_answers_are_sampled_by_a_copy_of_the_weights_of_now():
