@@ -237,9 +237,7 @@ class Learned:
         return len(self.prompt) - 1 + sum(len(answer.ids) for answer, _ in self.answers)
 
 
-def pack(
-    learned: Sequence[Learned], seq_len: int, multiple: int = 1, *, block: int = 1
-) -> Batch:
+def pack(learned: Sequence[Learned], seq_len: int, multiple: int = 1, *, block: int = 1) -> Batch:
     """Pack answers into rows of `seq_len` tokens, each prompt and its answers as one document.
 
     The number of rows is a multiple of `multiple`, because compiled kernels are of one shape. There
