@@ -6,6 +6,7 @@ module rents the new machine, waits until it has taken over the run, and then en
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -170,8 +171,7 @@ def _see_it_through(move: Move) -> bool:
                 return False
         except PionError as error:
             raise PionError(f"{error} {call_off(move)}") from error
-        for line in (*end_old(move), *others_left(move)):
-            show(line)
+        _leave_old(move)
         for line in read_receipt(move):
             show(line)
     except KeyboardInterrupt:
@@ -183,6 +183,19 @@ def _see_it_through(move: Move) -> bool:
     except StoreError as error:
         show(f"the run has moved, but its receipt can't be read at the moment: {error}")
     return True
+
+
+def _leave_old(move: Move) -> None:
+    """End the old rental, and say what was done. Raises PionError if it may still cost money."""
+    try:
+        for line in itertools.chain(end_old(move), others_left(move)):
+            show(line)
+    except PionError as error:
+        raise PionError(
+            f"The run has moved to managed job {move.new}, but its old machine may still cost "
+            f"money: {error} To see what costs: pion rentals {move.state.url}. To end what no run "
+            "needs: pion rentals --reap"
+        ) from error
 
 
 def wait_for_arrival(move: Move) -> bool:
@@ -286,7 +299,11 @@ def read_receipt(move: Move) -> list[str]:
 
 
 def end_old(move: Move) -> Iterator[str]:
-    """Wait for the old rentals to end, or cancel them; yield what was done, in words."""
+    """Wait for the old rentals to end, or cancel them; yield what was done, in words.
+
+    Raises PionError if SkyPilot can't be asked, and after the last job if a pod can't be ended.
+    """
+    failed: dict[str, str] = {}
     still = _wait_until_ended(move, [job.id for job in move.old])
     if still:
         move.provider.cancel(still)
@@ -300,7 +317,9 @@ def end_old(move: Move) -> Iterator[str]:
                 "pion rentals --reap"
             )
         else:
-            yield f"managed job {job.id} has stopped{_end_pods(move, job)}"
+            yield f"managed job {job.id} has stopped{_end_pods(move, job, failed)}"
+    if failed:
+        raise PionError(" ".join(failed.values()))
 
 
 def others_left(move: Move) -> Iterator[str]:
@@ -325,8 +344,9 @@ def _wait_until_ended(move: Move, job_ids: Sequence[int]) -> list[int]:
     return [job.id for job in jobs if job.live]
 
 
-def _end_pods(move: Move, job: ManagedJob) -> str:
-    """End the pods that a job has left behind; return the end of a sentence about them."""
+def _end_pods(move: Move, job: ManagedJob, failed: dict[str, str]) -> str:
+    """End the pods that a job has left behind; return the end of a sentence about them. Those that
+    can't be ended are added to `failed`, with the reason."""
     if not job.may_be_on_runpod:
         return ""
     try:
@@ -336,5 +356,7 @@ def _end_pods(move: Move, job: ManagedJob) -> str:
         left = [pod.id for pod in ours if pod.belongs_to(cluster_name(move.name, job.id))]
     except PionError as error:
         return f", but Pion can't tell whether its pod is gone ({error})"
-    move.provider.terminate_pods(left)
+    failed |= (stay := move.provider.end_pods(left))
+    if stay:
+        return f", but its pod {', '.join(stay)} was not terminated"
     return f", and its pod {', '.join(left)} was terminated" if left else ", and its pod is gone"

@@ -28,6 +28,8 @@ from pipeline.state.run_state import RunState
 from pipeline.web.address import Address
 
 POLL_SECONDS, LONGEST_POLL_SECONDS = 10.0, 60.0
+# What still fails is said again after so long, because machines cost money meanwhile.
+SAY_AGAIN_SECONDS = 600.0
 
 
 def watch(
@@ -104,7 +106,8 @@ class Watcher:
         self._told: Look | None = None
         # For each problem, by its key: what was last said to be done about it.
         self._found: dict[str, str] = {}
-        self._trouble = ""
+        # What failed at the last look, and when that was said, by the monotonic clock.
+        self._trouble, self._said_at = "", 0.0
 
     def follow(self) -> int:
         """Look until the job has ended; return its exit code."""
@@ -116,9 +119,9 @@ class Watcher:
                 if code is not None:
                     return code
             except PionError as error:  # ask again at the next look
-                if str(error) != self._trouble:
-                    self.say(f"Pion can't tell the state at the moment: {error}")
-                self._trouble = str(error)
+                if str(error) != self._trouble or began >= self._said_at + SAY_AGAIN_SECONDS:
+                    self.say(f"something failed, and is tried again: {error}{self._costs()}")
+                    self._trouble, self._said_at = str(error), began
             # SkyPilot imports itself for each answer. A slow machine would do nothing else.
             self.clock.sleep(
                 max(POLL_SECONDS, min(3 * (self.clock.monotonic() - began), LONGEST_POLL_SECONDS))
@@ -157,6 +160,18 @@ class Watcher:
             f"listed, run `pion watch {run}`. If not, run `pion launch JOB --on SKY`."
         )
 
+    def _costs(self) -> str:
+        """Return in brackets what the rental's pods cost per hour; nothing if there is none."""
+        pods = self.lookout.pods
+        if not pods:
+            return ""
+        dollars = sum(pod.price or 0.0 for pod in pods)
+        several = f"{len(pods)} pods cost" if len(pods) > 1 else "1 pod costs"
+        return (
+            f" ({several} ${dollars:.2f} per hour: {', '.join(pod.id for pod in pods)}. To end "
+            "them yourself: https://console.runpod.io/pods)"
+        )
+
     def say(self, text: str) -> None:
         """Print a line, with the time of day in front."""
         at = time.strftime("%H:%M:%S", time.gmtime(self.clock.now()))
@@ -169,6 +184,9 @@ class Watcher:
             self.say(
                 "the other window has closed. From now on, this window restarts the run if it fails"
             )
+        if self.acting:  # first, because a look may fail, too
+            for line in self.keeper.end_pods(list(self.keeper.unended)):
+                self.say(line)
         look = self.lookout.look()
         if lines := changes(self._told, look):
             self._told = look
@@ -179,19 +197,25 @@ class Watcher:
         over = self.keeper.final_job(look)
         findings = self.keeper.findings(look, over)
         acted, given_up = False, frozenset(self.keeper.renter.given_up)
+        failed: list[str] = []
         for finding, job in findings:
             if job.id in self.keeper.renter.given_up - given_up:
                 continue  # it was given up just now
-            done = self._handle(finding, job, look)
+            try:
+                done = self._handle(finding, job, look)
+            except PionError as error:  # the others cost money, too
+                failed.append(str(error))
+                continue
             acted |= bool(done) and job.id not in given_up
             over = job if self.keeper.renter.gave_up else over
         keys = {finding.key for finding, _ in findings}
         self._found = {key: done for key, done in self._found.items() if key in keys}
-        if over is not None:
-            return self._end(over, look)
-        if not acted:  # otherwise SkyPilot and the store are asked again first
+        # After an action, SkyPilot and the store are asked again first.
+        if over is None and not (acted or failed):
             self.keeper.keep(look, acting=self.acting)
-        return None
+        if failed := [*failed, *self.keeper.unended.values()]:
+            raise PionError(" ".join(failed))
+        return None if over is None else self._end(over, look)
 
     def _handle(self, finding: Finding, job: ManagedJob, look: Look) -> list[str]:
         """Report a finding once, and act on it; return what was done, in words."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from pion.errors import BadInput, PionError
@@ -61,7 +61,7 @@ AGAIN_SECONDS = 60.0
 class RentalKeeper:
     """Keeps the run of the rental that `lookout` looks at on a machine. `say` prints a line.
 
-    `renter` cancels and requests.
+    `renter` cancels and requests. `unended` has the pods that could not be ended yet, and why.
     """
 
     def __init__(self, lookout: Lookout, provider: Provider, say: Callable[[str], None]) -> None:
@@ -80,6 +80,7 @@ class RentalKeeper:
         self._last: Decision | None = None
         self._decided_at = 0.0
         self._not_before = -math.inf
+        self.unended: dict[str, str] = {}
 
     # ------------------------------------------------------------ what is known at a look
 
@@ -159,14 +160,21 @@ class RentalKeeper:
         """End pods, or cancel or restart the job, as the finding says; return what was done, in
         words.
 
-        Raises PionError if SkyPilot or RunPod fails.
+        Raises PionError if SkyPilot fails.
         """
         if finding.action == "relaunch" and job.id not in self.renter.given_up:
             return self._restart(finding, job, look)
-        done = self._provider.terminate_pods(finding.pods)
+        done = self.end_pods(finding.pods)
         if finding.action == "cancel":
             done += self._cancel_only(job)
         return done
+
+    def end_pods(self, pods: Collection[str]) -> list[str]:
+        """End pods; return what was done, in words. Those that can't be ended are `unended`."""
+        failed = self._provider.end_pods(pods)
+        ended = [pod for pod in pods if pod not in failed]
+        self.unended = {p: why for p, why in (self.unended | failed).items() if p not in ended}
+        return [f"terminated pod {pod}" for pod in ended]
 
     def keep(self, look: Look, *, acting: bool) -> None:
         """Say what the deadline needs now; if `acting`, do it, and complete what was begun.
@@ -189,7 +197,7 @@ class RentalKeeper:
             )
             if acting:
                 self._beats.beat(decision.seen.now)
-        if acting and self.renter.replacing is not None:
+        if acting and self.renter.replacing is not None and not self.unended:
             if (following := self._following(decision)) is not None:
                 self._say(self._submit(decision, following))
             else:
@@ -239,12 +247,15 @@ class RentalKeeper:
             if decision.plan is None and not job.live:
                 renter.gave_up = why
             return [why]
-        done = self._provider.terminate_pods(finding.pods)
+        done = self.end_pods(finding.pods)
         renter.give_up(job, look)
         if no_use:
             renter.leave_alone(market)
         if decision.plan is None:
             renter.replacing = job  # set before it is cancelled, because that may half fail
+            if self.unended:  # another machine would cost as much again, so `keep` requests it
+                renter.cancel([job])
+                return [*done, f"ended managed job {job.id}, to request another once its pods end"]
         if job.live and (following is None or decision.plan is not None):
             another = "" if following is None else ", to request another machine"
             done.append(f"cancelled managed job {job.id}{another}")
@@ -262,7 +273,7 @@ class RentalKeeper:
         self, finding: Finding, job: ManagedJob, look: Look, decision: Decision
     ) -> list[str]:
         """End a job for good. With it, the rental ends, unless another job of the run lives."""
-        done = self._provider.terminate_pods(finding.pods)
+        done = self.end_pods(finding.pods)
         why = "no machine on demand starts the run, so nothing more is requested"
         if decision.plan is None:
             restarts = self.renter.restarts(job, look)

@@ -89,12 +89,14 @@ class Lookout:
     """Looks at the rental called `name` of a run.
 
     `job_id` is the managed job that is followed: the newest live job of that name. If `patient`, a
-    store that is down does not end a look, once the store has been read.
+    store that is down does not end a look, once the store has been read. `pods` are the rental's
+    live pods at the last look.
     """
 
     def __init__(self, state: RunState, name: str, job_id: int, provider: Provider) -> None:
         self.state, self.name, self.job_id = state, name, job_id
         self.patient = False
+        self.pods: Sequence[Pod] = ()
         self._provider = provider
         self._memories: dict[int, JobMemory] = {}
         self._lost = LostPods(state, name)
@@ -114,6 +116,7 @@ class Lookout:
         now = self.state.clock.now()
         if pods is not None:
             self._lost.note(job, pods, now)
+            self.pods = [pod for pod in pods if pod.alive and pod.is_of(self.name)]
         if job is None:
             raise PionError(f"SkyPilot no longer lists managed job {self.job_id}.")
         store, stale = self._read_store(now)

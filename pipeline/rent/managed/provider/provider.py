@@ -164,11 +164,15 @@ class Provider:
         """End a pod, which ends its bill."""
         pods.terminate_pod(pod_id)
 
-    def terminate_pods(self, pod_ids: Sequence[str]) -> list[str]:
-        """End these pods; return what was done, in words. Raises PionError."""
+    def end_pods(self, pod_ids: Collection[str]) -> dict[str, str]:
+        """End each of these pods. Of those that can't be ended, return why."""
+        failed: dict[str, str] = {}
         for pod_id in pod_ids:
-            self.terminate_pod(pod_id)
-        return [f"terminated pod {pod_id}" for pod_id in pod_ids]
+            try:
+                self.terminate_pod(pod_id)
+            except PionError as error:
+                failed[pod_id] = str(error)
+        return failed
 
     def clusters_now(self) -> Mapping[str, str] | None:
         """Ask the clouds for the status of every cluster. Return None if SkyPilot can't do this."""

@@ -143,6 +143,26 @@ def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_rec
     assert sky.cancelled == []
 
 
+def test_an_old_pod_that_can_not_be_ended_costs_no_other_and_is_named(sky):
+    end = sky.terminate_pod
+
+    def terminate(pod):
+        if pod == "a":
+            raise PionError("RunPod could not terminate pod a: timed out.")
+        end(pod)
+
+    def live():
+        sky.relieve()
+        sky.change(1, status="FAILED", failure="Job exited with exit code 4")
+
+    sky.terminate_pod, sky.time.during_sleep = terminate, live
+    cluster = cluster_name(sky.name, 1)
+    sky.listed = [Pod(name, f"{cluster}-{ME}-head", "RUNNING") for name in "ab"]
+    with pytest.raises(PionError, match=r"has moved to managed job 2, but .* pod a: timed out"):
+        sky.hop()
+    assert sky.terminated == ["b"]
+
+
 def test_an_old_rental_that_does_not_end_by_itself_is_cancelled(sky, capsys):
     sky.time.during_sleep = sky.relieve
     sky.hop()

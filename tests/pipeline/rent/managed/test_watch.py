@@ -295,7 +295,7 @@ def test_a_failed_look_is_reported_once_and_repeated(watcher, provider, time, sa
 
     during(time, lambda: None, lambda: None, back, succeed(provider))
     assert watcher.follow() == 0
-    assert len([line for line in said if "can't tell the state at the moment" in line]) == 1
+    assert len([line for line in said if "something failed, and is tried again" in line]) == 1
 
 
 def test_a_job_that_skypilot_does_not_list_can_not_be_judged(watcher, provider):
