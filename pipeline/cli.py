@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _works_unattended(arguments: Sequence[str]) -> bool:
     """Return whether a SIGTERM without anything to save means that the command begins again
     elsewhere."""
-    if arguments[:1] in (["ladder"], ["try"]):
+    if arguments[:1] == ["try"]:
         from pipeline.state.owner import launch_id
 
         return launch_id() is not None

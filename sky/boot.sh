@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a bare rented machine to `pion run`, or to the `pion ladder …` or `pion try …` that
+# From a bare rented machine to `pion run`, or to the `pion try …` that
 # PION_COMMAND names. Every YAML in this folder has this script as its `run:`.
 # SkyPilot recovers a job whose `run:` exits with 75, but never a job whose `setup:` fails. So
 # everything that a bad host can break happens here.

@@ -1,4 +1,4 @@
-"""The `pion` commands that use a run or a model, `ladder` and `try`, and their arguments."""
+"""The `pion` commands that use a run or a model, `try`, and their arguments."""
 
 from __future__ import annotations
 
@@ -84,7 +84,6 @@ def add_commands(add: Add) -> None:
     )
     _add_run_commands(add)
     _add_store_commands(add)
-    _add_ladder(add)
     _add_try(add)
 
 
@@ -431,10 +430,10 @@ def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, Ch
     return found, model.joined(), chat_format
 
 
-# ---------------------------------------------------------------- ladder and try
+# ---------------------------------------------------------------- try
 
 
-_OF_BOTH = (
+_CAP = (
     argument(
         "--hours",
         metavar="H",
@@ -448,37 +447,7 @@ _OF_BOTH = (
         help="at most so many dollars over all its runs; kept in the store. Needs "
         "budget.dollars_per_hour on a machine that was not rented",
     ),
-    JSON,
 )
-
-
-def _add_ladder(add: Add) -> None:
-    add(
-        "ladder",
-        _ladder,
-        "train small copies of a job's model, and fit how the loss falls with size and tokens",
-        argument("job", metavar="JOB", help="a job file with `pretrain`"),
-        argument(
-            "--widths",
-            metavar="SHARES",
-            help="the widths of the models, as shares of the job's d_model; default: "
-            "0.25,0.35,0.5,0.7. Depth and heads follow",
-        ),
-        argument(
-            "--tokens",
-            metavar="SHARES",
-            help="the training tokens, as shares of the job's; default: "
-            "0.03125,0.0625,0.125,0.25. Batch and rates follow",
-        ),
-        argument(
-            "--hold-out",
-            metavar="N",
-            help="leave the N largest runs out of the fit, and predict them before they start; or "
-            "more runs as shares of width and tokens, such as 0.7x0.5,0.9x0.5",
-        ),
-        *_OF_BOTH,
-        overrides=True,
-    )
 
 
 def _add_try(add: Add) -> None:
@@ -516,19 +485,10 @@ def _add_try(add: Add) -> None:
             metavar="SOURCE",
             help="choose by the loss on this source of the mixes; default: the mean of all sources",
         ),
-        *_OF_BOTH,
+        *_CAP,
+        JSON,
         overrides=True,
     )
-
-
-def _ladder(args: argparse.Namespace) -> int:
-    from pipeline.ladder.cap import Cap
-    from pipeline.ladder.command import grid_of, run_ladder
-    from pipeline.ladder.runs import Runs
-
-    grid = grid_of(args.widths, args.tokens, args.hold_out)
-    runs = Runs("ladder", args.job, args.overrides, as_json=args.json)
-    return run_ladder(runs, grid, Cap(args.hours, args.dollars))
 
 
 def _try(args: argparse.Namespace) -> int:

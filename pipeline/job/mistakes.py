@@ -164,8 +164,7 @@ GONE = {
     "their questions out of the training text, and reports how many there were",
     "evaluate.instructions": "name the task ifeval in evaluate.lm_eval.tasks, which asks "
     "instructions whose answers code can check",
-    "evaluate.ladder": "ask `pion plan JOB --dollars N --ladder NAME`, which predicts the bits per "
-    "byte before a run is paid for",
+    "evaluate.ladder": "leave it out. Pion predicts no loss any more (docs/try.md)",
     **{
         f"{stage}.init_from": "write `model: {from: …}` in place of the sections model and "
         "tokenizer. The model that the run starts from brings both"

@@ -38,7 +38,7 @@ ROWS = 10**8
 SECONDS = 10**8
 HOURS = 30_000
 DOLLARS = 10**9
-# The names of runs and ladders, of at most MOST_OF_A_NAME characters.
+# The names of runs, of at most MOST_OF_A_NAME characters.
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]*$"
 MOST_OF_A_NAME = 100
 

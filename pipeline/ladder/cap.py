@@ -1,11 +1,11 @@
-"""A cap in hours or dollars over all runs of a ladder or a search, on all their machines.
+"""A cap in hours or dollars over all runs of a search, on all their machines.
 
 What a run has spent is what its HEAD says, as for `budget.hours` of a single run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,24 +51,6 @@ def check_cap(cap: Cap, budget: Budget) -> None:
             f"--dollars {cap.dollars:g}: the price of this machine is not known. Nothing was "
             f"started. Set budget.dollars_per_hour or {PRICE_VARIABLE}, or limit --hours instead."
         )
-
-
-def expected_hours(flops: float, before: Sequence[tuple[float, float]]) -> float | None:
-    """Return how long a run of so many FLOPs takes, by the last two runs before it; None if there
-    is none. `before` has the FLOPs and the hours of finished runs.
-
-    Part of each run does not depend on its FLOPs: starting, preparing. Between two runs, the hours
-    grow along a line. With only one, they grow with the FLOPs.
-    """
-    if not before:
-        return None
-    *others, (work, hours) = before
-    most = hours * max(1.0, flops / work)
-    earlier = [run for run in others if run[0] < work]
-    if not earlier or flops <= work:
-        return most
-    slope = (hours - earlier[-1][1]) / (work - earlier[-1][0])
-    return min(most, hours + max(0.0, slope) * (flops - work))
 
 
 def total(spent: Mapping[str, Spent], without: str = "") -> Spent:

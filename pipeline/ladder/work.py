@@ -1,53 +1,42 @@
-"""Do one run after the other of a ladder or of a search, under one cap, and keep the record."""
+"""Do one run of a search after the other, under one cap, and keep the record."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from pion.errors import PionError
 from pipeline.console.formats import duration
 from pipeline.cost.budget import price_per_hour
 from pipeline.ladder.cap import budget_of, check_cap, refuse_beyond, total
-from pipeline.ladder.record import WorkRecord
+from pipeline.ladder.record import SearchRecord
 from pipeline.ladder.runs import Run, Runs
 from pipeline.state.head import Head, Spent
 from pipeline.state.record_file import RecordFile
 
-Kept = TypeVar("Kept", bound=WorkRecord)
 
+class Work:
+    """One start of a search.
 
-class Work(Generic[Kept]):
-    """One start of a ladder or of a search.
-
-    `new` is the record of one that has not begun. `refuse` raises BadInput for the record of one
-    that was begun with other settings. A cap that `new` has replaces the one in the store. Raises
-    BadInput and StoreError.
+    `new` is the record of a search that has not begun. A cap that `new` has replaces the cap in the
+    store. Raises BadInput and StoreError.
 
     Attributes:
         record: as it was last read or written.
     """
 
-    def __init__(
-        self,
-        runs: Runs,
-        file: RecordFile[Kept],
-        new: Kept,
-        *,
-        refuse: Callable[[Kept], None] = lambda old: None,
-    ) -> None:
-        def begin(old: Kept | None) -> Kept:
+    def __init__(self, runs: Runs, file: RecordFile[SearchRecord], new: SearchRecord) -> None:
+        def begin(old: SearchRecord | None) -> SearchRecord:
             if old is None:
                 return new
-            refuse(old)
             if new.hours is None and new.dollars is None:
                 return old
             return dataclasses.replace(old, hours=new.hours, dollars=new.dollars)
 
         check_cap(new.cap, runs.job.budget)
         self._runs, self._file = runs, file
-        self.record: Kept = file.change(begin, None)
+        self.record: SearchRecord = file.change(begin, None)
         runs.store.flush()
         check_cap(self.record.cap, runs.job.budget)
 
@@ -94,7 +83,7 @@ class Work(Generic[Kept]):
         self._runs.say(f"{run.name}: {why}. {so}")
         self.change(lambda old: {"failed": {**old.failed, run.name: why}})
 
-    def change(self, change: Callable[[Kept], Mapping[str, Any]]) -> None:
+    def change(self, change: Callable[[SearchRecord], Mapping[str, Any]]) -> None:
         """Change fields of the record in the store, as it is there now."""
         self.record = self._file.change(
             lambda old: dataclasses.replace(old, **change(old)), self.record

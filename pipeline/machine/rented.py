@@ -36,7 +36,7 @@ PRICES_VARIABLE = "PION_PRICES"
 _AT = " on "
 # What a machine without a GPU is called among prices.
 CPU = "CPU"
-# A ladder sets it for its runs: each pays from the end of the one before.
+# A search sets it for its runs: each pays from the end of the one before.
 PAID_SINCE = "PION_PAID_SINCE"
 # The phases of a boot, in order. Each ends at the time in its variable.
 BOOT_PHASES = (

@@ -62,11 +62,6 @@ def _add_plan(add: Add) -> None:
         argument(
             "--hours", metavar="H", type=float, help="with --dollars: the most hours that it takes"
         ),
-        argument(
-            "--ladder",
-            metavar="NAME",
-            help="with --dollars: predict bits per byte with this ladder of the job's store",
-        ),
         one_of(
             argument(
                 "--gpu",
@@ -142,9 +137,8 @@ def _check(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> int:
     if args.dollars is not None:
         return _plan_for_dollars(args)
-    for option in ("hours", "ladder"):
-        if getattr(args, option) is not None:
-            raise BadInput(f"--{option} is for `pion plan --dollars N`. Add --dollars.")
+    if args.hours is not None:
+        raise BadInput("--hours is for `pion plan --dollars N`. Add --dollars.")
     if args.job is None:
         raise BadInput("name a JOB, or say how much money there is: `pion plan --dollars 20`")
     with _loading(quiet=args.json):
@@ -169,7 +163,6 @@ def _plan_for_dollars(args: argparse.Namespace) -> int:
         job=args.job,
         overrides=args.overrides,
         money=Money(args.dollars, args.hours),
-        ladder=args.ladder,
         gpus=args.gpu,
         on=args.on,
         bench=args.bench,

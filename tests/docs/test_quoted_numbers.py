@@ -171,7 +171,7 @@ def clean_data():
     yield f"Cleaning read {text['mb_per_second']} MB/s"
 
 
-def ladder():
+def search():
     for case in ("one-layer", "prose", "source"):
         found = results(f"ladder-{case}")["summary"]
         yield f"| {found['held']} of {found['of']} | at most {100 * found['widest']:.1f} % |"
@@ -187,9 +187,6 @@ def ladder():
         goods = ", ".join(f"{100 * plan['good_of_all_triples']:.0f} %" for plan in both)
         regrets = ", ".join(f"{plan['regret']:.4f}" for plan in both)
         yield f"| {both[0]['good']}, {both[1]['good']} | {goods} | {regrets} |"
-    intervals = results("ladder_intervals")
-    share = f"{100 * intervals['held']:.1f} % ± {100 * intervals['sem']:.1f}"
-    yield f"On {intervals['ladders']:,} ladders of laws drawn at random, the intervals held {share}"
 
 
 def recipes():
@@ -245,7 +242,7 @@ PAGES = [
     ("docs/reinforce.md", rewards),
     ("docs/sizing.md", vocabulary),
     ("docs/clean-data.md", clean_data),
-    ("docs/ladder.md", ladder),
+    ("docs/try.md", search),
     ("docs/recipes.md", recipes),
     ("docs/recipes.md", races),
 ]

@@ -108,7 +108,7 @@ def test_help_of_redo_names_every_stage(pion):
     ("arguments", "expected"),
     [
         (["replay", "job.yaml"], "`pion replay` is gone: in a checkout of Pion, `python -m"),
-        (["ladder", "job.yaml", "--on=sky.yaml"], "`pion ladder --on` is gone: rent one machine"),
+        (["ladder", "job.yaml"], "`pion ladder` is gone: in two of three ladders"),
         (["watch", "--all"], "`pion watch --all` is gone: one `pion watch RUN` looks after"),
         (["watch", "one", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["watch", "one", "two"], "`pion watch RUN RUN` is gone: one `pion watch RUN` looks"),

@@ -65,7 +65,6 @@ in_soak = functools.partial(pytest.param, marks=pytest.mark.soak)
         in_soak("plan tiny.yaml", "loading the code that knows machines", {130}),
         in_soak(f"launch tiny.yaml --on {SKY} store=runs", "loading the code", {130}),
         in_soak("bench --tiny", "losses/", {130}),
-        in_soak("ladder tiny.yaml", "prepare: ", {75, 130}),
         in_soak("try tiny.yaml --vary pretrain.lr=1e-2,2e-2", "prepare: ", {75, 130}),
     ],
 )

@@ -180,7 +180,7 @@ def test_it_ends_in_pion_run_with_the_job_the_overrides_and_the_last_stage(boote
     assert not booted.ran("torch"), "without GPUs there is nothing for torch to test"
 
 
-def test_a_ladder_or_a_search_takes_the_place_of_pion_run(machine):
+def test_a_search_takes_the_place_of_pion_run(machine):
     words = "try --vary 'evaluate.prompts=[a b],[c]' --hours=3.0"
     code, output = machine.boot(PION_COMMAND=words, OVERRIDES="pretrain.lr=1e-3", PION_EXITS="4")
     assert code == 4, output
@@ -193,7 +193,7 @@ NODES = {"SKYPILOT_NUM_NODES": "2"}
 TOKEN = "0123456789abcdef" * 4
 ASK_FOR_TOKEN = "--secret PION_RAY_TOKEN=$(openssl rand -hex 32)"
 REFUSED = [
-    ({"PION_COMMAND": "ladder --widths '0.5"},
+    ({"PION_COMMAND": "try --vary '0.5"},
      "PION_COMMAND is not a list of shell words (No closing quotation)"),
     ({"PION_COMMAND": "try", "PION_RAY_TOKEN": TOKEN, **NODES},
      "PION_COMMAND=try works on one machine; launch without num_nodes"),

@@ -14,8 +14,7 @@ from typing import Any
 
 from tests.paths import JOBS, RELEASE_0_1_0
 from tests.pipeline.ladder.fake_runs import FakeRuns
-from tests.pipeline.ladder.fake_runs import write_job as write_ladder_job
-from tests.pipeline.ladder.test_climb import climb
+from tests.pipeline.ladder.fake_runs import write_job as write_searched_job
 from tests.pipeline.ladder.test_search import best_at_2e3, search
 from tests.pipeline.new.test_command import CHATS
 from tests.pipeline.new.test_proposal import LAYOUTS as PAIRS
@@ -235,17 +234,12 @@ def json_keys() -> Texts:
             ("plan", "--dollars", "20"),
         ]
         found = {here.neutral(" ".join(line)): here.pion(*line, "--json") for line in asked}
-        for name, run in {"ladder": _ladder, "try": _try}.items():
-            found[name] = here.printed(run)
+        found["try"] = here.printed(_try)
         return {"keys.txt": "\n".join(f"# {name}\n{_keys(text)}" for name, text in found.items())}
 
 
-def _ladder() -> int:
-    return climb(write_ladder_job(Path()), FakeRuns(), as_json=True)
-
-
 def _try() -> int:
-    job = write_ladder_job(Path(), pretrain__steps=40, pretrain__warmup_steps=1)
+    job = write_searched_job(Path(), pretrain__steps=40, pretrain__warmup_steps=1)
     return search(job, FakeRuns(loss=best_at_2e3), varied=["pretrain.lr=1e-3,2e-3"], as_json=True)
 
 

@@ -1,25 +1,21 @@
 """What to train for so many dollars: for each card the model, its tokens, batch and rates.
 
-Without a ladder, the largest model that gets TOKENS_PER_PARAMETER is taken. With a ladder, it is
-the model with the lowest predicted bits per byte, or a smaller model that is nearly as good: it is
-cheaper to use. All money is spent on tokens, but for a share that other work takes.
+The largest model that gets TOKENS_PER_PARAMETER is taken. All money is spent on tokens, but for a
+share that other work takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pion.errors import BadInput
 from pipeline.console.formats import amount, duration, money
 from pipeline.job import Job
-from pipeline.ladder.grid import settings_by_rule
-from pipeline.ladder.law import training_flops
-from pipeline.ladder.prediction import Fit, Prediction
 from pipeline.rent.plan.compared import Compared
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, workers_on
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
-from pipeline.rent.plan.sizes import Size
+from pipeline.rent.plan.sizes import Size, settings_by_rule
 from pipeline.run.preflight import stage_with_few_rows
 
 # Compute is spent best at 8 (nanochat) to 20 tokens per parameter (Hoffmann et al. 2022).
@@ -27,8 +23,6 @@ TOKENS_PER_PARAMETER = 10
 # The share of the money that is not planned: preparing data, evaluation and publishing cost
 # something too, and a speed may be estimated too high.
 SPARE = 0.1
-# A smaller model may be so much worse than the best, as a share of the bits per byte.
-NEARLY = 0.005
 # How often the steps are lowered until the estimate is within the budget.
 _TRIES = 8
 
@@ -59,7 +53,6 @@ class Asked:
     job: str | None
     overrides: Sequence[str]
     money: Money
-    ladder: str | None = None
     gpus: Sequence[str] = ()
     on: str | None = None
     bench: Sequence[str] = ()
@@ -69,20 +62,18 @@ class Asked:
 class Purchase:
     """A model that is trained for the money on one machine.
 
-    `settings` are the fields of `pretrain` that differ from the job's. `predicted` is None without
-    a ladder.
+    `settings` are the fields of `pretrain` that differ from the job's.
     """
 
     size: Size
     settings: Mapping[str, int | float]
     tokens: int
     estimate: Estimate
-    predicted: Prediction | None = None
 
     @property
     def flops(self) -> float:
-        """The FLOPs of pretraining with the model's weights."""
-        return training_flops(self.size.cost.macs_per_token, self.tokens)
+        """The FLOPs of pretraining: 2 for each multiply-accumulate forward, and 4 backward."""
+        return 6.0 * self.size.cost.macs_per_token * self.tokens
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -97,27 +88,16 @@ class Purchase:
 
 @dataclass(frozen=True)
 class Option:
-    """What to train on one machine. `best` is the model with the lowest predicted bits per byte,
-    which is larger than the chosen model or the same; None without a ladder."""
+    """What to train on one machine."""
 
     offer: Offer
     chosen: Purchase
-    best: Purchase | None = None
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Sorts options: first the lowest predicted bits per byte, or the most FLOPs."""
-        predicted = None if self.best is None else self.best.predicted
-        return (0.0 if predicted is None else predicted.bits_per_byte, -self.chosen.flops)
 
 
-def options_for(
-    money: Money, sizes: Sequence[Size], market: Compared, fit: Fit | None = None
-) -> list[Option]:
-    """Return what to train on each machine that can do it for the money, the best first.
+def options_for(money: Money, sizes: Sequence[Size], market: Compared) -> list[Option]:
+    """Return what to train on each machine that can do it for the money, the most FLOPs first.
 
-    `sizes` come the smallest first. Raises BadInput if the money buys too little anywhere, and if
-    it buys more FLOPs than the ladder is trusted for.
+    `sizes` come the smallest first. Raises BadInput if the money buys too little anywhere.
     """
     bought = [
         (offer, [p for size in sizes if (p := buy(size, offer, money, market)) is not None])
@@ -126,15 +106,9 @@ def options_for(
     enough = [(offer, models) for offer, models in bought if any(p.has_enough for p in models)]
     if not enough:
         raise _too_little(money, sizes[0], market)
-    if fit is None:
-        # Of the models that get enough tokens, the largest, which comes last.
-        options = [Option(o, [p for p in models if p.has_enough][-1]) for o, models in enough]
-    else:
-        largest = max((p for _, models in enough for p in models), key=lambda p: p.flops)
-        if largest.flops > fit.trusted_flops:
-            raise _beyond(money, largest, fit)
-        options = [_by_ladder(offer, models, fit) for offer, models in enough]
-    return sorted(options, key=lambda option: option.rank)
+    # Of the models that get enough tokens, the largest, which comes last.
+    options = [Option(o, [p for p in models if p.has_enough][-1]) for o, models in enough]
+    return sorted(options, key=lambda option: -option.chosen.flops)
 
 
 def best_of_each(options: Sequence[Option]) -> list[Option]:
@@ -202,21 +176,6 @@ def pretrain_of(found: Estimate) -> StageEstimate:
     return next(stage for stage in found.stages if stage.stage == "pretrain")
 
 
-def _by_ladder(offer: Offer, bought: Sequence[Purchase], fit: Fit) -> Option:
-    """Return the smallest model that is nearly as good as the best, by the ladder's law."""
-    predicted = [
-        replace(p, predicted=fit.predict(p.size.cost.macs_per_token, p.tokens)) for p in bought
-    ]
-    best = min(predicted, key=_loss)
-    good = (p for p in predicted if _loss(p) <= _loss(best) * (1 + NEARLY))
-    return Option(offer, next(good), best)
-
-
-def _loss(purchase: Purchase) -> float:
-    assert purchase.predicted is not None
-    return purchase.predicted.bits_per_byte
-
-
 # ---------------------------------------------------------------- budgets that are refused
 
 
@@ -258,14 +217,3 @@ def _unknown(found: Estimate) -> str:
     if any(stage.tokens is None for stage in found.stages):
         return "sft has epochs in place of steps, and how many steps they are is not known yet"
     return next((s.speed_from for s in found.stages if s.seconds is None), "its speed is unknown")
-
-
-def _beyond(money: Money, largest: Purchase, fit: Fit) -> BadInput:
-    """Return the error for money that buys more FLOPs than the ladder is trusted for."""
-    share = fit.trusted_flops / largest.flops
-    return BadInput(
-        f"{money} buys {largest.flops:.2g} FLOPs on {largest.estimate.offer}, and the "
-        f"ladder is trusted up to {fit.trusted_flops:.2g}, 100 times its largest run: about "
-        f"{Money(money.dollars * share)} there. Give less, add larger runs to the ladder, or leave "
-        "out --ladder: then sizes follow a rule, and no loss is predicted."
-    )

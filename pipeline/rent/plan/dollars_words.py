@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.console.formats import money, short_amount, size
-from pipeline.ladder.prediction import Fit, Prediction
 from pipeline.rent.plan.dollars import (
-    NEARLY,
     SPARE,
     TOKENS_PER_PARAMETER,
     Asked,
@@ -33,13 +31,10 @@ ONE_CARD = {"A40": "sky/runpod-a40.yaml", "RTXA4000": "sky/runpod-a4000.yaml"}
 
 @dataclass(frozen=True)
 class Answer:
-    """What the money buys. `left_out` are models that the ladder says nothing of: their jobs have
-    other text."""
+    """What the money buys."""
 
     asked: Asked
     options: Sequence[Option]
-    fit: Fit | None
-    left_out: Sequence[str]
 
     @property
     def first(self) -> Option:
@@ -56,9 +51,10 @@ def as_lines(answer: Answer) -> list[str]:
     left = len(answer.options) - len(shown)
     more = f" ({left} more with --json)" if left > 0 else ""
     return [
-        f"{_title(answer)}. The best cards{more}:",
-        *_table(shown, losses=answer.fit is not None),
-        f"Train {chosen.size.name}: {_why(answer.first)}.",
+        f"What to train for {answer.asked.money}. The best cards{more}:",
+        *_table(shown),
+        f"Train {chosen.size.name}: the largest model that gets {TOKENS_PER_PARAMETER} tokens for "
+        "each parameter.",
         f"  settings  {_settings_in_words(chosen)}",
         f"  speed     {speed.tokens_per_second or 0:,.0f} tokens/s, {speed.speed_from}",
         f"  to use    {_use_in_words(chosen)}",
@@ -70,23 +66,14 @@ def as_lines(answer: Answer) -> list[str]:
 
 def as_json(answer: Answer, notes: Sequence[str]) -> dict[str, Any]:
     """Return all of the answer as plain JSON."""
-    ladder = None
-    if answer.fit is not None:
-        ladder = {
-            "name": answer.asked.ladder,
-            "trusted_flops": answer.fit.trusted_flops,
-            "left_out": list(answer.left_out),
-        }
     return {
         "dollars": answer.asked.money.dollars,
         "hours": answer.asked.money.hours,
-        "ladder": ladder,
         "options": [
             {
                 **dataclasses.asdict(option.offer),
                 "price": option.offer.price,
                 "chosen": _purchase_json(option.chosen),
-                "best": None if option.best is None else _purchase_json(option.best),
             }
             for option in answer.options
         ],
@@ -140,21 +127,9 @@ def _rental(answer: Answer) -> tuple[str, str | None]:
 # ---------------------------------------------------------------- in words
 
 
-def _title(answer: Answer) -> str:
-    words = f"What to train for {answer.asked.money}"
-    if answer.fit is None:
-        return f"{words}, by rule (no loss is predicted without --ladder)"
-    about = f"trusted up to {answer.fit.trusted_flops:.2g} FLOPs"
-    if answer.left_out:
-        about += f"; it has other data or another tokenizer than {', '.join(answer.left_out)}"
-    return f"{words}, by the ladder {answer.asked.ladder} ({about})"
-
-
-def _table(shown: Sequence[Option], *, losses: bool) -> list[str]:
-    """Return a line with names, and one for each card, with its predicted loss if asked."""
+def _table(shown: Sequence[Option]) -> list[str]:
+    """Return a line with names, and one for each card."""
     rows = [["card", "$/h", "model", "tokens", "a parameter", "hours", "$"]]
-    if losses:
-        rows[0].append("bits per byte")
     for option in shown:
         offer, chosen = option.offer, option.chosen
         cells = [
@@ -166,8 +141,6 @@ def _table(shown: Sequence[Option], *, losses: bool) -> list[str]:
             f"{chosen.estimate.hours or 0.0:,.1f}",
             money(chosen.estimate.dollars or 0.0, sign=""),
         ]
-        if chosen.predicted is not None:
-            cells.append(_loss(chosen.predicted))
         rows.append(cells)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
@@ -180,24 +153,6 @@ def _cards(option: Option) -> str:
     count = f"{offer.count} × " if offer.count > 1 else ""
     sharded = ", sharded" if option.chosen.estimate.sharded else ""
     return f"{count}{offer.gpu} {'spot' if offer.use_spot else 'on demand'}{sharded}"
-
-
-def _why(option: Option) -> str:
-    chosen, best = option.chosen, option.best
-    if best is None or chosen.predicted is None or best.predicted is None:
-        return f"the largest model that gets {TOKENS_PER_PARAMETER} tokens for each parameter"
-    if best is chosen:
-        return "the lowest predicted bits per byte"
-    return (
-        f"{chosen.predicted.bits_per_byte:.3f} bits per byte are within {NEARLY:.1%} of the "
-        f"{best.predicted.bits_per_byte:.3f} of {best.size.name}, and the smaller model is cheaper "
-        "to use"
-    )
-
-
-def _loss(predicted: Prediction) -> str:
-    low, high = predicted.low, predicted.high
-    return f"{predicted.bits_per_byte:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _settings_in_words(chosen: Purchase) -> str:
@@ -231,7 +186,6 @@ def _use_in_words(chosen: Purchase) -> str:
 
 def _purchase_json(purchase: Purchase) -> dict[str, Any]:
     estimate, stage = purchase.estimate, pretrain_of(purchase.estimate)
-    predicted = purchase.predicted
     return {
         "model": purchase.size.name,
         "job": purchase.size.path,
@@ -247,5 +201,4 @@ def _purchase_json(purchase: Purchase) -> dict[str, Any]:
         "speed_from": stage.speed_from,
         "measured": stage.measured,
         "sharded": estimate.sharded,
-        "predicted": None if predicted is None else dataclasses.asdict(predicted),
     }

@@ -17,9 +17,9 @@ from pipeline.state.record_json import Damaged, damaged
 
 Data = bytes | memoryview | Path
 
-# The records of ladders, and of searches over settings.
+# The records of searches over settings, and those of the ladders of older versions.
 LADDERS = "_ladders"
-# What is not a run: what runs share (prepared data, and the models that runs start from), ladders.
+# What is not a run: what runs share (prepared data, and the models that runs start from), searches.
 RESERVED = ("_data", "_bases", LADDERS)
 # The most names that a list of folders looks through. Each thousand is a request.
 MOST_NAMES = 100_000

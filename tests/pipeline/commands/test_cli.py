@@ -1,4 +1,4 @@
-"""`pion ladder`, `pion try` and `pion bench` from the command line."""
+"""`pion try` and `pion bench` from the command line."""
 
 import stat
 
@@ -23,25 +23,6 @@ def test_overrides_hold_for_all_runs_before_and_after_options(here, pion):
     )
     assert code == 2
     assert "pretrain.steps 1: too few to compare 2 settings" in err
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["--hold-out", "many"], "--hold-out many: give a number of runs"),
-        (["--widths", "1,x"], "--widths: 'x' is not a number"),
-        (["--hours", "-1"], "--hours -1"),
-        (["--dollars", "5"], "the price of this machine is not known"),
-        (["pretrain=null"], "mistake"),
-        (["--tokens", "0.5,1"], "lacks 1 more length"),
-    ],
-)
-def test_a_wrong_ladder_is_one_message(here, pion, options, says):
-    code, out, err = pion("ladder", write_job(here), *options)
-    assert code == 2
-    assert says in err
-    assert not out
-    assert not (here / "runs").exists()
 
 
 @pytest.fixture

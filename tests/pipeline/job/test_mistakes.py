@@ -57,7 +57,7 @@ def test_the_mistakes_in_a_misspelled_section_are_reported_too(job_file):
         ("pretrain.init_from=runs/demo", "is gone: write `model: {from: …}` in place of"),
         ("evaluate.instructions=24", "is gone: name the task ifeval in evaluate.lm_eval.tasks"),
         ("evaluate.overlap=auto", "is gone: name the sets in data.clean.decontaminate, which"),
-        ("evaluate.ladder=demo", "is gone: ask `pion plan JOB --dollars N --ladder NAME`, which"),
+        ("evaluate.ladder=demo", "is gone: leave it out"),
         ("prefer.loss=kto", "the value 'kto' is gone: use apo-zero, which learns from single"),
         ("pretrain.steps=many", "pretrain.steps: 'many' should be a whole number"),
         ("pretrain.steps=1.5", "pretrain.steps: 1.5 should be a whole number"),

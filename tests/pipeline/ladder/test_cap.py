@@ -4,24 +4,8 @@ import pytest
 
 from pion.errors import BadInput, Stopped
 from pipeline.job import Budget
-from pipeline.ladder.cap import Cap, budget_of, check_cap, expected_hours, reached, refuse_beyond
+from pipeline.ladder.cap import Cap, budget_of, check_cap, reached, refuse_beyond
 from pipeline.state.head import Spent
-
-
-def test_hours_grow_along_the_line_through_the_last_two_runs():
-    before = [(1.0, 0.2), (2.0, 0.3)]
-    assert expected_hours(4.0, before) == pytest.approx(0.5)
-
-
-def test_nothing_is_expected_before_the_first_run_and_after_it_hours_grow_with_the_work():
-    assert expected_hours(4.0, []) is None
-    assert expected_hours(4.0, [(2.0, 0.3)]) == pytest.approx(0.6)
-
-
-def test_a_run_is_not_expected_to_take_less_than_a_smaller_one():
-    """A later run may have been faster: it began on a machine that was warm."""
-    before = [(1.0, 0.9), (2.0, 0.3)]
-    assert expected_hours(4.0, before) == pytest.approx(0.3)
 
 
 def test_a_run_gets_what_the_others_leave_and_at_most_what_its_job_allows():

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from pion.errors import BadInput, PionError, Stopped
+from pion.errors import BadInput, Interrupted, PionError, Stopped
 from pipeline.commands.fork import fork_for
 from pipeline.ladder.cap import Cap
 from pipeline.ladder.runs import Runs
 from pipeline.ladder.try_command import run_try
 from pipeline.ladder.vary import Comparison, settings_of
+from pipeline.state.stores import StoreError
 from tests.pipeline.ladder.fake_runs import FakeRuns, Killed, write_job
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -145,11 +146,40 @@ def test_the_cap_over_all_runs_is_kept_in_the_store(tmp_path):
     assert search(job, runs, hours=100) == 0
 
 
-@pytest.mark.parametrize(("code", "kind"), [(1, 1), (2, 2), (3, 3), (4, 4), (75, 75)])
+# By the exit code of a run: that of the search. 4: a person has stopped the run.
+ENDS = [(1, 1), (2, 2), (3, 3), (4, 4), (74, 74), (75, 75), (130, 75), (-9, 1)]
+
+
+@pytest.mark.parametrize(("code", "kind"), ENDS)
 def test_a_run_that_ends_without_a_measure_ends_the_search(tmp_path, code, kind):
-    with pytest.raises(PionError) as ended:
+    with pytest.raises(PionError, match=r"the same command again") as ended:
         search(job_in(tmp_path), lambda arguments: code)  # type: ignore[arg-type]
     assert ended.value.exit_code == kind
+
+
+@pytest.mark.parametrize(("launch", "kind"), [("a" * 32, Interrupted), ("", StoreError)])
+def test_an_outage_between_two_runs_is_an_interruption_on_a_rented_machine(
+    tmp_path, monkeypatch, launch, kind
+):
+    def down(*_):
+        raise StoreError("read", "HEAD.json", "no route to host", outage=True)
+
+    def fail(number, moment):
+        if (number, moment) == (2, "after"):
+            monkeypatch.setattr(Runs, "held_out", down)
+
+    monkeypatch.setenv("PION_LAUNCH_ID", launch)
+    with pytest.raises(kind, match="no route to host"):
+        search(job_in(tmp_path), FakeRuns(loss=best_at_2e3, meddle=fail))
+
+
+def test_a_damaged_record_says_what_to_do(tmp_path):
+    job, runs = job_in(tmp_path), FakeRuns(loss=best_at_2e3)
+    search(job, runs)
+    (record,) = (tmp_path / "runs" / "_ladders" / "tiny").glob("try-*.json")
+    record.write_text("{")
+    with pytest.raises(BadInput, match=r"Delete this file\. The runs keep"):
+        search(job, runs)
 
 
 @pytest.mark.parametrize(

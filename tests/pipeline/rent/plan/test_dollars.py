@@ -1,4 +1,4 @@
-"""What to train for so much money: sizes by rule and by a ladder, and budgets that are refused."""
+"""What to train for so much money: sizes by rule, and budgets that are refused."""
 
 import re
 from dataclasses import replace
@@ -6,11 +6,8 @@ from dataclasses import replace
 import pytest
 
 from pion.errors import BadInput
-from pipeline.ladder.law import Law
-from pipeline.ladder.prediction import fit
 from pipeline.rent.plan.compared import Compared
 from pipeline.rent.plan.dollars import (
-    NEARLY,
     SPARE,
     TOKENS_PER_PARAMETER,
     Money,
@@ -24,10 +21,6 @@ from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.plan.sizes import sizes_of
 from tests.paths import JOBS
-from tests.pipeline.ladder.made_up import ladder
-
-# A law of models such as Pion's: of 100M multiplications a token on 2 billion tokens, 0.98.
-LAW = Law(E=0.5, A=0.2 * 1e8**0.34, alpha=0.34, B=0.28 * 2e9**0.3, beta=0.3)
 
 
 def offer(gpu="A40", *, spot=False, price=0.4):
@@ -43,12 +36,6 @@ def sizes():
 
 def market(*offers):
     return Compared(offers or (offer(),), ())
-
-
-@pytest.fixture(scope="module")
-def by_ladder():
-    sizes, lengths = (5_000_000, 10_000_000, 20_000_000), (10**8, 3 * 10**8, 10**9)
-    return fit(ladder(LAW, sizes=sizes, lengths=lengths))
 
 
 # ---------------------------------------------------------------- by rule
@@ -68,10 +55,8 @@ def test_the_estimate_of_pion_plan_stays_within_the_money(sizes, dollars):
 
 
 @pytest.mark.parametrize("dollars", [2, 20, 200])
-def test_without_a_ladder_the_largest_model_that_gets_enough_tokens_is_taken(sizes, dollars):
+def test_the_largest_model_that_gets_enough_tokens_is_taken(sizes, dollars):
     [option] = options_for(Money(dollars), sizes, market())
-    assert option.best is None
-    assert option.chosen.predicted is None
     assert option.chosen.tokens_per_parameter >= TOKENS_PER_PARAMETER
     for larger in sizes[sizes.index(option.chosen.size) + 1 :]:
         bought = buy(larger, option.offer, Money(dollars), market())
@@ -131,33 +116,12 @@ def test_the_batch_follows_the_tokens(sizes):
     assert few.settings["lr"] < 3e-4 < many.settings["lr"]
 
 
-# ---------------------------------------------------------------- by a ladder
-
-
-def losses(sizes, money):
-    there = market()
-    bought = [p for size in sizes if (p := buy(size, offer(), money, there)) is not None]
-    return {p.size.name: LAW.loss(p.size.cost.macs_per_token, p.tokens) for p in bought}
-
-
-@pytest.mark.parametrize("dollars", [2, 5, 20])
-def test_with_a_ladder_the_smallest_nearly_best_model_is_taken(sizes, by_ladder, dollars):
-    [option] = options_for(Money(dollars), sizes, market(), by_ladder)
-    true = losses(sizes, Money(dollars))
-    assert true[option.best.size.name] == pytest.approx(min(true.values()), rel=1e-3)
-    assert option.chosen.size.cost.all_params <= option.best.size.cost.all_params
-    least = option.best.predicted.bits_per_byte
-    assert option.chosen.predicted.bits_per_byte <= least * (1 + NEARLY)
-    for smaller in sizes[: sizes.index(option.chosen.size)]:
-        assert true[smaller.name] > least * (1 + NEARLY) * 0.999
-
-
 # ---------------------------------------------------------------- refused
 
 
-def refusal(money, sizes, there, by=None):
+def refusal(money, sizes, there):
     with pytest.raises(BadInput) as refused:
-        options_for(money, sizes, there, by)
+        options_for(money, sizes, there)
     return str(refused.value)
 
 
@@ -177,16 +141,6 @@ def test_hours_that_train_nothing_say_so(sizes):
     said = refusal(Money(20, hours=0.05), sizes, market())
     assert said.startswith("$20.00 and 0.05 hours buys less than the smallest model")
     assert said.endswith("Give more hours.")
-
-
-def test_more_flops_than_the_ladder_is_trusted_for_say_how_far_it_goes(sizes, by_ladder):
-    there = market()
-    said = refusal(Money(1000), sizes, there, by_ladder)
-    assert "the ladder is trusted up to 1.2e+19, 100 times its largest run: about $" in said
-    found = re.search(r"about \$([\d,.]+) there", said)
-    about = float(found[1].replace(",", ""))
-    assert options_for(Money(0.8 * about), sizes, there, by_ladder)
-    refusal(Money(1.25 * about), sizes, there, by_ladder)
 
 
 def test_steps_that_are_not_known_are_said():

@@ -9,17 +9,12 @@ import pytest
 
 from pion.bench.card import shipped_results
 from pion.errors import BadInput
-from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
-from pipeline.ladder.prediction import fit
 from pipeline.rent.plan.dollars import Asked, Money
 from pipeline.rent.plan.dollars_command import show_dollars
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.prices import Offer
-from pipeline.state.stores import FileStore
 from tests.paths import JOBS, REPOSITORY
-from tests.pipeline.ladder.made_up import keep_ladder, ladder
-from tests.pipeline.rent.plan.test_dollars import LAW
 from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.support.sky_catalog import Price
 
@@ -34,25 +29,9 @@ def market(sky_home, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
 
 
-@pytest.fixture(scope="module")
-def fitted():
-    sizes, lengths = (5_000_000, 10_000_000, 20_000_000), (10**8, 3 * 10**8, 10**9)
-    return fit(ladder(LAW, sizes=sizes, lengths=lengths))
-
-
 @pytest.fixture
 def store(tmp_path):
     return str(tmp_path / "runs")
-
-
-def with_ladder(store, fitted, settings=None):
-    """Keep a ladder of `settings`, by default those of the presets' jobs."""
-    keep_ladder(FileStore(Path(store)), fitted, text_of(SMALL) if settings is None else settings)
-
-
-def text_of(job, *overrides):
-    """Return the settings of a job's data and tokenizer, as a ladder of it records them."""
-    return digest_job(load_job(job, list(overrides))).inputs["data.pretrain"]
 
 
 def asked_of(store, dollars=20.0, **more):
@@ -70,12 +49,10 @@ def json_of(asked, capsys):
     return json.loads(capsys.readouterr().out)
 
 
-def test_without_a_job_and_a_ladder_it_says_what_to_run(store, capsys):
+def test_without_a_job_it_says_what_to_run(store, capsys):
     lines = lines_of(asked_of(store, job=None), capsys)
     assert len(lines) <= 12
-    assert lines[0] == (
-        "What to train for $20.00, by rule (no loss is predicted without --ladder). The best cards:"
-    )
+    assert lines[0] == "What to train for $20.00. The best cards:"
     assert lines[1].split() == ["card", "$/h", "model", "tokens", "a", "parameter", "hours", "$"]
     assert lines[2].startswith("  A40 spot")
     text = "\n".join(lines)
@@ -101,18 +78,6 @@ def test_the_example_in_the_document_is_what_the_program_prints(
     Path("my.yaml").write_text(f"{named}\n{found[1].replace(chr(10), ' ')}\n")
     assert show_dollars(Asked("my.yaml", [], Money(20)), as_json=False) == 0
     assert capsys.readouterr().out.splitlines() == found[2].splitlines()
-
-
-def test_with_a_ladder_it_predicts_with_an_interval(store, fitted, capsys):
-    with_ladder(store, fitted)
-    lines = lines_of(asked_of(store, 5, ladder="small"), capsys)
-    assert len(lines) <= 12
-    assert "by the ladder small (trusted up to 1.2e+19 FLOPs)" in lines[0]
-    found = json_of(asked_of(store, 5, ladder="small"), capsys)
-    predicted = found["options"][0]["chosen"]["predicted"]
-    assert predicted["low"] < predicted["bits_per_byte"] < predicted["high"]
-    words = "{bits_per_byte:.3f} ({low:.3f} to {high:.3f})".format(**predicted)
-    assert lines[2].endswith(words)
 
 
 def test_the_command_trains_what_was_said_within_the_money(store, capsys):
@@ -160,49 +125,6 @@ def test_machines_with_several_cards_are_compared_too(store, sky_home, capsys):
     assert {o["count"] for o in json_of(asked, capsys)["options"]} == {1}
 
 
-def test_a_ladder_that_is_not_there_or_has_no_fit_is_refused(store):
-    with pytest.raises(BadInput, match="there is no ladder 'small'"):
-        show_dollars(asked_of(store, ladder="small"), as_json=False)
-    with_ladder(store, None)
-    with pytest.raises(BadInput, match="it predicts nothing yet"):
-        show_dollars(asked_of(store, ladder="small"), as_json=False)
-
-
-def test_a_ladder_of_other_text_is_refused_with_the_difference(store, fitted):
-    other = text_of(SMALL, "data.seq_len=256", "tokenizer.file=mine.json")
-    with_ladder(store, fitted, other)
-    with pytest.raises(BadInput, match="its bits per byte say nothing of this job") as refused:
-        show_dollars(asked_of(store, 5, ladder="small"), as_json=False)
-    lines = [line.strip() for line in str(refused.value).splitlines()]
-    assert "data.seq_len: 256 → 2048" in lines
-    assert 'tokenizer.file: "mine.json" → "pile_tokenizer.json"' in lines
-    assert lines[-3].startswith("name the job of the ladder")
-    with pytest.raises(BadInput, match=r"than jobs/pion2-max-nano\.yaml, so its bits per byte"):
-        show_dollars(asked_of(store, 5, ladder="small", job=None), as_json=False)
-    with_ladder(store, fitted, text_of(SMALL, "tokenizer.file=mine.json"))
-    overrides = ["tokenizer.file=mine.json", f"store={store}"]
-    assert show_dollars(Asked(SMALL, overrides, Money(5), ladder="small"), as_json=True) == 0
-
-
-def test_another_order_of_the_rows_is_no_other_text(store, fitted):
-    with_ladder(store, fitted, text_of(SMALL, "data.shard_rows=100", "data.window=3"))
-    assert show_dollars(asked_of(store, 5, ladder="small"), as_json=True) == 0
-
-
-def test_models_whose_jobs_have_other_text_are_left_out_and_named(
-    store, fitted, monkeypatch, capsys
-):
-    # Of the six, pion2-max-nano has a smaller vocabulary, and pion2-max-xl a larger sample of the
-    # text. That each reads another number of documents makes no other text.
-    monkeypatch.chdir(REPOSITORY)
-    with_ladder(store, fitted, text_of(str(JOBS / "pion2-max-small.yaml")))
-    lines = lines_of(asked_of(store, 5, ladder="small", job=None), capsys)
-    assert "; it has other data or another tokenizer than pion2-max-nano, pion2-max-xl)" in lines[0]
-    assert len(lines) <= 12
-    found = json_of(asked_of(store, 5, ladder="small", job=None), capsys)
-    assert found["ladder"]["left_out"] == ["pion2-max-nano", "pion2-max-xl"]
-
-
 @pytest.mark.parametrize("value", [0.0, -5.0, float("nan"), float("inf"), 1e12])
 def test_numbers_that_are_no_money_are_refused(store, value):
     with pytest.raises(BadInput, match=r"--dollars .*: give a number above 0"):
@@ -229,7 +151,7 @@ def test_prices_of_a_person_do_without_a_job(store, sky_home, capsys):
     ("arguments", "said"),
     [
         (["plan", SMALL, "--hours", "3"], "--hours is for `pion plan --dollars N`"),
-        (["plan", SMALL, "--ladder", "a"], "--ladder is for `pion plan --dollars N`"),
+        (["plan", SMALL, "--ladder", "a"], "`pion plan --ladder` is gone: leave the option out."),
         (["plan"], "name a JOB, or say how much money there is"),
         (["plan", "--dollars", "twenty"], "--dollars: invalid float value: 'twenty'"),
         (["plan", "jobs/no-such.yaml", "--dollars", "20"], "jobs/no-such.yaml"),
