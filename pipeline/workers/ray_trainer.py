@@ -20,6 +20,7 @@ from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2._internal.execution.worker_group import state, worker_group
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pipeline.workers.rendezvous import PrivateTorch
@@ -43,6 +44,8 @@ class Trainer(DataParallelTrainer):
         arguments["scaling_policy"] = OnThisMachine(arguments["scaling_policy"].scaling_config)
         # Workers would ask this actor for what they reported to Ray Train. They report nothing.
         RuntimeContext.current_actor = None  # type: ignore[method-assign, assignment]
+        worker_group.SynchronizationActor = Nobody  # type: ignore[misc, assignment]
+        state._shutdown_sync_actor = lambda nobody: None  # type: ignore[assignment]
         controller = TrainController(**arguments)
         asyncio.run(controller.run())
         result = controller.get_result()
@@ -53,6 +56,20 @@ class Trainer(DataParallelTrainer):
     def _is_private(self) -> bool:
         assert isinstance(self.backend_config, PrivateTorch)
         return self.backend_config.folder is not None
+
+
+class Nobody:
+    """Takes the place of the actor at which workers wait for each other while they report."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type[Nobody]:
+        """Return what has `remote`."""
+        return cls
+
+    @staticmethod
+    def remote(**_: Any) -> str:
+        """Return what the workers get in place of the actor."""
+        return "nobody"
 
 
 class OnThisMachine(FixedScalingPolicy):
