@@ -493,10 +493,10 @@ def _add_try(add: Add) -> None:
 
 def _try(args: argparse.Namespace) -> int:
     from pipeline.commands.fork import fork_for
-    from pipeline.ladder.cap import Cap
-    from pipeline.ladder.runs import Runs
-    from pipeline.ladder.try_command import run_try
-    from pipeline.ladder.vary import Comparison, settings_of
+    from pipeline.search.cap import Cap
+    from pipeline.search.runs import Runs
+    from pipeline.search.try_command import run_try
+    from pipeline.search.vary import Comparison, settings_of
 
     settings = settings_of(args.vary)
     runs = Runs("try", args.job, args.overrides, as_json=args.json)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.paths import JOBS, RELEASE_0_1_0
-from tests.pipeline.ladder.fake_runs import FakeRuns
-from tests.pipeline.ladder.fake_runs import write_job as write_searched_job
-from tests.pipeline.ladder.test_search import best_at_2e3, search
 from tests.pipeline.new.test_command import CHATS
 from tests.pipeline.new.test_proposal import LAYOUTS as PAIRS
+from tests.pipeline.search.fake_runs import FakeRuns
+from tests.pipeline.search.fake_runs import write_job as write_searched_job
+from tests.pipeline.search.test_search import best_at_2e3, search
 from tests.support import own_data
 from tests.support.chat_templates import CHATML
 from tests.support.core_bundle import write_bundle

@@ -6,7 +6,7 @@ import pytest
 
 from pion.bench.results import read_results
 from pipeline.machine.folders import own_bench_files
-from tests.pipeline.ladder.fake_runs import write_job
+from tests.pipeline.search.fake_runs import write_job
 
 
 def test_the_values_to_vary_are_no_override(here, pion):

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from pion.errors import Interrupted
-from pipeline.ladder.runs import RunProcesses
+from pipeline.search.runs import RunProcesses
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.waiting import kill_tree, read_until, rest_of, wait_until

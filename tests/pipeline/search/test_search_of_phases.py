@@ -6,11 +6,11 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.commands.fork import fork_for
-from pipeline.ladder.cap import Cap
-from pipeline.ladder.runs import Runs
-from pipeline.ladder.try_command import run_try
-from pipeline.ladder.vary import Comparison, settings_of
-from tests.pipeline.ladder.fake_runs import FakeRuns, Killed, write_job
+from pipeline.search.cap import Cap
+from pipeline.search.runs import Runs
+from pipeline.search.try_command import run_try
+from pipeline.search.vary import Comparison, settings_of
+from tests.pipeline.search.fake_runs import FakeRuns, Killed, write_job
 
 pytestmark = pytest.mark.usefixtures("here")
 

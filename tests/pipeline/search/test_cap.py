@@ -4,7 +4,7 @@ import pytest
 
 from pion.errors import BadInput, Stopped
 from pipeline.job import Budget
-from pipeline.ladder.cap import Cap, budget_of, check_cap, reached, refuse_beyond
+from pipeline.search.cap import Cap, budget_of, check_cap, reached, refuse_beyond
 from pipeline.state.head import Spent
 
 

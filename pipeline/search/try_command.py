@@ -13,11 +13,11 @@ from rich.text import Text
 
 from pipeline.console.formats import counted, measured, printable, show
 from pipeline.console.print_and_ask import show_table
-from pipeline.ladder.cap import Cap, describe
-from pipeline.ladder.halving import Choice, Difference, Round
-from pipeline.ladder.runs import Runs, between_runs
-from pipeline.ladder.search import Fork, Outcome, Search
-from pipeline.ladder.vary import Comparison, Setting
+from pipeline.search.cap import Cap, describe
+from pipeline.search.halving import Choice, Difference, Round
+from pipeline.search.runs import Runs, between_runs
+from pipeline.search.search import Fork, Outcome, Search
+from pipeline.search.vary import Comparison, Setting
 from pipeline.state.owner import launch_id
 from pipeline.state.record_json import finite_json
 from pipeline.state.stores.errors import before_work

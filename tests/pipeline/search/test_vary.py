@@ -3,10 +3,10 @@
 import pytest
 
 from pion.errors import BadInput
-from pipeline.ladder.runs import Runs
-from pipeline.ladder.vary import Setting, branch_of, refuse_unpaired, run_name, settings_of
+from pipeline.search.runs import Runs
+from pipeline.search.vary import Setting, branch_of, refuse_unpaired, run_name, settings_of
 from pipeline.state.stores.base import is_run_name
-from tests.pipeline.ladder.fake_runs import write_job
+from tests.pipeline.search.fake_runs import write_job
 from tests.support.jobs import tiny_job
 
 

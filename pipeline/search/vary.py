@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.ladder.halving import Round, plan_rounds
-from pipeline.ladder.runs import Run
+from pipeline.search.halving import Round, plan_rounds
+from pipeline.search.runs import Run
 
 # The bounds of a search.
 MOST_SETTINGS, MOST_SEEDS = 64, 32

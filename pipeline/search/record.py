@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pipeline.ladder.cap import Cap
+from pipeline.search.cap import Cap
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import Amount, Count, closed_record
 from pipeline.state.stores import Store

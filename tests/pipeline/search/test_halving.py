@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.ladder.halving import (
+from pipeline.search.halving import (
     SHARE,
     Choice,
     Round,

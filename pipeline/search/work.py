@@ -9,9 +9,9 @@ from typing import Any
 from pion.errors import PionError
 from pipeline.console.formats import duration
 from pipeline.cost.budget import price_per_hour
-from pipeline.ladder.cap import budget_of, check_cap, refuse_beyond, total
-from pipeline.ladder.record import SearchRecord
-from pipeline.ladder.runs import Run, Runs
+from pipeline.search.cap import budget_of, check_cap, refuse_beyond, total
+from pipeline.search.record import SearchRecord
+from pipeline.search.runs import Run, Runs
 from pipeline.state.head import Head, Spent
 from pipeline.state.record_file import RecordFile
 

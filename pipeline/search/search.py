@@ -18,8 +18,8 @@ from pipeline.console.formats import counted
 from pipeline.job import Job
 from pipeline.job.job import without_questions
 from pipeline.job.mixes import source_names
-from pipeline.ladder.cap import Cap, total, why_stopped
-from pipeline.ladder.halving import (
+from pipeline.search.cap import Cap, total, why_stopped
+from pipeline.search.halving import (
     Choice,
     Curves,
     Wanted,
@@ -27,9 +27,9 @@ from pipeline.ladder.halving import (
     differences_of,
     steps_taken,
 )
-from pipeline.ladder.record import SearchRecord, search_file
-from pipeline.ladder.runs import Run, Runs, as_overrides
-from pipeline.ladder.vary import (
+from pipeline.search.record import SearchRecord, search_file
+from pipeline.search.runs import Run, Runs, as_overrides
+from pipeline.search.vary import (
     Comparison,
     Setting,
     branch_of,
@@ -38,7 +38,7 @@ from pipeline.ladder.vary import (
     rounds_of,
     run_name,
 )
-from pipeline.ladder.work import Work
+from pipeline.search.work import Work
 from pipeline.state.head import Head, Spent
 from pipeline.state.run_state import RunState
 
