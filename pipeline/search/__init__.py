@@ -1,1 +1,1 @@
-"""What a ladder of small runs says about larger runs."""
+"""Which of some settings is best: `pion try`."""

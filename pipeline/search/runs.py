@@ -1,4 +1,4 @@
-"""The runs of a ladder or of a search: start one as `pion run`, and read what it has reached."""
+"""The runs of a search: start one as `pion run`, and read what it has reached."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from pipeline.state.stores.errors import before_work
 
 # Runs `pion run` with these arguments, and returns its exit code.
 Execute = Callable[[Sequence[str]], int]
-# The errors that end a ladder as they ended its run. Any other code is a failure of the run.
+# The errors that end a search as they ended its run. Any other code is a failure of the run.
 _ENDS: tuple[type[PionError], ...] = (BadInput, Fenced, Stopped, NotDurable, Interrupted)
 _INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a ladder or of a search. `overrides` make its job of the one that was given."""
+    """A run of a search. `overrides` make its job of the one that was given."""
 
     job: Job
     digests: Digests
@@ -58,7 +58,7 @@ def as_overrides(changes: Mapping[str, Any]) -> list[str]:
 
 
 class Runs:
-    """Starts runs of a job for a command (`ladder` or `try`), and reads them.
+    """Starts runs of a job for a command, and reads them.
 
     `execute` replaces `pion run` in another process. If the command prints JSON, nothing else is
     printed to standard output, neither here nor by the runs. Raises BadInput for a wrong job.
@@ -138,7 +138,7 @@ def between_runs() -> AbstractContextManager[None]:
 
 
 def _ended(name: str, code: int) -> PionError:
-    """Return the error with which a ladder ends because its run `name` has ended with `code`."""
+    """Return the error with which a search ends because its run `name` has ended with `code`."""
     if code < 0:
         killed = signal.Signals(-code).name
         return PionError(

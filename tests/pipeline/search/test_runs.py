@@ -1,4 +1,4 @@
-"""The runs of a ladder are processes: they hear its signals, and don't outlive it."""
+"""The runs of a search are processes: they hear its signals, and don't outlive it."""
 
 import os
 import signal
