@@ -4,7 +4,6 @@ stage, also if the stage resumes."""
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,22 +22,25 @@ if TYPE_CHECKING:
 WINDOW = 8
 
 Row = Mapping[str, Any]
-# What a row of metrics needs to be judged, and what finds what is wrong, by name, in the first rows
-# and the last ones of a stage.
-RULES = (
-    (preference_advice.NEEDED, preference_advice.found),
-    (reward_advice.NEEDED, reward_advice.found),
+# Return what is wrong with the last rows, next to the first ones, by name.
+Finds = Callable[[Sequence[Row], Sequence[Row]], dict[str, str]]
+# What a row of metrics needs to be judged; what judges the first and the last rows after each step;
+# and what judges the first and the last quarter, where half of the stage and all of it is trained.
+RULES: tuple[tuple[Sequence[str], Finds, Finds], ...] = (
+    (preference_advice.NEEDED, preference_advice.found, lambda first, last: {}),
+    (reward_advice.NEEDED, reward_advice.found, reward_advice.flat),
 )
 
 
 class LearningAdvice:
-    """Judges the steps of a stage, in their order. `say` gets the step, a name, and a warning."""
+    """Judges the steps of a stage of `steps`, in their order. `say` gets the step, a name, and a
+    warning."""
 
-    def __init__(self, say: Callable[[int, str, str], None]) -> None:
+    def __init__(self, say: Callable[[int, str, str], None], steps: int) -> None:
         self._say = say
         self._said: set[str] = set()
-        self._last: deque[Row] = deque(maxlen=WINDOW)
-        self._first: list[Row] = []
+        self._rows: list[Row] = []
+        self._halves = (steps // 2, steps)
 
     def recall(self, rows: Iterable[Row]) -> None:
         """Continue after these rows of metrics: with what was warned of, and the last steps."""
@@ -46,30 +48,32 @@ class LearningAdvice:
             if "warning" in row:
                 self._said.add(row["warning"]["name"])
             elif _rule(row) is not None:
-                self._keep(row)
+                self._rows.append(row)
 
     def trained(self, rows: Iterable[Row]) -> None:
         """Warn of what these steps show. Rows of other stages say nothing."""
         for row in rows:
-            if (found := _rule(row)) is None:
+            if (rule := _rule(row)) is None:
                 continue
-            self._keep(row)
-            if len(self._last) < WINDOW:
+            self._rows.append(row)
+            if len(self._rows) < WINDOW:
                 continue
-            for name, text in found(self._first, [*self._last]).items():
+            found, over_all = rule
+            said = found(self._rows[:WINDOW], self._rows[-WINDOW:])
+            if (step := row["step"]) in self._halves:
+                # By steps: of a stage that resumes, not all rows are read.
+                first = [one for one in self._rows if 4 * one["step"] <= step]
+                last = [one for one in self._rows if 4 * one["step"] > 3 * step]
+                said |= over_all(first, last)
+            for name, text in said.items():
                 if name not in self._said:
                     self._said.add(name)
-                    self._say(row["step"], name, text)
-
-    def _keep(self, row: Row) -> None:
-        self._last.append(row)
-        if len(self._first) < WINDOW:
-            self._first.append(row)
+                    self._say(step, name, text)
 
 
-def _rule(row: Row) -> Callable[[Sequence[Row], Sequence[Row]], dict[str, str]] | None:
+def _rule(row: Row) -> tuple[Finds, Finds] | None:
     """Return what judges a row; None for one of another stage, or that lacks numbers."""
-    known = (found for names, found in RULES if all(row.get(n) is not None for n in names))
+    known = (finds for names, *finds in RULES if all(row.get(n) is not None for n in names))
     return next(known, None)
 
 
@@ -83,7 +87,7 @@ def advice_on(setup: Setup, claim: Claim, log: MetricsLog) -> LearningAdvice:
         context.report(Note(f"{words}."))
         log.append({"step": step, "warning": {"name": name, "text": words}})
 
-    advice = LearningAdvice(say)
+    advice = LearningAdvice(say, context.job.section(stage).total_steps)
     if stage in ("prefer", "reinforce") and setup.trainer.step:
         lines = setup.restored.unwritten_metrics.splitlines()
         every = [*context.patiently(partial(_written, claim, stage)), *map(json.loads, lines)]

@@ -19,7 +19,8 @@ MOST_UNFINISHED = 0.25
 LEAST_ENTROPY = 0.1
 # In nats per token, between the model that samples and the same model in training.
 MOST_MISMATCH = 0.05
-# A reward that has not risen by its error after so many steps is flat.
+# A reward that has not risen by its error from the first quarter of at least so many steps to the
+# last is flat.
 FLAT_STEPS = 50
 # So much longer or shorter answers are another kind of answers.
 LENGTHS = (0.5, 2.0)
@@ -31,7 +32,6 @@ def found(first: Sequence[Row], last: Sequence[Row]) -> dict[str, str]:
     """Return what is wrong with the last steps of a stage, by name."""
     begin, now = ({name: mean_of(rows, name) for name in NEEDED} for rows in (first, last))
     risen = now["reward"] - begin["reward"]
-    error = _error(first, last)
     # The first answers are those of the model from before.
     kept_ends = now["unfinished"] < 2 * first[0]["unfinished"] or now["reward"] > first[0]["reward"]
     said = {
@@ -59,16 +59,6 @@ def found(first: Sequence[Row], last: Sequence[Row]) -> dict[str, str]:
             f"the tokens of answers are {now['mismatch']:.3f} nats more or less likely in training "
             "than when they were sampled. With hardware.dtype=float32 they would be the same",
         ),
-        "flat": (
-            last[-1]["step"] >= FLAT_STEPS and risen < error,
-            f"the reward has not risen: it was {begin['reward']:.3f} in the first steps, and is "
-            f"{now['reward']:.3f}. "
-            + (
-                f"Raise reinforce.lr to three times {last[-1]['lr']:.2g}"
-                if risen > -error
-                else "Lower reinforce.lr"
-            ),
-        ),
         "length": (
             risen > 0
             and not LENGTHS[0] < now["answer_tokens"] / begin["answer_tokens"] < LENGTHS[1],
@@ -79,10 +69,23 @@ def found(first: Sequence[Row], last: Sequence[Row]) -> dict[str, str]:
     return {name: words for name, (holds, words) in said.items() if holds}
 
 
-def _error(first: Sequence[Row], last: Sequence[Row]) -> float:
-    """Return the standard error of the difference of two means of rewards."""
+def flat(first: Sequence[Row], last: Sequence[Row]) -> dict[str, str]:
+    """Return whether the reward has not risen from the first quarter of steps to the last."""
+    if last[-1]["step"] < FLAT_STEPS or min(len(first), len(last)) < 2:
+        return {}
+    begin, now = mean_of(first, "reward"), mean_of(last, "reward")
     of_both = ([row["reward"] for row in rows] for rows in (first, last))
-    return float(sum(variance(each) / len(each) for each in of_both) ** 0.5)
+    error = sum(variance(each) / len(each) for each in of_both) ** 0.5
+    if now - begin >= error:
+        return {}
+    # At the end, the rate has fallen.
+    peak = max(row["lr"] for row in (*first, *last))
+    advice = f"Raise reinforce.lr to three times {peak:.2g}"
+    words = (
+        f"the reward has not risen: it was {begin:.3f} in the first quarter of the steps, and is "
+        f"{now:.3f} in the last. {advice if now - begin > -error else 'Lower reinforce.lr'}"
+    )
+    return {"flat": words}
 
 
 ALL_WRONG = (

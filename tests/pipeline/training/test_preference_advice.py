@@ -23,7 +23,7 @@ class Heard(LearningAdvice):
 
     def __init__(self):
         self.warnings: list[tuple[int, str, str]] = []
-        super().__init__(lambda *said: self.warnings.append(said))
+        super().__init__(lambda *said: self.warnings.append(said), 60)
 
     @property
     def names(self):

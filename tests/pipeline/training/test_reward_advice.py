@@ -1,5 +1,6 @@
 """What a run says of rewards from which nothing, or something else, is learned."""
 
+import numpy as np
 import pytest
 
 from pipeline.training.learning_advice import WINDOW, LearningAdvice
@@ -19,7 +20,7 @@ def steps(first, stop, rise=0.01, **numbers):
 
 def warned(rows):
     said = []
-    LearningAdvice(lambda *one: said.append(one)).trained(rows)
+    LearningAdvice(lambda *one: said.append(one), steps=rows[-1]["step"]).trained(rows)
     return said
 
 
@@ -46,10 +47,28 @@ def test_what_goes_wrong_is_said_once(numbers, name, words):
     assert step < 20 + WINDOW
 
 
-def test_a_reward_that_stays_flat_or_falls_is_said_after_enough_steps():
-    for rise, words in ((0.0, "Raise reinforce.lr to three times 1e-06"), (-0.01, "Lower rein")):
-        rows = steps(1, 100, rise)
-        for row in rows:
-            row["reward"] += 0.01 * (row["step"] % 2)
-        ((step, name, text),) = warned(rows)
-        assert (step, name, words in text) == (FLAT_STEPS, "flat", True)
+@pytest.mark.parametrize(
+    ("rise", "words"),
+    [(0.0, "Raise reinforce.lr to three times 2e-06"), (-0.01, "Lower reinforce.lr")],
+)
+def test_a_reward_that_stays_flat_or_falls_is_said_after_half_of_enough_steps(rise, words):
+    for stop, at in ((2 * FLAT_STEPS, FLAT_STEPS), (2 * FLAT_STEPS - 2, 2 * FLAT_STEPS - 2)):
+        ((step, name, text),) = warned(with_noise(rise, [0.0, 0.01] * (stop // 2)))
+        assert (step, name, words in text) == (at, "flat", True)
+    assert warned(with_noise(rise, [0.0] * (FLAT_STEPS - 1))) == []
+
+
+def test_few_runs_that_learn_and_most_of_the_others_are_called_flat():
+    noise = np.random.default_rng(0).normal(0, 0.035, (10, 120))
+    learn, flat = ([with_noise(rise / 120, one) for one in noise] for rise in (0.1, 0.0))
+    assert sum(warned(rows) != [] for rows in learn) <= 1
+    assert sum(warned(rows) != [] for rows in flat) >= 8
+
+
+def with_noise(rise, noise):
+    """Return steps with noise in their rewards; the rate falls."""
+    rows = steps(1, len(noise) + 1, rise)
+    for row, error in zip(rows, noise, strict=True):
+        row["reward"] += error
+        row["lr"] = 2e-6 if 3 * row["step"] < len(noise) else 1e-6
+    return rows
