@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import know_rows
 from pipeline.state.stores import DEFAULT_STORE
+from pipeline.training.rewind import rows_to_skip
 
 # Fields that move the borders of phases which end at a share of the steps, or at the decay.
 MOVES_BORDERS = ("steps", "warmup_steps", "schedule", "decay_fraction")
@@ -37,11 +39,12 @@ class StaleStage(StagePlan):
     """A stage that has committed work under other settings.
 
     `old_digest` is the digest of this work, and `steps` are the steps of its checkpoints, newest
-    first.
+    first. It `left_out` these ranges of rows, in their order.
     """
 
     old_digest: str
     steps: tuple[int, ...]
+    left_out: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def _plan_stage(stage: str, digest: str, head: Head) -> StagePlan:
         old = newest.digest
         why = f"at step {newest.step:,} with different settings, saved {moment(newest.at)}"
     steps = tuple(entry.step for entry in entries if entry.digest == old)
-    return StaleStage(stage, "stale", why, old, steps)
+    return StaleStage(stage, "stale", why, old, steps, rows_to_skip(head, stage, old, 0))
 
 
 def stages_until(stages: Sequence[str], until: str | None) -> Sequence[str]:
@@ -257,14 +260,20 @@ class ChangedStage:
         return same_inputs and all(path.startswith(tuple(later)) for path in changed)
 
     def _begun(self, step: int) -> int:
-        """Return how many phases of the job have begun before a step."""
+        """Return how many phases of the job have begun before a step.
+
+        Rows that were left out count: what a model reads follows the rows.
+        """
         if self.stale.stage not in self.job.train_stages:
             return 0
         section = self.job.section(self.stale.stage)
         if not section.phases or section.steps is None:
             return 0
         ends = [phase.end(section.steps) for phase in phases_of(section)]
-        return sum(start < step for start in [0, *ends[:-1]])
+        row = step * section.global_batch
+        for first, stop in self.stale.left_out:
+            row += stop - first if first < row else 0
+        return sum(start * section.global_batch < row for start in [0, *ends[:-1]])
 
     def _sources_read(self, step: int) -> set[str]:
         """Return the names of the sources that mixes have read before a step."""
@@ -338,9 +347,8 @@ class ChangedStage:
         stage, step = self.stale.stage, max(self.stale.steps, default=0)
         paths = [change.path for change in self.changes()]
         for number in range(self._begun(step)):
-            section = self.job.section(stage)
             if any(path.startswith(f"{stage}.phases.{number}.") for path in paths):
-                start = phases_of(section)[number - 1].end(section.total_steps) if number else 0
+                start = bisect_right(range(step + 1), number, key=self._begun) - 1
                 before = f", or fork at step {start:,} or before" if start else ""
                 return [
                     f"Step {step:,} is trained, and phase {number} began after step {start:,}. "

@@ -17,7 +17,7 @@ from pipeline.run.done_and_changed_stages import (
     work_left,
 )
 from pipeline.state.claim import claim_run
-from pipeline.state.head import CheckpointEntry, Head, StageRecord
+from pipeline.state.head import CheckpointEntry, Head, SkippedRows, StageRecord
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -329,6 +329,20 @@ def test_a_phase_that_has_begun_is_named_with_the_step_to_fork_at():
     assert 'pretrain.phases.1.mix: {"web": 1.0} → {"code": 1.0}' in text
     assert "Step 9 is trained, and phase 1 began after step 6" in text
     assert "or fork at step 6 or before" in text
+
+
+def test_a_phase_has_begun_when_its_rows_were_read_although_a_batch_was_left_out():
+    before, after = in_phases(BEFORE), in_phases([BEFORE[0], {"mix": {"web": 1}, "rope_theta": 9}])
+    old, size = digest_job(before), before.pretrain.global_batch
+    digest = old.stages["pretrain"]
+    spike = SkippedRows(2 * size, 3 * size, 3, 1, digest, "a spike", 0.0)
+    for step, may in ((5, True), (6, False)):
+        (entry,) = saved_at(before, "pretrain", step).checkpoints
+        head = Head(checkpoints=(entry,), forked=entry.key, skipped={"pretrain": (spike,)})
+        plans = plan_stages(after, digest_job(after), head)
+        found = changed(after, plans, old)
+        assert found.fork_may_continue(head) is may
+    assert "phase 1 began after step 5" in found.refusal(plans, "job.yaml")
 
 
 @pytest.mark.parametrize(
