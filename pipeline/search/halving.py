@@ -20,6 +20,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,8 @@ SHARE = 0.4
 # Of so many seeds, one decides. The others train to the first of so many parts of the steps.
 SEEDS_FOR_ONE = 3
 PARTS = 10
-# If no setting differs from another, this share of searches says so of all of them.
+# If no setting differs from another, this share of searches says so of all of them, and this share
+# on all sources.
 SURE = 0.95
 
 # Setting → seed → step → held-out loss.
@@ -147,15 +149,17 @@ def decide(curves: Curves, rounds: Sequence[Round]) -> Wanted | Choice:
         dropped = [setting for setting in ranked if setting not in left]
         over = [*((setting, one.step, losses) for setting in dropped), *over]
     chosen = left[0]
-    count = len(curves)
-    others = (compare(losses, chosen, setting, at, noise, count) for setting, at, losses in over)
+    others = (
+        compare(losses, chosen, setting, at, Noise(noise or losses, len(curves)))
+        for setting, at, losses in over
+    )
     return Choice(chosen, step, tuple(others))
 
 
-def differences_of(curves: Curves, choice: Choice, rounds: Sequence[Round]) -> Choice:
-    """Return the same choice with the differences in other losses of its runs, such as those on one
-    source of the data. The noise is that of the first round."""
-    noise = losses_at(curves, sorted(curves), rounds[0])
+def differences_of(curves: Curves, choice: Choice, rounds: Sequence[Round], sources: int) -> Choice:
+    """Return the same choice with the differences in other losses of its runs: those on one of the
+    `sources` of the data. The noise is that of the first round."""
+    noise = Noise(losses_at(curves, sorted(curves), rounds[0]), len(curves), sources)
     at = {one.step: one for one in rounds}
     others = [
         compare(
@@ -164,7 +168,6 @@ def differences_of(curves: Curves, choice: Choice, rounds: Sequence[Round]) -> C
             other.setting,
             other.step,
             noise,
-            len(curves),
         )
         for other in choice.others
     ]
@@ -186,28 +189,31 @@ def rank(losses: Losses) -> list[str]:
     return sorted(losses, key=lambda setting: (finite.get(setting, math.inf), setting))
 
 
+class Noise(NamedTuple):
+    """What tells a difference from luck: the noise of these losses, if the chosen setting is the
+    best of so many that were `compared`, and so many `sources` are compared next to each other."""
+
+    losses: Losses
+    compared: int = 2
+    sources: int = 1
+
+
 def compare(
-    losses: Losses,
-    chosen: str,
-    other: str,
-    step: int,
-    noise: Losses | None = None,
-    compared: int = 2,
+    losses: Losses, chosen: str, other: str, step: int, noise: Noise | None = None
 ) -> Difference:
     """Return how `other` compares with `chosen` at a step at which `losses` were measured.
 
-    The noise is that of the losses `noise`; None: of `losses`. `chosen` is the best of so many
-    settings that were `compared`.
+    The noise is that of these losses, if it is not given.
     """
+    noise = noise or Noise(losses)
     differences = np.array(losses[chosen]) - np.array(losses[other])
     if not np.isfinite(differences).all():
         return Difference(other, step, -math.inf, math.inf, sure=True, diverged=True)
-    variance, freedom = _pooled_variance(losses if noise is None else noise)
+    variance, freedom = _pooled_variance(noise.losses)
     mean = float(differences.mean())
     sem = math.sqrt(2 * variance / len(differences)) if freedom else math.inf
-    return Difference(
-        other, step, mean, sem, sure=freedom > 0 and abs(mean) > _limit(compared, freedom) * sem
-    )
+    sure = freedom > 0 and abs(mean) > _limit(noise.compared, noise.sources, freedom) * sem
+    return Difference(other, step, mean, sem, sure)
 
 
 def _pooled_variance(losses: Losses) -> tuple[float, int]:
@@ -223,9 +229,11 @@ def _pooled_variance(losses: Losses) -> tuple[float, int]:
 
 
 @functools.cache
-def _limit(compared: int, freedom: int) -> float:
+def _limit(compared: int, sources: int, freedom: int) -> float:
     """Return how many standard errors a difference must be from 0 to be sure, if so many settings
-    were compared: the studentized range, which for two settings is Student's t."""
+    were compared: the studentized range, which for two settings is Student's t. The sources share
+    what may be wrong (Bonferroni)."""
     from scipy.stats import studentized_range
 
-    return float(studentized_range.ppf(SURE, compared, freedom)) / math.sqrt(2)
+    share = 1 - (1 - SURE) / sources
+    return float(studentized_range.ppf(share, compared, freedom)) / math.sqrt(2)

@@ -141,7 +141,11 @@ class Search:
         for source in self._sources:
             on_source = self._curves(source)
             if any(decided.step in curve for curve in on_source[decided.setting].values()):
-                by_source[source] = differences_of(on_source, decided, self.rounds)
+                by_source[source] = (
+                    decided
+                    if source == self.on
+                    else differences_of(on_source, decided, self.rounds, len(self._sources))
+                )
         spent = total(_spent(self._heads()))
         return Outcome(decided, curves, by_source, self._work.record.failed, spent)
 

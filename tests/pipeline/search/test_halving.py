@@ -9,10 +9,12 @@ import pytest
 from pipeline.search.halving import (
     SHARE,
     Choice,
+    Difference,
     Round,
     Wanted,
     compare,
     decide,
+    differences_of,
     plan_rounds,
     rank,
     steps_taken,
@@ -221,15 +223,21 @@ def test_settings_that_are_the_same_are_told_apart_in_at_most_one_of_twenty_sear
     assert 0.01 * searches <= wrong <= (0.05 + 2 * math.sqrt(0.05 * 0.95 / searches)) * searches
 
 
-def test_of_two_settings_the_error_is_that_of_paired_differences_and_the_limit_students_t():
-    rng = np.random.default_rng(0)
-    apart = rng.normal(0, NOISE, 5)
+# Of 4 degrees of freedom, 95 % and 99 % lie between ± this.
+@pytest.mark.parametrize(("sources", "student"), [(1, 2.776), (5, 4.604)])
+def test_of_two_settings_the_limit_is_students_t_and_sources_share_what_may_be_wrong(
+    sources, student
+):
+    apart = np.random.default_rng(0).normal(0, NOISE, 5)
     apart -= apart.mean()
     sem = float(apart.std(ddof=1)) / math.sqrt(5)
-    student = 2.776  # 95 % with 4 degrees of freedom lie between ± this
+    choice = Choice("a", 1, (Difference("b", 1, 0, 0, False),))
     for factor, sure in ((0.99, False), (1.01, True)):
-        losses = {"a": [3.0] * 5, "b": list(3.0 + apart + factor * student * sem)}
-        found = compare(losses, "a", "b", 1)
+        losses = {"a": [3.0] * 5, "b": (3.0 + apart + factor * student * sem).tolist()}
+        curves = {
+            s: {seed: {1: loss} for seed, loss in enumerate(own)} for s, own in losses.items()
+        }
+        (found,) = differences_of(curves, choice, [Round(1, 2, 1, 5)], sources).others
         assert found.sem == pytest.approx(sem)
         assert found.sure is sure
 
