@@ -243,6 +243,7 @@ APART = tuple(name for name, kind in PARTS.items() if kind.apart)
 APART_ROLES: frozenset[Role] = frozenset(
     role for role in get_args(Role) if any(role in PARTS[name].roles for name in APART)
 )
+OTHER_ROLES: frozenset[Role] = frozenset(get_args(Role)) - APART_ROLES
 # What an evaluation measures of a part alone, by part.
 RESULTS = {name: kind.result for name, kind in PARTS.items() if kind.result is not None}
 # Fields whose value None means that the model is without it.

@@ -1,8 +1,9 @@
 """Low-rank additions to a frozen model's projections (Hu et al. 2022, "LoRA").
 
-A projection with an addition computes y = W x + (alpha / rank) · B A x. W is frozen, and A and B
-are trained. A is drawn as peft draws it, and B is 0, so that training starts from the base's own
-results. Merging writes W + (alpha / rank) · B A in place of W, computed in fp32.
+A projection with an addition computes y = W x + b + (alpha / rank) · B A x. W and the bias b, if
+there is one, are frozen, and A and B are trained. A is drawn as peft draws it, and B is 0, so that
+training starts from the base's own results. Merging writes W + (alpha / rank) · B A in place of W,
+computed in fp32.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ A, B = "lora_a", "lora_b"
 class LoraProjection(Projection):
     """A frozen projection of (…, in) -> (…, out) with a low-rank addition.
 
-    The parameter `weight` (out, in) is that of `base` and keeps its name. `lora_a` is (rank, in)
-    and `lora_b` (out, rank), in fp32.
+    The parameters `weight` (out, in) and `bias` (out), if there is one, are those of `base` and
+    keep their names. `lora_a` is (rank, in) and `lora_b` (out, rank), in fp32.
     """
 
     def __init__(self, base: Projection, lora: Lora) -> None:
         with torch.device("meta"):
             super().__init__(base.in_features, base.out_features)
-        self.weight = base.weight
+        self.weight, self.bias = base.weight, base.bias
         self.scale = lora.scale
         # A base without values gets its own later, and the additions are small.
         device = "cpu" if base.weight.is_meta else base.weight.device
@@ -43,7 +44,7 @@ class LoraProjection(Projection):
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, in) to (…, out). Where `lora_b` is 0, the result is the base's."""
         low = project(x, self.lora_a.to(x.dtype))
-        return project(x, self.weight) + project(low, self.lora_b.to(x.dtype)) * self.scale
+        return super().forward(x) + project(low, self.lora_b.to(x.dtype)) * self.scale
 
     @torch.no_grad()
     def merged(self) -> Tensor:

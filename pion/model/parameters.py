@@ -13,12 +13,12 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from pion.config.model_config import APART_ROLES, ModelConfig
+from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
 from pion.errors import BadInput
 
@@ -39,10 +39,11 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
     return {name: stated.get(name, by_shape[name]) for name, _ in model.named_parameters()}
 
 
-def train_only_apart(model: nn.Module) -> None:
-    """Freeze all parameters but those of parts that change nothing in the model."""
+def freeze(model: nn.Module, roles: Collection[Role]) -> None:
+    """Let the parameters of these roles need no gradient."""
     for name, role in parameter_roles(model).items():
-        model.get_parameter(name).requires_grad_(role in APART_ROLES)
+        if role in roles:
+            model.get_parameter(name).requires_grad_(False)
 
 
 def vocabulary_rows(model: nn.Module) -> list[str]:

@@ -109,7 +109,7 @@ class OfRewards:
         )
         loss = -(found.log_probs * batch.sampled.weights).sum() * self.scale
         apart = (found.log_probs.detach() - batch.sampled.log_probs).abs().sum()
-        # Routers and gates keep to what they have learned.
+        # Routers learn from the answers alone, and WITHOUT_LOSS nothing.
         return Measured(loss, torch.zeros_like(loss), {}, {"mismatch": apart})
 
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pion.config.model_config import APART_ROLES
+from pion.config.parts import Role
 from pion.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Weights whose losses this stage has not: what guesses tokens, and what says which to skip. They
+# keep to what they have learned.
+WITHOUT_LOSS: frozenset[Role] = APART_ROLES | {"gate"}
 
 # Is added to the standard deviation of a group's rewards, as TRL does.
 LEAST_STD = 1e-4

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pion.config.model_config import ModelConfig
+from pion.config.model_config import OTHER_ROLES, ModelConfig
 from pion.data.order import rows_per_rank
 from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed, Trouble
@@ -26,7 +26,7 @@ from pion.model.attention.masks import masked_by_flex
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import count_additions
-from pion.model.parameters import train_only_apart
+from pion.model.parameters import freeze
 from pion.model.params_and_flops import token_flops
 from pion.model.saved_weights import Saved
 from pion.train import hardware
@@ -45,6 +45,7 @@ from pion.train.optimizer.state_pieces import (
     hand_out,
 )
 from pion.train.phases import only_apart, phase_at
+from pion.train.reinforce import WITHOUT_LOSS
 from pion.train.rollout_feed import Prompts, RolloutFeed
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
@@ -99,9 +100,8 @@ class Trainer:
         self._brought = {n for n, param in model.named_parameters() if not param.requires_grad}
         if self._brought:
             self._brought |= {name for name, _ in model.named_buffers()}
-        freezes = only_apart(settings.phases, model.config)
-        if freezes:
-            train_only_apart(model)
+        freezes, rewards = only_apart(settings.phases, model.config), settings.reinforcement
+        freeze(model, OTHER_ROLES if freezes else WITHOUT_LOSS if rewards else ())
         self._ranks = Ranks(plan.world_size)
         self._shards = shards or self._sharded(weights)
         self.optimizer = self._optimizer()
@@ -114,7 +114,12 @@ class Trainer:
         self._feed = self._feed_from(stream)
         additions = count_additions(model)
         self._metrics = StepMetrics(
-            partial(token_flops, model.config, additions=additions, only_apart=freezes),
+            partial(
+                token_flops,
+                model.config.alone if rewards else model.config,
+                additions=additions,
+                only_apart=freezes,
+            ),
             plan,
             clock,
             settings.max_spike,

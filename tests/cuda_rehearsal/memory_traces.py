@@ -110,7 +110,7 @@ MORE = [
     Trace("tachyon-tiny", 32, recompute=True, changes=_CUT),
     Trace("tachyon-tiny", card="H100", documents=True, changes=_CUT),
     Trace("daisy-280m", 1, optimizer="muon", changes=_DAISY_CUT),
-    Trace("pion-small", changes=_CUT, lora=Lora()),
+    Trace("pion-small", changes=_CUT | _BIASED, lora=Lora()),
     Trace("lepton-small", dtype="float32", optimizer="muon", documents=True, changes=_CUT),
     Trace("pion-small", changes=_DRAFT, only_apart=True),
     Trace("pilon-360m", 1, dtype="float32", optimizer="muon", changes=_PILON_CUT, ranks=2),

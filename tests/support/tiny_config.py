@@ -23,6 +23,10 @@ def tiny_config(**changes: Any) -> ModelConfig:
 
 
 def drawn(config: ModelConfig, seed: int = 0) -> Decoder:
-    """Return a decoder whose weights this seed draws."""
+    """Return a decoder whose weights this seed draws, and biases that begin as 0, too."""
     torch.manual_seed(seed)
-    return Decoder(config)
+    model = Decoder(config)
+    for name, weight in model.named_parameters():
+        if name.endswith("bias") and not weight.any():
+            torch.nn.init.normal_(weight, std=0.3)
+    return model

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pion.config.model_config import OTHER_ROLES
 from pion.data.sequences import Sequences, columns_for
 from pion.data.stream import Batch
 from pion.model import decoder
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import add_lora
-from pion.model.parameters import train_only_apart
+from pion.model.parameters import freeze
 from pion.train.memory_trace.request import Traced
 from pion.train.memory_trace.shards import kept_whole
 from pion.train.memory_trace.stand_ins import replaced
@@ -32,7 +33,7 @@ def model_of(what: Traced) -> Decoder:
                 model = Decoder.from_state(what.config, model.state_dict(), torch.bfloat16)
             add_lora(model, what.lora, seed=0)
         if what.only_apart:
-            train_only_apart(model)
+            freeze(model, OTHER_ROLES)
         if what.sharded and what.bf16:
             whole = {id(weight) for weight in kept_whole(model)}
             for weight in model.blocks.parameters():

@@ -21,10 +21,10 @@ from pion.model.lora_projections import add_lora, additions, merge
 from pion.model.saved_weights import Tensors
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream
-from tests.support.tiny_config import tiny_config
+from tests.support.tiny_config import drawn, tiny_config
 
 LORA = Lora(rank=4, alpha=8)
-CONFIG = tiny_config(vocab_size=280)
+CONFIG = tiny_config(vocab_size=280, heads={"qk_norm": False, "qkv_bias": True}, imported=True)
 TOKENS = torch.arange(40).view(2, 20) * 5 % 280
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STEPS = 20
@@ -33,8 +33,7 @@ STEPS = 20
 def export(folder, config=CONFIG):
     tokenizer = folder / "tokenizer.json"
     train_bpe(["the quick brown fox " * 9], config.vocab_size).save(tokenizer)
-    torch.manual_seed(0)
-    export_model(Decoder(config), tokenizer, folder / "base")
+    export_model(drawn(config), tokenizer, folder / "base")
     return folder / "base"
 
 

@@ -17,13 +17,14 @@ from pion.model.lora_projections import (
 from tests.pion.config.test_lora import EXPERTS, PRIMITIVES
 from tests.support.tiny_config import drawn, tiny_config
 
-TINY = tiny_config()
+BIASES = {"heads": {"qkv_bias": True}}
+TINY = tiny_config(**BIASES)
 SMALL = Lora(rank=4, alpha=8)
 MODELS = {
     "tied": (TINY, SMALL),
     "untied": (tiny_config(tie_embeddings=False), SMALL),
-    "two matrices": (tiny_config(activation="relu2"), SMALL),
-    "experts": (tiny_config(**EXPERTS), Lora(rank=4, targets=("q_proj", "o_proj"))),
+    "two matrices": (tiny_config(activation="relu2", feedforward_bias=True), SMALL),
+    "experts": (tiny_config(**EXPERTS, **BIASES), Lora(rank=4, targets=("q_proj", "o_proj"))),
     "primitives": (tiny_config(**PRIMITIVES), Lora(rank=4, targets=("v_proj",))),
     "slots": (tiny_config(slots={"per_segment": 2, "segment": 8, "window": 2}), SMALL),
     "one layer with attention": (tiny_config(wiring={"attention_layers": [1]}), SMALL),

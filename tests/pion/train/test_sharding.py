@@ -145,7 +145,7 @@ def begin_without_weights(process):
 
 
 def adapt(process):
-    model = adapted(FAMILIES["pion"].decoder(0), Lora(rank=4), seed=0, dtype=torch.float32)
+    model = adapted(FAMILIES["biased"].decoder(0), Lora(rank=4), seed=0, dtype=torch.float32)
     trainer = process.trainer(model=model, lr=1e-2)
     measured = train(trainer, STEPS)
     return {"measured": measured, "names": sorted(whole_state(trainer).model)}
@@ -153,7 +153,7 @@ def adapt(process):
 
 def adapt_a_rounded_base(process):
     """Add LoRA to a base that is kept in bfloat16. Ranks read its weights where they need them."""
-    base, weights = FAMILIES["pion"].decoder(0), None
+    base, weights = FAMILIES["biased"].decoder(0), None
     lora, dtype = Lora(rank=4, base_dtype="bfloat16"), torch.bfloat16
     if process.world_size > 1:
         saved = SavedTensors.of(base.state_dict())

@@ -9,18 +9,20 @@ from pion.model import loss as loss_module
 from pion.model.lora_projections import adapted, additions
 from pion.model.params_and_flops import flops_per_token, token_flops
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
-from tests.pion.train.conftest import open_stream, run, tiny_decoder
+from tests.pion.train.conftest import open_stream, run
 from tests.support.ranks import ask_ranks
+from tests.support.tiny_config import drawn, tiny_config
 from tests.support.whole_state import same, trained_and_resumed, whole_state
 
 STEPS = 8
+BIASED = tiny_config(heads={"qkv_bias": True})
 SETTINGS = {"steps": STEPS, "global_batch": 6, "lr": 1e-2, "weight_decay": 0.0}
 
 
 def make(stream, *, seed=0, rank=0, **plan):
     compute = ComputePlan(**{"micro_batch": 2, "threads": 1} | plan)
     dtype = torch.bfloat16 if compute.dtype == "bfloat16" else torch.float32
-    model = adapted(tiny_decoder(0), Lora(rank=4), seed=seed, dtype=dtype)
+    model = adapted(drawn(BIASED), Lora(rank=4), seed=seed, dtype=dtype)
     return Trainer(model, stream, TrainSettings(**SETTINGS), compute, rank=rank)
 
 
@@ -42,7 +44,7 @@ def test_a_state_has_only_the_additions_and_their_moments(text):
 
 def test_training_changes_the_additions_alone_and_lowers_the_loss(text):
     trainer = make(text)
-    before = tiny_decoder(0).state_dict()
+    before = drawn(BIASED).state_dict()
     losses = steps(trainer, STEPS)
     after = trainer.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -65,7 +67,7 @@ def test_the_heads_gradient_is_not_even_computed(text, monkeypatch):
 
 def test_mfu_counts_no_gradients_of_frozen_weights(text):
     lora = make(text)
-    whole = Trainer(tiny_decoder(0), text, TrainSettings(**SETTINGS), lora.plan)
+    whole = Trainer(drawn(BIASED), text, TrainSettings(**SETTINGS), lora.plan)
     config, flops = lora.model.config, []
     for trainer in (lora, whole):
         (row,) = run(trainer, 1)
@@ -86,7 +88,7 @@ def test_a_resumed_run_ends_with_the_same_bits(text, plan):
 
 def test_a_state_of_the_whole_model_is_refused(text):
     plan = ComputePlan(micro_batch=2, threads=1)
-    whole = Trainer(tiny_decoder(0), text, TrainSettings(**SETTINGS), plan)
+    whole = Trainer(drawn(BIASED), text, TrainSettings(**SETTINGS), plan)
     with pytest.raises(BadInput, match="it belongs to a different model"):
         make(text).load(whole_state(whole))
 
