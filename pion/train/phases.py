@@ -138,15 +138,21 @@ def _roles_of(config: ModelConfig) -> set[str]:
     return roles | {role for role, there in others.items() if there}
 
 
-def check_phases_of_model(phases: Sequence[Phase], config: ModelConfig) -> None:
-    """Raise BadInput for phases that do not fit a model, naming the first mistake."""
+def check_phases_of_model(
+    phases: Sequence[Phase], config: ModelConfig, without_loss: frozenset[Role] = frozenset()
+) -> None:
+    """Raise BadInput for phases that do not fit a model, naming the first mistake.
+
+    `without_loss` are the roles that a stage of rewards can't train.
+    """
     part = config.feedforward_part
     known, bands = ({}, 0) if part is None else (part.phase_sizes, part.groups)
     for number, phase in enumerate(phases):
         where = f"phases.{number}"
-        if _roles_of(config) <= phase.frozen_roles():
+        if _roles_of(config) - without_loss <= phase.frozen_roles():
             trained = ", ".join(sorted(set(get_args(Role)) - phase.frozen_roles()))
-            raise BadInput(f"{where}.rates: only {trained} would be trained: the model has none")
+            why = "rewards teach none of these" if without_loss else "the model has none"
+            raise BadInput(f"{where}.rates: only {trained} would be trained: {why}")
         given = [*phase.sizes(), *(() if phase.only_bands is None else ("unfreeze",))]
         if given and not known:
             raise BadInput(f"{where}.{given[0]}: the model has no primitives")

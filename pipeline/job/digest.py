@@ -24,6 +24,9 @@ from pipeline.job.stages import CONVERSING
 # Of a stage that learns from conversations: what decides their rows. An answer of max_tokens leaves
 # the rest of a row to its prompt.
 _DECIDE_ROWS = ("sources", "held_out", "template", "system", "max_tokens")
+# Below a stage: whether LoRA trains next to the biases of the projections that it adapts. Stages
+# from before this is recorded trained without them, and the models that they merged have them.
+BIASES, BIASED = "lora.biases", {"q_proj", "k_proj", "v_proj"}
 # Dotted path → value. Paths that start with `input.` are digests of earlier stages and of data.
 Inputs = dict[str, Any]
 
@@ -108,6 +111,7 @@ def digest_job(job: Job) -> Digests:
     stages = {"prepare": digest_of(inputs["prepare"])}
     config = job.model_config_resolved()
     model = model_inputs(config)
+    biased = config.heads is not None and config.heads.qkv_bias
     previous: str | None = None
     for stage in job.train_stages:
         own = {
@@ -120,6 +124,8 @@ def digest_job(job: Job) -> Digests:
         inputs[stage] = model | own | _read_by(job, stage, data[stage], tokenizer)
         if stage == "reinforce":
             inputs[stage] |= _functions(job)
+        if biased and (lora := job.lora(stage)) and BIASED & set(lora.targets_of(config)):
+            inputs[stage][f"{stage}.{BIASES}"] = True
         if previous is not None:
             inputs[stage][f"input.{previous}"] = stages[previous]
         elif job.base is not None:
@@ -136,6 +142,7 @@ def digest_job(job: Job) -> Digests:
         }
         stages["publish"] = digest_of(inputs["publish"])
     before = {f"model.{k}": v for k, v in values_before(type(config)).items()}
+    before |= {f"{stage}.{BIASES}": False for stage in job.train_stages}
     return Digests(data, stages, inputs, before | fields_before(job))
 
 

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
+from pion.train.reinforce import WITHOUT_LOSS
 from pipeline.job.data_section import OF_EVALUATE
 from pipeline.job.job_fields import JobFields
 from pipeline.job.mixes import mistakes_of_phases
@@ -59,7 +60,9 @@ class Job(JobFields):
             section, lora = self.section(stage), self.lora(stage)
             if section.window_schedule != "constant" and config.windows is None:
                 mistakes.append(f"{stage}.window_schedule: the model has no windows")
-            wrong = mistakes_of(check_phases_of_model, phases_of(section), config)
+            without_loss = WITHOUT_LOSS if stage == "reinforce" else frozenset()
+            phases = phases_of(section)
+            wrong = mistakes_of(check_phases_of_model, phases, config, without_loss)
             if lora is not None:
                 wrong += [f"lora.{mistake}" for mistake in mistakes_of(lora.targets_of, config)]
             mistakes += [f"{stage}.{mistake}" for mistake in wrong]

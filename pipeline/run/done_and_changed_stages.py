@@ -11,7 +11,7 @@ from pion.errors import BadInput
 from pion.train.schedule import fixed_until, grows_over_the_run
 from pipeline.console.formats import moment
 from pipeline.job import STAGES, Job
-from pipeline.job.digest import Difference, Digests, Inputs, differences, digest_job
+from pipeline.job.digest import BIASES, Difference, Digests, Inputs, differences, digest_job
 from pipeline.job.section import part_of
 from pipeline.job.train_sections import phases_of, settings_of
 from pipeline.state.find_run import refuse_remains
@@ -23,6 +23,12 @@ from pipeline.training.rewind import rows_to_skip
 
 # Fields that move the borders of phases which end at a share of the steps, or at the decay.
 MOVES_BORDERS = ("steps", "warmup_steps", "schedule", "decay_fraction")
+
+WITHOUT_BIASES = (
+    "{stage} trained the wrong model. An earlier version of Pion let LoRA learn without the biases "
+    "of queries, keys and values. The base has them, and so has the merged model that was "
+    "evaluated and published: its loss is not that of the training. Train {stage} again."
+)
 
 
 @dataclass(frozen=True)
@@ -286,23 +292,27 @@ class ChangedStage:
         """Return why the run can't continue: the exact difference, and the options if the job has a
         path."""
         stage = self.stale.stage
-        changed = [f"    {difference}" for difference in self.changes()]
+        changes = {change.path: f"    {change}" for change in self.changes()}
+        wrong = changes.pop(f"{stage}.{BIASES}", None) is not None
+        by_the_job = not wrong or bool(changes)
         follows = self.job.stages[self.job.stages.index(stage) :]
         kept = [p.stage for p in plans if p.state == "done" and p.stage not in follows]
         again = ["prepare"] if "prepare" not in (*follows, *kept) else []
-        why = [
-            f"{stage} was {self.stale.why}, and this job changes what {stage} depends on:",
-            *(changed or ["    (its old settings were not kept)"]),
-            *self._fixed_steps(),
-            *self._fixed_phase(),
-        ]
+        why = [WITHOUT_BIASES.format(stage=stage)] if wrong else []
+        if by_the_job:
+            why += [
+                f"{stage} was {self.stale.why}, and this job changes what {stage} depends on:",
+                *(changes.values() or ["    (its old settings were not kept)"]),
+                *self._fixed_steps(),
+                *self._fixed_phase(),
+            ]
         if job_path is None:
             return "\n".join(why)
         return "\n".join(
             [
                 *why,
                 "Nothing was changed. Your options:",
-                "  put the old values back;",
+                *(["  put the old values back;"] if by_the_job else []),
                 f"  pion run {job_path} --redo {stage}    redo {', '.join([*again, *follows])}"
                 + (f" (keeps {', '.join(kept)});" if kept else ";"),
                 *self._fork(plans, job_path),

@@ -9,6 +9,7 @@ import torch
 from pion.errors import BadInput
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.phases import Phase, check_phases_of_model, config_of_largest_phase
+from pion.train.reinforce import WITHOUT_LOSS
 from pion.train.schedule import fixed_until, plan_at
 from pion.train.settings import TrainSettings
 from pion.train.trainer import ComputePlan, Trainer
@@ -183,6 +184,8 @@ def test_a_phase_that_trains_nothing_of_the_model_is_refused():
     with pytest.raises(BadInput, match="only gate would be trained: the model has none"):
         check_phases_of_model(only_gates, tiny_config())
     check_phases_of_model(only_gates, tiny_config(gates=True))
+    with pytest.raises(BadInput, match="only gate would be trained: rewards teach none of these"):
+        check_phases_of_model(only_gates, tiny_config(gates=True), WITHOUT_LOSS)
 
 
 def test_metrics_have_the_entropy_of_recipes_and_the_primitives_in_use(text):

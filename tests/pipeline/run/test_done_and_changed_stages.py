@@ -7,7 +7,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.job.digest import digest_job
+from pipeline.job.digest import digest_job, digest_of
 from pipeline.run.done_and_changed_stages import (
     ChangedStage,
     check_redo,
@@ -25,6 +25,8 @@ from pipeline.training.train_request import TrainRequest
 from tests.support import later_version
 from tests.support.jobs import tiny_dict, tiny_job
 from tests.support.later_version import LaterJob
+
+ONLY_OUT = {"rank": 4, "targets": ["o_proj"]}
 
 
 def finished(job, *stages):
@@ -91,6 +93,27 @@ def test_a_redo_that_prepares_the_data_again_says_so():
     with pytest.raises(BadInput) as error:
         check_redo(new, plans, None, changed(new, plans, digest_job(old)))
     assert "--redo pretrain    redo prepare, pretrain, sft, evaluate;" in str(error.value)
+
+
+@pytest.mark.parametrize("changes", [{}, {"sft__lr": 2e-3}])
+def test_a_stage_that_lora_trained_without_the_biases_of_its_base_is_named(changes):
+    biased = {"model__heads": {"qkv_bias": True}}
+    lora = {"sft__lora": {"rank": 4}}
+    job = tiny_job(**biased, **lora)
+    before, head = digest_job(job), finished(job, "prepare", "pretrain")
+    del before.inputs["sft"]["sft.lora.biases"]
+    head.stages["sft"] = StageRecord(digest_of(before.inputs["sft"]), at=0.0)
+    new = tiny_job(**biased, **lora, **changes)
+    digests = digest_job(new)
+    plans = plan_stages(new, digests, head)
+    old = stage_inputs("sft", before)
+    said = ChangedStage(new, digests, first_stale(plans), old).refusal(plans, "job.yaml")
+    assert said.startswith("sft trained the wrong model. An earlier version of Pion let LoRA")
+    assert "pion run job.yaml --redo sft    redo sft, evaluate (keeps prepare, pretrain);" in said
+    assert ("put the old values back" in said) is bool(changes)
+    assert ("sft.lr: 0.001 → 0.002" in said) is bool(changes)
+    for sound in (tiny_job(**biased), tiny_job(**lora), tiny_job(**biased, sft__lora=ONLY_OUT)):
+        assert "sft.lora.biases" not in digest_job(sound).inputs["sft"]
 
 
 @pytest.mark.parametrize(("old", "new"), [(None, True), (True, None), (True, False)])
