@@ -132,6 +132,8 @@ def find_base(source: str, folder: Path) -> FoundBase:
     Raises BadInput if there is none, or none that Pion can train, and StoreError or PionError if
     the place that would have it does not answer.
     """
+    from pion.formats.load import load_lazily
+
     if not source.strip():
         raise BadInput("it is empty: name a Hub repository, a folder or a run")
     try:
@@ -146,7 +148,10 @@ def find_base(source: str, folder: Path) -> FoundBase:
         if isinstance(found, Listed):  # of a remote store: it is needed in any case
             found = bring_model(found.state, found.head, found.entry.key)
         files, bring = _of_model(find_model(str(found)))
-    return FoundBase(_described(source, files, bring, commit), files, bring)
+    base = _described(source, files, bring, commit)
+    if commit is None:
+        load_lazily(bring(CONFIG).parent)  # raises BadInput for weights that do not fit
+    return FoundBase(base, files, bring)
 
 
 def _described(source: str, files: Files, bring: Callable[[str], Path], commit: str | None) -> Base:

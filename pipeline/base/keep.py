@@ -11,6 +11,7 @@ from pipeline.base.find import TOKENIZER, find_base
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.job import Job
 from pipeline.job.model_section import Base
+from pipeline.models.find import CONFIG
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import WEIGHTS, bring_base, keep_base, read_pin, write_pin
 from pipeline.state.stores import open_store
@@ -20,8 +21,11 @@ from pipeline.state.stores.retry import Patience
 def keep_as_base(run: RunState, base: Base, folder: Path, say: Say, patiently: Patience) -> None:
     """Keep `base`, which a job in `folder` names, in the store, and record it as the run's.
 
-    Raises BadInput if its name means another content by now.
+    Raises BadInput if its name means another content by now, and for weights that do not fit its
+    settings.
     """
+    from pion.formats.load import load_lazily
+
     pinned = read_pin(run, base.source)
     if pinned is not None and pinned.hash == base.hash:
         return
@@ -36,6 +40,7 @@ def keep_as_base(run: RunState, base: Base, folder: Path, say: Say, patiently: P
         say(PrepareProgress("keep the model", done / 1e6, "MB", total=total / 1e6))
 
     patiently(partial(keep_base, run.store, base.hash, found.files, found.bring, progress))
+    load_lazily(found.bring(CONFIG).parent)  # raises BadInput for weights that do not fit
     patiently(partial(write_pin, run, base, replace=pinned is not None))
     say(Note(f"starts from {base}, now kept in {run.store.url}"))
 

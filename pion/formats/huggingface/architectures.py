@@ -9,17 +9,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.formats.huggingface.arcee import Arcee
 from pion.formats.huggingface.bundled_code import BundledCode
-from pion.formats.huggingface.llama_like import Architecture, State
+from pion.formats.huggingface.llama_like import HEAD, Architecture, State
 from pion.formats.huggingface.qwen3_moe import Qwen3Moe
 from pion.formats.huggingface.swiglu import Llama, Qwen2, Qwen3
 from pion.formats.model_tensors import SavedTensors
 from pion.later_fields import closest, shown
 from pion.model.parameters import require_possible, vocabulary_rows
-from pion.model.saved_weights import placeholders, without_values
+from pion.model.saved_weights import Tensors, placeholders, without_values
 
 ARCHITECTURES = (Qwen3(), Qwen3Moe(), Arcee(), Llama(), Qwen2(), BundledCode())
 _TYPES = {architecture.model_type: architecture for architecture in ARCHITECTURES}
@@ -93,9 +95,19 @@ def from_transformers(hf_config: Mapping[str, Any], hf_state: State) -> tuple[Mo
 def saved_from_transformers(
     hf_config: Mapping[str, Any], saved: SavedTensors
 ) -> tuple[ModelConfig, SavedTensors]:
-    """Return what `from_transformers` does, of tensors that are read later. Raises as it does."""
+    """Return what `from_transformers` does, of tensors that are read later. Raises as it does, and
+    BadInput for a head that should be the embeddings and is not."""
     config, state = from_transformers(hf_config, placeholders(saved.layout()))
     sources = _TYPES[hf_config["model_type"]].sources(config, state)
+    if config.tie_embeddings and HEAD in saved.layout():
+        (embed,), tensors = sources["embed.weight"], Tensors(saved)
+        if not torch.equal(tensors[embed], tensors[HEAD].to(tensors[embed].dtype)):
+            raise BadInput(
+                f"config.json: tie_word_embeddings is true, but {HEAD} is not {embed}, and "
+                f"programs disagree on which is the head. To use {HEAD}, as transformers 5 does, "
+                "set tie_word_embeddings to false. To use the embeddings, remove "
+                f"{HEAD} from the weights"
+            )
     return config, saved.joined({name: (t.shape, sources[name]) for name, t in state.items()})
 
 

@@ -53,10 +53,11 @@ DEFAULTS: Mapping[str, Any] = {
 
 # Our names and theirs, apart from the feed-forward layer. A block's parts have the prefix
 # "blocks.{i}." and "model.layers.{i}.".
+HEAD = "lm_head.weight"
 _NAMES = {
     "embed.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
-    "lm_head.weight": "lm_head.weight",
+    HEAD: HEAD,
 }
 _BLOCK_NAMES = {
     "attention_norm.weight": "input_layernorm.weight",
@@ -172,7 +173,7 @@ class Architecture:
     def rename(self, config: ModelConfig, hf_state: State) -> State:
         """Return the tensors by our names. Raises BadInput for an unexpected one, and for a part of
         a stack that is missing or of another shape."""
-        tied = {"lm_head.weight"} if config.tie_embeddings else set()  # some programs save it too
+        tied = {HEAD} if config.tie_embeddings else set()  # some programs save it too
         given = {name: tensor for name, tensor in hf_state.items() if name not in tied}
         return {name: _stack(given, each) for name, each in self.stacked(config).items()} | renamed(
             self.names(config), given
@@ -207,7 +208,7 @@ class Architecture:
             for layer in range(config.n_layers)
             for ours, theirs in in_block.items()
         }
-        tied = {"lm_head.weight"} if config.tie_embeddings else set()
+        tied = {HEAD} if config.tie_embeddings else set()
         return {name: theirs for name, theirs in _NAMES.items() if name not in tied} | found
 
 

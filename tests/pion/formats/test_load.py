@@ -98,6 +98,19 @@ def test_weights_that_do_not_fit_their_settings_name_folder_and_tensor(tmp_path,
         load_decoder(tmp_path)
 
 
+def test_a_tied_model_with_another_head_in_its_file_is_refused(tmp_path, decoder):
+    settings, state = to_transformers(CONFIG, decoder.state_dict())
+    head = state["model.embed_tokens.weight"].clone()
+    write(tmp_path, settings, state | {"lm_head.weight": head})
+    assert torch.equal(load_decoder(tmp_path).embed.weight, head)
+    head[3, 2] += 1e-3
+    write(tmp_path, settings, state | {"lm_head.weight": head})
+    with pytest.raises(
+        BadInput, match=r"true, but lm_head.weight is not model.embed_tokens.weight"
+    ):
+        load_decoder(tmp_path)
+
+
 def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(tmp_path):
     large = train_bpe(["the quick brown fox jumps over the lazy dog " * 3], 280)
     config = ModelConfig.from_dict(CONFIG.to_dict() | {"vocab_size": 260})

@@ -153,6 +153,7 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(base, tmp_path):
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (lambda folder: edit(folder, model_type="gpt_neox"), "model_type is 'gpt_neox'"),
         (lambda folder: edit(folder, vocab_size=5), "it produces ids up to"),
+        (lambda folder: edit(folder, intermediate_size=5), "the model's settings need (5, "),
     ],
 )
 def test_a_model_that_can_not_be_used_is_refused_by_name(base, tmp_path, change, expected):
