@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import platform
 import re
@@ -66,6 +67,11 @@ MEASURED_SECONDS = 2.0
 AGREE = 1.02
 # A product that takes longer, as in emulated bfloat16, is no better measured if repeated.
 LONG_SECONDS = 0.1
+# How many products of each precision are compared, in about how many seconds at most.
+TURNS, TURNS_SECONDS = 64, 0.25
+# Emulated bf16 has less of fp32's speed: 0.24 was measured on AVX-512, and 0.015 on AVX2. A Xeon
+# without AMX has 0.57.
+EMULATED = 0.35
 # Of one function of Pion; torch then refuses to compile it again.
 MOST_COMPILATIONS = 128
 
@@ -100,21 +106,35 @@ def device_name(device: torch.device) -> str:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Return whether the device multiplies bf16 natively."""
+    """Return whether the device has instructions that multiply bf16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return not _instruction_sets().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def computes_bf16_fast(device: torch.device) -> bool:
-    """Return whether large products are faster in bf16 than in fp32.
+@functools.cache
+def bf16_speedup() -> float:
+    """Return how many times as fast as in fp32 this CPU multiplies matrices in bf16.
 
-    On an Intel Xeon with AVX-512 BF16 but without AMX they are not: a step of Pion-nano had 0.58
-    times the tokens/s of fp32. On an AMD EPYC with AVX-512 BF16 it had 1.8 times as many.
+    Its instructions don't tell. An Intel Xeon with AVX-512 BF16 but without AMX is slower in bf16,
+    an AMD EPYC faster. Some images hold oneDNN to AVX2 (ONEDNN_MAX_CPU_ISA), which then emulates
+    bf16. The products take turns, in one thread, and are shorter than the turns of other programs.
     """
-    if device.type == "cuda" or not has_bf16(device):
-        return has_bf16(device)
-    return _processor().get("vendor_id") != "GenuineIntel" or "amx_bf16" in _instruction_sets()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    full = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    factors = {name: full.to(torch_dtype(name)) for name in ("float32", "bfloat16")}
+    best = dict.fromkeys(factors, math.inf)
+    began = time.perf_counter()
+    for turn in range(TURNS):
+        for name, factor in factors.items():
+            start = time.perf_counter()
+            factor @ factor
+            best[name] = min(best[name], time.perf_counter() - start)
+        if turn > 1 and time.perf_counter() - began > TURNS_SECONDS:
+            break
+    torch.set_num_threads(threads)
+    return best["float32"] / best["bfloat16"]
 
 
 def pick_dtype(
@@ -126,12 +146,21 @@ def pick_dtype(
     """Return the precision to compute in; for "auto", bf16 where it is faster.
 
     Generation reads all weights for each token, and bf16 weights are half as many bytes: it is
-    faster wherever the hardware has bf16.
+    faster wherever bf16 is not emulated.
     """
     if name != "auto":
         return name
-    faster = has_bf16(device) if generating else computes_bf16_fast(device)
+    least = EMULATED if generating else 1.0
+    faster = has_bf16(device) and (device.type == "cuda" or bf16_speedup() > least)
     return "bfloat16" if faster else "float32"
+
+
+def words_about_cpu(device: torch.device, asked: str) -> str | None:
+    """Return in which precision a CPU with bf16 computes if `asked` is "auto", and why."""
+    if device.type == "cuda" or asked != "auto" or not has_bf16(device):
+        return None
+    chosen = "bf16" if pick_dtype("auto", device) == "bfloat16" else "fp32"
+    return f"computes in {chosen}: this CPU has {bf16_speedup():.2g} times fp32's speed in bf16"
 
 
 def pick_residual(

@@ -18,6 +18,7 @@ from pipeline.console.messages import (
     MachineNotice,
     Note,
     Phase,
+    PrepareProgress,
     Say,
     Step,
     Trained,
@@ -33,7 +34,6 @@ from pipeline.state.shared.folder import bring_data
 from pipeline.state.stores.errors import error_from_json
 from pipeline.training.saving import linger_seconds
 from pipeline.training.train_request import Group, TrainRequest
-from pipeline.workers.ray_fit import PATIENT_SECONDS
 
 if TYPE_CHECKING:
     from pipeline.training.context import TrainingContext
@@ -45,8 +45,10 @@ STOP_SECONDS = 30.0
 GONE_SECONDS = 2.0
 # How long to wait for a worker's next message before checking for a stop.
 LOOK_SECONDS = 0.2
-# How often a Ray of our own is started for a run, if no worker reaches the training loop.
+# How often a Ray of several workers is started for a run, if no worker reaches the training loop.
 MOST_STARTS = 2
+# A start of Ray that takes longer is shown.
+WORTH_SHOWING = 1.0
 # How long a group whose size may change may be away before the user is told. A start takes less.
 ABSENCE_SECONDS = 120.0
 
@@ -69,36 +71,32 @@ def start_workers(
     """Start workers of Ray, which train `stages` once the data is there; don't wait for them.
 
     Return None if this process will train, or if there is nothing to train. `at_most` is the record
-    of the plan to try after a larger one has failed. A Ray that failed to start `failed_starts`
-    times gets longer limits, and then a single worker on this machine does without it.
+    of the plan to try after a larger one has failed. After a Ray has failed to start, a single
+    worker does without Ray.
     """
     from pipeline.workers.cluster_size import gpus_of_workers
     from pipeline.workers.ray_workers import RayWorkers
 
     count = worker_count(start.job)
-    if not stages or count == 0 or (failed_starts == MOST_STARTS and count == 1):
+    if not stages or count == 0 or (failed_starts and count == 1):
         return None
     hardware = start.job.hardware
     gpus = min(count, gpus_of_workers(start.job))
     request = _request(start, stages, gpus, by_ray=True, at_most=at_most)
     workers = hardware.workers if isinstance(hardware.workers, tuple) else count
-    return RayWorkers(request, workers, patient=failed_starts > 0)
+    return RayWorkers(request, workers)
 
 
 def start_again(start: Start, failed: RayNotStarted, failed_starts: int) -> str:
-    """Return what is done after Ray has failed to start `failed_starts` times: one of the two
-    starts that `start_workers` knows. Raises `failed` or, on a rented machine, Interrupted if there
-    is no other."""
-    if failed_starts < MOST_STARTS:
-        return (
-            f"Ray did not start: {failed.last_words}. It is started again, and may take "
-            f"{PATIENT_SECONDS // 60} minutes for each part of its start"
-        )
+    """Return what is done after Ray has failed to start `failed_starts` times. Raises `failed` or,
+    on a rented machine, Interrupted if nothing is left to try."""
     if worker_count(start.job) == 1:
         return (
-            f"Ray did not start again: {failed.last_words}. This process trains without Ray, as "
-            "with hardware.workers=0"
+            f"Ray did not start: {failed.last_words}. This process trains without Ray, as with "
+            "hardware.workers=0"
         )
+    if failed_starts < MOST_STARTS:
+        return f"Ray did not start: {failed.last_words}. It is started again"
     raise failed if start.owner.launch_id is None else Interrupted(str(failed))
 
 
@@ -197,6 +195,7 @@ class WorkersTraining:
                 self._asked_at = time.monotonic()
                 self._connected_when_asked = self._workers.lifeline.connected > 0
                 self._workers.lifeline.ask_to_stop()
+            self._show_start()
             try:
                 rank, message = self._workers.messages.get(timeout=LOOK_SECONDS)
             except queue.Empty:
@@ -209,6 +208,17 @@ class WorkersTraining:
             outcome = self._hear(rank, message)
             if outcome is not None:
                 return outcome
+
+    def _show_start(self) -> None:
+        """Show that Ray still starts, and how to train without Ray."""
+        waited = time.monotonic() - self._workers.started
+        if self._heard or self._workers.shared or waited < WORTH_SHOWING:
+            return
+        count = worker_count(self._start.job)
+        advice = "hardware.workers=0 trains without Ray" if count == 1 else ""
+        self._say(
+            PrepareProgress("Ray starts its workers", waited, "s", stage="train", detail=advice)
+        )
 
     def _ended_in_silence(self) -> bool:
         """Return whether a stop was asked for before any worker had something to save.

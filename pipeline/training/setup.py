@@ -280,10 +280,12 @@ def _tell_card(
 
     from pion.model.attention.masks import masked_by_flex
     from pion.train.card import words_about_attention, words_about_bf16
+    from pion.train.hardware import words_about_cpu
 
     device, documents = torch.device(plan.device), context.job.has_documents(stage)
     flex = masked_by_flex(config, device, documents=documents)
     for words in (
+        words_about_cpu(device, context.job.hardware.dtype),
         words_about_bf16(device, context.job.hardware.dtype),
         words_about_attention(device, flex=flex),
     ):

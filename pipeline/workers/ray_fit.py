@@ -43,14 +43,14 @@ TRAINING_ENVIRONMENT = {
 # The same for a number of workers that may change. For up to 20 s after a node was lost, Ray's
 # coordinator counts it, and Ray Train waits for it in vain. It then asks again how many there are.
 ELASTIC_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
-# The same for a Ray whose start took longer than Ray's own limits, on a machine with much to do.
-PATIENT_SECONDS = 300
+# The same for a Ray of our own. On a machine with much to do, its start takes longer than Ray's own
+# limits of 15 to 30 s.
+PATIENT_SECONDS = 120
 PATIENT_ENVIRONMENT = {
     "RAY_gcs_server_port_wait_time_s": str(PATIENT_SECONDS),
     "RAY_gcs_server_request_timeout_seconds": str(PATIENT_SECONDS),
     "RAY_agent_register_timeout_ms": str(PATIENT_SECONDS * 1000),
     "RAY_worker_register_timeout_seconds": str(PATIENT_SECONDS),
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(2 * PATIENT_SECONDS),
     # Ray gives up a node of which it hears nothing.
     "RAY_health_check_timeout_ms": str(PATIENT_SECONDS * 1000),
 }
@@ -67,10 +67,10 @@ def main() -> None:
     task = json.load(sys.stdin)
     elastic = isinstance(task["workers"], list)
     settings = RAY_ENVIRONMENT | TRAINING_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})
-    os.environ.update({**settings, **os.environ})
-    if task["patient"]:
-        os.environ.update(PATIENT_ENVIRONMENT)
+    if task["address"] is None:
+        settings |= PATIENT_ENVIRONMENT
         wait_longer_for_the_node()
+    os.environ.update({**settings, **os.environ})
     import ray  # noqa: F401 (before the thread: two can't import it at once)
 
     # Ray mostly waits for the processes that it starts, and importing Ray Train takes a second.

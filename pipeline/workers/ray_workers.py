@@ -98,15 +98,12 @@ class RayWorkers:
 
     `messages` carries what the workers say as (rank, message). When the process that runs Ray
     Train ends by itself, a FitEnded follows. `lifeline` knows how many workers have reached the
-    training loop, and can ask them to stop. If `patient`, a Ray of our own may take minutes to
-    start. `shared` says whether the Ray is another program's.
+    training loop, and can ask them to stop. `shared` says whether the Ray is another program's.
     """
 
-    def __init__(
-        self, request: TrainRequest, count: int | tuple[int, int], *, patient: bool = False
-    ) -> None:
+    def __init__(self, request: TrainRequest, count: int | tuple[int, int]) -> None:
         self.messages: queue.Queue[tuple[int, FromWorker | FitEnded]] = queue.Queue()
-        self._request, self._count, self._patient = request, count, patient
+        self._request, self._count = request, count
         self._address = os.environ.get(RAY_ADDRESS) or None
         self.shared = self._address is not None
         self._session = session_folder()
@@ -140,7 +137,6 @@ class RayWorkers:
             "session": str(self._session),
             "address": self._address,
             "workers": self._count,
-            "patient": self._patient,
             "request": asdict(self._request),
             "lifeline": asdict(self.lifeline.address),
         }

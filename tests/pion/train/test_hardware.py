@@ -1,5 +1,8 @@
 """What Pion detects about a machine."""
 
+import os
+import subprocess
+import sys
 from itertools import accumulate, chain
 
 import pytest
@@ -93,23 +96,36 @@ def test_a_cpus_peak_is_measured_until_the_fastest_four_products_agree(took, bes
 
 
 @pytest.mark.parametrize(
-    ("vendor", "flags", "training", "generating"),
+    ("flags", "speedup", "training", "generating"),
     [
-        ("AuthenticAMD", {"avx512f", "avx512_bf16"}, "bfloat16", "bfloat16"),
-        ("GenuineIntel", {"avx512f", "avx512_bf16", "amx_bf16"}, "bfloat16", "bfloat16"),
-        ("GenuineIntel", {"avx512f", "avx512_bf16"}, "float32", "bfloat16"),
-        ("GenuineIntel", {"avx2", "avx512f"}, "float32", "float32"),
-        ("", {"asimd", "bf16"}, "bfloat16", "bfloat16"),
+        ({"avx512f", "avx512_bf16"}, 1.8, "bfloat16", "bfloat16"),  # an AMD EPYC
+        ({"avx512f", "avx512_bf16", "amx_bf16"}, 4.2, "bfloat16", "bfloat16"),
+        ({"avx512f", "avx512_bf16"}, 0.57, "float32", "bfloat16"),  # an Intel Xeon without AMX
+        ({"avx512f", "avx512_bf16", "amx_bf16"}, 0.24, "float32", "float32"),  # held to AVX-512
+        ({"avx2", "avx512f"}, 9.0, "float32", "float32"),
+        ({"asimd", "bf16"}, 2.0, "bfloat16", "bfloat16"),
     ],
 )
 def test_auto_precision_is_bf16_exactly_where_it_is_faster(
-    vendor, flags, training, generating, monkeypatch
+    flags, speedup, training, generating, monkeypatch
 ):
-    cpu = {"vendor_id": vendor, "flags": " ".join(flags)}
-    monkeypatch.setattr(hardware, "_processor", lambda: cpu)
+    monkeypatch.setattr(hardware, "_processor", lambda: {"flags": " ".join(flags)})
+    monkeypatch.setattr(hardware, "bf16_speedup", lambda: speedup)
     assert hardware.pick_dtype("auto", CPU) == training
     assert hardware.pick_dtype("auto", CPU, generating=True) == generating
     assert hardware.pick_dtype("float32", CPU, generating=True) == "float32"
+    words = hardware.words_about_cpu(CPU, "auto")
+    assert words is None or f"computes in {'bf16' if training == 'bfloat16' else 'fp32'}" in words
+
+
+def test_bf16_that_is_held_back_and_emulated_is_measured_to_be_slow():
+    """Whatever the flags of this processor promise."""
+    held = {name: "AVX2" for name in ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")}
+    code = "from pion.train.hardware import *; print(bf16_speedup() < EMULATED)"
+    line = [sys.executable, "-c", code]
+    environment = os.environ | held | {"ATEN_CPU_CAPABILITY": "avx2"}
+    said = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "True"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

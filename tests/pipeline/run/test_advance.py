@@ -87,17 +87,21 @@ def test_workers_that_hold_cpus_start_once_the_data_is_prepared(
         (2, True, Interrupted),  # exit code 75: the next machine goes on
     ],
 )
-def test_a_ray_that_does_not_start_is_started_again_and_then_one_worker_does_without(
+def test_if_ray_does_not_start_one_worker_does_without_and_several_try_again(
     workers, rented, ends, tmp_path, time, monkeypatch
 ):
     tried = []
 
-    def ray_workers(request, count, *, patient):
-        tried.append(patient)
+    def ray_workers(request, count):
+        tried.append(count)
         messages = queue.Queue()
         messages.put((-1, FitEnded("The current node timed out during startup")))
         return SimpleNamespace(
-            messages=messages, log=tmp_path / "log", shared=False, close=lambda: None
+            messages=messages,
+            log=tmp_path / "log",
+            shared=False,
+            started=0.0,
+            close=lambda: None,
         )
 
     def train_here(context):
@@ -112,17 +116,22 @@ def test_a_ray_that_does_not_start_is_started_again_and_then_one_worker_does_wit
     if rented:
         start = dataclasses.replace(start, owner=someone(launch_id="7"))
     claim = claim_run(start.run, start.owner, take_over=True)
-    said = []
+    said, shown = [], []
     journal = Journal(start, claim, SilentDisplay())
     monkeypatch.setattr(journal, "note", said.append)
+    monkeypatch.setattr(journal, "say", shown.append)
     plans = {p.stage: p for p in plan_stages(start.job, start.digests, claim.head)}
     with pytest.raises(Stop if ends == "trains here" else ends) as ended:
         Advance(start, claim, journal)._prepare_and_train(plans)
-    assert tried == [False, True]
-    assert "timed out during startup. It is started again" in said[0]
+    assert "Ray did not start: The current node timed out during startup" in said[0]
+    assert shown[0].what == "Ray starts its workers"
     if ends == "trains here":
-        assert "trains without Ray, as with hardware.workers=0" in said[1]
+        assert tried == [1]
+        assert shown[0].detail == "hardware.workers=0 trains without Ray"
+        assert "trains without Ray, as with hardware.workers=0" in said[0]
     else:
+        assert tried == [2, 2]
+        assert "It is started again" in said[0]
         assert ended.value.exit_code == (75 if rented else 1)
         assert "Everything committed is safe" in str(ended.value)
 

@@ -55,7 +55,11 @@ def test_a_stop_between_two_groups_says_from_where_the_next_start_resumes(monkey
     did = []
     lifeline = SimpleNamespace(connected=3, ask_to_stop=lambda: did.append("ask"))
     workers = SimpleNamespace(
-        lifeline=lifeline, messages=queue.Queue(), end_in_order=lambda: did.append("end in order")
+        lifeline=lifeline,
+        messages=queue.Queue(),
+        end_in_order=lambda: did.append("end in order"),
+        started=0.0,
+        shared=True,
     )
     stopping = StoppingOnSignals(SilentDisplay())
     start = SimpleNamespace(job=tiny_job(hardware__workers=[2, 16]), stopping=stopping)
