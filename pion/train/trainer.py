@@ -112,18 +112,9 @@ class Trainer:
         self.side_copy = SideCopy(torch.cuda if self.device.type == "cuda" else None)
         self._updating = self._uses_flex = False
         self._feed = self._feed_from(stream)
-        additions = count_additions(model)
-        self._metrics = StepMetrics(
-            partial(
-                token_flops,
-                model.config.alone if rewards else model.config,
-                additions=additions,
-                only_apart=freezes,
-            ),
-            plan,
-            clock,
-            settings.max_spike,
-        )
+        config = model.config.alone if rewards else model.config
+        flops = partial(token_flops, config, additions=count_additions(model), only_apart=freezes)
+        self._metrics = StepMetrics(flops, plan, clock, settings.max_spike)
         if self._shards is None and plan.world_size > 1:
             # Whatever the other ranks drew, all begin with the weights of rank 0.
             copy_from_rank_0(self.model.state_dict().values(), self.device)

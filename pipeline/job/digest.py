@@ -27,6 +27,7 @@ _DECIDE_ROWS = ("sources", "held_out", "template", "system", "max_tokens")
 # Below a stage: whether LoRA trains next to the biases of the projections that it adapts. Stages
 # from before this is recorded trained without them, and the models that they merged have them.
 BIASES, BIASED = "lora.biases", {"q_proj", "k_proj", "v_proj"}
+NO_BIASES = {f"{stage}.{BIASES}": False for stage in CONVERSING}
 # Dotted path → value. Paths that start with `input.` are digests of earlier stages and of data.
 Inputs = dict[str, Any]
 
@@ -111,7 +112,6 @@ def digest_job(job: Job) -> Digests:
     stages = {"prepare": digest_of(inputs["prepare"])}
     config = job.model_config_resolved()
     model = model_inputs(config)
-    biased = config.heads is not None and config.heads.qkv_bias
     previous: str | None = None
     for stage in job.train_stages:
         own = {
@@ -122,10 +122,8 @@ def digest_job(job: Job) -> Digests:
         # 0.1.0 recorded a field that is gone, which named another model to start from.
         own |= {"seed": job.seed, "data.window": job.data.window, f"{stage}.init_from": None}
         inputs[stage] = model | own | _read_by(job, stage, data[stage], tokenizer)
-        if stage == "reinforce":
-            inputs[stage] |= _functions(job)
-        if biased and (lora := job.lora(stage)) and BIASED & set(lora.targets_of(config)):
-            inputs[stage][f"{stage}.{BIASES}"] = True
+        rewards = _functions(job) if stage == "reinforce" else {}
+        inputs[stage] |= _biases(job, stage, config) | rewards
         if previous is not None:
             inputs[stage][f"input.{previous}"] = stages[previous]
         elif job.base is not None:
@@ -142,8 +140,14 @@ def digest_job(job: Job) -> Digests:
         }
         stages["publish"] = digest_of(inputs["publish"])
     before = {f"model.{k}": v for k, v in values_before(type(config)).items()}
-    before |= {f"{stage}.{BIASES}": False for stage in job.train_stages}
-    return Digests(data, stages, inputs, before | fields_before(job))
+    return Digests(data, stages, inputs, before | NO_BIASES | fields_before(job))
+
+
+def _biases(job: Job, stage: str, config: ModelConfig) -> Inputs:
+    """Return that LoRA trains next to the biases of what it adapts, if there are any."""
+    lora, biased = job.lora(stage), config.heads is not None and config.heads.qkv_bias
+    kept = biased and lora is not None and BIASED & set(lora.targets_of(config))
+    return {f"{stage}.{BIASES}": True} if kept else {}
 
 
 def _read_by(job: Job, stage: str, digest: str, tokenizer: Inputs) -> Inputs:

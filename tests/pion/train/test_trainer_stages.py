@@ -75,6 +75,7 @@ def test_each_tensor_learns_in_two_steps_if_the_stage_has_a_loss_for_it(name, st
     settings, plan = TrainSettings(**STEADY, **LEARNING[stage]), ComputePlan(threads=1)
     trainer = Trainer(model, rows[stage], settings, plan)
     assert all(step["grad_norm"] > 0 for step in run(trainer, 2))
+    assert trainer.state().model.keys() == (learn if lora else model.state_dict().keys())
     trainer.close()
     after = dict(model.named_parameters())
     assert {name for name in after if not torch.equal(after[name], before[name])} == learn
