@@ -5,8 +5,10 @@ import json
 import pytest
 
 from pion.config.model_config import ModelConfig
-from pion.train.memory import RUNTIME_BYTES, Workload, predict_memory
+from pion.generation.decoding import bytes_per_row
+from pion.train.memory import RUNTIME_BYTES, Workload, cache_bytes, predict_memory
 from tests.paths import REPOSITORY
+from tests.support.tiny_config import drawn, tiny_config
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "bench"
 H100, H200 = "nvidia-h100-80gb-hbm3", "nvidia-h200"
@@ -27,6 +29,13 @@ WITH_BF16_RESIDUAL = (
 
 # tests/families/test_kept_bytes.py has the other families by default.
 IN_SUITE = ("pion2-max-small/compiled", "pilon-360m/compiled")
+
+
+def test_a_cache_of_answers_is_as_large_as_one_that_holds_them():
+    model = drawn(tiny_config())
+    size = cache_bytes(model.config, "float32")
+    assert bytes_per_row(model, model.config.seq_len) == model.config.seq_len * size
+    assert cache_bytes(model.config, "bfloat16") == size // 2
 
 
 def measured_steps():

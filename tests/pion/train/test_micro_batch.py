@@ -1,6 +1,7 @@
 """The micro-batch: what is predicted that it needs, and which one is chosen."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
+from pion.train import micro_batch
 from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import choose_micro_batch
 
@@ -83,6 +85,17 @@ def test_a_longer_row_fits_too_where_some_are_read(mib, joined, expected):
     memory = mib * 2**20 / 0.9
     found = choose_micro_batch(work, rows_per_rank=16, memory_bytes=memory, joined=joined)
     assert found == expected
+
+
+def test_a_longer_row_may_need_more_than_as_many_tokens_in_rows(monkeypatch):
+    def need(work, *, micro_batch, recompute):
+        return SimpleNamespace(total=micro_batch * work.seq_len**2)
+
+    monkeypatch.setattr(micro_batch, "predict_memory", need)
+    room = {"rows_per_rank": 16, "memory_bytes": 64**2 / 0.9 + 1}
+    work = workload(DEMO, seq_len=16)
+    assert choose_micro_batch(work, **room) == (16, False)
+    assert choose_micro_batch(work, **room, joined=4) == (4, False)
 
 
 def test_a_longer_row_that_does_not_fit_is_named():

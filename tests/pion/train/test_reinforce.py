@@ -144,6 +144,9 @@ def test_held_out_prompts_are_measured_by_draws_of_their_own_the_same_each_time(
     found = [trainer.evaluate(held_out, range(5), 1, end_of_text=0) for _ in range(2)]
     assert found[0] == found[1]
     assert found[0].loss == -found[0].measures["reward"]
+    # Answers to a prompt are alike, so the error is that of prompts.
+    rewards = trainer._feed.sampled(held_out, range(5)).judged.rewards.mean(dim=1)
+    assert found[0].sem == pytest.approx(float(rewards.std()) / 5**0.5)
     assert found[0].measures != trainer.evaluate(own, range(5), 1, end_of_text=0).measures
     with pytest.raises(BadInput, match="no held-out prompts"):
         trainer.evaluate(held_out, range(0), 1, end_of_text=0)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline.job.train_sections import phases_of
 from tests.support.jobs import refusal, tiny_job
 
 TEXT = {"kind": "text", "path": "text"}
@@ -19,11 +20,13 @@ FIRST = {"until": 0.5, "mix": {"web": 9, "code": 1}}
 LONG = {"seq_len": 64}
 
 
-def test_a_mix_and_a_length_stay_until_a_later_phase_changes_them():
+def test_a_mix_a_length_and_a_base_of_angles_stay_until_a_later_phase_changes_them():
     other = {"web": 1, "qa": "2x"}
-    job = tiny_job(**with_phases(FIRST, {"until": "decay", "mix": other, **LONG}, {}))
+    second = {"until": "decay", "mix": other, "rope_theta": 5.0, **LONG}
+    job = tiny_job(**with_phases(FIRST, second, {}))
     assert [phase.mix for phase in job.mix_phases] == [FIRST["mix"], other, None]
     assert [phase.length for phase in job.mix_phases] == [1, 2, 2]
+    assert [phase.rope_theta for phase in phases_of(job.pretrain)] == [None, 5.0, 5.0]
     assert job.borders == [("pretrain", 10), ("pretrain", 16)]
 
 

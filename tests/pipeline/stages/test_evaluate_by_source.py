@@ -14,7 +14,7 @@ from pion.evaluation.item_scores import unpack
 from pion.model.decoder import Decoder
 from pion.train.settings import ComputePlan
 from pipeline.data.hub import download_shard
-from pipeline.data.prepared import open_data
+from pipeline.data.prepared import held_out_rows, open_data
 from pipeline.job.digest import digest_job
 from pipeline.report.paired import compare
 from pipeline.stages.evaluate import evaluate_run
@@ -68,6 +68,11 @@ def evaluated(folder, phases, seed=1):
     kept = parts.load(BY_ITEM).items()
     measures = {name.partition(".")[2]: (of["key"], unpack(of)) for name, of in kept}
     return results, measures
+
+
+def test_longer_rows_of_each_source_share_no_row(folder):
+    _, rows = held_out_rows(mixed(folder, BOTH), open_data(folder / "data"), ROWS, 2)
+    assert {name: [*own] for name, own in rows.items()} == {"web": [0, 2, 4], "code": [6, 8, 10]}
 
 
 def test_every_model_has_equally_many_rows_of_each_source_and_their_plain_mean(folder):

@@ -147,7 +147,13 @@ def answers_to_prompts(prompts, answers):
 
 @pytest.mark.parametrize(
     ("prompts", "answers"),
-    [([30, 90], [20, 140, 300]), ([256], [128] * 4), ([0, 1, 700], [1, 200]), ([5] * 9, [9] * 7)],
+    [
+        ([30, 90], [20, 140, 300]),
+        ([256], [128] * 4),
+        ([0, 1, 700], [1, 200]),
+        ([5] * 9, [9] * 7),
+        ([0] * 3, [150]),
+    ],
 )
 def test_answers_to_one_prompt_see_the_prompt_and_not_each_other(prompts, answers):
     rows = [answers_to_prompts(prompts, each) for each in (answers, answers[::-1])]
