@@ -81,7 +81,7 @@ def summary(verdicts: list[str], quick: bool) -> str:
 
 def keep(path: Path, name: str, comparisons: list[Comparison], conditions: dict[str, Any]) -> None:
     """Replace the results of one name in the file, and keep those of the others."""
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = json.loads(path.read_text("utf-8")) if path.exists() else {}
     results[name] = {
         **conditions,
         "seconds": round(conditions["seconds"]),
@@ -89,7 +89,7 @@ def keep(path: Path, name: str, comparisons: list[Comparison], conditions: dict[
     }
     ordered = {known: results[known] for known in NAMES if known in results}
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def circumstances() -> dict[str, Any]:
@@ -106,7 +106,7 @@ def circumstances() -> dict[str, Any]:
 def processor() -> str:
     """Return the name of the processor (Linux), or else its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -94,5 +94,7 @@ def imported_libraries(arguments: list[str]) -> list[str]:
     """Return "library: seconds, by our module" of what a command imports, in order."""
     option, code, *rest = arguments
     command = [sys.executable, option, TRACED + code, *rest]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stderr.splitlines()
+    lines = subprocess.run(
+        command, check=True, capture_output=True, encoding="utf-8"
+    ).stderr.splitlines()
     return [line.removeprefix("imported ") for line in lines if line.startswith("imported ")]

@@ -59,7 +59,7 @@ def run(quick: bool) -> Iterator[Comparison]:
     """Yield the comparison with each kind of padding."""
     config, seq_len = (TINY.config, QUICK_SEQ_LEN) if quick else (NANO.config, SEQ_LEN)
     rounds, warmup = (2, 0) if quick else (ROUNDS, WARMUP)
-    lengths = json.loads(LENGTHS.read_text())
+    lengths = json.loads(LENGTHS.read_text("utf-8"))
     conversations = random_conversations(lengths, config.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         rows = packed_rows(conversations, seq_len, config.vocab_size, Path(folder))

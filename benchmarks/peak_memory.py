@@ -48,7 +48,7 @@ def in_a_process(name: str, quick: bool) -> Measure:
     command += ["quick"] if quick else []
 
     def measure(number: int) -> float:
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=True)
         return float(done.stdout.split()[-1])
 
     return measure
@@ -72,7 +72,7 @@ def own_peak(model: str, precision: str, quick: bool) -> float:
 
 def resident(field: str) -> int:
     """Return a memory field of this process in bytes: VmRSS (now) or VmHWM (at its highest)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}")

@@ -223,7 +223,7 @@ def together(scale: Scale, ranks: int, work: Callable[..., Any], *asked: Any) ->
         codes = [process.exitcode for process in group]
         if any(codes):
             raise RuntimeError(f"exit codes by rank (negative: a signal) {codes}")
-        return json.loads((Path(folder) / "0.json").read_text())
+        return json.loads((Path(folder) / "0.json").read_text("utf-8"))
 
 
 @contextmanager

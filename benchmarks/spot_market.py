@@ -95,7 +95,7 @@ class Trace:
 def read_trace(path: Path) -> Trace:
     """Read `{"metadata": {"gap_seconds": 32}, "data": [0, 1, 2, …]}`: how many machines were
     available in each tick."""
-    raw = json.loads(path.read_text())
+    raw = json.loads(path.read_text("utf-8"))
     available = tuple(count >= 1 for count in raw["data"])
     return Trace(path.stem, raw["metadata"]["gap_seconds"], available)
 

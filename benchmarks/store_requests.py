@@ -221,7 +221,7 @@ def main() -> None:
     }
     result = {"prices": PRICES, "requests": found, "dollars_a_day": day}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    print(RESULT.read_text())
+    print(RESULT.read_text("utf-8"))
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ class Steps:
             env=environment(tree),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
         package = self._line().strip()
         if not Path(package).is_relative_to(tree):
@@ -162,7 +162,7 @@ def import_seconds(tree: Path) -> float:
     """Return the seconds of `import pion` in a fresh process."""
     command = [sys.executable, "-c", IMPORT]
     done = subprocess.run(
-        command, cwd=tree, env=environment(tree), capture_output=True, text=True, check=True
+        command, cwd=tree, env=environment(tree), capture_output=True, encoding="utf-8", check=True
     )
     return float(done.stdout)
 
@@ -191,7 +191,7 @@ class Demo:
             env=environment(self._tree),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
         )
         seconds = seconds_until(process, text, [])
         process.send_signal(signal.SIGKILL)

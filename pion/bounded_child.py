@@ -157,7 +157,7 @@ def requests() -> Iterator[tuple[Message, Callable[[Message], None]]]:
 
 def limit_memory(more: int) -> None:
     """Let this process take so many bytes more than it has now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[0])
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     wanted = pages * resource.getpagesize() + more
     size = wanted if most == resource.RLIM_INFINITY else min(wanted, most)

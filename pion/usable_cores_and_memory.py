@@ -23,11 +23,12 @@ def _cpu_times(cgroup: Path) -> list[tuple[int, int]]:
     """Return how many microseconds of cores the container has in how many of the clock."""
     found = []
     with contextlib.suppress(OSError, ValueError):  # absent, or "max": no limit
-        quota, period = (cgroup / "cpu.max").read_text().split()
+        quota, period = (cgroup / "cpu.max").read_text("utf-8").split()
         found.append((int(quota), int(period)))
     with contextlib.suppress(OSError, ValueError):  # the same before cgroup 2; -1: no limit
         quota, period = (
-            (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
+            (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text("utf-8")
+            for name in ("quota", "period")
         )
         found.append((int(quota), int(period)))
     return found
@@ -41,7 +42,7 @@ def usable_memory(cgroup: Path = CGROUP) -> int:
 
 def available_bytes() -> int:
     """Return the bytes that new processes of this machine could use."""
-    found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text("utf-8"))
     assert found is not None  # Linux has this line since 3.14
     return int(found[1]) * 1024
 
@@ -51,5 +52,5 @@ def memory_limits(cgroup: Path = CGROUP) -> list[int]:
     limits = []
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):  # absent, or "max": no limit
-            limits.append(int((cgroup / name).read_text()))
+            limits.append(int((cgroup / name).read_text("utf-8")))
     return limits

@@ -96,6 +96,14 @@ def test_no_function_is_longer_than_a_page() -> None:
     assert shape().long == LONG_FUNCTIONS
 
 
+def test_every_text_has_an_encoding_also_where_ruff_does_not_know_that_it_is_a_path() -> None:
+    bare = re.compile(
+        r"\.read_text\(\)|\btext=True|\.write_text\([^\n]*(?<!encoding=\"utf-8\")\)$", re.M
+    )
+    found = [p for package in PACKAGES for p in (REPOSITORY / package).rglob("*.py")]
+    assert [path for path in found if bare.search(path.read_text("utf-8"))] == []
+
+
 def test_no_function_takes_more_than_six_parameters() -> None:
     assert shape().many_parameters == MANY_PARAMETERS
 

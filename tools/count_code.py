@@ -63,7 +63,9 @@ def _imported(module: str) -> int:
     """Return how many of our modules a new process has imported once it has imported this one."""
     code = f"import sys, {module}; print(*sys.modules)"
     line = [sys.executable, "-c", code]
-    loaded = subprocess.run(line, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
+    loaded = subprocess.run(
+        line, capture_output=True, encoding="utf-8", check=True, cwd=REPOSITORY
+    ).stdout
     return sum(name.partition(".")[0] in PACKAGES for name in loaded.split())
 
 
@@ -91,7 +93,7 @@ def main() -> None:
 
 
 def _lower() -> None:
-    before, now = json.loads(CEILING.read_text()), sizes()
+    before, now = json.loads(CEILING.read_text("utf-8")), sizes()
     CEILING.write_text(
         json.dumps({name: min(before[name], now[name]) for name in before}, indent=2) + "\n"
     )

@@ -27,7 +27,7 @@ def resolve(pyproject: str) -> list[dict[str, Any]]:
         for package in ("pion", "pipeline"):
             (Path(folder) / package).mkdir()
         subprocess.run(["uv", "lock", "--quiet"], cwd=folder, check=True)
-        lock = tomllib.loads((Path(folder) / "uv.lock").read_text())
+        lock = tomllib.loads((Path(folder) / "uv.lock").read_text("utf-8"))
     return [package for package in lock["package"] if package["name"] != "pion"]
 
 
@@ -44,7 +44,7 @@ def pins(packages: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    text = PYPROJECT.read_text()
+    text = PYPROJECT.read_text("utf-8")
     lines = "".join(f'    "{pin}",\n' for pin in pins(resolve(BLOCK.sub("", text))))
     block = f"constraint-dependencies = [\n{lines}]\n"
     new = (

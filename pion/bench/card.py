@@ -94,7 +94,7 @@ def _driver() -> str | None:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=20,
             check=True,
             env=without_secret_names(),

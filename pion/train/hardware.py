@@ -305,7 +305,7 @@ def _processor() -> dict[str, str]:
     """Return what Linux says about the first core, by the names of its fields; {} if nothing."""
     fields: dict[str, str] = {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             key, _, value = line.partition(":")
             fields.setdefault(key.strip().lower(), value.strip())
     return fields
@@ -318,7 +318,7 @@ def _instruction_sets() -> set[str]:
 
 def _resident_bytes() -> int:
     """Return the bytes of this process that are in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 # The highest peak measured so far; a CPU's depends on the number of threads.

@@ -24,10 +24,10 @@ from pion.files import sha256_file
 from pion.formats.weights import INDEX, WEIGHTS, is_legal, shards_of
 from pion.later_fields import shown
 from pion.untrusted import LARGEST_TOKENIZER, parse_object, read_file
+from pion.user_folders import expand, private_cache_folder
 from pipeline.data.hub import OnHub, explained, pin
 from pipeline.data.tokenizer import needed_files
 from pipeline.job.model_section import Base
-from pipeline.machine.folders import expand, private_cache_folder
 from pipeline.models.bring import bring_model
 from pipeline.models.find import CONFIG, FoundModel, Listed, find_model, locate_model
 from pipeline.state.shared.bases import DECIDE_IDS, decides_results, hash_of

@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 # Everything that moves the cursor, rings or recolors, except newline and tab.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
-# Numbers with more decimals are written as 1e-09.
+# Numbers with more decimals are written as 1e-09, and larger ones as 1e+12.
 MOST_DECIMALS = 6
+LARGEST = 1e12
 
 
 def printable(text: str) -> str:
@@ -120,7 +121,7 @@ def measured(value: float, error: float | None = None, digits: int = 3) -> str:
     small = abs(error) if known and error else abs(value)
     if small and (known or small < 0.5 * 10**-digits):
         digits = max(digits, -math.floor(math.log10(small)))
-    kind = f",.{digits}f" if digits <= MOST_DECIMALS else ".2g"
+    kind = f",.{digits}f" if digits <= MOST_DECIMALS and abs(value) < LARGEST else ".2g"
     return f"{value:{kind}} ± {error:{kind}}" if known else f"{value:{kind}}"
 
 

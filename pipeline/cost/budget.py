@@ -122,7 +122,7 @@ def _keys(environment: Mapping[str, str]) -> Iterator[str]:
         yield key
     with contextlib.suppress(OSError, RuntimeError, ValueError, LookupError, TypeError):
         file = Path(environment.get("HOME") or "~", ".runpod", "config.toml").expanduser()
-        key = tomllib.loads(file.read_text())["default"]["api_key"]
+        key = tomllib.loads(file.read_text("utf-8"))["default"]["api_key"]
         if isinstance(key, str):
             yield key
 

@@ -25,8 +25,9 @@ from pion.data.shards import Rows, Shard
 from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput, PionError
 from pion.files import sha256_file, unwritable
+from pion.user_folders import cache_folder, private_folder
 from pipeline.data.hub import download_shard
-from pipeline.machine.folders import cache_folder, open_private, private_folder
+from pipeline.machine.folders import open_private
 from pipeline.state.record_json import Damaged
 from pipeline.state.stores import Missing, Store
 

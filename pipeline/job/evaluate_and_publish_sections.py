@@ -170,6 +170,11 @@ class Publish(Section):
         "publish only if all these conditions hold, such as bits_per_byte < 2.2 or "
         "pretrain.bits_per_byte < 2.2; a name without a stage is the published model's result",
     )
+    even_if_worse: bool = runtime(
+        False,
+        "publish also a model that a stage made worse, by two standard errors, in what the stage "
+        "learns: held-out text, answers, pairs or rewards",
+    )
 
     @field_validator("require")
     @classmethod

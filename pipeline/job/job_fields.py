@@ -20,6 +20,7 @@ from pion.config.part_fields import FACTOR
 from pion.data.order import rows_per_rank
 from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
+from pion.user_folders import expand
 from pipeline.job.data_section import OF_EVALUATE, Data, Source
 from pipeline.job.evaluate_and_publish_sections import Evaluate, Publish
 from pipeline.job.hardware_section import Hardware
@@ -39,7 +40,6 @@ from pipeline.job.section import MOST_OF_A_NAME, NAME, Section, identity, runtim
 from pipeline.job.sft_and_lora_sections import Conversations, Sft
 from pipeline.job.stages import CONVERSING, TRAINING
 from pipeline.job.train_sections import Pretrain, Train, phases_of, with_recipe
-from pipeline.machine.folders import expand
 
 # Defaults of `sft` where the run starts from a trained model.
 EPOCHS_FROM_BASE, BATCH_FROM_BASE = 3.0, 16

@@ -51,6 +51,8 @@ def _is_secret(name: str, value: str) -> bool:
 # ---------------------------------------------------------------- work in a child
 
 T = TypeVar("T")
+# What a terminal sends to all processes of a command: Ctrl-C, and that it is closed.
+OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)
 
 
 def in_child(work: Callable[..., T], *values: Any) -> T:
@@ -62,7 +64,7 @@ def in_child(work: Callable[..., T], *values: Any) -> T:
     here, there = spawn.Pipe()
     process = spawn.Process(target=_answer, args=(there, work, values), daemon=True)
     # The child gets no Ctrl-C of its parent's, also before it ignores them.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_TERMINALS)
     try:
         process.start()
     finally:
@@ -90,9 +92,10 @@ def in_child(work: Callable[..., T], *values: Any) -> T:
 def _answer(pipe: Connection, work: Callable[..., Any], values: tuple[Any, ...]) -> None:
     """Send what `work` returns or raises, unless the parent is dead. The child calls this.
 
-    Keep only the keys of stores in the environment. Leave Ctrl-C to the parent.
+    Keep only the keys of stores in the environment. Leave the terminal's signals to the parent.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in OF_TERMINALS:
+        signal.signal(number, signal.SIG_IGN)
     kept = without_secrets(*S3, *HUB)
     for name in os.environ.keys() - kept.keys():
         del os.environ[name]

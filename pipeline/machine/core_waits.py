@@ -37,7 +37,7 @@ def core_times(tasks: Path = Path("/proc/self/task")) -> Times:
     with contextlib.suppress(OSError, ValueError):
         for task in tasks.iterdir():
             with contextlib.suppress(FileNotFoundError):  # the thread has just ended
-                run, waited, _ = (task / "schedstat").read_text().split()
+                run, waited, _ = (task / "schedstat").read_text("utf-8").split()
                 times[int(task.name)] = int(run), int(waited)
     return times
 

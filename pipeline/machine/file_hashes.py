@@ -18,7 +18,8 @@ from pathlib import Path
 from pion.errors import BadInput
 from pion.files import is_sha256, sha256_file
 from pion.untrusted import open_file, read_json
-from pipeline.machine.folders import locked, open_private, private_cache_folder
+from pion.user_folders import private_cache_folder
+from pipeline.machine.folders import locked, open_private
 
 _LARGEST = 256 << 20
 # The record of hashes, in the cache folder, and the most files that it remembers.
@@ -136,7 +137,7 @@ def _remember(record: Path, now: Mapping[str, str]) -> None:
         others = {key: value for key, value in _read_hashes(record).items() if key not in now}
         known = [*others.items(), *now.items()][-MOST_HASHES:]
         try:
-            with open(part, "w", opener=open_private) as file:
+            with open(part, "w", encoding="utf-8", opener=open_private) as file:
                 json.dump(dict(known), file)
             part.replace(record)
         finally:

@@ -76,7 +76,12 @@ def nvidia_smi(*options: str) -> list[str]:
     command = ["nvidia-smi", *options]
     try:
         done = subprocess.run(
-            command, env=without_secrets(), capture_output=True, timeout=20, check=True, text=True
+            command,
+            env=without_secrets(),
+            capture_output=True,
+            timeout=20,
+            check=True,
+            encoding="utf-8",
         )
     except (OSError, subprocess.SubprocessError):
         return []

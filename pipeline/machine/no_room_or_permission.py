@@ -23,9 +23,13 @@ _FORBIDDEN = {
     errno.EPERM: "no permission",
     errno.EROFS: "the file system is read-only",
 }
-# What Python and torch say where they raise RuntimeError.
+_NO_MEMORY = "this machine has too little memory, or this process may use no more (ulimit -v)"
+# What Python, torch and the loader of libraries say where they raise RuntimeError or ImportError.
 _WORDS = {
-    "can't start new thread": "this user may start no more threads (ulimit -u)",
+    "can't start new thread": "this user may start no more threads (ulimit -u), or this process "
+    "may use no more memory (ulimit -v)",
+    "failed to map segment": _NO_MEMORY,
+    "cannot allocate memory": _NO_MEMORY,
     "can't allocate memory": "this machine has too little memory",
     "out of memory": "this machine has too little memory",
 }
@@ -60,9 +64,10 @@ def refusal(error: BaseException) -> PionError | None:
 
 def _used_up(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
-        return "this machine has too little memory, or this process may use no more (ulimit -v)"
+        return _NO_MEMORY
     if isinstance(error, OSError):
         return _USED_UP.get(error.errno or 0)
-    if isinstance(error, RuntimeError):
-        return next((reason for words, reason in _WORDS.items() if words in str(error)), None)
+    if isinstance(error, RuntimeError | ImportError):
+        said = str(error).lower()
+        return next((reason for words, reason in _WORDS.items() if words in said), None)
     return None

@@ -95,7 +95,7 @@ def _firmware(dmi: Path, *names: str) -> list[str]:
     found = []
     for name in names:
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            found.append((dmi / name).read_text().strip())
+            found.append((dmi / name).read_text("utf-8").strip())
     return found
 
 

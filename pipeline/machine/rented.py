@@ -278,8 +278,8 @@ def _cluster_info(environment: Mapping[str, str]) -> dict[str, str | None]:
 def _start_of_process_1(proc: Path) -> float | None:
     """Return when this container or machine started, in Unix seconds."""
     try:
-        after_name = (proc / "1" / "stat").read_text().rpartition(")")[2]
-        (booted,) = re.findall(r"^btime (\d+)", (proc / "stat").read_text(), re.MULTILINE)
+        after_name = (proc / "1" / "stat").read_text("utf-8").rpartition(")")[2]
+        (booted,) = re.findall(r"^btime (\d+)", (proc / "stat").read_text("utf-8"), re.MULTILINE)
         return int(booted) + int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return None
@@ -288,6 +288,6 @@ def _start_of_process_1(proc: Path) -> float | None:
 def boot_id(proc: Path = PROC) -> str:
     """Return the id of this boot of this machine; empty if the kernel doesn't say."""
     try:
-        return (proc / "sys/kernel/random/boot_id").read_text().strip()
+        return (proc / "sys/kernel/random/boot_id").read_text("utf-8").strip()
     except OSError:
         return ""

@@ -18,9 +18,9 @@ from pion.errors import BadInput, told
 from pion.formats.weights import INDEX, WEIGHTS
 from pion.later_fields import shown
 from pion.untrusted import read_file
+from pion.user_folders import expand
 from pipeline.console.formats import printable
 from pipeline.job.stages import CONVERSING, TRAINING
-from pipeline.machine.folders import expand
 from pipeline.models.bring import bring_model
 from pipeline.state.find_run import known_runs, no_such_run, open_run, runs_in
 from pipeline.state.head import CheckpointEntry, Head

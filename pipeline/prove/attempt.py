@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pion.user_folders import expand, private_cache_folder
 from pipeline.cost.timeline import REFERENCE_PASS
 from pipeline.data.fingerprint import APART
-from pipeline.machine.folders import expand, private_cache_folder
 from pipeline.machine.kill_points import HALT_AT
 from pipeline.workers.reaper import children_of, session_processes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from pion.evaluation.shares import wilson
 from pipeline.console.formats import measured
@@ -26,19 +26,30 @@ Block = str | Table
 
 def value_with_error(result: Mapping[str, Any], name: str, digits: int = 3) -> str:
     """Return `2.081 ± 0.012`; without a standard error `2.081`; an en dash if unmeasured."""
-    value, error = result.get(name), result.get(f"{name}_sem")
-    if value is None or not math.isfinite(value):
-        return "–"
-    return measured(value, error, digits)
+    return number_with_error(result.get(name), result.get(f"{name}_sem"), digits)
+
+
+def number_with_error(value: float | None, error: float | None, digits: int = 3) -> str:
+    """Return `2.081 ± 0.012`; without a finite error `2.081`; an en dash for None and NaN."""
+    return measured(value, error, digits) if is_finite(value) else "–"
 
 
 def percent_with_error(result: Mapping[str, Any], name: str) -> str:
     """Return `63.5 % ± 3.4`, or an en dash if unmeasured."""
-    value, error = result.get(name), result.get(f"{name}_sem")
-    if value is None or not math.isfinite(value):
+    return share_with_error(result.get(name), result.get(f"{name}_sem"))
+
+
+def share_with_error(value: float | None, error: float | None) -> str:
+    """Return `63.5 % ± 3.4`; without a finite error `63.5 %`; an en dash for None and NaN."""
+    if not is_finite(value):
         return "–"
     text = f"{100 * value:.1f} %"
-    return f"{text} ± {100 * error:.1f}" if error and math.isfinite(error) else text
+    return f"{text} ± {100 * error:.1f}" if error and is_finite(error) else text
+
+
+def is_finite(value: float | None) -> TypeGuard[float]:
+    """Return whether a number was measured, and is neither NaN nor infinite."""
+    return value is not None and math.isfinite(value)
 
 
 def share_with_interval(result: Mapping[str, Any], name: str, count: str) -> str:
@@ -48,7 +59,7 @@ def share_with_interval(result: Mapping[str, Any], name: str, count: str) -> str
     without a count keeps its standard error.
     """
     share, n = result.get(name), result.get(count)
-    if not n or share is None or not math.isfinite(share):
+    if not n or not is_finite(share):
         return percent_with_error(result, name)
     return interval_in_words(share, *wilson(share, n))
 

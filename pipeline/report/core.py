@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console.formats import counted, measured
-from pipeline.report.blocks import Block, Table
+from pipeline.console.formats import counted
+from pipeline.report.blocks import (
+    Block,
+    Table,
+    is_finite,
+    number_with_error,
+    share_with_error,
+)
 
 # A result so many standard errors from guessing, or fewer, is not told from guessing.
 ERRORS_OF_CHANCE = 2.0
@@ -62,7 +67,7 @@ def core_blocks(
         f"The {title} model answers questions of other people's benchmarks: {core_in_words(core)}."
         for title, core in cores.items()
     ]
-    if any(not core["not_core"] and _is_finite(core["value"]) for core in cores.values()):
+    if any(not core["not_core"] and is_finite(core["value"]) for core in cores.values()):
         blocks.append(SEED)
     for title, core in [] if brief else cores.items():
         blocks += [
@@ -81,14 +86,14 @@ def core_in_words(core: Mapping[str, Any]) -> str:
         details.append(core["dtype"])
     if cropped:
         details.append(f"context {core['context']:,}: {counted(cropped, 'task')} cropped")
-    if not _is_finite(core["value"]):
+    if not is_finite(core["value"]):
         return f"{core['name']}: not finite ({'; '.join(details)})"
     text = (
-        f"{core['name']} {measured(core['value'], core['sem'], 4)} ({'; '.join(details)}). With "
-        f"baselines v2: {measured(core['value_v2'], core['sem_v2'], 4)}. 0 is guessing, 1 is every "
+        f"{core_in_brief(core)} ({'; '.join(details)}). With baselines v2: "
+        f"{number_with_error(core['value_v2'], core['sem_v2'], 4)}. 0 is guessing, 1 is every "
         "answer right"
     )
-    if abs(core["value"]) <= ERRORS_OF_CHANCE * core["sem"]:
+    if _within_chance(core["value"], core["sem"]):
         text = f"{text}. At chance: it can't be told from guessing"
     not_core = core["not_core"]
     return f"{text}. Not CORE: {'; '.join(not_core)}" if not_core else text
@@ -96,8 +101,8 @@ def core_in_words(core: Mapping[str, Any]) -> str:
 
 def core_in_brief(core: Mapping[str, Any]) -> str:
     """Return the number alone, as `CORE 0.0213 ± 0.0041`."""
-    value = measured(core["value"], core["sem"], 4) if _is_finite(core["value"]) else "not finite"
-    return f"{core['name']} {value}"
+    value = number_with_error(core["value"], core["sem"], 4)
+    return f"{core['name']} {'not finite' if value == '–' else value}"
 
 
 def task_in_words(task: Mapping[str, Any]) -> str:
@@ -110,8 +115,8 @@ def task_in_words(task: Mapping[str, Any]) -> str:
     if _at_chance(task):
         guessing = f"at chance, {task['baseline']:.1%}; "
     words = [
-        f"{task['label']}: {task['accuracy']:.1%} ± {task['sem']:.1%} right ({guessing}{asked}), "
-        f"centred {measured(task['centred'], task['centred_sem'])}"
+        f"{task['label']}: {share_with_error(task['accuracy'], task['sem'])} right "
+        f"({guessing}{asked}), centred {number_with_error(task['centred'], task['centred_sem'])}"
     ]
     return "; ".join([*words, *_notes(task)])
 
@@ -127,9 +132,9 @@ def _rows(core: Mapping[str, Any]) -> list[tuple[str, ...]]:
         rows.append(
             (
                 name,
-                f"{100 * task['accuracy']:.1f} % ± {100 * task['sem']:.1f}",
+                share_with_error(task["accuracy"], task["sem"]),
                 f"{100 * task['baseline']:.1f} %",
-                measured(task["centred"], task["centred_sem"]),
+                number_with_error(task["centred"], task["centred_sem"]),
                 "; ".join(["at chance"] * _at_chance(task) + _notes(task)),
             )
         )
@@ -152,8 +157,9 @@ def _notes(task: Mapping[str, Any]) -> list[str]:
 
 
 def _at_chance(task: Mapping[str, Any]) -> bool:
-    return bool(abs(task["accuracy"] - task["baseline"]) <= ERRORS_OF_CHANCE * task["sem"])
+    right = task["accuracy"]
+    return _within_chance(None if right is None else right - task["baseline"], task["sem"])
 
 
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def _within_chance(value: float | None, sem: float | None) -> bool:
+    return is_finite(value) and is_finite(sem) and abs(value) <= ERRORS_OF_CHANCE * sem

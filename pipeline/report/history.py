@@ -11,8 +11,10 @@ from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import STAGES, Job
 from pipeline.job.stages import CONVERSING
 from pipeline.report.results import Evaluated, Prepared, Published, result_of
+from pipeline.report.worse import made_worse
 from pipeline.state.head import Head
 from pipeline.state.notes.stop_requests import describe_stop
+from pipeline.state.record_json import Damaged
 from pipeline.state.rows.row_types import Unreadable
 from pipeline.state.run_state import SILENCE_SECONDS
 
@@ -180,10 +182,18 @@ class RunHistory:
         return [
             *([f"asked to stop: {describe_stop(stop)}"] if stop else []),
             *self.warnings(),
+            *self._worse(),
             *(f"left out: {words}" for _, words in self.left_out()),
             *self.status["notes"],
             *([missing] if missing else []),
         ]
+
+    def _worse(self) -> list[str]:
+        """Return which stages made their model worse, or that the results are damaged."""
+        try:
+            return made_worse(self.results)
+        except Damaged as error:
+            return [str(error)]
 
     def hops(self) -> list[tuple[str, list[str]]]:
         """Return (when, lines of the receipt) of each change of machine, with both prices."""

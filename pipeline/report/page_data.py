@@ -264,11 +264,7 @@ def summary_of(history: RunHistory, notes: Sequence[str]) -> dict[str, Any]:
         ),
         "tokens_per_second": newest.get("tokens_per_second"),
         "deadline": _deadline(history),
-        "notes": [
-            *notes,
-            *history.remarks(),
-            *_deadline_notes(history),
-        ],
+        "notes": [*dict.fromkeys([*notes, *history.remarks()]), *_deadline_notes(history)],
     }
 
 

@@ -130,7 +130,9 @@ def rules_in_words(found: Result) -> str:
 
 def _length_blocks(found: Result) -> list[Block]:
     """Return how much the length of answers decides."""
-    rules = found["rules"]
+    rules = found.get("rules")
+    if rules is None:
+        return []
     if not rules["longer"] or not rules["shorter"]:
         which = "longer" if rules["longer"] else "shorter"
         return [

@@ -28,6 +28,7 @@ from pipeline.report.lm_eval_rows import lm_eval_blocks
 from pipeline.report.part_results import part_blocks
 from pipeline.report.preferences import preference_blocks
 from pipeline.report.rewards import reward_blocks
+from pipeline.report.worse import ERRORS_OF_A_DIFFERENCE, made_worse
 
 TRAINED = (
     ("reinforce", "reward-tuned"),
@@ -46,6 +47,7 @@ def result_blocks(
     `code` is the format of names and hashes. `brief` leaves out the single tasks of CORE.
     """
     blocks = [
+        *(f"{words}." for words in made_worse(results)),
         chosen_checkpoint(results),
         *_compared_blocks(job, results, code=code),
         *preference_blocks(results, brief=brief),
@@ -97,7 +99,7 @@ def _long_context(job: Job, results: Mapping[str, Any]) -> list[Block]:
     found = (results.get(job.train_stages[-1]) or {}).get("long_context")
     if not found:
         return []
-    n, tokens = f"{job.data.seq_len:,} tokens", f"{found['tokens']:,}"
+    n, tokens = f"{job.data.seq_len:,} tokens", f"{found.get('tokens', 0):,}"
     bits = signed(value_with_error(found, "worth", 4))
     worth = f"{bits} bits per byte if the model sees at most {n} before them (of {tokens} tokens)"
     if bits == "–":
@@ -106,7 +108,10 @@ def _long_context(job: Job, results: Mapping[str, Any]) -> list[Block]:
         (f"{int(at):,} to {2 * int(at):,}", signed(value_with_error(own, "bits", 4)))
         for at, own in found.get("by_distance", {}).items()
     ]
-    rows = [(f"{int(at):,}", value_with_error(own, "bits")) for at, own in found["copies"].items()]
+    rows = [
+        (f"{int(at):,}", value_with_error(own, "bits"))
+        for at, own in found.get("copies", {}).items()
+    ]
     return [
         f"Held-out tokens with more than {n} of their own document before them: {worth}. The loss "
         f"of the first {n} of a row is {value_with_error(found, 'short_loss')} nats per token.",
@@ -209,9 +214,6 @@ def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 rows.append((task, title, *shares, f"{result['questions']:,}"))
     return rows
 
-
-# Standard errors from which on a difference is not put down to chance.
-ERRORS_OF_A_DIFFERENCE = 2.0
 
 # (row's title, where in the results, measure)
 ROWS = (

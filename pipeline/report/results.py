@@ -103,19 +103,21 @@ MODEL = record_type(total=False, **_MODEL)
 _AGREEMENT = record_type(
     total=False, **_with_errors("accuracy", "where_longer", "where_shorter", "length_bias")
 )
-_AGREEMENTS = record_type(total=False, raw=_AGREEMENT, normalized=_AGREEMENT, margin=_AGREEMENT)
+_BY_SUMS_AND_MEANS = {"raw": _AGREEMENT, "normalized": _AGREEMENT}
 # What the answers of a model are like; see pion/evaluation/greedy_answers.py.
 _ANSWERS = record_type(**_with_errors("tokens", "stopped", "distinct"))
 SIDES = ("before", "after", "change")
 # What learning from preferences has changed; see pipeline/stages/evaluate_preferences.py.
 PREFERENCES = record_type(
     start=str,
-    kind=str,
+    kind=Literal["pairs", "labels"],
     items=Count,
     prompts=Count,
     of_means=bool,
     with_reference=bool,
-    **dict.fromkeys(SIDES, _AGREEMENTS),
+    before=record_type(total=False, **_BY_SUMS_AND_MEANS),
+    after=record_type(total=False, **_BY_SUMS_AND_MEANS, margin=Required[_AGREEMENT]),
+    change=record_type(total=False, **_BY_SUMS_AND_MEANS),
     # How much likelier a token of the answers of a side has become, in nats.
     moved=record_type(total=False, **_with_errors("chosen", "rejected")),
     reference=NotRequired[str],

@@ -57,7 +57,11 @@ def reward_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
 def _in_words(found: Result) -> str:
     """Say so where a model is right more often, but not to more prompts."""
     change = found["change"]
-    if change["pass"] > 2 * change["pass_sem"] and change["pass_any"] <= 2 * change["pass_any_sem"]:
+    numbers = [change[f"{name}{of}"] for name in ("pass", "pass_any") for of in ("", "_sem")]
+    if None in numbers:
+        return ""
+    right, error, any_right, any_error = numbers
+    if right > 2 * error and any_right <= 2 * any_error:
         return (
             "The model is right more often, but not to more prompts: training made answers "
             "frequent that the model gave before."

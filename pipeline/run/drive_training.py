@@ -291,5 +291,5 @@ class WorkersTraining:
 
 
 def _import_evaluation() -> None:
-    import pion.evaluation.held_out
+    import pion.evaluation.held_out  # noqa: F401
     import pion.model.decoder  # noqa: F401

@@ -22,6 +22,7 @@ from pipeline.report.reading import read_history
 from pipeline.report.report_file import REPORT
 from pipeline.report.results import Published
 from pipeline.report.rewards import rewards_in_brief
+from pipeline.report.worse import made_worse
 from pipeline.state.checkpoints.retention import final_checkpoint, selected
 from pipeline.state.head import Head
 from pipeline.state.owner import Owner
@@ -127,6 +128,7 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
                 rows.append([f"{name} {title}", in_brief(found)])
     if rewarded := rewards_in_brief(results.get("reinforce", {})):
         rows.append(["held-out rewards", rewarded])
+    rows += [["warning", words] for words in made_worse(results)]
     costs = history.costs
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
     if published:

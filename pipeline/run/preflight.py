@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pion.errors import BadInput
+from pion.user_folders import cache_folder
 from pipeline.console.formats import size
 from pipeline.data.compared_text import check_text
 from pipeline.job import Job
-from pipeline.machine.folders import COMPILE_CACHE, cache_folder, compile_cache_folder, free_bytes
+from pipeline.machine.folders import COMPILE_CACHE, compile_cache_folder, free_bytes
 from pipeline.machine.gpus import VISIBLE, listed_gpus, named_gpus, names_no_gpu
 from pipeline.machine.rented import is_rented
 from pipeline.run.done_and_changed_stages import StagePlan, WorkLeft, stages_until

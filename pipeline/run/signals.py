@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pipeline.console.display import Display
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A terminal that is closed, or an ssh that is lost, sends SIGHUP.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RESUME = "Run the same command again to resume."
 # The errors that a stop is raised as. If two stops were asked for, the later in this list wins.
 GRAVITY: tuple[type[PionError], ...] = (Interrupted, Stopped, Fenced)
@@ -73,13 +74,13 @@ class Deadline:
 
 
 class StoppingOnSignals:
-    """SIGINT, SIGTERM or `ask` ask for an orderly stop; SIGINT after a signal stops without saving.
+    """SIGINT, SIGHUP, SIGTERM or `ask` ask for an orderly stop; SIGINT after one does not save.
 
-    A context manager. SIGINT comes from a person and sets no deadline; SIGTERM sets one in `grace`
-    seconds. A deadline that passes ends the process. A further SIGTERM changes nothing, because
-    process managers repeat it (SkyPilot signals a job, and a second later its processes). If
-    another thread than the main thread enters it, it receives no signals, and only `ask` asks for
-    a stop.
+    A context manager. SIGINT comes from a person and SIGHUP from a closed terminal, so they set no
+    deadline; SIGTERM sets one in `grace` seconds. A deadline that passes ends the process. A
+    further SIGTERM changes nothing, because process managers repeat it (SkyPilot signals a job, and
+    a second later its processes). If another thread than the main thread enters it, it receives no
+    signals, and only `ask` asks for a stop.
     """
 
     def __init__(self, display: Display, *, grace: float = 4.0) -> None:
@@ -207,7 +208,7 @@ class StoppingOnSignals:
 
 
 def early_sigterm() -> None:
-    """End at once, without a traceback, on SIGTERM (75) and SIGINT (130).
+    """End at once, without a traceback, on SIGTERM and SIGHUP (75) and SIGINT (130).
 
     `pion run` calls this first, before its imports. There is nothing to save while no
     StoppingOnSignals listens. The effect lasts until the process ends, so a deadline also ends a
@@ -228,7 +229,8 @@ def _leave_at_once(signals: SignalPipe) -> None:
         continue
     if heard[0] == signal.SIGINT:
         os._exit(128 + signal.SIGINT)
-    text = "SIGTERM: stopped at once, with nothing to save. Run the same command again."
+    name = signal.Signals(heard[0]).name
+    text = f"{name}: stopped at once, with nothing to save. Run the same command again."
     _aside(lambda: print(text, file=sys.stderr, flush=True)).join(LAST_WORDS)
     os._exit(Interrupted.exit_code)
 
@@ -267,7 +269,9 @@ class SignalPipe:
         if threading.current_thread() is threading.main_thread():
             self._fd_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
             for number in SIGNALS:
-                self._before[number] = signal.signal(number, self._handle)
+                # `nohup` ignores SIGHUP, so that the process outlives its terminal.
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
 
     def restore(self) -> None:
         """Restore the previous signal handlers."""

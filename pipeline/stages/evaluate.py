@@ -19,7 +19,6 @@ from pion.config.model_config import RESULTS
 from pion.errors import BadInput
 from pipeline.console.messages import Note
 from pipeline.job import Job
-from pipeline.job.stages import CONVERSING
 from pipeline.stages.evaluate_core import Questions, core_of, read_questions_of
 from pipeline.stages.evaluate_preferences import preferences_of, text_change
 from pipeline.stages.evaluate_rewards import rewards_of
@@ -157,7 +156,7 @@ class _Evaluation:
                     f"{of.name} of the {stage} model",
                     partial(measures.part_alone, stage, name),
                 )
-        if stage in CONVERSING and "sft" in trained.data and not compared:
+        if "sft" in trained.data and not compared:  # before sft, too: sft should improve it
             label = f"{stage} model on held-out conversations"
             compute = partial(measures.with_items, stage, "conversations")
             result |= self.part(f"{stage}.responses", label, compute)

@@ -152,7 +152,7 @@ def _forget_other_content(folder: Path, fingerprint: str, *, trains: bool) -> No
     """Delete what an interrupted start prepared in the folder from other content, its trained
     tokenizer too."""
     known = folder / FINGERPRINT
-    before = known.read_text() if known.exists() else None
+    before = known.read_text("utf-8") if known.exists() else None
     if before != fingerprint:
         for path in folder.iterdir():
             if path.is_dir():

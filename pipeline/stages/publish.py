@@ -16,9 +16,9 @@ from typing import Any
 
 from pion.errors import BadInput, no_room
 from pion.formats.target_folder import check_replaceable, replace_folder
+from pion.user_folders import expand
 from pipeline.console.messages import Note, Say
 from pipeline.job import Job
-from pipeline.machine.folders import expand
 from pipeline.report.card_sections import unknown_licence
 from pipeline.report.history import RunHistory
 from pipeline.report.published_by import card_in, other_run, weights_sha256

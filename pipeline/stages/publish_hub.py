@@ -60,7 +60,9 @@ def card_of(repo: str) -> str:
 
     def read() -> str:
         try:
-            return Path(api.hf_hub_download(repo, "README.md")).read_text(errors="replace")
+            return Path(api.hf_hub_download(repo, "README.md")).read_text(
+                encoding="utf-8", errors="replace"
+            )
         except EntryNotFoundError:
             return ""
 

@@ -14,6 +14,7 @@ from pion.config.model_config import RESULTS, closest
 from pion.errors import BadInput
 from pipeline.job import REQUIREMENT, Job, Publish
 from pipeline.report.results import Evaluated
+from pipeline.report.worse import made_worse
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -45,11 +46,19 @@ _NUMBERS = {int, float, NoneType}
 
 
 def check_requirements(job: Job, publish: Publish, results: Mapping[str, Any], safe: str) -> None:
-    """Raise BadInput unless every condition of publish.require is met.
+    """Raise BadInput for a model that training made worse, unless publish.even_if_worse, and unless
+    every condition of publish.require is met.
 
     A name is looked up first in the published model's results, then in all results
     (`ngram.bits_per_byte`). `safe` says what is not lost.
     """
+    if (worse := made_worse(results)) and not publish.even_if_worse:
+        stage = worse[0].partition(" ")[0]
+        raise BadInput(
+            f"publish: {'; '.join(worse)}. Nothing was published, and {publish.to} was not "
+            f"changed. {safe} Lower the rates in {stage} and run the same command again with "
+            f"--redo {stage}. To publish the model nevertheless: publish.even_if_worse=true"
+        )
     measured = _numbers(results) | _numbers(results.get(job.train_stages[-1], {}))
     missed = []
     for condition in publish.require:

@@ -250,7 +250,7 @@ def _running(pid: int) -> int | None:
     """Return when process `pid` started, in clock ticks since boot; None if it is gone or a
     zombie."""
     try:
-        line = Path(f"/proc/{pid}/stat").read_text()
+        line = Path(f"/proc/{pid}/stat").read_text("utf-8")
     except OSError:
         return None
     state, *rest = line.rpartition(")")[2].split()  # the process name may contain anything

@@ -25,8 +25,9 @@ from typing_extensions import TypedDict
 
 from pion.errors import PionError
 from pion.untrusted import LARGEST_RECORD, read_file
+from pion.user_folders import cache_folder, private_cache_folder
 from pipeline.machine.file_hashes import Check, checked_once, file_problem
-from pipeline.machine.folders import cache_folder, locked, private_cache_folder
+from pipeline.machine.folders import locked
 from pipeline.state.record_json import (
     FORMAT,
     MOST_VALUES,
@@ -277,7 +278,7 @@ def _read_kept(path: Path) -> dict[str, str]:
     """Return the sha256 of each file that was uploaded; without lines that can't be read."""
     kept: dict[str, str] = {}
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        for line in path.read_text().splitlines():
+        for line in path.read_text("utf-8").splitlines():
             with contextlib.suppress(ValueError, TypeError):
                 kept |= json.loads(line)
     return kept

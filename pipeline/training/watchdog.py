@@ -125,7 +125,7 @@ class Watchdog:
 def _describe(missed: str, silent: float, often: str) -> str:
     """Return what hangs and where; also write that to a file, if possible."""
     # A disk may be what hangs. So write to memory first, and use faulthandler: it reads no source.
-    with os.fdopen(os.memfd_create("stacks"), "w+", errors="replace") as file:
+    with os.fdopen(os.memfd_create("stacks"), "w+", encoding="utf-8", errors="replace") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         stacks = file.read()

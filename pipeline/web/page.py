@@ -49,14 +49,14 @@ def read_page(folder: Path) -> Page:
     hashes: dict[str, list[str]] = {"style": [], "script": []}
 
     def insert(tag: str, match: re.Match[str]) -> str:
-        text = (folder / match[1]).read_text()
+        text = (folder / match[1]).read_text("utf-8")
         if f"</{tag}" in text:
             raise ValueError(f"{folder / match[1]} has </{tag}, which would end it early")
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         hashes[tag].append(f"'sha256-{digest}'")
         return f"<{tag}>{text}</{tag}>"
 
-    html = (folder / PAGE).read_text()
+    html = (folder / PAGE).read_text("utf-8")
     html = _STYLE.sub(lambda match: insert("style", match), html)
     html = _SCRIPT.sub(lambda match: insert("script", match), html)
     allowed = {f"{tag}s": " ".join(found) or "'none'" for tag, found in hashes.items()}

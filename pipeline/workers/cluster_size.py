@@ -102,7 +102,7 @@ def ask(address: str) -> Cluster:
             env=without_secrets("RAY_") | RAY_ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=CONNECT_SECONDS,
         )
     except subprocess.TimeoutExpired:

@@ -1,5 +1,6 @@
 """What holds copies, scratch and locks is private whatever the umask. Stores follow the umask."""
 
+import importlib.util
 import os
 import stat
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
+from pion.user_folders import cache_folder
 from pipeline.data.shard_cache import ShardCache, default_folder
-from pipeline.machine.folders import cache_folder, use_private_compile_cache
+from pipeline.machine.folders import use_private_compile_cache
 from pipeline.prove.attempt import Place
 from pipeline.rent.managed.request import rental_lock
 from pipeline.state.stores import FileStore
@@ -74,6 +76,18 @@ def test_the_shard_cache_is_private(cache, open_umask):
     assert mode(cache / "shards") == 0o700
 
 
+def folder_of_traces():
+    """Return where steps are remembered, but for the tests, which have a folder of their own."""
+    spec = importlib.util.find_spec("pion.train.memory_trace.remembered")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module._folder()
+
+
+def test_what_a_step_needs_is_remembered_in_a_private_folder(cache, open_umask):
+    assert [mode(folder_of_traces()), mode(cache)] == [0o700] * 2
+
+
 def test_the_lock_of_a_rental_is_private(cache, open_umask):
     with rental_lock("pion-demo") as try_lock:
         assert try_lock()
@@ -92,6 +106,8 @@ def test_the_cache_of_another_user_is_refused(tmp_path, monkeypatch):
         Workspace(Remote(tmp_path / "store"), "demo")
     with pytest.raises(BadInput, match=r"cache/pion/shards belongs to "):
         ShardCache(default_folder(), 1)
+    with pytest.raises(BadInput, match=r"cache/pion belongs to "):
+        folder_of_traces()
     with pytest.raises(BadInput, match=r"cache/pion belongs to "), rental_lock("pion-demo"):
         pass
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.cli
+import pipeline.cli  # noqa: F401
 import pipeline.commands.cli
 from pion.errors import Fenced, NotDurable
 from pipeline.cli import main

@@ -118,7 +118,7 @@ def place() -> Iterator[Place]:
 
 def processor() -> str:
     """Return what decides in which order a CPU adds, as the end of a file's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     known = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
     kind = [known.get(key, "?") for key in ("model name", "cpu family", "model")]
     words = [*kind, torch.backends.cpu.get_cpu_capability(), "torch", torch.__version__]

@@ -192,7 +192,7 @@ def report() -> Texts:
         _bring(here)
         for name in RUNS:
             here.pion("report", f"runs/{name}")
-            html = (here.folder / "runs" / name / "report.html").read_text()
+            html = (here.folder / "runs" / name / "report.html").read_text("utf-8")
             _, _, frozen = html.partition('id="frozen">')
             data = json.loads(frozen.partition("</script>")[0])
             data["frozen_at"] = "<now>"
@@ -201,7 +201,7 @@ def report() -> Texts:
             found[f"{name}.html"] = here.neutral("".join(re.findall("<dl.*</dl>", html)) + "\n")
         again = here.pion("run", "done.yaml", "store=runs", "--redo", "publish")
         found["publish.txt"] = _unmeasured(again)
-        card = here.neutral((here.folder / "published/README.md").read_text())
+        card = here.neutral((here.folder / "published/README.md").read_text("utf-8"))
         found["card.txt"] = re.sub("(?<=pion_run: )[0-9a-f]+", "<id>", card)
     return found
 

@@ -107,7 +107,7 @@ def weights() -> Texts:
                 out = here.folder / name / str(len(rows))
                 out.mkdir(parents=True)
                 run_ranks(work, out, ranks)
-                rows.append(f"{name}, {plan}: {(out / 'result').read_text()}")
+                rows.append(f"{name}, {plan}: {(out / 'result').read_text('utf-8')}")
     return {f"{processor()}.txt": "\n".join(rows) + "\n"}
 
 

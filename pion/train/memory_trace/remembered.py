@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pion.files import make_folder, write_atomically
+from pion.files import write_atomically
 from pion.train.memory_trace.request import Peaks, Traced
 from pion.untrusted import read_json
+from pion.user_folders import private_cache_folder
 
 if TYPE_CHECKING:
     from pion.train.memory_trace.step import StepTrace
@@ -67,7 +67,7 @@ def remembered_peaks(what: Traced, rows: int, *, recompute: bool, ranks: int = 1
         if key not in known:
             with _timed():
                 known[key] = _trace(what).peaks(rows, recompute=recompute, ranks=ranks)
-            _write(_file(what), known)
+            _write(what, known)
         return known[key]
 
 
@@ -111,11 +111,10 @@ def _known(what: Traced) -> dict[str, Peaks]:
         return {}
 
 
-def _write(file: Path, known: dict[str, Peaks]) -> None:
+def _write(what: Traced, known: dict[str, Peaks]) -> None:
     found = {key: dataclasses.astuple(peaks) for key, peaks in known.items()}
     with contextlib.suppress(BadInput):
-        make_folder(file.parent)
-        write_atomically(file, json.dumps(found).encode())
+        write_atomically(_file(what), json.dumps(found).encode())
 
 
 @lru_cache(maxsize=256)
@@ -125,8 +124,7 @@ def _file(what: Traced) -> Path:
 
 
 def _folder() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "pion" / "step-memory"
+    return private_cache_folder("step-memory")
 
 
 @lru_cache(maxsize=1)

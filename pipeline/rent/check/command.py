@@ -30,6 +30,7 @@ from pipeline.rent.check.job import (
     check_evaluate,
     check_model,
     check_publish,
+    check_rates,
     check_room,
     check_store,
     check_tokenizer,
@@ -183,6 +184,7 @@ def checks_of(
     """Return the checks that can run at the same time, by name."""
     everywhere: list[tuple[str, Check]] = [
         ("model", partial(check_model, job)),
+        ("rate", partial(check_rates, job)),
         ("model.from", partial(check_base, job, sky_yaml)),
         ("tokenizer", partial(check_tokenizer, job)),
         ("data", partial(check_data, job)),
@@ -238,8 +240,8 @@ def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
     with contextlib.suppress(BadInput):  # the store's own check says so
         open_store(job.store)
     if sky_yaml is not None:
-        import sky.clouds
-        import sky.data.storage_utils
+        import sky.clouds  # noqa: F401
+        import sky.data.storage_utils  # noqa: F401
         import sky.server.common  # noqa: F401
 
 

@@ -23,7 +23,7 @@ from pipeline.data.sources import SAMPLED, Input, find_input
 from pipeline.job import Job
 from pipeline.job.stages import CONVERSING
 from pipeline.rent.check import CheckRow
-from pipeline.rent.check.job import count_parameters, is_prepared
+from pipeline.rent.check.job import is_prepared
 from pipeline.rent.plan.counted import (
     FEWEST_STEPS,
     LOOKED_AT,
@@ -39,12 +39,6 @@ if TYPE_CHECKING:
 
 # Outside of these pairs per step, recipes that worked are rare.
 FEWEST_PAIRS, MOST_PAIRS = 32, 512
-# With higher rates, models begin to repeat themselves: of the whole model, and of LoRA. With rates
-# so many times lower, rewards hardly rise. Small models are spoiled by rates so many times higher.
-HIGHEST_LR = {"prefer": (1e-5, 1e-4), "reinforce": (2e-5, 2e-4)}
-FAR, LARGE = 100, 300_000_000
-# For simpo, this share of these: Meng et al. saw answers that only repeat at 1e-5.
-SIMPO_SHARE = 0.5
 # More passes over the same data rarely help; and over conversations, make a model repeat them.
 MOST_PASSES = {"sft": 5, "prefer": 3, "reinforce": 100}
 LEARNED = "what the model learns is between ⟦ and ⟧"
@@ -76,7 +70,6 @@ def _check_stage(job: Job, stage: str) -> list[CheckRow]:
     warnings = {
         "batch": _unusual_batch(job, counted),
         "steps": _few_steps(job, counted),
-        "rate": _odd_rate(job, stage),
         "passes": _many_passes(job, counted),
     }
     return [
@@ -179,26 +172,6 @@ def _few_steps(job: Job, counted: Counted) -> str | None:
     )
 
 
-def _odd_rate(job: Job, stage: str) -> str | None:
-    """Return a warning of a rate at which models are often spoiled, or learn nothing."""
-    if stage not in HIGHEST_LR:
-        return None
-    rate, anchor = job.section(stage).lr, ""
-    highest = HIGHEST_LR[stage][job.lora(stage) is not None]
-    if stage == "reinforce" and rate < (least := highest / FAR):
-        return f"reinforce.lr {rate:g} is below {least:g}: rewards hardly rise. Raise it"
-    if stage == "prefer" and job.prefer and job.prefer.loss == "simpo":
-        highest *= SIMPO_SHARE
-        anchor = "simpo has no reference that holds the model back, and "
-    highest *= FAR if stage == "reinforce" and count_parameters(job) < LARGE else 1
-    if rate <= highest:
-        return None
-    return (
-        f"{stage}.lr {rate:g} is above {highest:g}: {anchor}models then often begin to "
-        "repeat themselves. Lower it"
-    )
-
-
 def _many_passes(job: Job, counted: Counted) -> str | None:
     passes, most = counted.passes(job), MOST_PASSES[counted.stage]
     if not counted.whole or passes <= most:
@@ -261,9 +234,7 @@ def _before_a_tokenizer(job: Job) -> list[CheckRow]:
         "their lengths, rows and steps are known once the tokenizer is trained: "
         "`pion run JOB --until prepare` counts exactly, and trains nothing"
     )
-    rate = _odd_rate(job, "prefer")
-    found = [CheckRow("preferences", True, "\n".join(lines))]
-    return found if rate is None else [*found, CheckRow("rate", None, rate)]
+    return [CheckRow("preferences", True, "\n".join(lines))]
 
 
 def _without_lengths(job: Job, found: Input) -> Summary:

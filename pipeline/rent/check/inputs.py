@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pion.errors import BadInput, told
+from pion.user_folders import expand
 from pipeline.base.keep import is_pinned
 from pipeline.data.hub import OnHub, explained
 from pipeline.data.sources import find_input
 from pipeline.job import Job
 from pipeline.job.model_section import Base
-from pipeline.machine.folders import expand
 from pipeline.models.find import Listed, locate_model
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pion.errors import BadInput, PionError
+from pion.user_folders import private_cache_folder
 from pipeline.console.formats import duration, moment, show
 from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.job import Job
-from pipeline.machine.folders import open_private, private_cache_folder
+from pipeline.machine.folders import open_private
 from pipeline.rent.credentials import refuse_recorded_secrets, secrets_for, wanted_secrets
 from pipeline.rent.deadline.at_launch import held_back, keeping_deadline
 from pipeline.rent.managed.names import rental_name

@@ -224,7 +224,7 @@ def _run(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         errors="replace",
     )
     try:
@@ -251,7 +251,7 @@ def probe_main() -> int:
 def main() -> int:
     if sys.argv[1:] == ["--probe"]:
         return probe_main()
-    project = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    project = (Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8")
     try:
         words, torch = check_machine(
             os.environ, project, find_image_torch(), any_build="--any-build" in sys.argv

@@ -118,7 +118,7 @@ def find_image_torch() -> Torch | None:
         return None
     folder = Path(spec.origin).parent
     try:
-        text = (folder / "version.py").read_text()
+        text = (folder / "version.py").read_text("utf-8")
     except OSError:
         return None
     version = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)

@@ -259,7 +259,7 @@ class Uploader:
                 env=of_store(self._store),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
                 pass_fds=[fd],
                 start_new_session=True,
             )

@@ -11,15 +11,23 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from pion.errors import BadInput
+from pipeline.job.stages import TRAINING
 from pipeline.state.head import Head
-from pipeline.state.record_json import Damaged
+from pipeline.state.record_json import Count, Damaged, build, damaged, open_record
 from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:
     from pipeline.job import Job
     from pipeline.job.model_section import Base
 
+# What prepare reported of the data of each training stage.
+_Rows = open_record(TypedDict("_Rows", {"train_rows": Count}, total=False))
+_Prepared: type[Mapping[str, Any]] = open_record(
+    TypedDict("_Prepared", dict.fromkeys(TRAINING, _Rows), total=False)  # type: ignore[misc]
+)
 _HEADER = re.compile(r"# (?P<name>.+) with these overrides merged in:")
 
 
@@ -81,20 +89,23 @@ def _stages_of(text: str, state: RunState) -> list[str]:
 def know_rows(job: Job, head: Head) -> None:
     """Tell the job how many rows its prepared data has, if the run has prepared this data.
 
-    Raises BadInput if a schedule does not fit into the steps that follow.
+    Raises BadInput if a schedule does not fit into the steps that follow, and Damaged.
     """
     from pipeline.job.digest import digest_job
 
     record = head.stages.get("prepare")
     if record is not None and record.digest == digest_job(job).stages["prepare"]:
-        know_rows_of(job, record.result)
+        where = f"{job.store}/{job.name}/HEAD.json"
+        know_rows_of(job, build(_Prepared, record.result, where, "stages.prepare.result"))
+        for stage in job.train_stages:
+            if not job.section(stage).steps_are_known:
+                raise damaged(where, f"stages.prepare.result.{stage}.train_rows is missing")
 
 
 def know_rows_of(job: Job, reports: Mapping[str, Any]) -> None:
     """Tell the job how many rows of data `prepare` has counted for each stage."""
     for stage in job.train_stages:
-        rows = reports.get(stage, {}).get("train_rows")
-        if type(rows) is int:
+        if (rows := reports.get(stage, {}).get("train_rows")) is not None:
             job.section(stage).know_rows(rows)
 
 

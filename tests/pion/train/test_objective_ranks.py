@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch._inductor  # the forks import it otherwise, for seconds
+import torch._inductor  # noqa: F401 – the forks import it otherwise, for seconds
 
 from pion.model.decoder import Decoder
 from pion.train.preference import Preference

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-import torch._inductor
+import torch._inductor  # noqa: F401
 import torch.distributed as dist
 
 from pion.config.lora import Lora

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-import torch._inductor
+import torch._inductor  # noqa: F401
 
 from pion.model.decoder import Decoder
 from pion.train.preference import Loss, Preference

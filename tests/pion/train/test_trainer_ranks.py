@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-import torch._inductor
+import torch._inductor  # noqa: F401
 
 from pion.errors import BadInput
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings

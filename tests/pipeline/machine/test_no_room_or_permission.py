@@ -25,6 +25,8 @@ def os_error(number, path=None):
         (os_error(errno.EROFS, "/x"), 2, "read-only"),
         (MemoryError(), 1, "too little memory"),
         (RuntimeError("can't start new thread"), 1, "ulimit -u"),
+        (RuntimeError("can't start new thread"), 1, "ulimit -v"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 1, "ulimit -v"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "too little memory"),
     ],
 )

@@ -213,7 +213,8 @@ def work(stopping):
 
 @pytest.mark.parametrize(
     ("number", "grace"),
-    [(signal.SIGTERM, 60.0), (signal.SIGINT, 0.2)],  # SIGINT has no deadline
+    # A person who presses Ctrl-C, or who is lost with the terminal, sets no deadline.
+    [(signal.SIGTERM, 60.0), (signal.SIGINT, 0.2), (signal.SIGHUP, 0.2)],
 )
 def test_work_that_asks_ends_in_its_own_time_with_75(start, number, grace):
     process = start(POLLING + f"orderly(work, {grace=})")
@@ -238,6 +239,34 @@ def test_sigint_after_a_signal_ends_the_process_at_once_even_in_c(start, first):
     code, _ = process.end()
     assert code == 128 + signal.SIGINT
     assert process.since_signal < SLACK
+
+
+def test_a_closed_terminal_is_a_signal_to_save(start):
+    process = start("""
+import fcntl, termios
+os.setsid()
+terminal, ours = os.openpty()
+fcntl.ioctl(ours, termios.TIOCSCTTY, 0)
+def work(stopping):
+    os.close(terminal)
+    stopping.sleep(600)
+orderly(work)
+""")
+    code, output = process.end()
+    assert (code, "error: Interrupted (SIGHUP)" in output) == (75, True)
+
+
+def test_nohup_outlives_its_terminal(start):
+    process = start("""
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def work(stopping):
+    os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(0.2)
+    print("goes on", flush=True)
+    stopping.check()
+orderly(work)
+""")
+    assert process.end() == (0, "goes on\n")
 
 
 def test_sigterm_again_takes_no_time_from_the_saving(start):

@@ -154,7 +154,7 @@ def test_results_hold_every_model_and_baseline_under_the_names_the_card_uses(wor
     chat = {"response_loss", "response_loss_sem", "stop_accuracy", "stop_accuracy_sem"}
     chat |= {"false_stop_rate", "ends", "others"}
     assert {name: set(found) for name, found in results.items()} == {
-        "pretrain": text | {"calibration", "continuations"},
+        "pretrain": text | chat | {"calibration", "continuations"},
         "sft": text | chat | {"calibration", "continuations"},
         "untrained": text | {"calibration"},
         "ngram": text | {"order", "train_tokens"},
@@ -165,7 +165,7 @@ def test_results_hold_every_model_and_baseline_under_the_names_the_card_uses(wor
     measured = {(r["rows"], r["tokens"], r["bytes"]) for r in results.values()}
     assert len(measured) == 1  # all on the same text
     assert results["pretrain"]["rows"] == 20
-    assert len(said) == len(set(said)) == 7
+    assert len(said) == len(set(said)) == 8
     # A finished evaluation loads nothing and computes nothing.
     gone = {stage: world.root / "gone" for stage in world.models}
     assert world.run(world.job(), parts, models=gone) == (results, [])

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pion.errors import BadInput
+from pion.user_folders import expand
 from pipeline.job import Job
-from pipeline.machine.folders import expand
 from pipeline.machine.rented import CPU, priced_at
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.managed.provider.jobs import asking_skypilot

@@ -56,7 +56,6 @@ def test_check_shows_rows_lengths_steps_and_the_first_pair(tmp_path):
     [
         ({"global_batch": 2}, "batch", "32 to 512 are usual"),
         ({"global_batch": 16}, "steps", "change a model little. With prefer.global_batch="),
-        ({"lr": 1e-3}, "rate", "prefer.lr 0.001 is above 1e-05"),
         (
             {"lr": 5e-5, "min_lr": 5e-6, "lora": {}, "epochs": 9},
             "passes",
@@ -66,15 +65,6 @@ def test_check_shows_rows_lengths_steps_and_the_first_pair(tmp_path):
 )
 def test_check_warns_of_what_will_disappoint(tmp_path, fields, name, expected):
     assert expected in words_of(job_in(tmp_path, **fields))[name]
-
-
-def test_simpo_has_no_anchor_so_half_of_that_rate_is_high(tmp_path):
-    given = {"lr": 6e-6, "min_lr": 1e-6, "global_batch": 16}
-    assert "rate" not in words_of(job_in(tmp_path, **given))
-    words = words_of(job_in(tmp_path, loss="simpo", **given))
-    said = "6e-06 is above 5e-06: simpo has no reference that holds the model back"
-    assert said in words["rate"]
-    assert "reference" not in words["preferences"], "there is no pass of it"
 
 
 def with_a_tokenizer_to_train(folder, **fields):
@@ -92,7 +82,7 @@ def rewrite(folder, change):
 
 
 def test_without_a_tokenizer_what_needs_none_is_counted(tmp_path):
-    job = with_a_tokenizer_to_train(tmp_path, lr=1e-3)
+    job = with_a_tokenizer_to_train(tmp_path)
 
     def change(number, line):
         if number < 3:
@@ -106,7 +96,6 @@ def test_without_a_tokenizer_what_needs_none_is_counted(tmp_path):
     assert "1, because an answer is empty" in said[1]
     assert "3, because chosen and rejected are the same tokens" in said[1]
     assert "known once the tokenizer is trained" in said[2]
-    assert "prefer.lr 0.001 is above 1e-05" in words["rate"]
 
 
 def test_without_a_tokenizer_mistakes_are_found_too(tmp_path):

@@ -6,7 +6,6 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.base.job_with_base import read_job
-from pipeline.rent.check.conversations import _odd_rate
 from pipeline.rent.check.inputs import local_inputs
 from pipeline.rent.check.rewards import check_rewards
 from tests.pipeline.rent.check.checked_job import Case
@@ -76,14 +75,3 @@ def test_what_is_slow_or_empty_is_said(check):
     assert rows[2][1].startswith("judging takes ")
     with pytest.raises(BadInput, match="the corpus is empty: no line in"):
         check(["number"])
-
-
-@pytest.mark.parametrize(
-    ("lr", "large", "words"),
-    [(1e-8, 0, "is below 2e-07: rewards"), (1e-3, 0, "above 2e-05"), (1e-2, 1e9, "above 0.002")],
-)
-def test_rates_that_teach_nothing_or_spoil_are_warned_of(check, monkeypatch, lr, large, words):
-    monkeypatch.setattr("pipeline.rent.check.conversations.LARGE", large)
-    _, job = check(["exact"], "a", "b")
-    job.reinforce.lr = lr
-    assert words in _odd_rate(job, "reinforce")

@@ -6,7 +6,8 @@ import stat
 import pytest
 
 from pion.errors import BadInput
-from pipeline.machine.folders import open_private, private_cache_folder, private_folder
+from pion.user_folders import private_cache_folder, private_folder
+from pipeline.machine.folders import open_private
 
 
 def mode(path):
