@@ -20,11 +20,10 @@ from pion.data.chat.template_source import ASKS_FOR_DATE, TEMPLATE_FILE, templat
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, told
-from pion.files import sha256_file
+from pion.files import expand, private_cache_folder, sha256_file
 from pion.formats.weights import INDEX, WEIGHTS, is_legal, shards_of
 from pion.later_fields import shown
 from pion.untrusted import LARGEST_TOKENIZER, parse_object, read_file
-from pion.user_folders import expand, private_cache_folder
 from pipeline.data.hub import OnHub, explained, pin
 from pipeline.data.tokenizer import needed_files
 from pipeline.job.model_section import Base

@@ -24,8 +24,7 @@ from pion.data.phased_order import PhasedOrder
 from pion.data.shards import Rows, Shard
 from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput, PionError
-from pion.files import sha256_file, unwritable
-from pion.user_folders import cache_folder, private_folder
+from pion.files import cache_folder, private_folder, sha256_file, unwritable
 from pipeline.data.hub import download_shard
 from pipeline.machine.folders import open_private
 from pipeline.state.record_json import Damaged

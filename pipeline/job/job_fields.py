@@ -20,7 +20,7 @@ from pion.config.part_fields import FACTOR
 from pion.data.order import rows_per_rank
 from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
-from pion.user_folders import expand
+from pion.files import expand
 from pipeline.job.data_section import OF_EVALUATE, Data, Source
 from pipeline.job.evaluate_and_publish_sections import Evaluate, Publish
 from pipeline.job.hardware_section import Hardware

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pion.errors import BadInput
-from pion.files import is_sha256, sha256_file
+from pion.files import is_sha256, private_cache_folder, sha256_file
 from pion.untrusted import open_file, read_json
-from pion.user_folders import private_cache_folder
 from pipeline.machine.folders import locked, open_private
 
 _LARGEST = 256 << 20

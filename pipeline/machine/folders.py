@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pion.user_folders import cache_folder, private_cache_folder
+from pion.files import cache_folder, private_cache_folder
 
 _FILE = 0o600
 _BENCH, _COMPILED = "bench", "torch-compile"

@@ -15,10 +15,10 @@ from typing_extensions import TypedDict
 from pion.config.lora import is_adapter
 from pion.data.chat.template_source import find_template
 from pion.errors import BadInput, told
+from pion.files import expand
 from pion.formats.weights import INDEX, WEIGHTS
 from pion.later_fields import shown
 from pion.untrusted import read_file
-from pion.user_folders import expand
 from pipeline.console.formats import printable
 from pipeline.job.stages import CONVERSING, TRAINING
 from pipeline.models.bring import bring_model

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pion.user_folders import expand, private_cache_folder
+from pion.files import expand, private_cache_folder
 from pipeline.cost.timeline import REFERENCE_PASS
 from pipeline.data.fingerprint import APART
 from pipeline.machine.kill_points import HALT_AT

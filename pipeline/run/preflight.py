@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pion.errors import BadInput
-from pion.user_folders import cache_folder
+from pion.files import cache_folder
 from pipeline.console.formats import size
 from pipeline.data.compared_text import check_text
 from pipeline.job import Job

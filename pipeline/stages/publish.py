@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput, no_room
+from pion.files import expand
 from pion.formats.target_folder import check_replaceable, replace_folder
-from pion.user_folders import expand
 from pipeline.console.messages import Note, Say
 from pipeline.job import Job
 from pipeline.report.card_sections import unknown_licence

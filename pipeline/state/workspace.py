@@ -24,8 +24,8 @@ from annotated_types import Predicate
 from typing_extensions import TypedDict
 
 from pion.errors import PionError
+from pion.files import cache_folder, private_cache_folder
 from pion.untrusted import LARGEST_RECORD, read_file
-from pion.user_folders import cache_folder, private_cache_folder
 from pipeline.machine.file_hashes import Check, checked_once, file_problem
 from pipeline.machine.folders import locked
 from pipeline.state.record_json import (

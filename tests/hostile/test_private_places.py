@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
-from pion.user_folders import cache_folder
+from pion.files import cache_folder
 from pipeline.data.shard_cache import ShardCache, default_folder
 from pipeline.machine.folders import use_private_compile_cache
 from pipeline.prove.attempt import Place

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pion.files import write_atomically
+from pion.files import private_cache_folder, write_atomically
 from pion.train.memory_trace.request import Peaks, Traced
 from pion.untrusted import read_json
-from pion.user_folders import private_cache_folder
 
 if TYPE_CHECKING:
     from pion.train.memory_trace.step import StepTrace

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pion.errors import BadInput, told
-from pion.user_folders import expand
+from pion.files import expand
 from pipeline.base.keep import is_pinned
 from pipeline.data.hub import OnHub, explained
 from pipeline.data.sources import find_input

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pion.errors import BadInput, PionError
-from pion.user_folders import private_cache_folder
+from pion.files import private_cache_folder
 from pipeline.console.formats import duration, moment, show
 from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.job import Job

@@ -1,7 +1,7 @@
 """Stores: where runs live, and how the command line names a store."""
 
 from pion.errors import BadInput
-from pion.user_folders import expand
+from pion.files import expand
 from pipeline.console.masking import is_url_with_userinfo, userinfo_refused
 from pipeline.state.stores.base import (
     Conflict,

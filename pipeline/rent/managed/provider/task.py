@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pion.errors import BadInput
-from pion.user_folders import expand
+from pion.files import expand
 from pipeline.job import Job
 from pipeline.machine.rented import CPU, priced_at
 from pipeline.rent.credentials import names_given, wanted_secrets

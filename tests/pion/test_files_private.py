@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from pion.errors import BadInput
-from pion.user_folders import private_cache_folder, private_folder
+from pion.files import private_cache_folder, private_folder
 from pipeline.machine.folders import open_private
 
 
