@@ -84,6 +84,7 @@ def _of_chats(look: Look, job: Job | None) -> list[str]:
         with closing(ChatFormat(path, tokenizer)) as written:
             talks = [read_conversation(one.record, one.where, own=written.own) for one in look.few]
             found = learned_from(written, [Talk(talk, required=True) for talk in talks])
+        look.tokens = [sum(len(one.ids) for one in example.tokenized) for example in found]
         lost = Remarks(ReplacedCharacters(None), counts=total_counts(found))
         return [
             *(

@@ -186,7 +186,7 @@ def _pretrain(stage: Pretraining) -> list[Line]:
         Line("pretrain:"),
         *lines,
         Line(f"  lr: {rate:g}", "low, so that the model forgets little", "rate", f"{rate:g}"),
-        Line(f"  min_lr: {rate / 10:g}"),
+        _least_rate(rate),
         Line(f"  warmup_steps: {max(1, min(1000, steps // 20))}"),
         Line("  schedule: cosine"),
     ]
@@ -198,8 +198,6 @@ def _sft(p: Proposal, stage: FineTuning) -> list[Line]:
     in_step = "rows in a step: at most 16, and at least 30 steps"
     large = "a base of this size is frozen; small additions are trained"
     stays = "the base is large; it stays as it is, and small additions are trained"
-    own = "a small model of your own needs more than the default, 2e-5"
-    rate = stage.lr
     return [
         Line("sft:"),
         Line(f"  seq_len: {seq_len}", stage.why_rows, "chat rows", f"{seq_len:,} tokens"),
@@ -207,7 +205,7 @@ def _sft(p: Proposal, stage: FineTuning) -> list[Line]:
         Line(f"  global_batch: {batch}", in_step, "chat batch", f"{batch}"),
         Line(f"  held_out: {held_out:g}", repeats, "chats held out", f"{held_out:.3g}"),
         *([Line("  lora: {}", large, "LoRA", "yes", stays)] if stage.lora else []),
-        *([] if rate is None else [Line(f"  lr: {rate:g}", own), Line(f"  min_lr: {rate / 10:g}")]),
+        *_rate(stage, "chat rate"),
         *_sources(p.sources["sft"]),
         *_rewards(p, held_out),
     ]
@@ -262,8 +260,20 @@ def _common(p: Proposal, stage: FineTuning) -> list[Line]:
         _passes(stage),
         Line(f"  held_out: {stage.held_out:g}", kept_out, "held out", f"{stage.held_out:.3g}"),
         *([Line("  lora: {}", large, "LoRA", "yes")] if stage.lora else []),
+        *_rate(stage, "rate"),
         *_sources(p.sources[p.looks[0].stage]),
     ]
+
+
+def _rate(stage: FineTuning, name: str) -> list[Line]:
+    if stage.lr is None:
+        return []
+    why = "a small model needs more than the default"
+    return [Line(f"  lr: {stage.lr:g}", why, name, f"{stage.lr:g}"), _least_rate(stage.lr)]
+
+
+def _least_rate(rate: float) -> Line:
+    return Line(f"  min_lr: {rate / 10:g}")
 
 
 def _passes(stage: FineTuning) -> Line:

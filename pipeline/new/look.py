@@ -136,6 +136,7 @@ class Look:
         lengths: bytes of text in each record; of a preference, both sides with their prompts.
         twice: records that are copies of another one; `seen` are the marks of all.
         few: what the first records say.
+        tokens: of each of them, once the template of a model to start from was tried.
         kept: texts on which a tokenizer is tried.
         first: the first preference.
         longer: pairs whose chosen answer is the longer one.
@@ -156,6 +157,7 @@ class Look:
     bad: int = 0
     problems: list[str] = field(default_factory=list)
     few: list[Content] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     remarks: Remarks = field(default_factory=lambda: Remarks(ReplacedCharacters(None)))
     first: Preference | None = None

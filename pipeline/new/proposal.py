@@ -74,7 +74,10 @@ def propose(
     # What the data can't be used for is found before anybody is asked for prices.
     examples = [examples_of(look, job) for look in looks]
     if job is not None:
-        return _affordable(chain([largest], sizes), job), examples
+        sizes = chain([largest], sizes)
+        if base is not None:  # its template was tried
+            sizes = _sizes(replace(largest, chats=_amounts(looks)[1]))
+        return _affordable(sizes, job), examples
     advice = "" if largest.prefers else ": `pion plan` says it"
     return replace(largest, price=f"not known before the model is looked up{advice}"), examples
 
@@ -91,6 +94,7 @@ def _amount(looks: Sequence[Look]) -> Amount:
         sum(look.all_text_bytes for look in looks),
         sum(look.all_records * (look.paragraphs or 1) for look in looks),
         max((look.length(MOST_FIT if look.first else 0.9) for look in looks), default=0),
+        tuple(sorted(tokens for look in looks for tokens in look.tokens)),
     )
 
 

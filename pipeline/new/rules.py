@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from pion.data.chat.packing import best_fit_decreasing
+
 # Compute is spent best at about so many tokens for each parameter.
 TOKENS_PER_PARAMETER = 20
 # So often may the same text be read: more teaches little.
@@ -34,6 +36,9 @@ BASE_BYTES_PER_TOKEN = 4.0
 BASE_RATE, BASE_ROWS = 1e-4, 32
 # The rate of conversations after a pretraining of one's own.
 OWN_CHAT_RATE = 1e-4
+# With fewer parameters, a start learns at the rates of the demos: the defaults teach it nothing.
+SMALL = 10_000_000
+SMALL_RATES = {"pretrain": 1e-3, "sft": 1e-3, "prefer": 3e-5, "reinforce": 1e-4}
 ROW_LENGTHS = (2048, 1024, 512, 256, 128)
 # With fewer steps, the batch is halved, down to so many rows.
 LEAST_STEPS, LEAST_ROWS = 1000, 8
@@ -65,11 +70,14 @@ class Amount:
         bytes: of all of them, as UTF-8.
         count: how many there are.
         long: the bytes that 90 % do not exceed; of preferences, 99 %.
+        tokens: of the conversations on which the template of the start was tried, how many it
+            writes, in order.
     """
 
     bytes: int
     count: int
     long: int
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,10 @@ class StartModel:
     def large(self) -> bool:
         """Whether it is frozen, and small additions are trained."""
         return (self.parameters or 0) > LORA_FROM
+
+    def rate(self, stage: str, otherwise: float | None = None) -> float | None:
+        """Return the rate at which it learns in a stage."""
+        return SMALL_RATES[stage] if (self.parameters or SMALL) < SMALL else otherwise
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,8 @@ def continued(texts: Amount, start: StartModel) -> Pretraining:
     held_out, seq_len, why = _text_rows(texts, own, start.context)
     tokens = int(PASSES * own)
     batch = _batch(tokens, seq_len, BASE_ROWS, own * (1 - held_out))
-    return Pretraining(seq_len, batch, held_out, BASE_RATE, why, own, tokens)
+    rate = start.rate("pretrain", BASE_RATE)
+    return Pretraining(seq_len, batch, held_out, rate, why, own, tokens)
 
 
 def _text_rows(texts: Amount, own: int, context: int = ROW_LENGTHS[0]) -> tuple[float, int, str]:
@@ -225,12 +238,13 @@ def fine_tuning(chats: Amount, start: StartModel | None) -> FineTuning:
     context = ROW_LENGTHS[0] if start is None else start.context
     per_token = BYTES_PER_TOKEN[4_096] if start is None else start.bytes_per_token
     lengths = [n for n in ROW_LENGTHS if n <= context] or [context]
-    rows, seq_len, fit = _rows(chats, TEMPLATE_BYTES, per_token, lengths)
+    held_out = _held_out(chats.count, 0.01)
+    rows, seq_len, fit = _rows(chats, TEMPLATE_BYTES, per_token, lengths, held_out)
     most = int(PASSES * rows / CHAT_STEPS)
     batch = min(CHAT_ROWS, 1 << (most.bit_length() - 1) if most else 1)
-    held_out = _held_out(chats.count, 0.01)
     large = start is not None and start.large
-    rate, why = OWN_CHAT_RATE if start is None else None, "nine of ten conversations fit"
+    rate = OWN_CHAT_RATE if start is None else start.rate("sft")
+    why = "nine of ten conversations fit"
     why = why if fit else "the most that is proposed; longer conversations are cut"
     return FineTuning(seq_len, batch, held_out, rate, why, rows, PASSES, large)
 
@@ -241,7 +255,8 @@ def preferring(preferences: Amount, start: StartModel, *, paired: bool) -> FineT
     context = sides * start.context
     lengths = [n for n in PAIR_ROW_LENGTHS if n <= context] or [PAIR_ROW_LENGTHS[-1]]
     around = sides * TEMPLATE_BYTES
-    rows, seq_len, fit = _rows(preferences, around, start.bytes_per_token, lengths)
+    held_out, rate = _held_out(count, 0.02), start.rate("prefer")
+    rows, seq_len, fit = _rows(preferences, around, start.bytes_per_token, lengths, held_out)
     per_row = max(1.0, count / rows)
     batch = 1
     while batch < MOST_PAIR_ROWS and 2 * batch * per_row <= 1.5 * PAIRS:
@@ -250,7 +265,7 @@ def preferring(preferences: Amount, start: StartModel, *, paired: bool) -> FineT
         batch //= 2
     why = f"99 of 100 {'pair' if paired else 'answer'}s fit" if fit else "the most that is proposed"
     why += "; longer ones are left out"
-    return FineTuning(seq_len, batch, _held_out(count, 0.02), None, why, rows, 1.0, start.large)
+    return FineTuning(seq_len, batch, held_out, rate, why, rows, 1.0, start.large)
 
 
 def rewarding(prompts: Amount, start: StartModel) -> FineTuning:
@@ -258,20 +273,27 @@ def rewarding(prompts: Amount, start: StartModel) -> FineTuning:
     held_out = _held_out(prompts.count, 0.02)
     rows = max(1, round(prompts.count * (1 - held_out)))
     passes = max(1.0, math.ceil(REWARD_STEPS * PROMPTS / rows))
-    return FineTuning(start.context, PROMPTS, held_out, None, "", rows, passes, start.large)
+    rate, large = start.rate("reinforce"), start.large
+    return FineTuning(start.context, PROMPTS, held_out, rate, "", rows, passes, large)
 
 
 def _rows(
-    chats: Amount, around: int, per_token: float, lengths: Sequence[int]
+    chats: Amount, around: int, per_token: float, lengths: Sequence[int], held_out: float
 ) -> tuple[int, int, bool]:
-    """Return about how many rows there are, how long they are, and whether almost all texts fit.
+    """Return about how many rows there are to train on, how long they are, and whether almost all
+    texts fit.
 
-    A template writes `around` bytes around each text.
+    Unless a template was tried, `around` bytes are around each text.
     """
-    wanted = (chats.long + around) / per_token * 1.1
+    tried = chats.tokens
+    wanted = tried[int(0.9 * len(tried))] if tried else (chats.long + around) / per_token * 1.1
     seq_len = min((n for n in lengths if n >= wanted), default=lengths[0])
-    tokens = (chats.bytes + around * chats.count) / per_token
-    return max(1, round(tokens / seq_len * 1.05)), seq_len, seq_len >= wanted
+    if tried:
+        packed = best_fit_decreasing([min(n, seq_len) for n in tried], seq_len)
+        rows = len(packed) * chats.count / len(tried)
+    else:
+        rows = (chats.bytes + around * chats.count) / per_token / seq_len * 1.05
+    return max(1, round(rows * (1 - held_out))), seq_len, seq_len >= wanted
 
 
 def _held_out(count: int, of_many: float) -> float:

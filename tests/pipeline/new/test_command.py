@@ -147,6 +147,21 @@ def test_text_and_conversations_are_two_stages_if_that_is_asked_for(here, pion, 
 CALL = {"type": "function", "function": {"name": "track_letter", "arguments": {"number": 7}}}
 
 
+def test_rows_and_rate_are_those_of_a_small_start(here, pion, sky_home, chat_base):
+    """Its template drops tools, which are most of the bytes; at 2e-5 it would learn nothing."""
+    data = own_data.messages(here)
+    tools = [{"type": "function", "function": {"name": "find", "description": "a room " * 90}}]
+    records = [json.loads(line) | {"tools": tools} for line in data.read_text().splitlines()]
+    data.write_text("\n".join(map(json.dumps, records)))
+    job, printed = made(pion, data, "--from", str(chat_base))
+    section = job.section("sft")
+    assert (section.lr, section.min_lr) == (1e-3, 1e-4)
+    tokenizer = tokenizer_of_base(job, here / "base")
+    report = prepare_part(job, "sft", here / "prepared", lambda message: None, tokenizer).report
+    (said,) = re.findall(r"passes over about (\d+) rows", printed)
+    assert int(said) == pytest.approx(report["train_rows"], rel=0.1)
+
+
 @pytest.mark.usefixtures("no_price_is_asked")
 @pytest.mark.parametrize("layout", ["messages", "JSON in a text"])
 def test_calls_that_the_template_can_not_write_are_refused_wherever_they_are(
