@@ -45,8 +45,12 @@ WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
 TOKENIZED = (".npy", ".bin")
 # Next to data, these describe the data. A folder of nothing else is text.
 DESCRIPTIONS = ("readme", "license", "licence", "notice", "changelog", "dataset_card")
-PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-DOCUMENTS = (".pdf", ".docx", ".doc", ".odt", ".epub", ".rtf", ".pptx", ".xlsx")
+# What to do first with files that are not read.
+FIRST = {
+    (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"): "Unpack it",
+    (".pdf", ".docx", ".doc", ".odt", ".epub", ".rtf", ".pptx"): "Convert it to text",
+    (".xlsx", ".xls", ".ods", ".arrow", ".feather", ".orc", ".avro"): "Save it as CSV or parquet",
+}
 READS = (
     "Pion reads text (.txt, .md) and JSON Lines (.jsonl, .ndjson), also .gz and .zst, JSON (a "
     "list of objects), CSV (.csv, .tsv) and parquet"
@@ -128,9 +132,8 @@ def _kind_of(file: Path) -> FileKind:
         raise _weights(file, file.name)
     if suffix in TOKENIZED:
         raise _tokenized(file)
-    if suffix in (*PACKED, *DOCUMENTS):
-        advice = "Unpack it first." if suffix in PACKED else "Convert it to text first."
-        raise BadInput(f"{file} can't be read as it is. {advice} {READS}.")
+    if first := next((advice for ends, advice in FIRST.items() if suffix in ends), None):
+        raise BadInput(f"{file} can't be read as it is. {first} first. {READS}.")
     try:
         with opened(file) as stream:
             if b"\0" in stream.read(PEEKED):

@@ -6,6 +6,7 @@ which option decides it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,8 @@ Record = Mapping[str, Any]
 LEAST_CHARACTERS = 16
 # The keys that a copy of conversations keeps next to the turns.
 NEXT_TO_TURNS = (*SYSTEMS, *TOOLS, HISTORY)
+# What pandas calls columns that have no more than the numbers of rows.
+_INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__")
 # The column that a job reads if it names none.
 USUAL = "text"
 
@@ -124,7 +127,8 @@ def layout_of(records: Sequence[Record], wishes: Wishes, where: str) -> Columns 
     `where` names their file. Raises BadInput if no column has texts, and for a column that was
     asked for and is not there.
     """
-    columns = list(dict.fromkeys(name for record in records for name in record))
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = [name for name in names if not _INDEX.fullmatch(name)]
     for option, name in wishes.columns.items():
         if name not in columns:
             near = closest(name, columns)

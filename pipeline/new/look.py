@@ -15,6 +15,7 @@ from pion.data.documents.file_to_documents import whole_characters
 from pion.data.preference.layouts import Pair, Preference, parse_preference
 from pion.data.preference.rendering import reason_without_ids
 from pion.data.prompt.layouts import parse_question
+from pion.data.records.fields import is_null
 from pion.data.records.layouts import read_conversation
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.errors import BadInput
@@ -85,7 +86,7 @@ class Reading:
         if isinstance(self.layout, TextColumn):
             column = self.layout.column
             text = record.get(column)
-            return {"text": "" if text is None and column in record else text}
+            return {"text": "" if is_null(text) and column in record else text}
         if self.direct or isinstance(self.layout, Preferences | Prompts):
             return dict(record)
         return as_conversation(record, self.layout, self.roles)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +131,10 @@ def _json(file: Path, progress: Progress, most: float) -> Iterator[ReadItem]:
     with open_file(file) as stored, unpacked(stored, file) as stream:
         beginning = stored.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")
         if not beginning.startswith(b"["):
-            if beginning.split(b"\n", 1)[0].strip() in (b"", b"{"):
-                raise BadInput(
-                    f"{file}:1: expected a list of objects ([{{…}}, {{…}}]), or an object on each "
-                    "line. If the list is under a key, take it out: jq .KEY FILE > list.json"
-                )
-            yield from _jsonl(file, progress, most)
+            if beginning.split(b"\n", 1)[0].strip() in (b"", b"{"):  # indented
+                yield _of_line(stream.read(LONGEST_LINE), f"{file}:1")
+            else:
+                yield from _jsonl(file, progress, most)
             return
         for where, value, size in json_list(stream, file, LONGEST_LINE):
             progress.stored = stored.tell()
@@ -180,19 +180,20 @@ def _csv(file: Path, progress: Progress, most: float) -> Iterator[ReadItem]:
 
         given = lines()
         header = next(given, "")
+        # Excel may say above the header what is between the columns.
+        if said := re.fullmatch(r"sep=(.)\s*", header):
+            header = next(given, "")
         if "\r" in header.rstrip("\r\n"):
             raise BadInput(
                 f"{file}:1: the lines end with CR alone, as on old Macs. Convert them with: "
                 "tr '\\r' '\\n' < FILE > NEW.csv"
             )
         delimiter = "\t" if file.suffix == ".tsv" else max(DELIMITERS, key=header.count)
-        names = [
-            name.strip() for name in _next_row(csv.reader([header], delimiter=delimiter)) or []
-        ]
-        _refuse_header(file, names)
-        table = csv.reader(given, delimiter=delimiter, strict=True)
+        delimiter = said[1] if said else delimiter
+        table = csv.reader(chain([header], given), delimiter=delimiter, strict=True)
+        names: list[str] | None = None
         while True:
-            before, line = size, table.line_num + 2
+            before, line = size, table.line_num + (2 if said else 1)
             try:
                 row = _next_row(table)
             except csv.Error as error:
@@ -200,7 +201,9 @@ def _csv(file: Path, progress: Progress, most: float) -> Iterator[ReadItem]:
             if row is None:
                 return
             progress.stored = stored.tell()
-            if row:
+            if names is None:
+                names = _names(row, file)
+            elif row:
                 yield _of_row(row, names, f"{file}:{line}", size - before)
             elif size >= most:  # a small packed file can have billions of blank lines
                 progress.whole = False
@@ -219,14 +222,18 @@ def _next_row(table: Iterator[list[str]]) -> list[str] | None:
         csv.field_size_limit(before)
 
 
-def _refuse_header(file: Path, names: list[str]) -> None:
-    if not names:
+def _names(header: list[str], file: Path) -> list[str]:
+    """Return the names of the columns. One without a name is called as pandas calls it: it has
+    numbers of rows, or nothing."""
+    if not header:
         raise BadInput(f"{file}:1: no names of columns: the first line is blank")
-    if "" in names or len(set(names)) < len(names):
+    names = [name.strip() or f"Unnamed: {number}" for number, name in enumerate(header)]
+    if len(set(names)) < len(names):
         raise BadInput(
             f"{file}:1: the first line must name the columns, each once. Found: "
             f"{', '.join(map(repr, names[:8]))}"
         )
+    return names
 
 
 def _of_row(row: list[str], names: list[str], where: str, size: int) -> ReadItem:

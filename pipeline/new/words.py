@@ -41,7 +41,7 @@ def of_look(look: Look) -> Iterator[str]:
     if look.stage == "prefer":
         pairs = "pairs of a chosen and a rejected answer"
         layout = f"{layout}, {pairs if look.paired else 'answers with a label'}"
-    read = [f"read as: {layout}"] if group.kind != "text" else []
+    read = [f"read as: {layout}"] if group.kind != "text" and look.records else []
     read += look.remarks.in_words()
     if look.stage == "prefer":
         yield from (*read, *_counts(look))

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from pion.data.documents.unpack import opened, other_than_text
-from pion.data.records.fields import NOT_READ
+from pion.data.records.fields import NOT_READ, is_null
+from pion.data.records.whole_table import table_in
 from pion.errors import BadInput
 from pion.untrusted import open_file, parse_json
 
@@ -128,7 +129,7 @@ class NotJsonLines(BadInput):
 def object_of_line(line: bytes, where: str) -> dict[str, Any]:
     """Return the JSON object of a line. Raises BadInput if it has none.
 
-    Raises NotJsonLines for the first line of a document.
+    Raises NotJsonLines for the first line of a document, and for a whole table in one object.
     """
     file, _, number = where.rpartition(":")
     if number == "1" and (line.lstrip(b"\xef\xbb\xbf \t")[:1] == b"[" or line.strip() == b"{"):
@@ -140,6 +141,8 @@ def object_of_line(line: bytes, where: str) -> dict[str, Any]:
     value = json_of_line(line, where)
     if not isinstance(value, dict):
         raise BadInput(f"{where}: found a {type(value).__name__} instead of a JSON object")
+    if number == "1" and (how := table_in(value)) is not None:
+        raise NotJsonLines(f"{file} is one JSON object, not one on each line: {how}")
     return value
 
 
@@ -233,7 +236,7 @@ def texts_under(
     """Yield the text under `field` of every record, as `record_documents` does."""
     for record in records:
         text = record.value.get(field)
-        if text is None and field in record.value:
+        if is_null(text) and field in record.value:
             text = ""
         if not isinstance(text, str):
             problem = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,7 +27,8 @@ _YES, _NO = (True, 1, "1", "true"), (False, 0, "0", "false")
 
 
 class Fields:
-    """The filled keys of a record. Nulls are absent at every level: tables have every key.
+    """The filled keys of a record. Nulls and NaN, which is pandas' null, are absent at every level:
+    tables have every key.
 
     Attributes:
         values: by key.
@@ -75,15 +77,20 @@ class Fields:
         return found[0] if found else None
 
 
+def is_null(value: Any) -> bool:
+    """Return whether a value is null or NaN, as pandas writes null."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def is_blank(value: Any) -> bool:
     """Return whether a value is null, a blank text, or an empty list or object."""
     return not value.strip() if isinstance(value, str) else value in (None, [], {})
 
 
 def without_nulls(value: Any) -> Any:
-    """Return a value without the keys of objects that are null, at every level."""
+    """Return a value without the keys of objects that are null or NaN, at every level."""
     if isinstance(value, Mapping):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item) for key, item in value.items() if not is_null(item)}
     return [without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 

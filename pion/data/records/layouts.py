@@ -159,7 +159,7 @@ def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
             f"learns from these{how}: name the file under prefer.sources"
         )
     wanted = (names for names in (TURNS, ANSWERS, QUESTIONS) if not fields.there(*names))
-    empty = [name for names in wanted for name in names if name in fields.values]
+    empty = [name for names in wanted for name in names if name in fields.names]
     if empty:
         return BadInput(f"{fields.where}: not a conversation: key {empty[0]!r} is empty")
     return BadInput(

@@ -30,6 +30,7 @@ def of(record, **wishes):
         ({"text": "short"}, TextColumn("text")),
         ({"id": 3, "body": PROSE, "url": "http://x/y"}, TextColumn("body")),
         ({"text": PROSE, "title": PROSE}, TextColumn("text")),
+        ({"Unnamed: 0": PROSE, "__index_level_0__": PROSE, "body": PROSE}, TextColumn("body")),
         ({"messages": TURNS, "prompt": PROSE}, TurnsColumn("messages", "role", "content")),
         ({"dialog": [{"speaker": "A", "text": "Hi"}]}, TurnsColumn("dialog", "speaker", "text")),
         (

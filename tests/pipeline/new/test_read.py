@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 
 import pytest
 
@@ -75,11 +76,11 @@ def test_billions_of_blank_lines_of_a_small_packed_table_are_not_all_read(tmp_pa
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"a,,c\n1,2,3\n", ":1: the first line must name the columns"),
         (b"a,a\n1,2\n", ":1: the first line must name the columns"),
         (b"", ":1: no names of columns"),
         (b'a,b\n1,2\n"x"y,2\n', ":3: not a row of a table"),
         (b"a,b\n1,\xfc\n", ":2: not UTF-8 text"),
+        (b"sep=;\na;b\n1\n", ":3: found 1 columns instead of 2"),
     ],
 )
 def test_what_is_no_table_is_named(tmp_path, content, said):
@@ -99,11 +100,45 @@ def test_parquet_gives_rows_and_says_how_far_it_was_read(tmp_path):
     assert "not a readable parquet file" in problems("parquet", file)[0]
 
 
-def test_a_json_file_with_one_object_is_one_problem(tmp_path):
-    file = tmp_path / "wrapped.json"
-    file.write_text('{\n "data": [\n  {"text": "a"}\n ]\n}\n')
-    (problem,) = problems("json", file)
-    assert problem.startswith(f"{file}:1: expected a list of objects")
+@pytest.mark.parametrize(
+    ("content", "records"),
+    [
+        ("sep=;\na;b\n1;2\n", [{"a": "1", "b": "2"}]),
+        (",a\n0,1\n", [{"Unnamed: 0": "0", "a": "1"}]),
+        ("\ufeffa;b;;\n1;2;;\n", [{"a": "1", "b": "2", "Unnamed: 2": "", "Unnamed: 3": ""}]),
+        ('"a\n(b)",c\n"1\n2",3\n', [{"a\n(b)": "1\n2", "c": "3"}]),
+    ],
+)
+def test_tables_of_pandas_and_of_excel_are_read(tmp_path, content, records):
+    file = tmp_path / "t.csv"
+    file.write_text(content, encoding="utf-8")
+    assert [item.record for item in read("csv", file)[0]] == records
+
+
+TABLE = {"question": {"0": "a", "1": "b"}, "answer": {"0": "c", "1": "d"}}
+WHOLE_TABLES = [
+    (TABLE, "pandas.read_json('FILE', orient='columns')"),
+    ({"0": {"question": "a", "answer": "c"}}, "orient='index'"),
+    ({"columns": ["a"], "index": [0], "data": [["b"]]}, "orient='split'"),
+    ({"version": "1", "data": [{"question": "a", "answer": "c"}]}, "jq -c .data[] FILE"),
+]
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+@pytest.mark.parametrize(("table", "said"), WHOLE_TABLES)
+def test_a_whole_table_in_one_object_is_named(table, said, kind, tmp_path):
+    file = tmp_path / f"table.{kind}"
+    file.write_text(json.dumps(table, indent=2 if kind == "json" else None))
+    (problem,) = problems(kind, file)
+    assert problem.startswith(f"{file} is one JSON object")
+    assert said in problem
+
+
+@pytest.mark.parametrize("record", [{"messages": [{"role": "user"}]}, {"prompt": {"role": "user"}}])
+def test_one_object_on_many_lines_is_a_record(record, tmp_path):
+    file = tmp_path / "one.json"
+    file.write_text(json.dumps(record, indent=2))
+    assert [item.record for item in read("json", file)[0]] == [record]
 
 
 def test_a_line_of_a_text_that_a_run_would_refuse_is_refused(tmp_path):

@@ -49,6 +49,8 @@ WRONG = {
     "content of another type": ({"messages": [{**HI, "content": 3}]}, "'content' must be text"),
     "no answer": ({"messages": [HI]}, "no assistant turn"),
     "empty answers": ({"messages": [{**YES, "content": None}] * 2}, "whose 2 answers are empty"),
+    "an answer of null": ({"question": "a", "answer": None}, "key 'answer' is empty"),
+    "an answer of NaN": ({"question": "a", "answer": float("nan")}, "key 'answer' is empty"),
     "an empty answer": ({"messages": [HI, {**YES, "content": " "}]}, "whose answer is empty"),
     "tools that are text": (
         {"messages": [HI, YES], "tools": "[f]"},

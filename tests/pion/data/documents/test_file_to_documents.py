@@ -174,13 +174,13 @@ def test_a_column_of_a_table_may_be_numbers_of_texts(tmp_path):
 
 
 def test_a_null_text_is_left_out_and_counted_like_a_blank_one(tmp_path):
-    lines = ({"text": "a"}, {"text": None}, {"text": " "}, {"text": "b"})
+    lines = ({"text": "a"}, {"text": None}, {"text": " "}, {"text": float("nan")}, {"text": "b"})
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     blank = []
     records = jsonl_records(spans(tmp_path, JSONL_SUFFIXES), KEY)
     found = record_documents(records, "text", KEY, lambda: blank.append(1))
     assert [document.text for document in found] == ["a", "b"]
-    assert len(blank) == 2
+    assert len(blank) == 3
 
 
 # ---------------------------------------------------------------- which files are read

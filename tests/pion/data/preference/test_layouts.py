@@ -203,10 +203,6 @@ REFUSED = {
         {"prompt": "\n\nHuman: Hi\n\nAssistant: Yes", "chosen": GOOD, "rejected": BAD},
         "key 'prompt' must end with \"Assistant:\"",
     ),
-    "a score of NaN": (
-        {**EXPLICIT, "chosen_score": 1, "rejected_score": float("nan")},
-        "key 'rejected_score' must be a number, not nan",
-    ),
     "a score of true": (
         {**EXPLICIT, "score_chosen": True, "score_rejected": 1},
         "key 'score_chosen' must be a number, not True",
