@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -17,9 +18,10 @@ from typing import Any
 from pion.config.lora import PEFT_CONFIG, PEFT_TENSORS
 from pion.config.model_config import ModelConfig
 from pion.data.chat.template_source import ASKS_FOR_DATE, TEMPLATE_FILE, template_of
+from pion.data.tokens.special_tokens import GENERATION_CONFIG, read_special_tokens
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput, told
+from pion.errors import BadInput, PionError, told
 from pion.files import expand, private_cache_folder, sha256_file
 from pion.formats.weights import INDEX, WEIGHTS, is_legal, shards_of
 from pion.later_fields import shown
@@ -75,13 +77,6 @@ def _require_stock(settings: Mapping[str, Any], code: str | None) -> None:
             f"config.json: architectures is {shown(named)}; only {architecture.name} is a language "
             "model that Pion can train"
         )
-    quantized = settings.get("quantization_config")
-    if quantized is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise BadInput(
-            f"config.json: quantization_config: its weights are quantized ({shown(method)}), and "
-            "Pion trains float weights. Start from the model that was quantized: its page names it"
-        )
 
 
 def _code(settings: Mapping[str, Any]) -> str | None:
@@ -98,7 +93,7 @@ TOKENIZER = "tokenizer.json"
 KEPT = (
     *DECIDE_IDS,
     CONFIG,
-    "generation_config.json",
+    GENERATION_CONFIG,
     TEMPLATE_FILE,
     "added_tokens.json",
     "vocab.json",
@@ -165,8 +160,11 @@ def _described(source: str, files: Files, bring: Callable[[str], Path], commit: 
         config = read_config(bring(CONFIG))
         tokenizer = Tokenizer.from_file(bring(TOKENIZER), where=TOKENIZER)
         tokenizer.fits(config.vocab_size, where=TOKENIZER)
-        named = (TEMPLATE_FILE, TOKENIZER_CONFIG)
-        template = template_of(*(bring(name) if name in files else None for name in named))
+        named = (TEMPLATE_FILE, TOKENIZER_CONFIG, GENERATION_CONFIG)
+        settings = [bring(name) if name in files else None for name in named]
+        template = template_of(*settings[:2])
+        folder = bring(TOKENIZER).parent
+        special = read_special_tokens(folder, tokenizer, tokenizer.end_of_text)
     deciding = {name: about for name, about in files.items() if decides_results(name)}
     of_ids = {name: about for name, about in deciding.items() if name in DECIDE_IDS}
     return Base(
@@ -177,6 +175,7 @@ def _described(source: str, files: Files, bring: Callable[[str], Path], commit: 
         commit=commit,
         template=None if template is None else sha256(template.encode()).hexdigest(),
         date=datetime.now(UTC).date().isoformat() if ASKS_FOR_DATE in (template or "") else None,
+        note=special.note,
     )
 
 
@@ -221,7 +220,8 @@ def _converted(found: FoundModel) -> Path:
             raise
         words = str(error).removeprefix(f"{found.folder}: ")
         raise BadInput(
-            f"{found.label} is an adapter, and does not fit its base {found.base.label}: {words}"
+            f"{found.label} is an adapter, and can't be merged with its base {found.base.label}: "
+            f"{words}"
         ) from None
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     tokenizer = {TOKENIZER: read_file(found.tokenizer, LARGEST_TOKENIZER)}
@@ -270,12 +270,21 @@ def _wanted(names: list[str], where: str, read: Callable[[str], Path]) -> list[s
 
 
 def _of_hub(text: str) -> tuple[Files, Callable[[str], Path], str]:
-    """Return the files of a Hub repository at one commit, and the commit."""
+    """Return the files of a Hub repository at one commit, and the commit. If the Hub is away, they
+    are those in its cache, if it has the model."""
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.hf_api import RepoFile
 
     repo, _, revision = text.partition("@")
-    commit = pin(repo, revision or None, "model")
+    try:
+        commit = pin(repo, revision or None, "model")
+    except BadInput:
+        raise
+    except PionError as away:
+        with suppress(BadInput):
+            found = find_model(text)
+            return *_of_model(found), str(found.commit)
+        raise away from None
 
     def bring(name: str) -> Path:
         # A tokenizer is read together with the files next to it.

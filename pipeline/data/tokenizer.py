@@ -24,7 +24,7 @@ from pion.data.chat.template_source import (
 )
 from pion.data.tokens.special_tokens import GENERATION_CONFIG
 from pion.data.tokens.token_names import FILES as NAMES_FILES
-from pion.data.tokens.tokenizer import Tokenizer, train_bpe
+from pion.data.tokens.tokenizer import MORE_ROWS, Tokenizer, train_bpe
 from pion.errors import BadInput, told
 from pion.formats.gguf.vocabulary import require_known
 from pion.formats.huggingface.tokenizer_files import copy_tokenizer
@@ -103,7 +103,8 @@ def check_fits(job: Job, tokenizer: Tokenizer, path: Path, by_job: bool) -> None
     """Raise BadInput before training if a tokenizer that the job names (`by_job`) doesn't fit the
     model, or if publish.gguf can't have the tokenizer at `path`."""
     if by_job:
-        tokenizer.fits(job.model_config_resolved().vocab_size, f"tokenizer: {origin(job)}")
+        rows = job.model_config_resolved().vocab_size
+        tokenizer.fits(rows, f"tokenizer: {origin(job)}", MORE_ROWS)
     if job.publish is None or not job.publish.gguf:
         return
     after = ". Nothing was trained. Remove publish.gguf, or name another tokenizer."

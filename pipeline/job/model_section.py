@@ -44,6 +44,7 @@ class Base:
         template: sha256 of its chat template; None if it has none.
         date: the day that its chat template writes as today's, where the template asks for one. It
             is the day on which the run found the model, and stays the same for the run.
+        note: what `pion check` says of its files.
     """
 
     source: str
@@ -53,6 +54,7 @@ class Base:
     commit: str | None = None
     template: _Sha256 | None = None
     date: Annotated[str, MaxLen(10)] | None = None
+    note: str = ""
 
     @property
     def model_config(self) -> ModelConfig:

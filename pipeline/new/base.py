@@ -56,6 +56,7 @@ def look_up(source: str, job_folder: Path) -> LookedUp:
     Raises BadInput if there is no such model, or none that Pion can train.
     """
     from pipeline.base.find import TOKENIZER, find_base
+    from pipeline.state.stores.hub.errors import AGAIN
 
     here = Path(source).expanduser()
     named = os.path.relpath(here, job_folder) if here.exists() else source
@@ -68,4 +69,4 @@ def look_up(source: str, job_folder: Path) -> LookedUp:
     except TimeoutError:
         return LookedUp(named, None, f"the Hub did not answer within {SECONDS:.0f} s")
     except PionError as error:
-        return LookedUp(named, None, str(error))
+        return LookedUp(named, None, str(error).removesuffix(AGAIN))

@@ -137,7 +137,7 @@ MODELS = {
     ),
     "quantized weights": (
         lambda files: edited(files, "config.json", quantization_config={"quant_method": "awq"}),
-        ["quantized ('awq')", "Start from the model that was quantized"],
+        ["quantized ('awq')", "Name the model that was quantized"],
     ),
     "no tokenizer.json": (
         lambda files: {n: c for n, c in files.items() if n != "tokenizer.json"},
@@ -197,7 +197,7 @@ def test_an_adapter_of_another_base_names_the_tensor_that_does_not_fit(
     export_model(narrow, tokenizer, tmp_path / "narrow")
     hub.add_repo("someone/base", "model", files_in(tmp_path / "narrow"))
     words = refusal()
-    assert "is an adapter, and does not fit its base hf://someone/base" in words
+    assert "is an adapter, and can't be merged with its base hf://someone/base" in words
     assert "feedforward" in words
 
 

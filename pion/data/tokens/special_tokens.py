@@ -28,10 +28,12 @@ class SpecialTokens:
     Attributes:
         stop_ids: the ids that end a generated text, in the order in which they were found.
         pad: fills unused tails.
+        note: that the files name another pad, which is no token; "" if not.
     """
 
     stop_ids: tuple[int, ...]
     pad: int
+    note: str = ""
 
 
 def read_special_tokens(
@@ -44,19 +46,22 @@ def read_special_tokens(
     tokenizer_config.json, and at last at the separator. Files may be absent.
 
     Raises:
-        BadInput: a file is damaged, or an id or a token is none of the tokenizer's.
+        BadInput: a file is damaged, or an id or a token that ends a text is none of the
+            tokenizer's.
     """
     names = token_names(folder)
-
-    def named(key: str, otherwise: int) -> int:
-        return _id_of(names[key], tokenizer, folder) if key in names else otherwise
 
     stops = _generation_stops(Path(folder), tokenizer)
     if end_of_turn is not None:
         stops.append(end_of_turn)
+    if not stops:
+        stops.append(_id_of(names.get("eos_token", tokenizer.end_of_text_token), tokenizer))
+    pad, known = names.get("pad_token", ""), tokenizer.special_ids
+    note = f"its pad_token {shown(pad)} is no special token of tokenizer.json, and is not needed"
     return SpecialTokens(
-        stop_ids=tuple(dict.fromkeys(stops)) or (named("eos_token", tokenizer.end_of_text),),
-        pad=named("pad_token", tokenizer.pad),
+        tuple(dict.fromkeys(stops)),
+        known.get(pad, tokenizer.pad),
+        note if pad and pad not in known else "",
     )
 
 
@@ -82,11 +87,11 @@ def _generation_stops(folder: Path, tokenizer: Tokenizer) -> list[int]:
     return stops
 
 
-def _id_of(token: str, tokenizer: Tokenizer, folder: str | Path) -> int:
+def _id_of(token: str, tokenizer: Tokenizer) -> int:
     found = tokenizer.special_ids.get(token)
     if found is None:
         raise BadInput(
-            f"{folder}: tokenizer_config.json names the token {token!r}, but tokenizer.json has no "
+            f"tokenizer_config.json names the token {token!r}, but tokenizer.json has no "
             "special token of this text. Are both files from the same model?"
         )
     return found

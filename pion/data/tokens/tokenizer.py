@@ -32,6 +32,15 @@ PAD = "<|pad|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|eos|>", "<|end_of_text|>", "<eos>", "</s>")
 PAD_NAMES = (PAD, "<pad>", "[PAD]")
 
+# What to do where a model has fewer rows than its tokenizer ids, and where a job sets the rows.
+RESIZE = (
+    "Take the tokenizer.json that the model was trained with; or give the model more rows: python "
+    "-c \"from transformers import AutoModelForCausalLM as M; m = M.from_pretrained('MODEL'); "
+    "m.resize_token_embeddings({0}); m.save_pretrained('FOLDER')\", copy its tokenizer files "
+    "there, and use FOLDER"
+)
+MORE_ROWS = "Set model.vocab_size to {0:,} or more, or use a different tokenizer"
+
 # Ids are exact in fp32 below this number.
 MOST_IDS = 2**24
 # A longer word is cut into words of this many bytes before a vocabulary is learned from it.
@@ -248,8 +257,9 @@ class Tokenizer:
             lengths[index] = 0 if added.special else len(added.content.encode())
         return lengths
 
-    def fits(self, model_vocab_size: int, where: str = "tokenizer") -> None:
+    def fits(self, model_vocab_size: int, where: str = "tokenizer", fix: str = RESIZE) -> None:
         """Check that a model with ``model_vocab_size`` embedding rows has a row for every id.
+        ``fix`` says what to do, with {0} for the rows that are needed.
 
         Raises:
             BadInput: the model has fewer rows.
@@ -257,9 +267,8 @@ class Tokenizer:
         if self.vocab_size > model_vocab_size:
             raise BadInput(
                 f"{where}: the tokenizer doesn't fit the model: it produces ids up to "
-                f"{self.vocab_size - 1:,}, but model.vocab_size is {model_vocab_size:,}. "
-                f"Set model.vocab_size to {self.vocab_size:,} or more, or use a different "
-                "tokenizer."
+                f"{self.vocab_size - 1:,}, but the model has {model_vocab_size:,} rows "
+                f"(vocab_size). {fix.format(self.vocab_size)}"
             )
 
     def _encode(

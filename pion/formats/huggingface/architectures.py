@@ -124,4 +124,12 @@ def config_from_transformers(hf_config: Mapping[str, Any]) -> ModelConfig:
             f"config.json: model_type is {shown(wanted)}; only {', '.join(most)} and {last} are "
             "supported"
         )
+    quantized = hf_config.get("quantization_config", hf_config.get("quantization"))  # MLX's
+    if quantized is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise BadInput(
+            f"config.json: quantization_config: its weights are quantized ({shown(method)}), and "
+            "Pion has float weights. Name the model that was quantized: its page says which it is. "
+            "Of an adapter, write that name under base_model_name_or_path in adapter_config.json"
+        )
     return _TYPES[wanted].read(hf_config)

@@ -41,19 +41,20 @@ def check_base(
     base = job.base
     if base is None:
         return []
+    note = base.note and f"; {base.note}"
     if is_pinned(job, base):
-        return [CheckRow("model.from", True, f"{base}: in the run's store")]
+        return [CheckRow("model.from", True, f"{base}: in the run's store{note}")]
     if sky_yaml is not None and base.commit is None:
         _refuse_only_here(job, base)
     if sky_yaml is None or base.commit is None:
-        return [CheckRow("model.from", True, str(base))]
+        return [CheckRow("model.from", True, f"{base}{note}")]
     repo = base.source.removeprefix("hf://").partition("@")[0]
     given = names_given(sky_yaml.secrets, wanted_secrets(job, environment), environment)
     has_token = "HF_TOKEN" in given
     token = (sky_yaml.secrets["HF_TOKEN"] or environment["HF_TOKEN"]) if has_token else None
     _require_access(repo, base, token)
     words = "with the token that the rental gets" if token else "without a token"
-    return [CheckRow("model.from", True, f"{base}: can be read {words}")]
+    return [CheckRow("model.from", True, f"{base}: can be read {words}{note}")]
 
 
 def _refuse_only_here(job: Job, base: Base) -> None:

@@ -97,7 +97,7 @@ def _odd_rates(job: Job, stage: str) -> Iterator[str]:
 
 def check_tokenizer(job: Job) -> list[CheckRow]:
     """Check that the tokenizer can be loaded and fits the model's vocabulary."""
-    from pion.data.tokens.tokenizer import Tokenizer
+    from pion.data.tokens.tokenizer import MORE_ROWS, Tokenizer
 
     section = job.tokenizer
     if section is None:
@@ -117,7 +117,7 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
         raise BadInput(f"tokenizer.file: {path} does not exist")
     where = section.file or f"Hub model {section.hub}"
     found = Tokenizer.from_file(path)
-    found.fits(job.model_config_resolved().vocab_size, f"tokenizer: {where}")
+    found.fits(job.model_config_resolved().vocab_size, f"tokenizer: {where}", MORE_ROWS)
     return [CheckRow("tokenizer", True, f"{where}: {found.vocab_size:,} entries")]
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pipeline.base.find import find_base, read_config
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
@@ -152,8 +152,13 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(base, tmp_path):
     [
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (lambda folder: edit(folder, model_type="gpt_neox"), "model_type is 'gpt_neox'"),
-        (lambda folder: edit(folder, vocab_size=5), "it produces ids up to"),
         (lambda folder: edit(folder, intermediate_size=5), "the model's settings need (5, "),
+        (lambda folder: edit(folder, vocab_size=5), "m.resize_token_embeddings("),
+        (
+            lambda folder: edit(folder, "generation_config.json", eos_token_id=10**6),
+            "generation_config.json: key eos_token_id: 1,000,000 is none",
+        ),
+        (lambda folder: edit(folder, quantization={"bits": 4}), "its weights are quantized"),
     ],
 )
 def test_a_model_that_can_not_be_used_is_refused_by_name(base, tmp_path, change, expected):
@@ -163,9 +168,45 @@ def test_a_model_that_can_not_be_used_is_refused_by_name(base, tmp_path, change,
     assert "base" in text
 
 
-def edit(folder, **fields):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | fields))
+def edit(folder, name="config.json", **fields):
+    config = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(config | fields))
+
+
+def test_an_adapter_of_a_quantized_base_is_told_which_name_to_write(base, tmp_path):
+    edit(base, quantization_config={"quant_method": "bitsandbytes"})
+    (tmp_path / "adapter").mkdir()
+    save_file({}, tmp_path / "adapter/adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": 4}
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(settings))
+    text = complaint("adapter", tmp_path)
+    assert "its weights are quantized ('bitsandbytes')" in text
+    assert "under base_model_name_or_path in adapter_config.json" in text
+
+
+def test_a_pad_that_is_no_token_is_noted(base, tmp_path):
+    assert find_base("base", tmp_path).base.note == ""
+    edit(base, "tokenizer_config.json", pad_token="[MISSING]")
+    assert find_base("base", tmp_path).base.note.startswith("its pad_token '[MISSING]' is no")
+
+
+@pytest.mark.parametrize(
+    ("constant", "away"), [("ENDPOINT", "http://127.0.0.1:9"), ("HF_HUB_OFFLINE", True)]
+)
+def test_what_the_hubs_cache_has_is_a_model_while_the_hub_is_away(
+    constant, away, base, tmp_path, monkeypatch
+):
+    with hub_server() as hub:
+        hub.add_repo("someone/tiny", "model", files_of(base))
+        hub.use(monkeypatch, tmp_path / "hf")
+        before = find_base("someone/tiny", tmp_path)
+        weights = find_model("someone/tiny").folder / "model.safetensors"
+    monkeypatch.setattr(f"huggingface_hub.constants.{constant}", away)
+    found = find_base("someone/tiny", tmp_path)
+    assert (found.base, found.files) == (before.base, before.files)
+    weights.unlink()
+    with pytest.raises(PionError, match=r"can't be reached.*Nothing is lost"):
+        find_base("someone/tiny", tmp_path)
 
 
 def test_an_index_can_not_name_files_elsewhere(base, tmp_path):

@@ -33,6 +33,10 @@ _FULL = re.compile(r"(?i)storage.*(limit|quota|exceed)|(limit|quota|exceed).*sto
 _SUSPENDED = re.compile(r"(?i)suspended|banned|account.*(disabled|blocked)")
 
 
+# How an outage ends, whatever was being done.
+AGAIN = " Nothing is lost. Run the same command again once the Hub answers."
+
+
 class NotFromTheHub(ConnectionError):
     """An answer that lacks what the Hub always sends: a proxy's page, or half of an answer."""
 
@@ -214,8 +218,7 @@ def explain_reading(
         match cause:
             case HTTPError() | LocalEntryNotFoundError() | ConnectionError():
                 return PionError(
-                    f"{what}: the Hub can't be reached or does not answer ({first_line}). The work "
-                    "done so far is kept. Run the same command again once the Hub answers."
+                    f"{what}: the Hub can't be reached or does not answer ({first_line}).{AGAIN}"
                 )
             case ValueError() | FileNotFoundError():
                 # datasets' own complaints: unknown split or subset, no readable files

@@ -64,8 +64,6 @@ WRONG = [
     ("generation_config", {"eos_token_id": [1] * 65}, "65 ids; at most 64"),
     ("generation_config", [1], "should be a JSON object"),
     ("generation_config", "{", "not valid JSON"),
-    ("tokenizer_config", {"pad_token": "<none>"}, "no special token of this text"),
-    ("tokenizer_config", {"pad_token": "a"}, "no special token of this text"),
     ("tokenizer_config", {"eos_token": 5}, "must be the text of a token"),
     ("tokenizer_config", {"eos_token": {"text": "a"}}, "must be the text of a token"),
     ("tokenizer_config", {"x_token": "a" * 10**6}, "at most 256 characters"),
