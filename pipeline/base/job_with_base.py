@@ -11,6 +11,7 @@ from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.job.model_section import Base
 from pipeline.job.stages import TRAINING
+from pipeline.state.kept_inputs import use_kept_inputs
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import read_pin
 from pipeline.state.stores import DEFAULT_STORE, open_store
@@ -38,7 +39,9 @@ def read_job(path: str | Path, overrides: Sequence[str] = (), redo: str | None =
         return pinned if pinned is not None and pinned.hash == found.hash else found
 
     with before_work("Nothing was started."):
-        return load_job(path, overrides, find)
+        job = load_job(path, overrides, find)
+        use_kept_inputs(job, redo)
+    return job
 
 
 def _pinned(values: dict[str, Any], source: str) -> Base | None:

@@ -270,13 +270,14 @@ class _Copy:
         return ours is not None and ours != _sums_in(self.target, data_key(fingerprint, folder))
 
     def _copy_descriptions(self) -> None:
-        """Copy the job files, and the inputs from which the stages' digests were computed."""
+        """Copy the job files, the inputs that were kept, and what the stages' digests are of."""
         store = self.source.store
-        found = [*store.list(self.source.key("jobs/")), *store.list(self.source.key("stages/"))]
+        folders = ("jobs/", "inputs/", "stages/")
+        found = [entry for each in folders for entry in store.list(self.source.key(each))]
         for entry in found:
             path = entry.key.removeprefix(self.source.key(""))
-            if path.count("/") == (1 if path.startswith("jobs/") else 2):
-                self.target.store.write(self.target.key(path), store.read(entry.key))
+            if path.count("/") == (2 if path.startswith("stages/") else 1):
+                self.target.store.write(self.target.key(path), store.read(entry.key, entry.size))
 
     def _copy_checkpoint(self, entry: CheckpointEntry, keys: Mapping[str, str]) -> CheckpointEntry:
         """Verify the checkpoint and copy it, under the fork's epoch, with an adapter's base by its

@@ -77,7 +77,7 @@ def find_text(job: Job) -> ComparedText:
 
     A folder counts with its text files; if it has none, with its JSON Lines files.
     """
-    path = SAMPLE if job.evaluate.text is None else job.input_path(job.evaluate.text)
+    path = SAMPLE if job.evaluate.text is None else job.kept_path(job.evaluate.text)
     no_text = path.is_dir() and not any(p.name.endswith(TEXT_SUFFIXES) for p in path.rglob("*"))
     files, _ = find_files(path, JSONL_SUFFIXES if no_text else TEXT_SUFFIXES, KEY)
     return ComparedText(path, tuple(files), int(job.data.max_line_mb * 1e6))

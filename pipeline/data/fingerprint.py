@@ -6,10 +6,11 @@ in it, and the bytes of local files, the commits of repositories and the tokeniz
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.cleaning.sets import digests_of_sets
 from pipeline.data.sources import Input, find_input
 from pipeline.job import HubDataset, Job, JsonlFiles, ParquetFiles, TextFiles
-from pipeline.job.digest import conversation_inputs, covered_fields
+from pipeline.job.digest import conversation_inputs, covered_fields, digest_of
 from pipeline.machine.file_hashes import hashed_once
 
 # Raise this when prepare would make other rows from the same content.
@@ -71,6 +72,31 @@ def rows_fingerprint(job: Job, part: str, found: Input, folder: Path) -> str:
     fingerprint of data that has this source only. `folder` has the tokenizer's files."""
     alone = replace(found, source=found.source.model_copy(update={"weight": 1.0}))
     return fingerprint_of(job, part, [alone], folder, lambda message: None, trains=False)
+
+
+def about_files(found: Input) -> dict[str, Any]:
+    """Return what a later start compares the local files of a source with; nothing without any."""
+    return {"files": {"state": found.state, "content": _hash_of(found)}} if found.files else {}
+
+
+def changed_sources(job: Job, reports: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the keys and paths of sources whose files are others than those that were prepared.
+
+    `reports` are those of the parts of the data. A source that is gone is not needed any more, so
+    it does not count. A file with another time is read, unless this machine remembers its hash.
+    """
+    for key, source in job.sources():
+        section, _, number = key.split(".")
+        report = reports.get("pretrain" if section == "data" else section, {})
+        files = dict(enumerate(report.get("sources", ()))).get(int(number), {}).get("files")
+        with contextlib.suppress(BadInput, OSError):
+            found = find_input(job, source, key) if files else None
+            if found and found.state != files["state"] and _hash_of(found) != files["content"]:
+                yield key, source.model_dump()["path"]
+
+
+def _hash_of(found: Input) -> str:
+    return digest_of({"content": _content(found, lambda message: None)})
 
 
 def check_unchanged(job: Job, inputs: Sequence[Input]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from pion.errors import BadInput
@@ -41,7 +42,9 @@ def _reward(job: Job, section: RewardSection) -> Reward:
 
 
 def _function(job: Job, section: PythonReward, hash_seed: int = 0) -> FunctionReward:
-    return FunctionReward(read_function(job.input_path(section.path), section.function), hash_seed)
+    function = read_function(job.kept_path(section.path), section.function)
+    own = replace(function, path=str(job.input_path(section.path)))  # whose folder it may read
+    return FunctionReward(own, hash_seed)
 
 
 def require_judgeable(job: Job, answers: Sequence[Answered]) -> None:

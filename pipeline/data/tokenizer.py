@@ -93,7 +93,7 @@ def put_tokenizer(job: Job, folder: Path, given: Path | None, *, conversations: 
     elif given is not None:
         Tokenizer.from_file(given).save(path)
     elif section is not None and section.file is not None:
-        Tokenizer.from_file(job.input_path(section.file)).save(path)
+        Tokenizer.from_file(job.kept_path(section.file)).save(path)
     elif section is not None and section.hub is not None and not path.exists():
         downloaded = hub_tokenizer(section.hub, section.revision, section.hub_file)
         Tokenizer.from_file(downloaded).save(path)

@@ -198,7 +198,7 @@ def judged_by(job: Job) -> str:
 
 def _functions(job: Job) -> Inputs:
     """Return the hashes of the files that judge answers; None of a file that is not here."""
-    files = {key: job.input_path(path) for key, path in job.reward_files.items()}
+    files = {key: job.kept_path(path) for key, path in job.reward_files.items()}
     return {f"{k}.sha256": sha256_file(f) if f.is_file() else None for k, f in files.items()}
 
 

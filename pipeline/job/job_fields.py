@@ -7,7 +7,7 @@ paths of outputs to the working directory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,7 @@ class JobFields(Section):
 
     _folder: Path = PrivateAttr(default=Path("."))
     _base: Base | None = PrivateAttr(default=None)
+    _kept: Callable[[str], Path | None] | None = PrivateAttr(default=None)
 
     @field_validator("model", mode="before")
     @classmethod
@@ -182,6 +183,27 @@ class JobFields(Section):
             return (self._folder / expand(path)).resolve()
         except (OSError, RuntimeError, ValueError) as error:
             raise BadInput(f"{path!r:.200} is no path of a file ({error})") from None
+
+    def kept_path(self, path: str) -> Path:
+        """Return where this run reads one of `kept_inputs`: what it has kept, or else the path.
+
+        Raises BadInput as `input_path` does, and errors of the store that has it.
+        """
+        return (self._kept and self._kept(path)) or self.input_path(path)
+
+    @property
+    def kept_inputs(self) -> dict[str, str]:
+        """The paths of inputs that a run keeps when it begins, by their keys."""
+        tokenizer = None if self.tokenizer is None else self.tokenizer.file
+        named = {
+            "tokenizer.file": tokenizer,
+            **dict(self.removed_sets),
+            **self.reward_files,
+            **self.evaluate.sets,
+            "evaluate.text": self.evaluate.text,
+            "evaluate.lm_eval.include_path": self.evaluate.lm_eval.include_path,
+        }
+        return {key: path for key, path in named.items() if path is not None}
 
     def model_name(self, source: str, commit: str | None = None) -> str:
         """Return what any folder would call a model that this job names: a path, or the name.

@@ -16,7 +16,7 @@ from pipeline.console.messages import Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
 from pipeline.data.prepared import check_mixes
 from pipeline.job import STAGES, Job
-from pipeline.job.digest import digest_of
+from pipeline.job.digest import digest_job, digest_of
 from pipeline.models.bring import run_reference
 from pipeline.report.report_file import write_run_report
 from pipeline.run.done_and_changed_stages import (
@@ -40,6 +40,7 @@ from pipeline.run.journal import Journal
 from pipeline.run.prepare import prepare_data
 from pipeline.state.checkpoints.retention import selected, sweep
 from pipeline.state.claim import Claim, claim_again
+from pipeline.state.kept_inputs import keep_inputs
 from pipeline.state.notes.stop_requests import clear_stops
 from pipeline.state.shared.folder import bring_data
 from pipeline.state.shared.prune import delete_due
@@ -134,6 +135,12 @@ class Advance:
         if start.job.base is not None:
             keep_as_base(
                 start.run, start.job.base, start.job.folder, self._say_or_stop, self._patiently
+            )
+        self._patiently(partial(keep_inputs, start.job, start.run))
+        if digest_job(start.job).stages != start.digests.stages:
+            raise BadInput(
+                "A file that judges answers has changed while this command started. Nothing was "
+                "started. Run the same command again."
             )
         self._record_job(raised)
         head = self.claim.head.without_stages(self._redone, 0.0)

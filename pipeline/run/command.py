@@ -15,6 +15,7 @@ from pipeline.cost.budget import check_budget, over_budget, true_price
 from pipeline.job import Job
 from pipeline.machine.preemption import watch_for_notices
 from pipeline.run.advance import Advance
+from pipeline.run.changed_inputs import changed_inputs
 from pipeline.run.done_and_changed_stages import WorkLeft, check_until, work_left
 from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
@@ -47,6 +48,8 @@ def run_job(job: Job, options: RunOptions, display: Display) -> int:
         with _nothing_started():
             check_until(job, options.until, options.redo)
             left = work_left(job, run, redo=options.redo, job_path=options.job_path)
+            for words in changed_inputs(job, run, left.head, options.redo, options.job_path):
+                display.say(Note(words))
             if left.finished(options.until):
                 _show_finished(job, run, left, display)
                 return 0

@@ -57,7 +57,7 @@ def preflight(job: Job) -> list[str]:
         _check_compiler_folders()
     require_a_row_each(job, workers)
     file = None if job.tokenizer is None else job.tokenizer.file
-    if file is not None and not (path := job.input_path(file)).is_file():
+    if file is not None and not (path := job.kept_path(file)).is_file():
         raise BadInput(f"tokenizer.file: {path} does not exist. Nothing was started.")
     if job.reinforce is not None:
         from pipeline.data.judge import judge_of

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pion.config.model_config import RESULTS
 from pion.errors import BadInput
+from pion.evaluation.questions import digest_of_questions
 from pipeline.console.messages import Note
 from pipeline.job import Job
 from pipeline.stages.evaluate_core import Questions, core_of, read_questions_of
@@ -33,6 +34,7 @@ from pipeline.stages.measures import (
     documents_of,
     without_sums,
 )
+from pipeline.state.kept_inputs import content_of, name_of
 from pipeline.state.run_state import BY_ITEM
 
 
@@ -169,7 +171,7 @@ class _Evaluation:
         if questions.packs:
             result["packs"] = {
                 name: self.part(
-                    f"{stage}.packs.{name}",
+                    f"{stage}.packs.{name}.{digest_of_questions(pack)[:16]}",
                     f"{stage} model on pack {name}",
                     partial(measures.multiple_choice, stage, f"packs.{name}", pack),
                 )
@@ -192,7 +194,8 @@ class _Evaluation:
 
         measures, job = self.measures, self.measures.job
         section = job.evaluate.lm_eval
-        path = section.include_path
+        path = None if section.include_path is None else job.kept_path(section.include_path)
+        own = "" if path is None else f".{name_of(content_of(path, section.include_path or ''))}"
         with tempfile.TemporaryDirectory(prefix="pion-export-") as folder:
             exported = Path(folder).resolve() / "model"
 
@@ -209,7 +212,7 @@ class _Evaluation:
                     task=task,
                     model=str(exported),
                     tokenizer=str(measures.chat_path.resolve()),
-                    include_path=str(job.input_path(path).resolve()) if path else None,
+                    include_path=None if path is None else str(path),
                     limit=section.limit,
                     device=measures.device.type,
                     chat=section.chat,
@@ -227,7 +230,7 @@ class _Evaluation:
             final = list(measures.trained.models)[-1]
             return {
                 task: self.part(
-                    f"lm_eval.{task}", f"lm-eval task {task}", partial(run, task), of=final
+                    f"lm_eval.{task}{own}", f"lm-eval task {task}", partial(run, task), of=final
                 )
                 for task in section.tasks
             }

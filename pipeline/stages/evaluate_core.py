@@ -46,7 +46,7 @@ def read_questions_of(job: Job) -> Questions:
 
     packs: dict[str, list[Question]] = {}
     for pack in job.evaluate.packs:
-        path = job.input_path(pack)
+        path = job.kept_path(pack)
         if path.stem in packs:
             raise BadInput(f"evaluate.packs: two packs are called {path.stem!r}: rename one")
         packs[path.stem] = read_questions(path)
@@ -66,7 +66,7 @@ def _read_core(job: Job) -> Bundle | None:
         raise BadInput(
             f"evaluate.core: {problem}. Set evaluate.core.cropped: true to measure it all the same"
         )
-    return read_bundle(job.input_path(section.path))
+    return read_bundle(job.kept_path(section.path))
 
 
 def core_of(measures: Measures, stage: str, bundle: Bundle, part: Part) -> Result:

@@ -31,7 +31,12 @@ from pipeline.console.messages import Note, Say
 from pipeline.data.cleaning.decided import clean
 from pipeline.data.continuations import continuation_questions
 from pipeline.data.conversations_to_rows import pack_buffer, pack_here, write_conversation_rows
-from pipeline.data.fingerprint import check_unchanged, fingerprint_of, rows_fingerprint
+from pipeline.data.fingerprint import (
+    about_files,
+    check_unchanged,
+    fingerprint_of,
+    rows_fingerprint,
+)
 from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
 from pipeline.data.pieces import has_pieces
 from pipeline.data.preferences import check_kinds, preferences
@@ -130,7 +135,8 @@ def prepare_part(
         check_fits(job, Tokenizer.from_file(data.tokenizer_path), data.tokenizer_path, by_job)
     names = tuple(_name(found.source) for found in inputs)
     # Whoever prepared the data may have other names for the same sources.
-    sources = [{**one, "name": name} for one, name in zip(report["sources"], names, strict=False)]
+    own = ({"name": name, **about_files(found)} for name, found in zip(names, inputs, strict=True))
+    sources = [{**one, **mine} for one, mine in zip(report["sources"], own, strict=False)]
     prepared = Prepared(ready, fingerprint, names, {**report, "sources": sources}, rows)
     if part in job.train_stages:
         _check_rows(job, prepared, part)

@@ -88,8 +88,8 @@ NAMED = 50
 _OURS = re.compile(
     r"checkpoints/[a-z]+/\d+-\d+/.+|metrics/[a-z]+/\d+/.+|owner/\d+\.json|events/\d+/.+"
     r"|requests/[0-9a-f]+\.json|jobs/[0-9a-f]+\.yaml|stages/[a-z]+/[0-9a-f]+(-parts/.+|\.json)"
-    r"|data/[0-9a-f]{4,}/.+|bases/[0-9a-f]+\.json|(rental|deadline|watcher)\.json|report\.html"
-    r"|probe-[0-9a-f]+|\.(lock|tmp)-.+"
+    r"|data/[0-9a-f]{4,}/.+|inputs/([0-9a-f]{64}|files\.json)|bases/[0-9a-f]+\.json"
+    r"|(rental|deadline|watcher)\.json|report\.html|probe-[0-9a-f]+|\.(lock|tmp)-.+"
 )
 
 

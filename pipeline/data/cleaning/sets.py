@@ -34,7 +34,7 @@ def read_sets(job: Job) -> list[ItemSet]:
     sets: list[ItemSet] = []
     for key, name in job.removed_sets:
         with told(f"{key}: "):
-            sets += _of_file(job.input_path(name))
+            sets += _of_file(job.kept_path(name))
     return sets
 
 

@@ -24,7 +24,7 @@ from pipeline.rent.check import CheckRow
 from pipeline.rent.check.clean import check_clean
 from pipeline.rent.check.conversations import check_conversations
 from pipeline.rent.check.deadline import check_deadline
-from pipeline.rent.check.inputs import check_base, check_files
+from pipeline.rent.check.inputs import check_base, check_files, check_inputs
 from pipeline.rent.check.job import (
     check_data,
     check_evaluate,
@@ -188,6 +188,7 @@ def checks_of(
         ("model.from", partial(check_base, job, sky_yaml)),
         ("tokenizer", partial(check_tokenizer, job)),
         ("data", partial(check_data, job)),
+        ("inputs", partial(check_inputs, job)),
         ("data.clean", partial(check_clean, job)),
         ("corpus", partial(check_corpus, job)),
         ("vocabulary", partial(check_vocabulary, job)),

@@ -22,7 +22,10 @@ from pipeline.rent.check.job import is_prepared
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
-from pipeline.state.stores import FileStore
+from pipeline.run.changed_inputs import changed_inputs
+from pipeline.state.kept_inputs import stage_of
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore, StoreError, open_store
 
 # The files in a folder that a run may read: of a model, of a run, of a task or of CORE's questions.
 READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".yaml", ".csv")
@@ -101,6 +104,15 @@ def _gated(repo: str, token: str | None) -> str:
 # ---------------------------------------------------------------- files
 
 
+def check_inputs(job: Job) -> list[CheckRow]:
+    """Name the files that are others than those that the run was started with."""
+    try:
+        run = RunState(open_store(job.store), job.name)
+        return [CheckRow("inputs", None, words) for words in changed_inputs(job, run, run.read())]
+    except (BadInput, StoreError):  # the check of the store says it
+        return []
+
+
 class LocalInput(NamedTuple):
     """A file or folder that the job reads: its key, what the job calls it, and where it is here."""
 
@@ -163,27 +175,19 @@ def _require_copied(local: LocalInput, folder: Path, root: Path, left_out: set[P
 def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
     """Return every local file or folder that the job reads.
 
-    If the data is `prepared`, the store has it and its tokenizer, so they are left out. So is a
-    model to start from that the run has recorded.
+    If the data is `prepared`, the store has it and its tokenizer, so they are left out. So are
+    inputs that the run has kept, and a model to start from that it has recorded.
     """
     asked = {
-        **job.evaluate.sets,
-        "evaluate.text": job.evaluate.text,
-        "evaluate.lm_eval.include_path": job.evaluate.lm_eval.include_path,
-        **job.reward_files,
+        key: path
+        for key, path in job.kept_inputs.items()
+        if job.kept_path(path) == job.input_path(path)
+        and not (prepared and stage_of(key) == "prepare")
     }
     base = job.base
     if base is not None and job.input_path(base.source).exists() and not is_pinned(job, base):
         asked["model.from"] = base.source
-    if not prepared and job.tokenizer is not None:
-        asked["tokenizer.file"] = job.tokenizer.file
-    if not prepared:
-        asked |= dict(job.removed_sets)
-    found = [
-        LocalInput(key, path, job.input_path(path))
-        for key, path in asked.items()
-        if path is not None
-    ]
+    found = [LocalInput(key, path, job.input_path(path)) for key, path in asked.items()]
     for key, source in job.sources():
         if not prepared and hasattr(source, "path"):
             with contextlib.suppress(BadInput):  # `check_data` reports it

@@ -127,7 +127,7 @@ def named_tokenizer(job: Job) -> Path | None:
 
     section = job.tokenizer
     if section is not None and section.file is not None:
-        return job.input_path(section.file)
+        return job.kept_path(section.file)
     if section is not None and section.hub is not None:
         return hub_tokenizer(section.hub, section.revision, section.hub_file)
     return None
