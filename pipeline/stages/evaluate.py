@@ -20,6 +20,7 @@ from pion.errors import BadInput
 from pion.evaluation.questions import digest_of_questions
 from pipeline.console.messages import Note
 from pipeline.job import Job
+from pipeline.job.digest import digest_of
 from pipeline.stages.evaluate_core import Questions, core_of, read_questions_of
 from pipeline.stages.evaluate_preferences import preferences_of, text_change
 from pipeline.stages.evaluate_rewards import rewards_of
@@ -34,7 +35,7 @@ from pipeline.stages.measures import (
     documents_of,
     without_sums,
 )
-from pipeline.state.kept_inputs import content_of, name_of
+from pipeline.state.kept_inputs import content_of
 from pipeline.state.run_state import BY_ITEM
 
 
@@ -195,7 +196,7 @@ class _Evaluation:
         measures, job = self.measures, self.measures.job
         section = job.evaluate.lm_eval
         path = None if section.include_path is None else job.kept_path(section.include_path)
-        own = "" if path is None else f".{name_of(content_of(path, section.include_path or ''))}"
+        own = "" if path is None else f".{digest_of(dict(content_of(path)))}"
         with tempfile.TemporaryDirectory(prefix="pion-export-") as folder:
             exported = Path(folder).resolve() / "model"
 

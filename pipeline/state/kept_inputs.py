@@ -1,21 +1,16 @@
 """The files that a run was started with, in its store by their hashes: later stages read these.
 
-The job names them by paths. `inputs/files.json` says which content each path means for this run.
-The sources of data are not among them: the store has their rows.
+The job names them by paths, and `inputs/files.json` says what each path means for the run. Sources
+of data are not among them: the store has their rows.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from functools import cache
 from glob import has_magic
 from itertools import takewhile
-from pathlib import Path, PurePosixPath
-from typing import Annotated
-
-from annotated_types import Predicate
+from pathlib import Path
 
 from pion.data.documents.find_files import JSONL_SUFFIXES, TEXT_SUFFIXES, find_files
 from pion.errors import BadInput, PionError
@@ -24,64 +19,33 @@ from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_of
 from pipeline.machine.file_hashes import hashed_once
 from pipeline.machine.folders import private_cache_folder
-from pipeline.state.record_file import RecordFile, strictly
-from pipeline.state.record_json import FORMAT, Count, Sha256, closed_record
-from pipeline.state.run_state import RunState
+from pipeline.state.run_state import Content, RunState, input_key
 from pipeline.state.stores import Missing, open_store
 
-# Below the run, and below this machine's cache folder.
-FOLDER = "inputs"
 # What counts of a folder: texts, questions, and tasks of lm-eval with their functions.
 SUFFIXES = (".yaml", ".yml", ".py", ".csv", ".json", *TEXT_SUFFIXES, *JSONL_SUFFIXES)
-# The stages that read an input first, by the section that names it. Others are stages themselves.
-_STAGES = {"data": "prepare", "tokenizer": "prepare"}
-
-
-def _stays_below(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
-
-
-@dataclass(frozen=True)
-class KeptFile:
-    """Size and hash of a file."""
-
-    bytes: Count
-    sha256: Sha256
-
-
-# The files that a path means, by their names below the folder that the path is in.
-Content = Mapping[Annotated[str, Predicate(_stays_below)], KeptFile]
-
-
-@closed_record
-@dataclass(frozen=True)
-class KeptInputs:
-    """What paths of the job mean for a run."""
-
-    inputs: Mapping[str, Content] = field(default_factory=dict)
-    format: int = FORMAT
+# Of inputs in these sections, the stage that reads them. Other sections are stages.
+_READ_BY = {"data": "prepare", "tokenizer": "prepare"}
 
 
 def use_kept_inputs(job: Job, redo: str | None = None, *, begun: bool = False) -> None:
     """Let `job` read what its run has kept of its inputs, as soon as it needs one.
 
-    Files here count in their place where `redo` asks for it, and before the run has `begun` also of
-    rewards: the digest of `reinforce` says whether these have changed. A file that is gone is read
-    from the store in any case.
+    The files here count in their place for stages from `redo` on, and before the run has `begun`
+    for rewards: the digest of `reinforce` says whether these have changed. A file that is gone is
+    read from the store in any case.
     """
-    redone = STAGES[STAGES.index(redo) :] if redo in STAGES else []
-    asked = (*redone, *([] if begun else ["reinforce"]))
-    fresh = {path for key, path in job.kept_inputs.items() if stage_of(key) in asked}
+    again = (*stages_from(redo), *([] if begun else ["reinforce"]))
+    fresh = {path for key, path in job.kept_inputs.items() if stage_of(key) in again}
     run = cache(lambda: RunState(open_store(job.store), job.name))
-    record = cache(lambda: _record(run()).read()[0] or KeptInputs())
+    inputs = cache(lambda: run().read_inputs())
 
     @cache
     def kept(path: str) -> Path | None:
         own = job.input_path(path)
-        if (path in fresh and content_of(own, path)) or path not in record().inputs:
+        if (path in fresh and content_of(own)) or path not in inputs():
             return None
-        return _bring(run(), record().inputs[path]) / own.relative_to(_root(own))
+        return _bring(run(), inputs()[path]) / own.relative_to(_root(own))
 
     job._kept = kept
 
@@ -90,57 +54,37 @@ def keep_inputs(job: Job, run: RunState) -> None:
     """Keep in the store what the run does not have of the job's inputs, and let `job` read it there
     from now on. Who calls this owns the run.
 
-    Raises BadInput for a file that changes meanwhile, and StoreError; then it may be called again.
+    Raises PionError for a file that changes meanwhile, and StoreError; then it may be called again.
     """
-    before, new = _record(run).read()[0] or KeptInputs(), dict[str, Content]()
-    for key, path in job.kept_inputs.items():
+    inputs = dict(run.read_inputs())
+    for path in job.kept_inputs.values():
         own = job.input_path(path)
-        content = content_of(own, key) if job.kept_path(path) == own else {}
-        if content and content != before.inputs.get(path):
-            for name, file in content.items():
-                run.store.write(run.key(f"{FOLDER}/{file.sha256}"), _root(own) / name)
-            new[path] = content
-            try:
-                _bring(run, content)
-            except PionError:
-                raise BadInput(
-                    f"{key}: {own} has changed while this command started. Nothing was started. "
-                    "Run the same command again"
-                ) from None
-    if new:
-        _record(run).change(lambda there: KeptInputs({**there.inputs, **new}), KeptInputs())
+        content = content_of(own) if job.kept_path(path) == own else {}
+        if content and content != inputs.get(path):
+            for name, sha256 in content.items():
+                run.store.write(run.key(input_key(sha256)), _root(own) / name)
+            _bring(run, content)
+            run.write_inputs(inputs := {**inputs, path: content})
     use_kept_inputs(job, begun=True)
-
-
-def changed_kept_inputs(job: Job, run: RunState) -> Iterator[tuple[str, str]]:
-    """Yield the keys and paths of inputs that are here with other content than the run has kept."""
-    record = (_record(run).read()[0] if job.kept_inputs else None) or KeptInputs()
-    for key, path in job.kept_inputs.items():
-        now = content_of(job.input_path(path), key) if path in record.inputs else {}
-        if now and now != record.inputs[path]:
-            yield key, path
 
 
 def stage_of(key: str) -> str:
     """Return the first stage that reads the input with this key of the job."""
     section = key.partition(".")[0]
-    return _STAGES.get(section, section)
+    return _READ_BY.get(section, section)
 
 
-def content_of(path: Path, key: str) -> Content:
+def stages_from(redo: str | None) -> tuple[str, ...]:
+    """Return the stages that `redo` does again; None: none."""
+    return () if redo is None else STAGES[STAGES.index(redo) :]
+
+
+def content_of(path: Path) -> Content:
     """Return the files that a path of the job means; nothing if it is gone."""
     with contextlib.suppress(BadInput, OSError), hashed_once() as sha256_of:
-        files, _ = find_files(path, SUFFIXES, key)
-        return {
-            file.relative_to(_root(path)).as_posix(): KeptFile(file.stat().st_size, sha256_of(file))
-            for file in files
-        }
+        files, _ = find_files(path, SUFFIXES, str(path))
+        return {file.relative_to(_root(path)).as_posix(): sha256_of(file) for file in files}
     return {}
-
-
-def name_of(content: Content) -> str:
-    """Return the digits that name content."""
-    return digest_of({name: asdict(file) for name, file in content.items()})
 
 
 def _root(path: Path) -> Path:
@@ -151,25 +95,19 @@ def _root(path: Path) -> Path:
 def _bring(run: RunState, content: Content) -> Path:
     """Return a folder of this machine with these files. Raises PionError if the store's copy is
     missing or damaged."""
-    place = private_cache_folder(FOLDER) / name_of(content)
-    for name, file in content.items():
-        path, key = place / name, run.key(f"{FOLDER}/{file.sha256}")
+    place = private_cache_folder("inputs") / digest_of(dict(content))
+    for name, sha256 in content.items():
+        path, key = place / name, run.key(input_key(sha256))
         make_folder(path.parent)
-        if path.is_file() and sha256_file(path) == file.sha256:
+        if path.is_file() and sha256_file(path) == sha256:
             continue
-        try:
-            problem = "is damaged"
-            if run.store.download(key, path, limit=file.bytes) == file.sha256:
+        with contextlib.suppress(Missing):
+            if run.store.download(key, path) == sha256:
                 continue
-        except Missing:
-            problem = "is missing"
         raise PionError(
-            f"{run.store.url}/{key} {problem}. It is {name}, as this run was started with it. "
-            "Nothing was changed. Put the file back there, or let the run use the file as it is "
-            "now: --redo of the stage that reads it."
+            f"{run.store.url}/{key} is missing or damaged. It is {name}, as this run was started "
+            "with it. Nothing was changed. If the file changed just now, run the same command "
+            "again. Else put the file back there, or let the run use it as it is now: --redo of "
+            "the stage that reads it."
         )
     return place
-
-
-def _record(run: RunState) -> RecordFile[KeptInputs]:
-    return RecordFile(run.store, run.key(f"{FOLDER}/files.json"), strictly(KeptInputs))

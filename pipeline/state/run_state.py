@@ -4,8 +4,9 @@ HEAD.json decides everything, and it changes only by compare-and-swap.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NotRequired, TypeVar
+from typing import Annotated, Any, NotRequired, TypeVar
 
+from annotated_types import Predicate
 from typing_extensions import TypedDict
 
 from pion.untrusted import LARGEST_JOB
@@ -15,6 +16,7 @@ from pipeline.state.record_file import RecordFile
 from pipeline.state.record_json import (
     Count,
     Number,
+    Sha256,
     Time,
     build,
     damaged,
@@ -57,6 +59,20 @@ class StageInputs(TypedDict):
     """The data from which a stage's digest was computed."""
 
     inputs: Mapping[str, Any]
+
+
+# The files that a path of the job means, by their names below the folder that the path is in: the
+# sha256 of each.
+Content = Mapping[
+    Annotated[str, Predicate(lambda name: name[:1] != "/" and ".." not in name.split("/"))], Sha256
+]
+
+
+@open_record
+class KeptInputs(TypedDict):
+    """What paths of the job mean for a run."""
+
+    inputs: Mapping[str, Content]
 
 
 class RunState:
@@ -153,6 +169,15 @@ class RunState:
         """
         return self._file(f"stages/{stage}/{digest}.json", StageInputs).read()[0]
 
+    def read_inputs(self) -> Mapping[str, Content]:
+        """Return what the run has kept of the job's inputs, by their paths. Raises `Damaged`."""
+        kept = self._file(input_key("files.json"), KeptInputs).read()[0]
+        return kept["inputs"] if kept else {}
+
+    def write_inputs(self, inputs: Mapping[str, Content]) -> None:
+        """Record what the run has kept. Only its owner does that."""
+        self.store.write(self.key(input_key("files.json")), to_json({"inputs": inputs}).encode())
+
     def read_for_owner(self) -> tuple[Head | None, str | None]:
         """Return HEAD and its version; (None, None) also if the run is being removed."""
         try:
@@ -175,6 +200,11 @@ class RunState:
 def heartbeat_path(epoch: int) -> str:
     """Return where the owner of that epoch writes its heartbeat, relative to the run."""
     return f"owner/{epoch}.json"
+
+
+def input_key(sha256: str) -> str:
+    """Return where a file that the run was started with is kept, relative to the run."""
+    return f"inputs/{sha256}"
 
 
 # The part of an evaluation with the scores of single questions and documents.
