@@ -74,29 +74,25 @@ def rows_fingerprint(job: Job, part: str, found: Input, folder: Path) -> str:
     return fingerprint_of(job, part, [alone], folder, lambda message: None, trains=False)
 
 
-def about_files(found: Input) -> dict[str, Any]:
-    """Return what a later start compares the local files of a source with; nothing without any."""
-    return {"files": {"state": found.state, "content": _hash_of(found)}} if found.files else {}
-
-
 def changed_sources(job: Job, reports: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the keys and paths of sources whose files are others than those that were prepared.
 
     `reports` are those of the parts of the data. A source that is gone is not needed any more, so
-    it does not count. A file with another time is read, unless this machine remembers its hash.
+    it does not count. A file is read only if this machine does not remember its hash.
     """
     for key, source in job.sources():
         section, _, number = key.split(".")
         report = reports.get("pretrain" if section == "data" else section, {})
-        files = dict(enumerate(report.get("sources", ()))).get(int(number), {}).get("files")
+        before = dict(enumerate(report.get("sources", ()))).get(int(number), {}).get("files")
         with contextlib.suppress(BadInput, OSError):
-            found = find_input(job, source, key) if files else None
-            if found and found.state != files["state"] and _hash_of(found) != files["content"]:
+            if before and files_digest(find_input(job, source, key)) != before:
                 yield key, source.model_dump()["path"]
 
 
-def _hash_of(found: Input) -> str:
-    return digest_of({"content": _content(found, lambda message: None)})
+def files_digest(found: Input) -> str | None:
+    """Return what changes with the local files of a source; None if it has none."""
+    files = _content(found, lambda message: None) if found.files else None
+    return files and digest_of({"files": files})
 
 
 def check_unchanged(job: Job, inputs: Sequence[Input]) -> None:

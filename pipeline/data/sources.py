@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
@@ -119,7 +118,7 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
         path = job.input_path(source.path)
         every, left_out = find_files(path, SUFFIXES[source.kind], f"{key}.path")
         splits = by_splits(path, every, records=not isinstance(source, TextFiles))
-        stats = [(os.path.relpath(file, job.folder), file.stat()) for file in splits.files]
+        stats = [(str(file), file.stat()) for file in splits.files]
         sizes = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         state = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
         words = tuple(filter(None, (*left_out, splits.words)))

@@ -37,7 +37,7 @@ from pipeline.run.drive_training import (
 from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
 from pipeline.run.inputs import Start
 from pipeline.run.journal import Journal
-from pipeline.run.prepare import prepare_data
+from pipeline.run.prepare import mend_data, prepare_data
 from pipeline.state.checkpoints.retention import selected, sweep
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.kept_inputs import keep_inputs
@@ -160,6 +160,7 @@ class Advance:
         training = [s for s in todo if s in start.job.train_stages]
         prepared = plans["prepare"].state == "done"
         if prepared and training:
+            mend_data(start, self.claim, self._say_or_stop, self._patiently)
             self._check_mixes(training)
             self._measure_start()  # before workers own the run
         at_most: dict[str, Any] | None = None
@@ -243,6 +244,7 @@ class Advance:
         start.stopping.check()
         self.journal.say(StageState(stage, "started"))
         started = time.monotonic()
+        mend_data(start, self.claim, self._say_or_stop, self._patiently)
         work: Callable[..., dict[str, Any]] = finish_evaluate
         if stage == "publish":
             work = partial(finish_publish, confirm=self.claim.confirm)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pipeline.data.fingerprint import changed_sources
-from pipeline.job import Job
+from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_job
 from pipeline.state.head import Head
-from pipeline.state.kept_inputs import content_of, stage_of, stages_from
+from pipeline.state.kept_inputs import content_of, stage_of
 from pipeline.state.run_state import RunState
 
 
@@ -36,5 +36,5 @@ def changed_inputs(
             f"run {job_path} --redo {stage}"
         )
         for key, path, stage in others
-        if stage not in stages_from(redo)
+        if redo is None or STAGES.index(stage) < STAGES.index(redo)
     ]

@@ -28,7 +28,7 @@ from pipeline.state.claim import Claim
 from pipeline.state.head import REFERENCE, SHARED
 from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.find_or_prepare import bind, find_or_prepare
-from pipeline.state.shared.folder import Overtaken, complete, link_files, own_key
+from pipeline.state.shared.folder import Overtaken, bring_data, complete, link_files, own_key
 from pipeline.state.shared.prune import mark
 from pipeline.state.shared.records import Writer, find_rows, mark_rows, read_state
 from pipeline.state.shared.unfinished import EarlyUpload, bring_unfinished, delete_pieces
@@ -63,6 +63,28 @@ def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> d
     return {part: prepared.report for part, prepared in ready.items()}
 
 
+def mend_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> None:
+    """Check every part of the run's data, also those that only a later stage reads.
+
+    A part that can't be used is prepared again: from the same content come the same shards, so what
+    was trained on it stays. Raises PionError if its sources have changed, or are gone.
+    """
+    for part, digest in start.digests.data.items():
+        try:
+            patiently(partial(bring_data, start.run, claim.head, part))
+        except StoreError:
+            raise
+        except PionError as damage:
+            say(Note(f"{damage} First, the {part} data is prepared once more, and compared"))
+            own = start.workspace.folder(own_key(digest))
+            _delete([own])
+            again = _Preparing(start, claim, say, patiently, again=True, same=claim.head.data[part])
+            try:
+                again.part(part, own)
+            except BadInput as problem:
+                raise PionError(f"{damage} It can't be mended: {problem}") from None
+
+
 def _delete(folders: Iterable[Path]) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -77,6 +99,8 @@ class _Preparing:
     say: Say
     patiently: Patience
     again: bool
+    # The key of data that can't be used: the same has to come out.
+    same: str = ""
     began: float = field(default_factory=time.monotonic)
     # What uploads the parts so far; the last one is at work.
     uploads: list[EarlyUpload] = field(default_factory=list)
@@ -86,26 +110,30 @@ class _Preparing:
 
         HEAD lists each part by then, and its folder is on this machine.
         """
-        job, tokenizer = self.start.job, None
-        ready: dict[str, Prepared] = {}
-        if job.base is not None:
-            bring = partial(bring_base, self.start.run.store, job.base.hash, weights=False)
-            tokenizer = self.patiently(bring) / "tokenizer.json"
-        for part, folder in own.items():
-            ready[part] = self._part(part, folder, tokenizer)
-            if part == "pretrain":
-                tokenizer = ready[part].folder / "tokenizer.json"
-        return ready
+        return {part: self.part(part, folder) for part, folder in own.items()}
 
-    def _part(self, part: str, own: Path, tokenizer: Path | None) -> Prepared:
+    def _given_tokenizer(self, part: str) -> Path | None:
+        """Return the tokenizer that a part of the data gets; None: the job says which."""
+        base, run = self.start.job.base, self.start.run
+        bring = partial(bring_data, run, self.claim.head, "pretrain")
+        if part == "pretrain" or "pretrain" not in self.start.digests.data:
+            if base is None:
+                return None
+            bring = partial(bring_base, run.store, base.hash, weights=False)
+        return self.patiently(bring) / "tokenizer.json"
+
+    def part(self, part: str, own: Path) -> Prepared:
         """Return a part of the data that is in the store by now. It is prepared in `own`."""
         from pipeline.stages.prepare import prepare_part
         from pipeline.stages.prepare_text import PrepareOptions
 
+        tokenizer = self._given_tokenizer(part)
         while True:
             begun: list[str | Writer] = []
 
             def find(fingerprint: str, begun: list[str | Writer] = begun) -> Path | None:
+                if self.same and fingerprint not in self.same:
+                    raise BadInput("its sources have changed since `prepare`, or its tokenizer has")
                 begun.append(self._begin_or_use(part, fingerprint))
                 if not isinstance(begun[0], Writer):
                     return self._bring(f"{fingerprint}/{begun[0]}")
@@ -123,6 +151,10 @@ class _Preparing:
                     rows_of=self._rows_of,
                 )
                 prepared = prepare_part(self.start.job, part, own, self._say, tokenizer, how)
+                if self.same and not Workspace(self.start.run.store, SHARED).has_shards_of(
+                    self.same.removeprefix(f"{SHARED}/"), own
+                ):
+                    raise BadInput("other shards came out")
             finally:
                 for upload in self.uploads:
                     upload.stop()

@@ -32,8 +32,8 @@ from pipeline.data.cleaning.decided import clean
 from pipeline.data.continuations import continuation_questions
 from pipeline.data.conversations_to_rows import pack_buffer, pack_here, write_conversation_rows
 from pipeline.data.fingerprint import (
-    about_files,
     check_unchanged,
+    files_digest,
     fingerprint_of,
     rows_fingerprint,
 )
@@ -135,8 +135,8 @@ def prepare_part(
         check_fits(job, Tokenizer.from_file(data.tokenizer_path), data.tokenizer_path, by_job)
     names = tuple(_name(found.source) for found in inputs)
     # Whoever prepared the data may have other names for the same sources.
-    own = ({"name": name, **about_files(found)} for name, found in zip(names, inputs, strict=True))
-    sources = [{**one, **mine} for one, mine in zip(report["sources"], own, strict=False)]
+    named = zip(report["sources"], names, inputs, strict=False)
+    sources = [{**one, "name": name, "files": files_digest(it)} for one, name, it in named]
     prepared = Prepared(ready, fingerprint, names, {**report, "sources": sources}, rows)
     if part in job.train_stages:
         _check_rows(job, prepared, part)

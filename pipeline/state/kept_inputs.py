@@ -19,7 +19,8 @@ from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_of
 from pipeline.machine.file_hashes import hashed_once
 from pipeline.machine.folders import private_cache_folder
-from pipeline.state.run_state import Content, RunState, input_key
+from pipeline.state.record_json import to_json
+from pipeline.state.run_state import INPUTS, Content, RunState
 from pipeline.state.stores import Missing, open_store
 
 # What counts of a folder: texts, questions, and tasks of lm-eval with their functions.
@@ -35,7 +36,8 @@ def use_kept_inputs(job: Job, redo: str | None = None, *, begun: bool = False) -
     for rewards: the digest of `reinforce` says whether these have changed. A file that is gone is
     read from the store in any case.
     """
-    again = (*stages_from(redo), *([] if begun else ["reinforce"]))
+    redone = STAGES[STAGES.index(redo) :] if redo in STAGES else ()
+    again = redone if begun else ("reinforce", *redone)
     fresh = {path for key, path in job.kept_inputs.items() if stage_of(key) in again}
     run = cache(lambda: RunState(open_store(job.store), job.name))
     inputs = cache(lambda: run().read_inputs())
@@ -62,9 +64,10 @@ def keep_inputs(job: Job, run: RunState) -> None:
         content = content_of(own) if job.kept_path(path) == own else {}
         if content and content != inputs.get(path):
             for name, sha256 in content.items():
-                run.store.write(run.key(input_key(sha256)), _root(own) / name)
+                run.store.write(run.key(f"inputs/{sha256}"), _root(own) / name)
             _bring(run, content)
-            run.write_inputs(inputs := {**inputs, path: content})
+            inputs[path] = content
+            run.store.write(run.key(INPUTS), to_json({"inputs": inputs}).encode())
     use_kept_inputs(job, begun=True)
 
 
@@ -72,11 +75,6 @@ def stage_of(key: str) -> str:
     """Return the first stage that reads the input with this key of the job."""
     section = key.partition(".")[0]
     return _READ_BY.get(section, section)
-
-
-def stages_from(redo: str | None) -> tuple[str, ...]:
-    """Return the stages that `redo` does again; None: none."""
-    return () if redo is None else STAGES[STAGES.index(redo) :]
 
 
 def content_of(path: Path) -> Content:
@@ -97,7 +95,7 @@ def _bring(run: RunState, content: Content) -> Path:
     missing or damaged."""
     place = private_cache_folder("inputs") / digest_of(dict(content))
     for name, sha256 in content.items():
-        path, key = place / name, run.key(input_key(sha256))
+        path, key = place / name, run.key(f"inputs/{sha256}")
         make_folder(path.parent)
         if path.is_file() and sha256_file(path) == sha256:
             continue

@@ -61,6 +61,8 @@ class StageInputs(TypedDict):
     inputs: Mapping[str, Any]
 
 
+# Where a run says what it has kept of its inputs. Next to it are the files, by their sha256.
+INPUTS = "inputs/files.json"
 # The files that a path of the job means, by their names below the folder that the path is in: the
 # sha256 of each.
 Content = Mapping[
@@ -171,12 +173,8 @@ class RunState:
 
     def read_inputs(self) -> Mapping[str, Content]:
         """Return what the run has kept of the job's inputs, by their paths. Raises `Damaged`."""
-        kept = self._file(input_key("files.json"), KeptInputs).read()[0]
+        kept = self._file(INPUTS, KeptInputs).read()[0]
         return kept["inputs"] if kept else {}
-
-    def write_inputs(self, inputs: Mapping[str, Content]) -> None:
-        """Record what the run has kept. Only its owner does that."""
-        self.store.write(self.key(input_key("files.json")), to_json({"inputs": inputs}).encode())
 
     def read_for_owner(self) -> tuple[Head | None, str | None]:
         """Return HEAD and its version; (None, None) also if the run is being removed."""
@@ -200,11 +198,6 @@ class RunState:
 def heartbeat_path(epoch: int) -> str:
     """Return where the owner of that epoch writes its heartbeat, relative to the run."""
     return f"owner/{epoch}.json"
-
-
-def input_key(sha256: str) -> str:
-    """Return where a file that the run was started with is kept, relative to the run."""
-    return f"inputs/{sha256}"
 
 
 # The part of an evaluation with the scores of single questions and documents.

@@ -131,11 +131,7 @@ class Workspace:
         missing or damaged.
         """
         try:
-            files = (
-                self.listed(key, FILES, _LARGEST_LIST, MOST_DATA_FILES)
-                if self.remote
-                else self._listed_here(key)
-            )
+            files = self._files_of(key)
             later = (
                 [] if shards or not self.remote else [n for n in files if _is_of_shard(n, files)]
             )
@@ -153,6 +149,17 @@ class Workspace:
                 "prepare."
             )
         return self.folder(key)
+
+    def has_shards_of(self, key: str, folder: Path) -> bool:
+        """Return whether the prepared data `key` should have the shards that are in `folder`, by
+        their hashes. Raises `Missing` and `Damaged` for its list of files, and `StoreError`."""
+        files = self._files_of(key)
+        return all(files.get(name) == about for name, about in _hashes_of_shards(folder).items())
+
+    def _files_of(self, key: str) -> Files:
+        if self.remote:
+            return self.listed(key, FILES, _LARGEST_LIST, MOST_DATA_FILES)
+        return self._listed_here(key)
 
     def _not_in_store(self, key: str, files: Files, names: Collection[str]) -> str | None:
         """Return which of the files under `key` the store does not have in the right size."""

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import sys
 
 import pytest
 
 from pipeline.data import fingerprint as module
-from pipeline.data.fingerprint import fingerprint_of
+from pipeline.data.fingerprint import changed_sources, fingerprint_of
 from pipeline.data.sources import find_input
 from pipeline.job import JsonlFiles
 from pipeline.job.sft_and_lora_sections import Sft
@@ -161,3 +162,40 @@ def test_other_items_of_an_evaluation_set_and_other_rules_are_other_data(corpus,
     monkeypatch.setattr(module, "CLEAN_RULES", 99)
     found.append(fingerprint(corpus, data=data))
     assert len({*found}) == 3
+
+
+def touched(folder):
+    os.utime(folder / "texts/a.jsonl", (1, 1))
+
+
+def edited(folder):
+    write_corpus(folder / "texts/a.jsonl", 41)
+
+
+def added(folder):
+    write_corpus(folder / "texts/c.jsonl", 1)
+
+
+def removed(folder):
+    (folder / "texts/b.jsonl").unlink()
+
+
+def gone(folder):
+    shutil.rmtree(folder / "texts")
+
+
+@pytest.mark.parametrize(
+    ("change", "is_named"),
+    [(touched, False), (edited, True), (added, True), (removed, True), (gone, False)],
+)
+def test_sources_that_change_after_prepare_are_named(corpus, change, is_named):
+    for name in ("a", "b"):
+        (corpus / "texts").mkdir(exist_ok=True)
+        write_corpus(corpus / f"texts/{name}.jsonl")
+    job = make_job(corpus, data={"sources": [{"kind": "jsonl", "path": "texts"}]})
+    report = prepare_part(job, "pretrain", corpus / "prepared", lambda message: None).report
+    assert not list(changed_sources(job, {"pretrain": report}))
+    change(corpus)
+    named = [("data.sources.0", "texts")] if is_named else []
+    assert list(changed_sources(job, {"pretrain": report})) == named
+    assert not list(changed_sources(job, {}))  # of a version that kept no digest

@@ -9,19 +9,21 @@ from collections.abc import Callable
 
 import pytest
 
+from pion.errors import PionError
 from pion.untrusted import LARGEST_RECORD
 from pipeline.console.messages import PrepareProgress
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.run.inputs import RunOptions, Start
 from pipeline.run.preemption_stop import PreemptionStop
-from pipeline.run.prepare import prepare_data
+from pipeline.run.prepare import mend_data, prepare_data
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.state.claim import claim_run
 from pipeline.state.head import REFERENCE, SHARED, TRASH_SECONDS, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.folder import link_files
 from pipeline.state.shared.prune import delete_due, mark
+from pipeline.state.stores import FileStore
 from pipeline.state.stores.retry import Patience
 from pipeline.state.workspace import FILES
 from tests.support.corpora import save_tokenizer, sentences
@@ -66,15 +68,20 @@ def on_machine(folder, name, monkeypatch):
 def prepare(store, name, time, *overrides, say=lambda message: None, price=None):
     """Do the stage `prepare` of the job as the run `name`, on a machine of this price per hour;
     return the keys that its HEAD lists."""
+    start, claim = started(store, name, time, *overrides, price=price)
+    prepare_data(start, claim, say, Patience(0.0, lambda text: None, time.sleep))
+    claim.release()
+    return dict(read(start.run).data)
+
+
+def started(store, name, time, *overrides, price=None):
+    """Claim the run `name` of the job; return what its start has, and the claim."""
     job = load_job(store.folder.parent / "tiny.yaml", [f"name={name}", *overrides])
     run, owner = RunState(store, name, time.clock()), someone()
     stopping = StoppingOnSignals(SilentDisplay())
     notice = PreemptionStop(stopping, lambda text: None)
     start = Start(job, RunOptions(), digest_job(job), run, owner, stopping, 0.0, price, notice)
-    claim = claim_run(run, owner, take_over=True)
-    prepare_data(start, claim, say, Patience(0.0, lambda text: None, time.sleep))
-    claim.release()
-    return dict(read(run).data)
+    return start, claim_run(run, owner, take_over=True)
 
 
 def prune(folder, time):
@@ -215,3 +222,45 @@ def test_rows_that_are_deleted_or_damaged_are_tokenized_again(mixes, store, time
         store.delete(entry.key)
         store.write(entry.key.replace("-0-", "-7-").replace("-1-", "-8-"), b"")
     assert mixes("third", {0: 2, 1: 1}) == ["0.jsonl", "1.jsonl"]
+
+
+def mended(store, time, say=lambda message: None):
+    """Check the data of the run `tiny` as a start does; return the keys that its HEAD lists."""
+    start, claim = started(store, "tiny", time)
+    mend_data(start, claim, say, Patience(0.0, lambda text: None, time.sleep))
+    claim.release()
+    return dict(read(start.run).data)
+
+
+def damage(store, key):
+    """Turn the bytes of a shard around."""
+    path = next((store.folder / key).glob("0/train/*.npy"))
+    path.write_bytes(path.read_bytes()[::-1])
+
+
+@pytest.mark.parametrize("part", ["pretrain", "sft"])
+def test_a_damaged_shard_of_any_stage_is_made_again_before_training(store, time, part):
+    local = FileStore(store.folder)
+    before, said = prepare(local, "tiny", time), []
+    assert mended(local, time, said.append) == before
+    assert not said
+    damage(local, before[part])
+    after = mended(local, time, said.append)
+    assert any(f"the {part} data is prepared once more" in str(message) for message in said)
+    changed = [name for name in before if after[name] != before[name]]
+    assert changed == [part]
+    assert after[part].split("/")[:2] == before[part].split("/")[:2]
+    assert mended(local, time) == after
+
+
+def test_a_damaged_shard_whose_source_has_changed_is_named_and_nothing_is_replaced(store, time):
+    local = FileStore(store.folder)
+    before = prepare(local, "tiny", time)
+    damage(local, before["sft"])
+    talks = store.folder.parent / "talks.jsonl"
+    talks.write_text(talks.read_text().replace("a", "e"))
+    for why in ("its sources have changed since `prepare`", "no such file"):
+        with pytest.raises(PionError, match=f"has been altered(.|\n)*--redo prepare(.|\n)*{why}"):
+            mended(local, time)
+        talks.unlink(missing_ok=True)
+    assert dict(read(RunState(local, "tiny")).data) == before
