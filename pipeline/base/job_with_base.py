@@ -11,7 +11,6 @@ from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.job.model_section import Base
 from pipeline.job.stages import TRAINING
-from pipeline.state.kept_inputs import use_kept_inputs
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import read_pin
 from pipeline.state.stores import DEFAULT_STORE, open_store
@@ -40,7 +39,10 @@ def read_job(path: str | Path, overrides: Sequence[str] = (), redo: str | None =
 
     with before_work("Nothing was started."):
         job = load_job(path, overrides, find)
-        use_kept_inputs(job, redo)
+        if job.kept_inputs:
+            from pipeline.state.kept_inputs import use_kept_inputs
+
+            use_kept_inputs(job, redo)
     return job
 
 

@@ -54,7 +54,11 @@ def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> d
     again = start.options.redo == "prepare"
     if again:  # what an interrupted start has prepared does not count
         _delete(own.values())
-    ready = _Preparing(start, claim, say, patiently, again).all_parts(own)
+    preparing = _Preparing(start, claim, say, patiently, again)
+    ready = {  # each is in HEAD before the next one, and its folder is on this machine
+        part: preparing.part(part, folder, preparing.given_tokenizer(part))
+        for part, folder in own.items()
+    }
     keys = {part: claim.head.data[part] for part in ready}
     if "prefer" in keys and REFERENCE in claim.head.data:
         keys[REFERENCE] = claim.head.data[REFERENCE]  # nobody prepares it here
@@ -72,7 +76,7 @@ def mend_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> None
     for part, digest in start.digests.data.items():
         try:
             patiently(partial(bring_data, start.run, claim.head, part))
-        except StoreError:
+        except (BadInput, StoreError):
             raise
         except PionError as damage:
             say(Note(f"{damage} First, the {part} data is prepared once more, and compared"))
@@ -80,7 +84,7 @@ def mend_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> None
             _delete([own])
             again = _Preparing(start, claim, say, patiently, again=True, same=claim.head.data[part])
             try:
-                again.part(part, own)
+                again.part(part, own, again.given_tokenizer(part))
             except BadInput as problem:
                 raise PionError(f"{damage} It can't be mended: {problem}") from None
 
@@ -105,14 +109,7 @@ class _Preparing:
     # What uploads the parts so far; the last one is at work.
     uploads: list[EarlyUpload] = field(default_factory=list)
 
-    def all_parts(self, own: dict[str, Path]) -> dict[str, Prepared]:
-        """Return every part of the data, each prepared in its folder of `own` if nobody had it.
-
-        HEAD lists each part by then, and its folder is on this machine.
-        """
-        return {part: self.part(part, folder) for part, folder in own.items()}
-
-    def _given_tokenizer(self, part: str) -> Path | None:
+    def given_tokenizer(self, part: str) -> Path | None:
         """Return the tokenizer that a part of the data gets; None: the job says which."""
         base, run = self.start.job.base, self.start.run
         bring = partial(bring_data, run, self.claim.head, "pretrain")
@@ -122,18 +119,15 @@ class _Preparing:
             bring = partial(bring_base, run.store, base.hash, weights=False)
         return self.patiently(bring) / "tokenizer.json"
 
-    def part(self, part: str, own: Path) -> Prepared:
+    def part(self, part: str, own: Path, tokenizer: Path | None) -> Prepared:
         """Return a part of the data that is in the store by now. It is prepared in `own`."""
         from pipeline.stages.prepare import prepare_part
         from pipeline.stages.prepare_text import PrepareOptions
 
-        tokenizer = self._given_tokenizer(part)
         while True:
             begun: list[str | Writer] = []
 
             def find(fingerprint: str, begun: list[str | Writer] = begun) -> Path | None:
-                if self.same and fingerprint not in self.same:
-                    raise BadInput("its sources have changed since `prepare`, or its tokenizer has")
                 begun.append(self._begin_or_use(part, fingerprint))
                 if not isinstance(begun[0], Writer):
                     return self._bring(f"{fingerprint}/{begun[0]}")
@@ -151,10 +145,6 @@ class _Preparing:
                     rows_of=self._rows_of,
                 )
                 prepared = prepare_part(self.start.job, part, own, self._say, tokenizer, how)
-                if self.same and not Workspace(self.start.run.store, SHARED).has_shards_of(
-                    self.same.removeprefix(f"{SHARED}/"), own
-                ):
-                    raise BadInput("other shards came out")
             finally:
                 for upload in self.uploads:
                     upload.stop()
@@ -208,6 +198,8 @@ class _Preparing:
 
     def _begin_or_use(self, part: str, fingerprint: str) -> str | Writer:
         """Return the id of a folder that this run uses from now on, or this process as writer."""
+        if self.same and fingerprint not in self.same:
+            raise BadInput("its sources have changed since `prepare`, or its tokenizer has")
         while True:
             begun = self.patiently(lambda: self._begin(fingerprint))
             if isinstance(begun, Writer) or self._use(part, fingerprint, begun):
@@ -249,6 +241,10 @@ class _Preparing:
         self.say(message)
 
     def _complete(self, prepared: Prepared, writer: Writer, part: str) -> str:
+        key, shared = self.same.removeprefix(f"{SHARED}/"), Workspace(self.start.run.store, SHARED)
+        if key and not shared.has_shards_of(key, prepared.folder):
+            raise BadInput("other shards came out")
+
         def progress(done: int, total: int) -> None:
             self.say(PrepareProgress(f"upload {part} data", done / 1e6, "MB", total=total / 1e6))
 
