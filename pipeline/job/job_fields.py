@@ -192,18 +192,25 @@ class JobFields(Section):
         return (self._kept and self._kept(path)) or self.input_path(path)
 
     @property
-    def kept_inputs(self) -> dict[str, str]:
-        """The paths of inputs that a run keeps when it begins, by their keys."""
-        tokenizer = None if self.tokenizer is None else self.tokenizer.file
-        named = {
-            "tokenizer.file": tokenizer,
-            **dict(self.removed_sets),
-            **self.reward_files,
-            **self.evaluate.sets,
-            "evaluate.text": self.evaluate.text,
-            "evaluate.lm_eval.include_path": self.evaluate.lm_eval.include_path,
+    def kept_inputs(self) -> dict[str, tuple[str, str]]:
+        """The inputs that a run keeps when it begins: by key, the stage that reads it, and its
+        path."""
+        lm_eval, tokenizer = self.evaluate.lm_eval, self.tokenizer
+        named: dict[str, dict[str, str | None]] = {
+            "prepare": {"tokenizer.file": tokenizer and tokenizer.file, **dict(self.removed_sets)},
+            "reinforce": {**self.reward_files},
+            "evaluate": {
+                **self.evaluate.sets,
+                "evaluate.text": self.evaluate.text,
+                "evaluate.lm_eval.include_path": lm_eval.include_path,
+            },
         }
-        return {key: path for key, path in named.items() if path is not None}
+        return {
+            key: (stage, path)
+            for stage, paths in named.items()
+            for key, path in paths.items()
+            if path is not None
+        }
 
     def model_name(self, source: str, commit: str | None = None) -> str:
         """Return what any folder would call a model that this job names: a path, or the name.

@@ -6,7 +6,7 @@ from pipeline.data.fingerprint import changed_sources
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_job
 from pipeline.state.head import Head
-from pipeline.state.kept_inputs import content_of, stage_of
+from pipeline.state.kept_inputs import content_of
 from pipeline.state.run_state import RunState
 
 
@@ -19,8 +19,8 @@ def changed_inputs(
     """
     kept = run.read_inputs() if job.kept_inputs else {}
     others = [
-        (key, path, stage_of(key))
-        for key, path in job.kept_inputs.items()
+        (key, path, stage)
+        for key, (stage, path) in job.kept_inputs.items()
         if path in kept and content_of(job.input_path(path)) not in ({}, kept[path])
     ]
     prepared = None if head is None else head.stages.get("prepare")

@@ -7,14 +7,14 @@ of data are not among them: the store has their rows.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from functools import cache
-from glob import has_magic
-from itertools import takewhile
 from pathlib import Path
 
 from pion.data.documents.find_files import JSONL_SUFFIXES, TEXT_SUFFIXES, find_files
 from pion.errors import BadInput, PionError
 from pion.files import make_folder, sha256_file
+from pion.untrusted import open_file
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_of
 from pipeline.machine.file_hashes import hashed_once
@@ -25,8 +25,6 @@ from pipeline.state.stores import Missing, open_store
 
 # What counts of a folder: texts, questions, and tasks of lm-eval with their functions.
 SUFFIXES = (".yaml", ".yml", ".py", ".csv", ".json", *TEXT_SUFFIXES, *JSONL_SUFFIXES)
-# Of inputs in these sections, the stage that reads them. Other sections are stages.
-_READ_BY = {"data": "prepare", "tokenizer": "prepare"}
 
 
 def use_kept_inputs(job: Job, redo: str | None = None, *, begun: bool = False) -> None:
@@ -38,16 +36,16 @@ def use_kept_inputs(job: Job, redo: str | None = None, *, begun: bool = False) -
     """
     redone = STAGES[STAGES.index(redo) :] if redo in STAGES else ()
     again = redone if begun else ("reinforce", *redone)
-    fresh = {path for key, path in job.kept_inputs.items() if stage_of(key) in again}
-    run = cache(lambda: RunState(open_store(job.store), job.name))
-    inputs = cache(lambda: run().read_inputs())
+    fresh = {path for stage, path in job.kept_inputs.values() if stage in again}
+    opened = cache(lambda: RunState(open_store(job.store), job.name))
 
     @cache
     def kept(path: str) -> Path | None:
         own = job.input_path(path)
-        if (path in fresh and content_of(own)) or path not in inputs():
+        if path in fresh and content_of(own):
             return None
-        return _bring(run(), inputs()[path]) / own.relative_to(_root(own))
+        content = opened().read_inputs().get(path)
+        return None if content is None else _bring(opened(), content) / own.name
 
     job._kept = kept
 
@@ -56,38 +54,35 @@ def keep_inputs(job: Job, run: RunState) -> None:
     """Keep in the store what the run does not have of the job's inputs, and let `job` read it there
     from now on. Who calls this owns the run.
 
-    Raises PionError for a file that changes meanwhile, and StoreError; then it may be called again.
+    Raises OSError, and StoreError; then it may be called again.
     """
     inputs = dict(run.read_inputs())
-    for path in job.kept_inputs.values():
+    for _, path in job.kept_inputs.values():
         own = job.input_path(path)
         content = content_of(own) if job.kept_path(path) == own else {}
         if content and content != inputs.get(path):
-            for name, sha256 in content.items():
-                run.store.write(run.key(f"inputs/{sha256}"), _root(own) / name)
-            _bring(run, content)
-            inputs[path] = content
+            inputs[path] = {name: _keep(run, own.parent / name) for name in content}
             run.store.write(run.key(INPUTS), to_json({"inputs": inputs}).encode())
+    run.store.flush()  # other objects read the same store
     use_kept_inputs(job, begun=True)
 
 
-def stage_of(key: str) -> str:
-    """Return the first stage that reads the input with this key of the job."""
-    section = key.partition(".")[0]
-    return _READ_BY.get(section, section)
-
-
 def content_of(path: Path) -> Content:
-    """Return the files that a path of the job means; nothing if it is gone."""
-    with contextlib.suppress(BadInput, OSError), hashed_once() as sha256_of:
+    """Return the files that a path of the job means; nothing if it is gone, or has wildcards in the
+    name of a folder."""
+    with contextlib.suppress(BadInput, OSError, ValueError), hashed_once() as sha256_of:
         files, _ = find_files(path, SUFFIXES, str(path))
-        return {file.relative_to(_root(path)).as_posix(): sha256_of(file) for file in files}
+        return {file.relative_to(path.parent).as_posix(): sha256_of(file) for file in files}
     return {}
 
 
-def _root(path: Path) -> Path:
-    """Return the folder that a file or a folder is in, or the one before the wildcards."""
-    return Path(*takewhile(lambda part: not has_magic(part), path.parts)).parent
+def _keep(run: RunState, file: Path) -> str:
+    """Read a file once, put it into the store, and return its sha256."""
+    with open_file(file) as opened:
+        data = opened.read()
+    sha256 = hashlib.sha256(data).hexdigest()
+    run.store.write(run.key(f"inputs/{sha256}"), data)
+    return sha256
 
 
 def _bring(run: RunState, content: Content) -> Path:
@@ -104,8 +99,7 @@ def _bring(run: RunState, content: Content) -> Path:
                 continue
         raise PionError(
             f"{run.store.url}/{key} is missing or damaged. It is {name}, as this run was started "
-            "with it. Nothing was changed. If the file changed just now, run the same command "
-            "again. Else put the file back there, or let the run use it as it is now: --redo of "
-            "the stage that reads it."
+            "with it. Nothing was changed. Put the file back there, or let the run use the file as "
+            "it is now: --redo of the stage that reads it."
         )
     return place

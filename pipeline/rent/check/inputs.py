@@ -23,7 +23,6 @@ from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.run.changed_inputs import changed_inputs
-from pipeline.state.kept_inputs import stage_of
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError, open_store
 
@@ -180,9 +179,8 @@ def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
     """
     asked = {
         key: path
-        for key, path in job.kept_inputs.items()
-        if job.kept_path(path) == job.input_path(path)
-        and not (prepared and stage_of(key) == "prepare")
+        for key, (stage, path) in job.kept_inputs.items()
+        if job.kept_path(path) == job.input_path(path) and not (prepared and stage == "prepare")
     }
     base = job.base
     if base is not None and job.input_path(base.source).exists() and not is_pinned(job, base):
