@@ -136,7 +136,8 @@ class Advance:
             keep_as_base(
                 start.run, start.job.base, start.job.folder, self._say_or_stop, self._patiently
             )
-        self._patiently(partial(keep_inputs, start.job, start.run))
+        if start.job.kept_inputs:
+            self._patiently(partial(keep_inputs, start.job, start.run))
         if digest_job(start.job).stages != start.digests.stages:
             raise BadInput(
                 "A file that judges answers has changed while this command started. Nothing was "
