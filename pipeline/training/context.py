@@ -24,6 +24,7 @@ from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.head import Head
+from pipeline.state.kept_inputs import use_kept_inputs
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
@@ -69,6 +70,7 @@ class TrainingContext:
         # Rank 0 reports for all.
         self.report: Say = report if group.rank == 0 else lambda message: None
         self.job = request.load_job()
+        use_kept_inputs(self.job, begun=True)
         self.workspace = workspace or Workspace(open_store(request.store), self.job.name)
         self.run = RunState(self.workspace.store, self.job.name, clock)
         self.first_step_seen = False

@@ -10,7 +10,6 @@ from typing import Any
 from pipeline.job import Job
 from pipeline.job.digest import Digests
 from pipeline.job.model_section import Base
-from pipeline.state.kept_inputs import use_kept_inputs
 from pipeline.state.owner import Owner
 from pipeline.state.stores import open_store
 
@@ -69,7 +68,6 @@ class TrainRequest:
         base = None if self.base is None else Base(**self.base)
         job = Job.model_validate(self.job, context={"base": base})
         job._folder = Path(self.job_folder)
-        use_kept_inputs(job, begun=True)
         return job
 
 
