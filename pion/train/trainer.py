@@ -233,8 +233,7 @@ class Trainer:
         if self.settings.reinforcement is not None:
             loss, tokens = -measures["reward"], self.plan.world_size * batch.targets
             measures["entropy"] = measures.pop("answer_nats") / measures["answer_tokens"]
-            # Of the tokens that are learned.
-            measures["mismatch"] /= measures.pop("learned").clamp(min=1)
+            measures["mismatch"] /= measures.pop("learned").clamp(min=1)  # of what is learned
         grad_norm = self._clip_gradients(plan)
         if learns:
             self._updating = True
