@@ -46,9 +46,10 @@ class Ended:
 
 @dataclass(frozen=True)
 class Failed:
-    """The answer can't be continued."""
+    """The answer can't be continued. With `asked`, because of what was asked for."""
 
     why: str
+    asked: bool = False
 
 
 Event = Drawn | Scored | Ended | Failed

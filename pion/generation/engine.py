@@ -214,8 +214,9 @@ class Engine:
         drawn = draw_together([answer.text for answer in answers], logits)
         for row, (answer, token) in enumerate(zip(answers, drawn, strict=True)):
             if isinstance(token, Exception):  # the other answers are sound
+                asked = isinstance(token, BadInput)
                 bug = f"no token could be drawn: {type(token).__name__}: {token}"
-                self._fail(answer, str(token) if isinstance(token, BadInput) else bug)
+                self._fail(answer, str(token) if asked else bug, asked=asked)
             else:
                 self._report(answer, token, logits[row])
 
@@ -253,8 +254,8 @@ class Engine:
                 self._in_slots[row] = self._in_slots[-1]
                 self._in_slots.pop()
 
-    def _fail(self, answer: Answer, why: str) -> None:
-        self._events.append((answer, Failed(why)))
+    def _fail(self, answer: Answer, why: str, *, asked: bool = False) -> None:
+        self._events.append((answer, Failed(why, asked)))
         answer.failed = True
 
     def _fail_all(self, why: str) -> None:

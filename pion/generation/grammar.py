@@ -75,7 +75,10 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise BadInput(f"the schema can't be followed: {self._matcher.get_error()[:300]}")
+            raise BadInput(
+                "the schema can't be followed: it refers to itself without end, or allows too much "
+                "at once. Use fewer optional properties, and an end for each $ref"
+            )
 
 
 class Grammars:
@@ -104,13 +107,15 @@ class Grammars:
             raise BadInput(
                 f"the schema has {len(text):,} characters, and {MOST_CHARACTERS:,} are possible"
             )
-        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_FORM)
-        if wrong := _why_not(grammar):
+        compiled = LLMatcher.grammar_from_json_schema(text, overrides=_FORM)
+        if wrong := _why_not(compiled):
             raise BadInput(f"this schema can't be used: {wrong}")
-        matcher = LLMatcher(self._tokens(), grammar, log_level=0)
+        matcher = LLMatcher(self._tokens(), compiled, log_level=0)
         if matcher.is_error():
             raise BadInput(f"this schema can't be used: {matcher.get_error()[:300]}")
-        return Grammar(matcher, self._tokenizer.vocab_size, self._tokenizer.end_of_text)
+        grammar = Grammar(matcher, self._tokenizer.vocab_size, self._tokenizer.end_of_text)
+        grammar.allowed()  # here, before an answer begins
+        return grammar
 
     def _tokens(self) -> LLTokenizer:
         from llguidance import LLTokenizer, TokenizerWrapper

@@ -187,9 +187,8 @@ class Answers:
         stream, tokens = self._streams[number], self._tokens[number]
         if isinstance(event, Failed):
             stopping = event.why == Closed.WHY
-            raise ApiError(
-                503 if stopping else 500, event.why, code="shutting_down" if stopping else None
-            )
+            status = 503 if stopping else 400 if event.asked else 500
+            raise ApiError(status, event.why, code="shutting_down" if stopping else None)
         if isinstance(event, Ended):
             part = self._with_tokens(number, stream.end(), "stop" if event.stopped else "length")
             return part if event.stop is None else replace(part, tokens=[*part.tokens, event.stop])

@@ -18,7 +18,7 @@ from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.serve.answer_json import ChatShape, CompletionShape
 from pipeline.serve.answers import Answers, Part, joined
-from pipeline.serve.body import LARGEST_BODY, read_body
+from pipeline.serve.body import LARGEST_BODY, Arrivals, read_body
 from pipeline.serve.errors import ApiError, refuse
 from pipeline.serve.messages import MOST_TOOLS
 from pipeline.serve.requests import (
@@ -66,7 +66,7 @@ class Api:
         self._models: Mapping[str, ServedModel] = {served.name: served for served in models}
         self._rules, self._most_requests = rules, most_requests
         self._ignore_tools = ignore_tools
-        self._requests = 0
+        self._requests, self._arrivals = 0, Arrivals()
         self._created = int(time.time())
 
     def app(self) -> web.Application:
@@ -115,9 +115,10 @@ class Api:
 
     @web.middleware
     async def _limit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse a request before its body is read if too many others are being answered."""
+        """Refuse a request if too many others are being answered when its body has arrived."""
         if request.method != "POST":
             return await handler(request)
+        await self._arrivals.wait_for(request)
         if self._requests >= self._most_requests:
             raise ApiError(429, f"{self._requests} requests are being answered", code="server_busy")
         self._requests += 1
@@ -266,7 +267,7 @@ def _texts(
         served.sampling,
         stop_ids=served.stop_ids,
         max_tokens=max_tokens,
-        vocab_size=served.tokenizer.vocab_size,
+        tokenizer=served.tokenizer,
         grammar=grammar,
     )
     repeated = (ids for ids in prompts for _ in range(asked.n or 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
@@ -20,8 +21,10 @@ from pipeline.serve.errors import ApiError
 
 # The most bytes of a request. A token has four characters of English; JSON may double them.
 LARGEST_BODY = 4 << 20
-# How long a client may take to send its request, in seconds.
+# How long a client may take to send its request, in seconds, and how many requests may be on their
+# way. Together, they take at most 128 MB.
 BODY_SECONDS = 30.0
+MOST_UNFINISHED = 32
 # Reading more bytes may take seconds (two, for a million brackets), so a thread does it.
 READ_AT_ONCE = 64 << 10
 # One thread: each of a hundred such bodies could take half a gigabyte while it is read.
@@ -31,23 +34,47 @@ Body = TypeVar("Body", bound=BaseModel)
 _LONGEST_NAME = 80
 
 
+class Arrivals:
+    """The bodies that have not arrived yet. A client that never ends its bodies takes no room of
+    requests that are answered."""
+
+    def __init__(self) -> None:
+        self._unfinished: dict[asyncio.Task[bytes], str | None] = {}
+
+    async def wait_for(self, request: web.Request) -> None:
+        """Wait until the body of a request is there.
+
+        If MOST_UNFINISHED are not, the oldest of the client that has the most gives up. Raises
+        ApiError for this body, for one that takes too long, and for one that is damaged.
+        """
+        reading = asyncio.ensure_future(request.read())
+        self._unfinished[reading] = request.remote
+        try:
+            if len(self._unfinished) > MOST_UNFINISHED:
+                (crowd, _), *_ = Counter(self._unfinished.values()).most_common(1)
+                next(task for task, who in self._unfinished.items() if who == crowd).cancel()
+            await asyncio.wait({reading}, timeout=BODY_SECONDS)
+            if reading.cancelled() or not reading.done():
+                raise ApiError(408, "the request did not arrive in time", code="timeout")
+            reading.result()
+        except (web.RequestPayloadError, ContentEncodingError) as error:
+            coding = request.headers.get("Content-Encoding", "none")
+            raise ApiError(
+                400,
+                f"the body can't be read (Content-Encoding: {coding[:40]}): {error}",
+                code="damaged_body",
+            ) from None
+        finally:
+            del self._unfinished[reading]
+            reading.cancel()
+
+
 async def read_body(request: web.Request, kind: type[Body]) -> Body:
-    """Return the request's fields. Other requests are answered meanwhile.
+    """Return the fields of a request that has arrived. Other requests are answered meanwhile.
 
     Raises ApiError if the fields are wrong.
     """
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            data = await request.read()
-    except TimeoutError:
-        raise ApiError(408, "the request did not arrive in time", code="timeout") from None
-    except (web.RequestPayloadError, ContentEncodingError) as error:
-        coding = request.headers.get("Content-Encoding", "none")
-        raise ApiError(
-            400,
-            f"the body can't be read (Content-Encoding: {coding[:40]}): {error}",
-            code="damaged_body",
-        ) from None
+    data = await request.read()
     if len(data) <= READ_AT_ONCE:
         return _fields(data, kind)
     return await asyncio.get_running_loop().run_in_executor(_READER, _fields, data, kind)
@@ -72,7 +99,7 @@ class Fields(BaseModel):
 
     # Fields that never change an answer.
     without_effect: ClassVar[frozenset[str]] = frozenset()
-    # Of these fields, only null and the values that ask for nothing are accepted.
+    # Of these fields, only the values that ask for nothing are accepted, and null of any field.
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     @model_validator(mode="before")
@@ -85,8 +112,10 @@ class Fields(BaseModel):
         for name, value in fields.items():
             if name in known:
                 kept[name] = value
+            elif value is None:
+                continue
             elif name in cls.asks_nothing:
-                if value is not None and value not in cls.asks_nothing[name]:
+                if value not in cls.asks_nothing[name]:
                     raise refused(name, f"this server has no {name}; leave the field out")
             elif name not in cls.without_effect:
                 hint = closest(name, known)

@@ -19,6 +19,7 @@ MOST_TOOLS = 1000
 class TextPart(Fields):
     """A part of a message. Only texts are supported."""
 
+    without_effect = frozenset({"cache_control"})  # what a proxy may keep
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {"annotations": ([],)}
 
     type: Literal["text"]
@@ -86,7 +87,7 @@ class ChatMessage(Fields):
 
     # litellm puts an answer's fields that it does not know into this one.
     # `parsed` is what a client read in the text of an answer.
-    without_effect = frozenset({"provider_specific_fields", "parsed"})
+    without_effect = frozenset({"provider_specific_fields", "parsed", "cache_control"})
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "refusal": ("",),
         "annotations": ([],),

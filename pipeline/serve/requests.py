@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.generation.grammar import Grammar
 from pion.generation.text import Settings
 from pipeline.serve.body import Fields, refused, within
@@ -141,6 +142,19 @@ class Request(Fields):
         "suffix": ("",),
         "best_of": (1,),
         "add_generation_prompt": (True,),
+        # vLLM's, with the only values that Pion's answers have.
+        "skip_special_tokens": (True,),
+        "spaces_between_special_tokens": (True,),
+        "include_stop_str_in_output": (False,),
+        "add_special_tokens": (False,),
+        "detokenize": (True,),
+        "min_tokens": (0,),
+        "use_beam_search": (False,),
+        "early_stopping": (False,),
+        "length_penalty": (1,),
+        "typical_p": (1,),
+        "return_token_ids": (False,),
+        "return_tokens_as_token_ids": (False,),
     }
 
     model: str | None = None
@@ -168,7 +182,7 @@ class Request(Fields):
         *,
         stop_ids: tuple[int, ...],
         max_tokens: int,
-        vocab_size: int,
+        tokenizer: Tokenizer,
         grammar: Grammar | None = None,
         choice: int = 0,
     ) -> Settings:
@@ -178,13 +192,16 @@ class Request(Fields):
         """
         given = {name: getattr(self, name) for name in defaults}
         model_stops = () if self.ignore_eos else stop_ids
+        # Texts have no special tokens, so a stop that is one is found by its id.
+        special = tokenizer.special_ids
+        asked_stops = [special[stop] for stop in self.stop or () if stop in special]
         return Settings(
             **{name: defaults[name] if value is None else value for name, value in given.items()},
             logit_bias=self.logit_bias,
             grammar=grammar,
-            stop_ids=(*model_stops, *(self.stop_token_ids or ())),
+            stop_ids=(*model_stops, *asked_stops, *(self.stop_token_ids or ())),
             max_tokens=max_tokens,
-            vocab_size=vocab_size,
+            vocab_size=tokenizer.vocab_size,
             seed=None if self.seed is None else (self.seed + choice) % 2**64,
         )
 

@@ -8,11 +8,12 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from typing import cast
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.typedefs import Handler
 
@@ -25,6 +26,8 @@ AT_ONCE = 16
 LONGEST_LINE, LONGEST_HEADER, MOST_HEADERS = 8190, 8191, 128
 # How long a client may take to read why its request was refused, in seconds.
 UNREAD_ANSWER = 5.0
+# After so many seconds, a connection without a request is closed if its client sends no more.
+UNASKED_SECONDS = 1.0
 LOGGER = logging.getLogger(__name__)
 
 
@@ -68,11 +71,29 @@ class _Connection(web.RequestHandler):
             max_field_size=LONGEST_HEADER,
             max_headers=MOST_HEADERS,
         )
-        self._refused = False
+        self._refused = self.has_sent_all = False
+        # While a request is answered. `silent`: nothing of its answer was sent yet.
+        self.busy = self.silent = False
 
     def data_received(self, data: bytes) -> None:
         if not self._refused:
             super().data_received(data)
+
+    def eof_received(self) -> bool:
+        """Keep the connection of a client that sends no more, because it may wait for an answer."""
+        self.has_sent_all = True
+        self.ask_if_gone()
+        asyncio.get_running_loop().call_later(UNASKED_SECONDS, self._close_if_idle)
+        return True
+
+    def ask_if_gone(self) -> None:
+        """Send what a client that has gone answers with a reset, unless the answer has begun."""
+        if self.has_sent_all and self.busy and self.silent and self.transport is not None:
+            self.transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+
+    def _close_if_idle(self) -> None:
+        if not self.busy:
+            self.force_close()
 
     def handle_error(
         self,
@@ -93,6 +114,11 @@ class _Connection(web.RequestHandler):
         return refusal
 
 
+async def _is_heard(request: web.Request, response: web.StreamResponse) -> None:
+    """Note that something of the answer is sent now."""
+    cast(_Connection, request.protocol).silent = False
+
+
 class _Room:
     """Makes room for new connections: closes the oldest idle one while `most` are idle.
 
@@ -101,23 +127,28 @@ class _Room:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._busy: set[web.RequestHandler] = set()
 
     @web.middleware
     async def counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer a request, during which its connection is not idle."""
-        self._busy.add(request.protocol)
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        connection.busy, connection.silent = True, request.version >= HttpVersion11
+        connection.ask_if_gone()
         try:
-            return await handler(request)
+            response = await handler(request)
         finally:
-            self._busy.discard(request.protocol)
+            connection.busy = False
+        if connection.has_sent_all:
+            response.force_close()
+        return response
 
     def accept(self, server: web.Server) -> web.RequestHandler:
         """Return what handles a new connection."""
         idle = [
             one
-            for one in server.connections
-            if one.transport is not None and one not in self._busy and not one.writing_paused
+            for one in cast("Iterable[_Connection]", server.connections)
+            if one.transport is not None and not one.busy and not one.writing_paused
         ]
         if len(idle) >= self._most:
             idle[0].force_close()
@@ -139,6 +170,7 @@ async def answering(app: web.Application, listener: socket.socket) -> AsyncItera
     """
     room = _Room(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
     app.middlewares.append(room.counted)
+    app.on_response_prepare.append(_is_heard)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=GRACE)
     await runner.setup()
     assert runner.server is not None

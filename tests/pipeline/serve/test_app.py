@@ -1,9 +1,11 @@
 """OpenAI's own client gets from the server what it expects, and what `pion.generate` draws."""
 
 import json
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Annotated
 
 import httpx
@@ -12,6 +14,7 @@ import torch
 from pydantic import BaseModel, Field
 
 import pion
+from pipeline.serve.body import MOST_UNFINISHED
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 QUESTION = [{"role": "user", "content": "What is a fox?"}]
@@ -353,6 +356,21 @@ WRONG = {
         400,
         "this schema can't be used: Unsatisfiable",
     ),
+    **{
+        f"a schema without end: {name}": (
+            {"response_format": {"type": "json_schema", "schema": schema, "name": "x"}},
+            400,
+            "the schema can't be followed: it refers to itself without end, or allows too much",
+        )
+        for name, schema in {
+            "itself": {"$ref": "#"},
+            "two": {"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"},
+            "1,500 optional properties": {
+                "type": "object",
+                "properties": {f"p{number}": {"type": "string"} for number in range(1500)},
+            },
+        }.items()
+    },
     "no schema": (
         {"response_format": {"type": "json_schema"}},
         400,
@@ -428,6 +446,42 @@ def test_a_damaged_compressed_body_is_refused(coding, served):
         answer = served.ask("POST", "/v1/completions", content=body, headers=headers)
         assert answer.status_code == 400
         assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_special_token_as_a_stop_ends_the_answer(client, chat_model):
+    """Nothing spells it, so no text has it."""
+    mark, id = next(
+        (text, id)
+        for text, id in chat_model.tokenizer.special_ids.items()
+        if id not in chat_model.stop_ids
+    )
+    biased = {"logit_bias": {str(id): 100}, "max_tokens": 8}
+    assert create_chat(client, **biased).choices[0].finish_reason == "length"
+    found = create_chat(client, stop=[mark], **biased)
+    assert found.choices[0].finish_reason == "stop"
+    assert found.usage.completion_tokens == 0
+
+
+def test_fields_that_ask_for_what_there_is_are_accepted(client):
+    part = {"type": "text", "text": "What?", "cache_control": {"type": "ephemeral"}}
+    extra = {"skip_special_tokens": True, "min_tokens": 0, "prompt_logprobs": None, "new": None}
+    message = {"role": "user", "content": [part]}
+    client.chat.completions.create(model="chat", messages=[message], max_tokens=1, extra_body=extra)
+
+
+def test_clients_that_never_end_their_bodies_take_no_room_of_others(served, client):
+    """Also if there are more of them than answers that may be asked for at once."""
+    address = served.url.removeprefix("http://")
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+    host, port = address.split(":")
+    with ExitStack() as stack:
+        for _ in range(MOST_UNFINISHED + 8):
+            slow = stack.enter_context(socket.create_connection((host, int(port))))
+            slow.sendall(f"{head}Content-Length: 9\r\n\r\n{{".encode())
+        assert create_chat(client, max_tokens=1).choices
+        slow.setblocking(False)
+        with pytest.raises(BlockingIOError):  # the newest waits, and the oldest have given up
+            slow.recv(1)
 
 
 def test_a_path_may_end_with_a_slash(served):

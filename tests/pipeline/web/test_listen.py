@@ -3,6 +3,7 @@
 import asyncio
 import resource
 import socket
+import threading
 from contextlib import ExitStack
 
 import pytest
@@ -11,7 +12,7 @@ from aiohttp import web
 from pipeline.web import address
 from pipeline.web.address import Address
 from pipeline.web.listen import serve_in_thread
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 
 @pytest.fixture
@@ -20,7 +21,13 @@ def ended():
 
 
 @pytest.fixture
-def server(ended, monkeypatch):
+def begun():
+    """Events: each lets an answer go on."""
+    return []
+
+
+@pytest.fixture
+def server(ended, begun, monkeypatch):
     monkeypatch.setattr(address, "UNREAD_SECONDS", 0.2)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (12, 12))
 
@@ -40,8 +47,17 @@ def server(ended, monkeypatch):
         await asyncio.Event().wait()
         return response
 
+    async def slow(request):
+        going = threading.Event()
+        begun.append(going)
+        try:
+            await asyncio.to_thread(going.wait, PATIENCE_SECONDS)
+        finally:
+            ended.append("slow")
+        return web.Response(text="done")
+
     app = web.Application()
-    app.add_routes([web.get("/much", much), web.get("/held", held)])
+    app.add_routes([web.get("/much", much), web.get("/held", held), web.get("/slow", slow)])
     listener = Address(port=0).listen()
     with serve_in_thread(app, listener):
         yield listener
@@ -53,6 +69,23 @@ def test_a_reader_that_stops_is_given_up(server, ended):
         client.sendall(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         client.recv(1)
         wait_until(lambda: ended == ["much"], "the end of the answer")
+
+
+def test_a_client_that_has_sent_all_gets_its_answer_and_one_that_has_gone_does_not(
+    server, ended, begun
+):
+    """`nc -N` closes its half. The other half is closed by a client that has gone."""
+    request = b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"
+    with socket.create_connection(server.getsockname()) as client:
+        client.sendall(request)
+        client.shutdown(socket.SHUT_WR)
+        wait_until(lambda: begun, "the request")
+        begun[0].set()
+        assert client.makefile("rb").read().endswith(b"done")
+    with socket.create_connection(server.getsockname()) as client:
+        client.sendall(request)
+        wait_until(lambda: len(begun) == 2, "the request")
+    wait_until(lambda: ended == ["slow", "slow"], "the end of the second answer")
 
 
 def ask(client, path, end):
