@@ -31,6 +31,8 @@ def max_parts(n_layers: int) -> Preset:
 
 
 _PION2 = {
+    "pico": _pion2(128, 4, n_kv_heads=1, d_ff=352, vocab_size=2048)
+    | {"n_heads": 2, "head_dim": 64},
     "nano": _pion2(384, 6, n_kv_heads=1, d_ff=1024, vocab_size=16_384),
     "micro": _pion2(512, 12, n_kv_heads=1, d_ff=1408, vocab_size=32_768),
     "small": _pion2(640, 16, n_kv_heads=1, d_ff=1792, vocab_size=32_768),

@@ -30,6 +30,12 @@ def add_new(add: Add) -> None:
             help="a trained model to start from: a Hub repository, a folder or a run; `none`: "
             "start from random weights; default: what the data suffices for",
         ),
+        argument(
+            "--runs-in",
+            choices=("pion", "llama.cpp", "vllm"),
+            help="where a model that starts from random weights will run; default: pion, which is "
+            "also transformers with trust_remote_code",
+        ),
         argument("--out", metavar="FILE", help="the job file to write; default: NAME.yaml, here"),
         flag("--dry-run", "print the job file, and write nothing"),
         argument(

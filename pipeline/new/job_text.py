@@ -128,6 +128,9 @@ _HEAD_OF_PREFERENCES = (
     f"# {PREFERENCES} says when this is worth it, and what to change. Change what you",
     "# like, then run `pion check`. docs/jobs.md has all other fields.",
 )
+_MAX = "needs Pion's modelling files; without -max, llama.cpp and vLLM run it"
+_STOCK = "exported as Qwen3; with -max, it learns more, and only Pion and transformers run it"
+_RUNS_IN = "not llama.cpp or vLLM: --runs-in llama.cpp or --runs-in vllm proposes what they run"
 _BUDGET = "saves and stops there, on a rented machine; at home, give dollars_per_hour too"
 
 
@@ -140,11 +143,14 @@ def _model(p: Proposal) -> list[Line]:
     assert isinstance(stage, FromRandom)
     ratio, entries = stage.tokens / stage.parameters, stage.vocab_size
     size = f"{short_amount(stage.parameters)} parameters, {ratio:.3g} tokens for each (20 are best)"
-    if ratio <= 19.5 and stage.preset == SMALLEST:
+    if ratio <= 19.5 and stage.preset.endswith(SMALLEST.removeprefix("pion2-max")):
         size += "; the smallest preset"
     suits = f"suits {short_amount(stage.own_tokens)} tokens of text and this model"
+    where, why, said = "pion, transformers", _MAX, _RUNS_IN
+    if p.options.stock:
+        where, why, said = "llama.cpp, vLLM", _STOCK, _STOCK
     return [
-        Line("model:", "needs Pion's modelling files; without -max, llama.cpp and vLLM run it"),
+        Line("model:", why, "runs in", where, said),
         Line(f"  preset: {stage.preset}", size, "size", stage.preset),
         Line(f"  vocab_size: {entries}"),
         Line("tokenizer:"),

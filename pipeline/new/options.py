@@ -17,7 +17,10 @@ from pipeline.new.layouts import Wishes
 
 @dataclass(frozen=True)
 class NewOptions:
-    """The command line, read. `target` is the job file to write, and `command` the line itself."""
+    """The command line, read. `target` is the job file to write, and `command` the line itself.
+
+    `stock` is whether other programs than Pion and transformers will run the model.
+    """
 
     data: Path
     dollars: float
@@ -27,6 +30,7 @@ class NewOptions:
     wishes: Wishes
     skip: bool
     command: str
+    stock: bool
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> NewOptions:
@@ -50,6 +54,7 @@ class NewOptions:
             ),
             args.skip_unreadable,
             _command(args),
+            args.runs_in in ("llama.cpp", "vllm"),
         )
 
 

@@ -116,7 +116,7 @@ def _sizes(p: Proposal) -> Iterator[Proposal]:
         tuning = rewarding(p.chats, start)
     stages: list[Pretraining | None] = [None]
     if start is None:
-        stages = [*pretrainings(p.texts)]
+        stages = [*pretrainings(p.texts, stock=p.options.stock)]
     elif p.sources["pretrain"]:
         stages = [continued(p.texts, start)]
     for stage in stages:

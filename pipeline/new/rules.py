@@ -171,8 +171,9 @@ def vocabulary(text_bytes: int, preset: str) -> int:
     return min(by_text, PRESETS[preset][0])
 
 
-def pretrainings(texts: Amount) -> Iterator[FromRandom]:
-    """Yield the presets that the text suffices for, the largest first, and at last the smallest.
+def pretrainings(texts: Amount, *, stock: bool = False) -> Iterator[FromRandom]:
+    """Yield the presets that the text suffices for, the largest first, and at last the smallest;
+    with `stock`, their twins that llama.cpp and vLLM run.
 
     The text suffices if it gives 20 tokens for each parameter in at most four passes.
     """
@@ -181,7 +182,8 @@ def pretrainings(texts: Amount) -> Iterator[FromRandom]:
 
     for preset, (_, batch_tokens) in PRESETS.items():
         vocab_size = vocabulary(texts.bytes, preset)
-        parameters = cost_of(ModelConfig.preset(preset, vocab_size=vocab_size)).all_params
+        named = preset.replace("-max", "") if stock else preset
+        parameters = cost_of(ModelConfig.preset(named, vocab_size=vocab_size)).all_params
         own = int(texts.bytes / BYTES_PER_TOKEN[vocab_size])
         wanted, most = TOKENS_PER_PARAMETER * parameters, int(MOST_EPOCHS * own)
         if wanted <= most or preset == SMALLEST:
@@ -189,7 +191,7 @@ def pretrainings(texts: Amount) -> Iterator[FromRandom]:
             tokens = min(wanted, most)
             batch = _batch(tokens, seq_len, batch_tokens // seq_len, own * (1 - held_out))
             yield FromRandom(
-                seq_len, batch, held_out, None, why, own, tokens, preset, vocab_size, parameters
+                seq_len, batch, held_out, None, why, own, tokens, named, vocab_size, parameters
             )
 
 

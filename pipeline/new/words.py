@@ -23,7 +23,18 @@ LEAST_USED = 0.5
 # With fewer conversations, or preferences, a note says so.
 FEW_CONVERSATIONS, FEW_PREFERENCES = 20, 300
 # What the proposal says of pretraining, in this order and first.
-FIRST = ("start", "size", "vocabulary", "rows", "steps", "batch", "rate", "recipe", "held out")
+FIRST = (
+    "start",
+    "size",
+    "runs in",
+    "vocabulary",
+    "rows",
+    "steps",
+    "batch",
+    "rate",
+    "recipe",
+    "held out",
+)
 
 
 def of_look(look: Look) -> Iterator[str]:

@@ -194,9 +194,15 @@ def test_what_is_too_little_is_said_before_prices_are_asked(here, pion, plain_ba
 # ---------------------------------------------------------------- one message each
 
 
-def test_no_price_for_any_card(here, pion, sky_home):
+@pytest.mark.parametrize(
+    ("options", "preset", "programs"),
+    [((), "pion2-max-nano", "pion, tr"), (("--runs-in", "vllm"), "pion2-nano", "llama.cpp, vLLM")],
+)
+def test_no_price_for_any_card(options, preset, programs, here, pion, sky_home):
     sky_home.lose_catalog()
-    _, printed = made(pion, own_data.jsonl_texts(here), "--from", "none")
+    job, printed = made(pion, own_data.jsonl_texts(here), "--from", "none", *options)
+    assert job.model.preset == preset
+    assert f"runs in        {programs}" in printed
     assert "price          no price for any card today" in printed
 
 
