@@ -38,6 +38,7 @@ def test_the_divergence_is_that_of_the_answers_before_training(tmp_path):
         stream = measures.rows_of("held_out", "reinforce")
     rows = PromptRows.of(open_data(tmp_path / "data"), stream, "held_out")
     ids = parts["sft.sampled"]["ids"]
+    assert len(ids) == stream.total_rows
     nats = {
         name: sum(answer_nats(model, rows.ids(row), answer) for row, answer in enumerate(ids))
         for name, model in models.items()
