@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -25,6 +26,8 @@ Message = dict[str, Any]
 
 # How long the process may take to start, in seconds.
 START_SECONDS = 120.0
+# The most bytes of an answer: a rendered text may have 32 million characters.
+MOST_BYTES = 1 << 28
 # How many seconds after its time a request ends if nobody is left who would end the process.
 _LEFT_ALONE_SECONDS = 5
 # What the process gets of the environment: no keys and tokens.
@@ -101,16 +104,33 @@ class BoundedChild:
             with ExitStack() as undone:
                 # Also on Ctrl-C: a late answer would be taken for that to the next request.
                 undone.callback(self.close)
+                end = time.monotonic() + seconds
                 self._socket.settimeout(seconds)
                 self._socket.sendall(line)
-                with self._socket.makefile("rb") as lines:
-                    answer: Message = json.loads(lines.readline())
+                answer = json.loads(self._line(end))
+                if not isinstance(answer, dict):
+                    raise ValueError
                 undone.pop_all()
         except TimeoutError:
             raise NoAnswer(f"it took more than {seconds:g} s") from None
-        except (OSError, ValueError):
+        except OSError:
             raise NoAnswer("its process ended") from None
+        except (ValueError, RecursionError):
+            raise NoAnswer("its process wrote something else than an answer") from None
         return answer
+
+    def _line(self, end: float) -> bytes:
+        """Return what the process writes in a line, until the time `end`."""
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            self._socket.settimeout(max(1e-3, end - time.monotonic()))
+            part = self._socket.recv(1 << 20)
+            if not part:
+                raise ConnectionError
+            line += part
+            if len(line) > MOST_BYTES:
+                raise ValueError
+        return bytes(line)
 
 
 def _environment(hash_seed: int) -> dict[str, str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from pion.bounded_child import BoundedChild, Message, NoAnswer
 from pion.errors import BadInput
 from pion.rewards.answered import Answered
+from pion.rewards.function_worker import MOST
 from pion.untrusted import read_file
 
 # How long an answer may be computed on, in seconds of a core.
@@ -67,6 +68,7 @@ class FunctionReward:
     Attributes:
         name: of the function.
         errors: how many answers got 0 because of an error, by its message.
+        unjudged: how many answers got 0 because they can't be judged, by the reason.
     """
 
     def __init__(
@@ -76,12 +78,15 @@ class FunctionReward:
         *,
         seconds: float = SECONDS,
         memory: int = MEMORY,
+        forgiving: bool = False,
     ) -> None:
-        """Import the file in a process. `seconds` are those of a core, for each answer.
+        """Import the file in a process. `seconds` are those of a core, for each answer. With
+        `forgiving`, an answer that takes longer is no error of the function.
 
         Raises BadInput if the file can't be imported, or has no such function that can be called.
         """
-        self.name, self.errors, self._seconds = function.name, Counter[str](), seconds
+        self.name, self._seconds, self._forgiving = function.name, seconds, forgiving
+        self.errors, self.unjudged = Counter[str](), Counter[str]()
         self._unusable = f"{function.path}: the reward {function.name} can't be used:"
         path = Path(function.path).resolve()
         first = {
@@ -96,7 +101,7 @@ class FunctionReward:
             hello = self._child.start()
         except NoAnswer as error:
             raise BadInput(f"{self._unusable} {error} while the file was imported") from None
-        self._takes_lists = bool(self._usable(hello)["lists"])
+        self._takes_lists = self._usable(hello).get("lists") is True
 
     def close(self) -> None:
         """End the process."""
@@ -119,16 +124,34 @@ class FunctionReward:
         request = {"answers": [vars(answer) for answer in answers], "seconds": seconds}
         try:
             judged = self._usable(self._child.ask(request, PATIENCE * seconds))
+            rewards, errors = _checked(judged, len(answers))
         except NoAnswer as error:
+            self._child.close()  # what else it has written is no answer to the next request
             why = f"{error} (it may compute for {seconds:g} s, and should not exit)"
-            judged = {"rewards": [0.0] * len(answers), "errors": [why] * len(answers)}
-        self.errors.update(judged["errors"])
-        return list(judged["rewards"])
+            (self.unjudged if self._forgiving else self.errors).update([why] * len(answers))
+            return [0.0] * len(answers)
+        self.errors.update(errors)
+        return rewards
 
     def _usable(self, message: Message) -> Message:
         if "broken" in message:
             raise BadInput(f"{self._unusable} {message['broken']}")
         return message
+
+
+def _checked(judged: Message, count: int) -> tuple[list[float], list[str]]:
+    """Return the rewards of so many answers, and the errors. The function may have written to the
+    pipe, too: raises NoAnswer if this is not what Pion's side of the process writes."""
+    rewards, errors = judged.get("rewards"), judged.get("errors")
+    if (
+        isinstance(rewards, list)
+        and isinstance(errors, list)
+        and len(rewards) == count >= len(errors)
+        and all(type(one) is float and abs(one) <= MOST for one in rewards)  # NaN is not
+        and all(isinstance(one, str) for one in errors)
+    ):
+        return rewards, errors
+    raise NoAnswer("its process wrote something else than an answer")
 
 
 def judged_differently(

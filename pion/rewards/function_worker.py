@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from numbers import Real
 from operator import itemgetter
 from traceback import walk_tb
@@ -45,6 +46,7 @@ def _of_trl(answers: Sequence[Fields]) -> Fields:
     columns = dict.fromkeys(key for answer in answers for key in answer["record"])
     return {key: [answer["record"].get(key) for answer in answers] for key in columns} | {
         "prompts": [answer["prompt"] for answer in answers],
+        "completion_ids": [answer["ids"] for answer in answers],
         "completions": [
             answer["text"]
             if isinstance(answer["prompt"], str)
@@ -55,9 +57,12 @@ def _of_trl(answers: Sequence[Fields]) -> Fields:
 
 
 # By the parameter that tells whose function it is.
-_OTHERS = {"completions": _of_trl, "solution_str": _of_verl}
+_OTHERS = {"completions": _of_trl, "completion_ids": _of_trl, "solution_str": _of_verl}
+# What TRL gives to functions, and Pion does not have.
+_MISSING = ("trainer_state", "log_extra", "log_metric", "environments")
 # An answer, to know what a function can be given.
 _ANSWER = {"text": "", "prompt": "", "answer": "", "record": {}, "finished": True, "tokens": 0}
+_ANSWER |= {"ids": []}
 
 
 class Unusable(Exception):
@@ -68,14 +73,20 @@ class Call:
     """A function, and what it wants to be called with."""
 
     def __init__(self, function: Callable[..., object]) -> None:
-        """Raises Unusable for a parameter without a value. (TRL's are known with a record.)"""
+        """Raises Unusable for a parameter without a value, and if nothing is given. (TRL's are
+        known with a record.)"""
         self._function, self._signature = function, inspect.signature(function)
         names = self._signature.parameters
         self._given = next((_OTHERS[name] for name in names if name in _OTHERS), itemgetter(0))
         self.takes_lists = self._given is _of_trl
+        if missing := [n for n in _MISSING if n in names and names[n].default is names[n].empty]:
+            raise Unusable(
+                f"Pion has no {missing[0]} to give to it: an answer gets the same reward at any "
+                f"step. Remove the parameter, or write {missing[0]}=None"
+            )
         try:
-            if not self.takes_lists:
-                self._bound([_ANSWER])
+            if not self.takes_lists and not self._bound([_ANSWER]).arguments:
+                raise TypeError("it has no parameter that gets something of an answer")
         except TypeError as error:
             raise Unusable(
                 f"{error}. A function can have the parameters {', '.join(_ANSWER)}; or "
@@ -89,7 +100,11 @@ class Call:
         result = self._function(*bound.args, **bound.kwargs)
         if not self.takes_lists:
             # What verl's functions may return has more than the score.
-            return [result.get("score") if isinstance(result, dict) else result]
+            if isinstance(result, dict | tuple):
+                result = result.get("score") if isinstance(result, dict) else [*result, None][0]
+            return [result]
+        if hasattr(result, "tolist"):  # an array, or a tensor
+            result = result.tolist()
         if not isinstance(result, list | tuple) or len(result) != len(answers):
             raise Unusable("it has `completions`, and should return a list: a number for each")
         return [0.0 if one is None else one for one in result]
@@ -116,7 +131,10 @@ def judged(call: Call, answers: Sequence[Fields]) -> Message:
 
 
 def _reward(value: object) -> tuple[float, str | None]:
-    if isinstance(value, Real) and abs(float(value)) <= MOST:  # numpy's are among them; NaN is not
+    if hasattr(value, "item"):  # of numpy, or a tensor
+        value = value.item()
+    value = float(value) if isinstance(value, Decimal) else value
+    if isinstance(value, Real) and abs(float(value)) <= MOST:  # NaN is not
         return float(value), None
     what = "NaN or such a large one" if isinstance(value, Real) else f"a {type(value).__name__}"
     return 0.0, f"it should return True, False or a number up to {MOST:,.0f}, and returned {what}"

@@ -20,7 +20,7 @@ RECORD = {"question": "1+1?", "solution": "2", "data_source": "sums", "extra_inf
 
 
 def said(text, prompt="1+1?", record=RECORD):
-    return Answered(text, prompt, "2", record, True, len(text))
+    return Answered(text, prompt, "2", record, True, len(text), [0] * len(text[:9]))
 
 
 def judge(own, *texts):
@@ -51,20 +51,31 @@ CALLS = [
     ("prompt, answer, record", "prompt + answer + record['solution'] == '1+1?22'", [1, 1]),
     ("tokens, finished", "tokens / 2 if finished else 9", [1, 1.5]),
     ("text, *, scale=0.5", "scale", [0.5, 0.5]),
-    ("**every", "len(every)", [6, 6]),
-    ("text", "__import__('numpy').float32(len(text))", [2, 3]),
+    ("**every", "len(every)", [7, 7]),
+    ("text, *more", "len(more) + 1", [1, 1]),
+    ("text, np=numpy", "np.float32(len(text))", [2, 3]),
+    ("text, np=numpy", "np.any(np.array([text == 'no']))", [1, 0]),
+    ("text, np=numpy", "np.array([[len(text)]])", [2, 3]),
+    ("text", "__import__('decimal').Decimal(len(text))", [2, 3]),
     ("solution_str, ground_truth", "solution_str + ground_truth == 'no2'", [1, 0]),
     ("data_source, solution_str, **every", "len(every) if data_source == 'sums' else 0", [2, 2]),
     ("solution_str", "{'score': len(solution_str), 'acc': 1}", [2, 3]),
+    ("solution_str", "len(solution_str), {'acc': 1}", [2, 3]),
     # TRL: lists, in one call
     ("completions, solution, **all", "[len(c) + len(all['prompts']) for c in completions]", [4, 5]),
+    (
+        "completions, trainer_state=None, np=numpy",
+        "np.array([len(c) for c in completions])",
+        [2, 3],
+    ),
+    ("prompts, completion_ids, **_", "[len(ids) for ids in completion_ids]", [2, 3]),
     ("prompts, completions", "None, prompts == ['1+1?', '1+1?'] and 0.5", [0, 0.5]),
 ]
 
 
 @pytest.mark.parametrize(("parameters", "returned", "rewards"), CALLS)
 def test_a_function_gets_what_its_parameters_name(reward, parameters, returned, rewards):
-    own = reward(f"def f({parameters}):\n return {returned}")
+    own = reward(f"import numpy\ndef f({parameters}):\n return {returned}")
     assert judge(own, "no", "no!") == rewards
     assert judge(own) == []
     assert not own.errors
@@ -145,6 +156,7 @@ def own():
     """Return a reward with half a second of a core, and minutes on a busy machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(function_module, "PATIENCE", 600.0)
+        patch.setattr("pion.bounded_child.MOST_BYTES", 1 << 20)
         function = Function("f.py", "f", CODE.encode())
         made = FunctionReward(function, seconds=1.0, memory=1 << 27)
         yield made
@@ -152,6 +164,7 @@ def own():
 
 
 ENDED = "its process ended (it may compute for 1 s, and should not exit)"
+STRANGE = "its process wrote something else than an answer"
 WRONG = {
     "r = None": "returned a NoneType",
     "r = '1'": "returned a str",
@@ -174,7 +187,24 @@ WRONG = {
     "import os; os.killpg(0, 15)": ENDED,
     "while True: pass": ENDED,
     "import re; re.fullmatch('(a+)+b', 'a' * 99)": ENDED,
-    "import os, sys; os.write(int(sys.argv[1]), b'?\\n'); r = 1": ENDED,
+    "import os, sys\nwhile True: os.write(int(sys.argv[1]), b'?' * 65536)": STRANGE,
+    **{
+        f"import os, sys; os.write(int(sys.argv[1]), b'{line}\\n'); r = 1": STRANGE
+        for line in (
+            *(
+                "?",
+                "[]",
+                "{}",
+                "[" * 9999,
+                '{"rewards": [1.0]}',
+                '{"rewards": [1.0], "errors": [1]}',
+            ),
+            *(
+                f'{{"rewards": {r}, "errors": []}}'
+                for r in ('["1"]', "[NaN]", "[1e999]", "[]", "[true]")
+            ),
+        )
+    },
 }
 
 
