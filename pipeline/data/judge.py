@@ -12,6 +12,7 @@ from pion.rewards.builtin import (
     BuiltinReward,
     exact,
     json_with,
+    math_reward,
     number,
     regex_reward,
     unjudgeable,
@@ -19,7 +20,13 @@ from pion.rewards.builtin import (
 from pion.rewards.function import FunctionReward, judged_differently, read_function
 from pion.rewards.judge import Judge, Reward
 from pipeline.job import Job
-from pipeline.job.reinforce_section import JsonReward, PythonReward, RegexReward, RewardSection
+from pipeline.job.reinforce_section import (
+    JsonReward,
+    MathReward,
+    PythonReward,
+    RegexReward,
+    RewardSection,
+)
 
 
 def judge_of(job: Job) -> Judge:
@@ -33,6 +40,8 @@ def _reward(job: Job, section: RewardSection) -> Reward:
     match section:
         case PythonReward():
             return _function(job, section)
+        case MathReward():
+            return math_reward()
         case RegexReward():
             return regex_reward(section.pattern)
         case JsonReward():

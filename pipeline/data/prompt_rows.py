@@ -55,12 +55,12 @@ class PromptRows:
         assert found.documents is not None
         return [int(one) for one in found.tokens[found.documents >= 0]]
 
-    def question(self, row: int) -> tuple[str | list[Any], str | None, dict[str, Any]]:
-        """Return the prompt (a text, or messages), the right answer and the whole record of
-        training row number `row`."""
+    def question(self, row: int) -> tuple[str | list[Any], Any, dict[str, Any], str]:
+        """Return the prompt (a text, or messages), the right answer, the whole record and how the
+        answer begins, of training row number `row`."""
         number = self.stream.number_of(self.stream.place(row))
         found = parse_json(bytes(self._lines[number]), f"{RECORDS}, row {row}", strict=False)
-        return found["prompt"], found["answer"], found["record"]
+        return found["prompt"], found["answer"], found["record"], found.get("begun", "")
 
 
 def _lines(path: Path, manifest: Manifest) -> list[memoryview]:

@@ -19,6 +19,7 @@ from pion.data.records.fields import EVERY
 from pion.data.shards import Manifest
 from pion.errors import BadInput
 from pion.files import sha256_file, write_atomically
+from pion.rewards.builtin import unjudgeable
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.packed_records import NAMED, require_usable
 from pipeline.data.prepared import SPLITS
@@ -47,7 +48,7 @@ def questions(job: Job, found: Input, remarks: Remarks | None = None) -> Iterato
             assert not isinstance(said, str)
             yield parse_question({"messages": said.messages}, said.where), True, held_out
         return
-    for record, question, required in parsed(job, found, parse_question, remarks, EVERY):
+    for record, question, required in parsed(job, found, parse_question, EVERY):
         if isinstance(question, Question) and remarks is not None:
             asked = question.conversation
             remarks.note(asked.seen, [asked.messages, asked.tools], record.origin)
@@ -71,7 +72,7 @@ def write_prompts(
     def look() -> None:
         say(PrepareProgress(f"write {found.key}", prompts.read, "prompts"))
 
-    asked = questions(job, found, remarks)
+    asked = (_judgeable(job, one) for one in questions(job, found, remarks))
     buffers = iter(lambda: list(islice(asked, BUFFER)), [])
     for _ in attended_items(map(prompts.add, buffers), look):
         look()
@@ -94,6 +95,16 @@ def write_prompts(
         "refusals": refusals[:NAMED],
         "prompts": {"too_long": prompts.too_long, "unanswered": prompts.unanswered},
     } | remarks.report(warnings)
+
+
+def _judgeable(job: Job, asked: Asked) -> Asked:
+    """Return a record, refused if it has a right answer that a reward can't compare with."""
+    question, required, held_out = asked
+    if isinstance(question, Question) and question.answer is not None and job.reinforce:
+        for reward in job.reinforce.rewards:
+            if (why := unjudgeable(reward.kind, question.answer)) is not None:
+                return f"{question.conversation.where}: {why}", required, held_out
+    return asked
 
 
 def _write(prompts: EncodedPrompts, splits: Splits, folder: Path, pad: int) -> dict[str, Manifest]:

@@ -341,8 +341,7 @@ class _Joining:
                 writer.append_documents(ids[int(lengths[:skipped].sum()) :], lengths[skipped:])
         remarks = self._source.remarks
         remarks.replaced.add(piece.replaced, piece.places)
-        for words, (count, where) in piece.noted.items():
-            remarks.note_text(words, where, count)
+        remarks.blank += piece.blank
 
     def _keep_held_out(self, number: int, piece: Encoded) -> None:
         """Keep the held-out ids of a piece: they will be in a shard much later."""
@@ -355,7 +354,7 @@ class _Joining:
             lengths=lengths,
             replaced=piece.replaced,
             places=np.array(piece.places, np.str_),
-            noted=json.dumps(piece.noted),
+            blank=piece.blank,
         )
         path = self._path(number)
         write_atomically(path, content.getvalue())
@@ -374,7 +373,7 @@ class _Joining:
                     {"held_out": (kept["ids"], lengths)} if ids else {},
                     int(kept["replaced"]),
                     tuple(map(str, kept["places"])),
-                    json.loads(str(kept["noted"])),
+                    int(kept["blank"]),
                 )
         except _DAMAGED:
             return None

@@ -145,6 +145,7 @@ reinforce:
     "reinforce.sources/parquet": "{kind: parquet, path: questions.parquet}",
     "reinforce.sources/hub": "{kind: hub, repo: openai/gsm8k, subset: main}",
     "reinforce.rewards/number": "{kind: number}",
+    "reinforce.rewards/math": "{kind: math}",
     "reinforce.rewards/exact": "{kind: exact, weight: 2}",
     "reinforce.rewards/regex": "{kind: regex, pattern: '[A-D]'}",
     "reinforce.rewards/json": "{kind: json, keys: [name, age]}",

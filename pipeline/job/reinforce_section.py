@@ -41,6 +41,12 @@ class NumberReward(Reward):
     kind: Literal["number"]
 
 
+class MathReward(Reward):
+    """1 if the answer's formula has the value of the record's answer, as math-verify compares."""
+
+    kind: Literal["math"]
+
+
 class ExactReward(Reward):
     """1 if the answer is the record's answer, but for white space around it."""
 
@@ -75,7 +81,7 @@ class PythonReward(Reward):
 
 
 RewardSection = Annotated[
-    NumberReward | ExactReward | RegexReward | JsonReward | PythonReward,
+    NumberReward | MathReward | ExactReward | RegexReward | JsonReward | PythonReward,
     Field(discriminator="kind"),
 ]
 
@@ -88,9 +94,9 @@ class Reinforce(Conversations):
     )
     rewards: list[RewardSection] = identity(
         ...,
-        "what judges an answer: number, exact, {kind: regex, pattern: …}, {kind: json, keys: […]} "
-        "or {kind: python, path: …, function: …}. The reward of an answer is their weighted mean, "
-        "and the lowest of its prompt, at most 0, if the answer has no end",
+        "what judges an answer: number, math, exact, {kind: regex, pattern: …}, {kind: json, "
+        "keys: […]} or {kind: python, path: …, function: …}. The reward of an answer is their "
+        "weighted mean, and the lowest of its prompt, at most 0, if the answer has no end",
         min_length=1,
     )
     answers: int = identity(8, "answers that are sampled to each prompt", ge=2, most=1024)

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
-from pion.rewards.builtin import unjudgeable
+from pion.rewards.builtin import is_formula, unjudgeable
 from pipeline.console.formats import short_amount
 from pipeline.new.base import LookedUp
 from pipeline.new.layouts import TextColumn
@@ -21,7 +21,14 @@ from pipeline.new.rules import SMALLEST, Amount, FineTuning, FromRandom, Pretrai
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@=+ -]*(?<! )")
 # GSM8K's mark, LaTeX's, or nothing but a number.
-_RIGHT_NUMBER = re.compile(r"####|\\boxed\{|^\s*\W?[\d.,]+\W?\s*$")
+_CHECKED = re.compile(r"####|\\boxed\{|^\s*\W?[\d.,]+\W?\s*$|^(?=.*\\[A-Za-z]).{1,40}$")
+# What a reward compares, and what a right answer is.
+NAMES = {"number": "numbers", "math": "formulas", "exact": "ends"}
+RIGHT = {
+    "number": "the last number of the answer is the right one",
+    "math": "the last formula of the answer has the right value",
+    "exact": "the answer is the right one, letter by letter",
+}
 # Comments begin in this column, if the line is shorter.
 COLUMN = 34
 # The text that comes with Python.
@@ -218,22 +225,29 @@ def _sft(p: Proposal, stage: FineTuning) -> list[Line]:
 
 
 def _rewards(p: Proposal, held_out: float) -> list[Line]:
-    """Return a stage of rewards as comments, if all answers have a number that can be checked."""
+    """Return a stage of rewards as comments, if all answers have what can be checked."""
     answers = [content.answer for look in p.looks for content in look.few if content.answer]
-    if not all(map(_RIGHT_NUMBER.search, answers)):
+    if not all(map(_CHECKED.search, answers)):
         return []
+    kind = _comparing(answers)
     return [
-        Line("# reinforce:", f"the numbers of the answers can be checked: {REWARDS}"),
-        Line("#   rewards: [number]"),
+        Line("# reinforce:", f"the {NAMES[kind]} of the answers can be checked: {REWARDS}"),
+        Line(f"#   rewards: [{kind}]"),
         Line(f"#   held_out: {held_out:g}"),
         *(Line(f"# {line.yaml}") for line in _sources(p.sources["sft"])),
     ]
 
 
+def _comparing(answers: Sequence[Any]) -> str:
+    """Return the reward that compares with all of these right answers."""
+    if all(unjudgeable("number", answer) is None for answer in answers):
+        return "number"
+    return "math" if all(map(is_formula, answers)) else "exact"
+
+
 def _reinforce(p: Proposal, stage: FineTuning) -> list[Line]:
-    kind, right = "exact", "the answer is the right one, letter by letter"
-    if all(unjudgeable("number", content.answer) is None for content in p.looks[0].few):
-        kind, right = "number", "the last number of the answer is the right one"
+    kind = _comparing([content.answer for content in p.looks[0].few])
+    right = RIGHT[kind]
     return [
         Line("reinforce:", "it must give right answers sometimes: see `pion check`"),
         Line(f"  rewards: [{kind}]", f"1 if {right}; others: {REWARDS}", "reward", kind),

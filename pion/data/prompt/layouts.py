@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pion.data.chat.messages import Conversation, said_in
+from pion.data.chat.messages import Conversation, says_something
 from pion.data.records.fields import Fields, is_blank
 from pion.data.records.layouts import (
     ANSWERS,
@@ -42,14 +42,17 @@ class Question:
     Attributes:
         conversation: the messages of the prompt, and the tools that an answer may call.
         prompt: the prompt as rewards get it: the text of a question, or else the messages.
-        answer: the right answer; None if the record has none.
+        answer: the right answer: a text, or a list, an object or a truth value, as the record has
+            it; None if the record has none.
         record: the whole record.
+        begun: how the answer begins. What is sampled continues it.
     """
 
     conversation: Conversation
     prompt: str | list[dict[str, Any]]
-    answer: str | None
+    answer: Any
     record: dict[str, Any]
+    begun: str = ""
 
 
 def parse_question(record: Any, where: str) -> Question:
@@ -59,8 +62,8 @@ def parse_question(record: Any, where: str) -> Question:
         where: the record's file and line, for errors.
 
     Raises:
-        BadInput: there is no prompt, the prompt ends with an answer, the right answer is neither a
-            text nor a number, or a key could mean two things. The message names the key.
+        BadInput: there is no prompt, the prompt ends with two answers, the right answer is null or
+            NaN, or a key could mean two things. The message names the key.
     """
     if not isinstance(record, dict):
         raise BadInput(f"{where}: not a prompt: found {shown(record)} instead of an object")
@@ -73,27 +76,27 @@ def parse_question(record: Any, where: str) -> Question:
     said, words = (
         prompt_of(fields) if turns is None else (turns_under(fields, fields.take(turns), place), "")
     )
-    given = with_system(fields, said)
-    whole = [given[i] for i in said_in(given)]
+    whole = [message for message in with_system(fields, said) if says_something(message)]
     asked = [n for n, message in enumerate(whole, 1) if message["role"] != "assistant"]
     messages, cut = whole[: max(asked, default=0)], whole[max(asked, default=0) :]
-    if cut and turns is None:
-        raise BadInput(
-            f"{place} ends with an answer, but answers are sampled. Remove the last turn, or name "
-            "the list 'messages', of which the last answer is cut"
-        )
+    begun = cut[0]["content"] if cut and turns is None else ""
+    if begun and len(cut) > 1:
+        raise BadInput(f"{place} ends with two answers, and one can be continued. Remove the first")
     if not any(message["role"] == "user" for message in messages):
         raise BadInput(f"{place}: there is no prompt: the user says nothing before the answer")
-    answer, found_in = _right_answer(record, where, cut[-1]["content"] if cut else None)
-    words = words or (f"the prompt is what is before the last answer in {key}" if cut else "")
+    answer, found_in = _right_answer(record, where, cut[-1]["content"] if turns and cut else None)
+    if cut:
+        words = f"the prompt is what is before the last answer in {key}"
+        words = f"the prompt in {key} begins the answer, which is continued" if begun else words
     seen = seen_in(fields, ", ".join(filter(None, [words, found_in])))
     # Rewards may read all keys.
     asked_for = Conversation(messages, tools_of(fields), where, seen=replace(seen, unread=()))
     alone = turns is None and isinstance(record[key], str) and len(messages) == 1
-    return Question(asked_for, messages[0]["content"] if alone else messages, answer, record)
+    prompt = messages[0]["content"] if alone else messages
+    return Question(asked_for, prompt, answer, record, begun)
 
 
-def _right_answer(record: dict[str, Any], where: str, cut: str | None) -> tuple[str | None, str]:
+def _right_answer(record: dict[str, Any], where: str, cut: str | None) -> tuple[Any, str]:
     """Return the right answer, and in words which key has it; None and "" if there is none.
 
     `cut` is the text of the answer after the prompt. It counts if no key is filled.
@@ -107,12 +110,10 @@ def _right_answer(record: dict[str, Any], where: str, cut: str | None) -> tuple[
         return cut, ""
     key = (filled or list(given))[0]
     value = given[key]
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value == value
-    if not filled or not (number or isinstance(value, str)):
-        raise BadInput(
-            f"{where}: key {key!r}: the right answer must be a text or a number, not {shown(value)}"
-        )
-    return str(value), f"the answer in {key}"
+    if not filled or value != value:  # NaN
+        raise BadInput(f"{where}: key {key!r}: the right answer can't be {shown(value)}")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if number else value, f"the answer in {key}"
 
 
 def _no_prompt(fields: Fields) -> BadInput:

@@ -30,7 +30,7 @@ class EncodedPrompts:
         longest_token: bytes of the longest token.
         is_held_out: says whether a prompt with these ids, int32 ``(n,)``, is held out.
         kept: by whether they are held out, the ids of each prompt and a line of JSON with what
-            rewards get of the prompt: its `prompt`, `answer` and `record`.
+            rewards get of the prompt: its `prompt`, `answer` and `record`, and what has `begun`.
         refusals: why records can't be used.
         too_long: how many prompts have more ids than `longest`, and are left out.
         unanswered: how many prompts have no answer.
@@ -88,16 +88,24 @@ class EncodedPrompts:
         if surely_longer(asked, self.longest, self.longest_token):
             return None
         try:
-            ids = self.written.prompt_ids(asked.messages, asked.tools)
+            ids = prompt_ids(self.written, question)
         except BadInput as error:
             why = str(error).removeprefix("this conversation: ")
             raise BadInput(f"{asked.where}: {why}") from None
         return np.array(ids, np.int32) if len(ids) <= self.longest else None
 
 
+def prompt_ids(written: ChatFormat, question: Question) -> list[int]:
+    """Return the ids that the model continues. Raises BadInput as `written` does."""
+    asked = question.conversation
+    ids = written.prompt_ids(asked.messages, asked.tools)
+    return ids + (written.tokenizer.encode(question.begun) if question.begun else [])
+
+
 def _line(question: Question) -> bytes:
     """Return what rewards get. Raises BadInput for a record that could not be read again."""
     given = {"prompt": question.prompt, "answer": question.answer, "record": question.record}
+    given |= {"begun": question.begun} if question.begun else {}
     line = json.dumps(given, ensure_ascii=False, default=str)
     parse_json(line, question.conversation.where, strict=False)
     return f"{line}\n".encode()

@@ -12,7 +12,7 @@ from statistics import mean
 
 from pion.data.prompt.layouts import Question
 from pion.errors import BadInput
-from pion.rewards.answered import Answered
+from pion.rewards.answered import Answered, right_answers
 from pion.rewards.builtin import unjudgeable
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import beginning, duration
@@ -50,7 +50,7 @@ def check_rewards(job: Job) -> list[CheckRow]:
     if section is None:
         return []
     first = _first(job, section)
-    own = [_answered(one, one.answer) for one in first[:JUDGED] if one.answer is not None]
+    own = [_answered(one, right) for one in first[:JUDGED] for right in right_answers(one.answer)]
     with closing(judge_of(job)) as judge:
         started = time.monotonic()
         totals = [
@@ -108,7 +108,10 @@ def _first(job: Job, section: Reinforce) -> list[Question]:
 
 
 def _answered(one: Question, text: str) -> Answered:
-    return Answered(text, one.prompt, one.answer, one.record, finished=True, tokens=len(text) // 4)
+    ids = [0] * (len(text) // 4)  # a stand-in: no model has said it
+    return Answered(
+        text, one.prompt, one.answer, one.record, finished=True, tokens=len(ids), ids=ids
+    )
 
 
 def _answers_of_start(job: Job) -> list[CheckRow]:

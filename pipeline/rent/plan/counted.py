@@ -20,6 +20,7 @@ from pion.data.chat.conversation import Tokenized, marked_text
 from pion.data.preference.rendering import Usable, marked_preference, preference_format
 from pion.data.preference.summary import Summary
 from pion.data.prompt.layouts import Question
+from pion.data.prompt.rendering import prompt_ids
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
 from pipeline.base.keep import tokenizer_of_base
@@ -120,7 +121,7 @@ def count(job: Job, stage: str) -> Counted | None:
         first=first,
         specials={token: text for text, token in own.special_ids.items() if token in present},
         notes=tuple(words for source in sources for words in source.get("remarks", ())),
-        warnings=tuple(words for one in (report, *sources) for words in one.get("warnings", ())),
+        warnings=tuple(words for source in sources for words in source.get("warnings", ())),
         summaries=summaries,
     )
     if stage == "sft" and whole and found.rows < job.section("sft").global_batch:
@@ -169,9 +170,11 @@ def _first_prompt(
     none may be usable."""
     for one, _, _ in islice(questions(job, found), LOOKED_AT):
         if isinstance(one, Question):
-            ids = written.prompt_ids(one.conversation.messages, one.conversation.tools)
+            ids = prompt_ids(written, one)
             shown = Tokenized(np.array(ids), np.zeros(len(ids), bool))
-            answer = [] if one.answer is None else [f"right answer: {beginning(one.answer, 200)}"]
+            answer = (
+                [] if one.answer is None else [f"right answer: {beginning(str(one.answer), 200)}"]
+            )
             return [marked_text(tokenizer, shown), *answer], ids
     return [], ()
 

@@ -17,15 +17,22 @@ def said(text, answer=None):
 # Texts by their number.
 NUMBERS = {
     "72": ["So 40 + 32 = 72.", "72.0 %", "72kg", "答案是72。", "٧٢", "**072**, x2", r"$72\%$"],
-    "-7": ["from -5 to −7", "-$7.00", "#### -7"],
-    "5": ["10-5", "#### 7\n####5 apples, 3", r"####5 \boxed{4} 3", r"\boxed{4} \boxed{ 5\% } 3"],
+    "-7": ["from -5 to −7", "-$7.00", "#### -7", r"\(x = -7\)", "<answer> -7</answer>"],
+    "5": ["a 5", "#### 7\n####5 apples, 3", r"####5 \boxed{4} 3", r"\boxed{4} \boxed{ 5\% } 3"],
     "1234.5": ["$1,234.50 in all", r"\boxed{\$1,234.5}", r"\boxed{1234.5\text{ apples}} 2"],
-    "0.5": ["costs .5", r"\boxed{.5 kg}"],
+    "0.5": ["costs .5", r"\boxed{.5 kg}", "5e-1", r"\textbf{0.5}", r"0.5^\circ"],
+    "12": [r"12 \text{ m}^2", "12 m^2", r"\boxed{12\text{ m}^2}", "12 is a dozen"],
+    "12000": [r"12,\!000", "12{,}000", r"12\,000.0", "12 000", "12\u202f000", "1.2e4", "12E+3"],
+    "6.02e23": ["6.02e23.", "602" + "0" * 21, "it is 6.02E+23 a mole", r"\boxed{6.02e23}"],
+    "0.00001": ["1e-05", "0.00001", "10e-6"],
 }
 NO_NUMBERS = [
     *("", "no", "a 3/4", "10^6", "at 12:30", "1,2,3", "3,5", "1.2.3", "v2", "5 ####", "5 #### ?"),
     *(r"5 \boxed{\frac{1}{2}}", r"5 \boxed{2^{10}}", r"\boxed{3\sqrt{2}}", r"\boxed{1, 2}"),
     *(r"5 \boxed{", r"\boxed{5", r"5 \boxed{" + " " * 10**6 + "5}", "\ud800\0"),
+    *(r"of 20 \frac{3}{4}", r"\frac34", r"7\sqrt{2}", r"#### 7\sqrt{2}", "#### 2 1/2", "√2", "2π"),
+    *("3x^2 + 1", "x^2", "2(x+1)", "10-5", "3 / 4", "3+2i", "5x", "x > 5", r"6 \times 10^{23}"),
+    *(r"6 \cdot 10", "6e5.2", "1e999999", r"\log 5", "2^{-5}"),
 ]
 
 
@@ -76,5 +83,10 @@ def test_records_that_a_reward_can_not_judge():
     reasons = [unjudgeable("exact", answer) for answer in (None, "", " \n")]
     assert set(reasons) == {"there is no answer to compare with (the reward exact)"}
     assert "no number to compare with (the reward number): 'two'" in unjudgeable("number", "two")
+    for kind in ("number", "math", "exact"):
+        assert "a text or a list of texts, not {'target': ['5']}" in unjudgeable(
+            kind, {"target": ["5"]}
+        )
+    assert unjudgeable("number", ["no", "5"]) is None
     fine = [("number", "#### 72"), ("exact", "two"), ("regex", None)]
     assert [unjudgeable(*one) for one in fine] == [None] * 3

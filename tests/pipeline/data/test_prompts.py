@@ -69,7 +69,7 @@ def test_each_prompt_is_a_row_on_one_side_and_its_record_is_kept(tmp_path):
     assert 25 < len(held_out) < 80
     assert not {row[0] for row in train} & {row[0] for row in held_out}
     expected = [(one["prompt"], str(one.get("answer", None)), one) for one in records]
-    found = [(prompt, str(answer), record) for prompt, answer, record in train + held_out]
+    found = [(prompt, str(answer), record) for prompt, answer, record, _ in train + held_out]
     assert sorted(found, key=repr) == sorted(expected, key=repr)
     assert report["prompts"] == {"too_long": 0, "unanswered": 1}
     said = "the question is in prompt, the answer in answer (249 of 250 records)"
@@ -93,7 +93,7 @@ def test_rows_of_two_sources_are_those_of_the_stream_and_damaged_records_are_ref
         ids, row = rows.ids(number), rows.stream.row(number)
         assert ids == row.tokens[: len(ids)].tolist()
         assert (row.targets == -100).all()
-        prompt, answer, record = rows.question(number)
+        prompt, answer, record, _ = rows.question(number)
         assert decode(ids) == f"<|user|>\n{prompt}\n<|assistant|>\n"
         assert record == asked(int(answer))
         of_second += int(answer) >= 1000
@@ -172,7 +172,7 @@ def test_all_columns_of_a_table_are_read(tmp_path):
     days = pyarrow.array([n * 86_400_000 for n in range(60)], pyarrow.timestamp("ms"))
     pyarrow.parquet.write_table(table.append_column("day", days), tmp_path / "rl.parquet")
     prepared(prompt_job(tmp_path, {"kind": "parquet", "path": "rl.parquet"}), tmp_path / "data")
-    _, answer, record = rows_of(tmp_path / "data", "train")[0]
+    _, answer, record, _ = rows_of(tmp_path / "data", "train")[0]
     assert record.pop("day").startswith("1970-0")
     assert record == asked(int(answer), at=1.5, no=None)
 
@@ -181,12 +181,12 @@ def test_questions_about_python_are_held_out_by_their_file(tmp_path, monkeypatch
     more = Turn("assistant", "A thing."), Turn("user", "And?"), Turn("assistant", "That.")
     made = [Dialogue(f"lib/{n}.py", (Turn("user", f"What is f{n}?"), *more)) for n in range(80)]
     monkeypatch.setattr(python_qa, "dialogues", lambda: iter(made))
-    job = prompt_job(tmp_path, {"kind": "python-docs-qa"})
+    job = prompt_job(tmp_path, {"kind": "python-docs-qa"}, rewards=["exact"])
     prepared(job, tmp_path / "data")
     found = rows_of(tmp_path / "data", "held_out")
     named = [n for n in range(80) if python_docs.is_held_out(f"lib/{n}.py", job.data.held_out)]
-    assert {prompt[0]["content"] for prompt, _, _ in found} == {f"What is f{n}?" for n in named}
-    assert {(len(p), answer, len(r["messages"])) for p, answer, r in found} == {(3, "That.", 4)}
+    assert {prompt[0]["content"] for prompt, *_ in found} == {f"What is f{n}?" for n in named}
+    assert {(len(p), answer, len(r["messages"])) for p, answer, r, _ in found} == {(3, "That.", 4)}
 
 
 def test_of_the_hub_only_the_first_records_must_be_usable(tmp_path, monkeypatch):
