@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -24,10 +25,12 @@ class Judged:
         total: the weighted mean of the rewards. An answer without an end gets the lowest mean in
             its group, and at most 0: nothing is gained by never ending.
         by_name: each reward's own values, also for answers without an end.
+        seconds: how long each reward took for all of them.
     """
 
     total: list[list[float]]
     by_name: dict[str, list[list[float]]]
+    seconds: dict[str, float]
 
 
 class Judge:
@@ -42,15 +45,16 @@ class Judge:
     def judge(self, groups: Sequence[Sequence[Answered]]) -> Judged:
         """Judge answers. Each reward sees a group at a time, and raises what it raises. A reward
         with more than MOST_ERRORS is not asked for the other answers: these get 0."""
-        by_name = {
-            name: [reward.judge(group, MOST_ERRORS * sum(map(len, groups))) for group in groups]
-            for name, reward in self.rewards.items()
-        }
+        by_name, seconds = {}, {}
+        for name, reward in self.rewards.items():
+            started, most = time.monotonic(), MOST_ERRORS * sum(map(len, groups))
+            by_name[name] = [reward.judge(group, most) for group in groups]
+            seconds[name] = time.monotonic() - started
         total = [
             self._totals(group, [*zip(*judged)])
             for group, *judged in zip(groups, *by_name.values())
         ]
-        return Judged(total, by_name)
+        return Judged(total, by_name, seconds)
 
     def close(self) -> None:
         """End the processes of the rewards."""

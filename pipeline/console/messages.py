@@ -64,7 +64,7 @@ class Step:
 
     `memory` is in bytes, `eta` in seconds. `dollars` is what the run has cost so far,
     `dollars_per_hour` the price of this machine. `accuracy` is of preferences and rewards, `margin`
-    of preferences, and the others are of rewards.
+    of preferences, and the others are of rewards: `judging` is in seconds for an answer.
     """
 
     stage: str
@@ -83,6 +83,7 @@ class Step:
     margin: float | None = None
     reward: float | None = None
     signal: float | None = None
+    judging: float | None = None
 
 
 @dataclass(frozen=True)

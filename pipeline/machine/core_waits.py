@@ -42,16 +42,16 @@ def core_times(tasks: Path = Path("/proc/self/task")) -> Times:
     return times
 
 
-def waited_share(before: Times, now: Times) -> float | None:
+def waited_share(before: Times, now: Times, least: float = LEAST_NS) -> float | None:
     """Return which part of the time in which threads wanted to compute they waited for a core.
 
-    None if they hardly wanted to compute.
+    None if they wanted to compute for fewer than `least` nanoseconds.
     """
     run = waited = 0
     for thread, (ran, stood) in now.items():
         ran_before, stood_before = before.get(thread, (0, 0))
         run, waited = run + ran - ran_before, waited + stood - stood_before
-    return waited / (run + waited) if run + waited >= LEAST_NS else None
+    return waited / (run + waited) if run + waited >= least else None
 
 
 def slowness(now: Times | None = None) -> float:

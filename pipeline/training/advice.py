@@ -15,7 +15,7 @@ from pipeline.console.formats import duration, size
 from pipeline.console.messages import Note, Say
 from pipeline.job import Job
 from pipeline.job.sft_and_lora_sections import Conversations
-from pipeline.machine.core_waits import Times, core_times, waited_share
+from pipeline.machine.core_waits import LEAST_NS, Times, core_times, waited_share
 from pipeline.state.checkpoints.hold import STAYS, deletes_early
 from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, Head
 from pipeline.state.workspace import Workspace
@@ -133,6 +133,8 @@ def _growth(head: Head, workspace: Workspace, saves: int, seconds: float) -> tup
 SOME = 0.25
 # From this part on, people should know, even if no number of threads helps.
 MOST = 0.5
+# A process that wants to compute for a smaller part of the time is slow for other reasons.
+COMPUTES = 0.2
 # A number of threads is advised if it is so many times as fast.
 FASTER = 1.5
 # Products of more operations take longer than the turns that programs have on a core.
@@ -200,7 +202,9 @@ class BusyCores:
         if self._clock() - self._at < (FIRST_SECONDS if self._first else self._pause):
             return
         self._first = False
-        share = waited_share(self._before, self._times())
+        # While this run's own rewards judge answers, training hardly computes.
+        least = max(LEAST_NS, COMPUTES * 1e9 * (self._clock() - self._at))
+        share = waited_share(self._before, self._times(), least)
         if share is not None and share >= SOME and "threads" not in self._said:
             self._judge(share)
         self._at, self._before = self._clock(), self._times()

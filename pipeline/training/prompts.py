@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pion.errors import BadInput
 from pion.rewards.answered import Answered
 from pion.rewards.judge import MOST_ERRORS, Judge
-from pipeline.console.messages import Note
+from pipeline.console.formats import duration
+from pipeline.console.messages import Note, Say
 from pipeline.data.judge import judge_of, require_judgeable
 from pipeline.data.prompt_rows import PromptRows
 from pipeline.machine.kill_points import mark
@@ -36,35 +37,40 @@ if TYPE_CHECKING:
 
 # So many prompts are sampled before the first step.
 FIRST_PROMPTS = 64
+# A reward that takes more seconds for an answer is named.
+SLOW = 0.5
 # The most answers that are sampled together where nothing is trained.
 SAMPLED = 256
 
 
 @contextmanager
 def open_prompts(
-    job: Job, data: PreparedData, chat_format: ChatFormat
+    job: Job,
+    data: PreparedData,
+    chat_format: ChatFormat,
+    say: Say = lambda message: None,
+    limited: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Callable[[str, RowStream], Prompts]]:
     """Give what returns the prompts of a split, by its name and its rows.
+
+    `limited` is entered while answers are judged, which has limits of its own.
 
     Raises BadInput for a function of rewards that can't be used.
     """
     with closing(judge_of(job)) as judge:
-        yield partial(_prompts, job, data, chat_format, judge)
+        judging = partial(_Judging, job, judge, chat_format, say, limited, set())
+        yield partial(_prompts, judging, data)
 
 
 def _prompts(
-    job: Job,
-    data: PreparedData,
-    chat_format: ChatFormat,
-    judge: Judge,
-    split: str,
-    stream: RowStream,
+    judging_of: Callable[[PromptRows], _Judging], data: PreparedData, split: str, stream: RowStream
 ) -> Prompts:
     from pion.train.rollout_feed import Prompts
 
-    assert job.reinforce is not None
     rows = PromptRows.of(data, stream, split)
-    judging = _Judging(job, judge, rows, chat_format)
+    judging = judging_of(rows)
+    job, chat_format = judging.job, judging.chat_format
+    assert job.reinforce is not None
     return Prompts(
         ids=rows.ids,
         judge=judging.judged,
@@ -104,13 +110,16 @@ def open_feed(
 
 @dataclass
 class _Judging:
-    """Judges answers to the prompts of a split. `known` says whether the first ones were judged,
-    and `said` has the last ones."""
+    """Judges answers to the prompts of a split. `told` has what was said once, `known` says whether
+    the first answers were judged, and `said` has the last ones."""
 
     job: Job
     judge: Judge
-    rows: PromptRows
     chat_format: ChatFormat
+    say: Say
+    limited: Callable[[], AbstractContextManager[None]]
+    told: set[str]
+    rows: PromptRows
     known: bool = False
     said: Sequence[Said] = ()
 
@@ -125,8 +134,11 @@ class _Judging:
 
         mark("rollout")
         asked = [self._answered(row, group) for row, group in zip(numbers, groups, strict=True)]
-        found = self.judge.judge(asked)
-        self._require_few_errors(sum(map(len, asked)))
+        with self.limited():  # by the limits of each reward
+            found = self.judge.judge(asked)
+        count = sum(map(len, asked))
+        self._require_few_errors(count)
+        self._tell(found.seconds, count)
         if not self.known:
             require_judgeable(self.job, [one for group in asked for one in group])
             self.known = True
@@ -137,16 +149,35 @@ class _Judging:
         mark("reward")
         tensor = partial(torch.tensor, dtype=torch.float64)
         by_name = {f"reward_{name}": tensor(values) for name, values in found.by_name.items()}
+        each = sum(found.seconds.values()) / max(1, count)
+        by_name["judge_seconds"] = torch.full_like(tensor(found.total), each)
         return Judged(tensor(found.total), by_name)
 
     def _answered(self, row: int, group: Sequence[Rollout]) -> list[Answered]:
-        prompt, answer, record = self.rows.question(row)
+        prompt, answer, record, begun = self.rows.question(row)
         decode = self.chat_format.tokenizer.decode
         texts = [decode(one.ids[:-1] if one.finished else one.ids) for one in group]
         return [
-            Answered(text, prompt, answer, record, one.finished, len(one.ids))
+            Answered(begun + text, prompt, answer, record, one.finished, len(one.ids), one.ids)
             for text, one in zip(texts, group, strict=True)
         ]
+
+    def _tell(self, seconds: Mapping[str, float], answers: int) -> None:
+        """Say once which reward is slow, and which can't judge some answers."""
+        words = {}
+        for name, took in seconds.items():
+            if took > SLOW * answers:
+                each = f"the reward `{name}` takes {duration(took / answers)} an answer"
+                words[f"{name} slow"] = f"{each}, {duration(took)} for these {answers:,}"
+            if unjudged := self.judge.rewards[name].unjudged:
+                words[name] = (
+                    f"the reward `{name}` gave 0 to {unjudged.total():,} of {answers:,} answers: "
+                    f"{unjudged.most_common(1)[0][0]}"
+                )
+                unjudged.clear()
+        for key in words.keys() - self.told:
+            self.say(Note(words[key]))
+        self.told |= words.keys()
 
     def _require_few_errors(self, answers: int) -> None:
         rewards = self.judge.rewards.values()
@@ -166,14 +197,20 @@ def _last_words(prompt: str | list[dict[str, Any]]) -> str:
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
-def with_prompts(job: Job, data: StageData) -> StageData:
+def with_prompts(context: TrainingContext, data: StageData) -> StageData:
     """Return the data of a stage of rewards with its prompts, which are judged until it closes."""
     from pipeline.data.prepared import open_data
 
     closing_both = ExitStack()
     closing_both.callback(data.close)
     prompts_of = closing_both.enter_context(
-        open_prompts(job, open_data(data.folder), data.chat_format)
+        open_prompts(
+            context.job,
+            open_data(data.folder),
+            data.chat_format,
+            context.report,
+            partial(context.watchdog.paused, counted=True),
+        )
     )
     prompts = {
         "train": prompts_of("train", data.train),

@@ -319,4 +319,5 @@ def step_message(status: dict[str, Any], dollars: float | None) -> Step:
         margin=status.get("margin"),
         reward=status.get("reward"),
         signal=status.get("signal"),
+        judging=status.get("judge_seconds"),
     )

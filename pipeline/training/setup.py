@@ -255,7 +255,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
         data, reference, shards = _with_reference(context, data, start, saved, resumes=resumes)
     rows: RowStream | Prompts = data.train
     if context.job.section(stage).reinforcement is not None:
-        data = with_prompts(context.job, data)
+        data = with_prompts(context, data)
         assert data.prompts is not None
         rows = data.prompts["train"]
     trainer = _trainer(context, stage, rows, start, shards)

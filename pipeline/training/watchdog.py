@@ -83,8 +83,11 @@ class Watchdog:
             self._last_beat, self._since = None, self._now()
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Ignore the time spent inside, because something else limits it. May be nested."""
+    def paused(self, *, counted: bool = False) -> Iterator[None]:
+        """Ignore the time spent inside, because something else limits it. May be nested.
+
+        With `counted`, this time belongs to the interval of a usual step.
+        """
         with self._lock:
             self._pauses += 1
         try:
@@ -92,7 +95,7 @@ class Watchdog:
         finally:
             with self._lock:
                 self._pauses -= 1
-                self._last_beat, self._since = None, self._now()
+                self._last_beat, self._since = self._last_beat if counted else None, self._now()
 
     def close(self) -> None:
         """Stop watching."""

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.machine.core_waits import LEAST_NS, Times
+from pipeline.machine.core_waits import Times
 from pipeline.state.head import Head
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
@@ -120,9 +120,11 @@ LARGE = Work(rows=10_000, width=1024)
 
 
 class Machine:
-    """A machine with `threads` for training, which other programs use `share` of the time."""
+    """A machine with `threads` for training, which other programs use `share` of the time. Training
+    wants to compute for `wants` of it."""
 
-    def __init__(self, threads=2, work=TINY, share=0.5):
+    def __init__(self, threads=2, work=TINY, share=0.5, wants=1.0):
+        self.wants, self.passed = wants, 0.0
         self.share, self.now, self.notes, self.tried = share, 0.0, list[str](), list[int]()
         self.rates = {1: 900.0, 2: 16.0, 4: 10.0}
         self._times: Times = {1: (0, 0)}
@@ -137,8 +139,9 @@ class Machine:
 
     def _passed(self):
         run, waited = self._times[1]
-        more = int(self.share * 10 * LEAST_NS)
-        self._times = {1: (run + 10 * LEAST_NS - more, waited + more)}
+        wanted, self.passed = int(1e9 * self.wants * (self.now - self.passed)), self.now
+        more = int(self.share * wanted)
+        self._times = {1: (run + wanted - more, waited + more)}
         return self._times
 
     def _rate(self, threads):
@@ -179,6 +182,11 @@ def test_where_no_number_of_threads_helps_the_cause_is_said_once(machine):
     assert "waited for a core 60% of the time, so it is slow" in note
     assert machine.train() == []
     assert machine.tried == []
+
+
+def test_a_process_that_hardly_computes_is_not_slow_because_of_other_programs():
+    machine = Machine(share=0.9, wants=0.1)  # its own rewards judge answers for nine tenths
+    assert machine.train() == machine.train() == []
 
 
 def test_trials_that_find_nothing_become_rare():

@@ -220,3 +220,15 @@ def test_whoever_is_told_of_a_hang_may_close_the_watchdog():
     dog = Watchdog(close, start_limit=0.1)
     dog.start()
     assert closed.wait(60)
+
+
+def test_work_with_limits_of_its_own_belongs_to_the_usual_step_and_is_no_hang():
+    watched = Watched(factor=2, at_least=60)
+    for _ in range(3):
+        with watched.dog.paused(counted=True):
+            watched.wait(300)
+        watched.work(20)
+    watched.wait(600)
+    assert watched.hangs == []
+    watched.wait(50)
+    assert "(one usually takes 320.0 s)" in watched.hangs[0]
