@@ -260,6 +260,7 @@ def test_a_hub_that_is_away_is_said_and_the_job_is_written(here, pion, monkeypat
     assert code == 0, errors
     assert "assistant: ⟦Yes.⟧" in printed
     assert "HuggingFaceTB/SmolLM2-360M-Instruct can't be looked up now" in printed
+    assert "Run the same command again" not in printed  # the file is there, so it would fail
     assert "model: {from: HuggingFaceTB/SmolLM2-360M-Instruct}" in Path("chats.yaml").read_text()
 
 
