@@ -38,6 +38,7 @@ def _status_json(run: str) -> dict[str, Any]:
     rental, _ = read_rental_note(state)
     return {
         **history.status,
+        "end": history.end,
         "cost": history.costs.to_dict(),
         "rental": rental and dataclasses.asdict(rental),
         "deadline": history.deadline,

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pion.errors import BadInput
-from pion.secret_names import names_secret
+from pion.secret_names import SECRET_FORM, names_secret
 
 # A scheme and what follows it: a URL alone, and a URL in a text. A scheme has a limit and begins a
 # word, so that the time to search a text grows only with its length.
@@ -119,8 +119,6 @@ def _hide(match: re.Match[str]) -> str:
 # A shorter value is not looked for in text: it may be a common word.
 LEAST_CHARACTERS = 12
 
-# Tokens of the Hub, of GitHub and of RunPod.
-_TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|rpa_[A-Z0-9]{30,})\b")
 # The text after this option is for a model, and is not printed as anything else.
 _PROMPT = "--prompt"
 
@@ -136,7 +134,7 @@ def known_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]
 
 def masked(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """Return `text` without the environment's secrets and without the userinfo of URLs."""
-    text = _URL.sub(_hide, _TOKEN.sub("<token>", text))
+    text = _URL.sub(_hide, SECRET_FORM.sub("<token>", text))
     for name, value in sorted(known_secrets(environment).items(), key=lambda item: -len(item[1])):
         for spelling in {value, quote(value, safe="")}:
             text = text.replace(spelling, f"<{name}>")
@@ -144,11 +142,12 @@ def masked(text: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def secret_in(text: str, known: Mapping[str, str]) -> str | None:
-    """Return, in words, which of the `known` secrets or which token is in `text`; None if none."""
+    """Return, in words, which of the `known` secrets is in `text`, or that a token or key is; None
+    if none is."""
     for name, value in known.items():
         if value in text:
             return f"the value of {name}"
-    return "a token" if _TOKEN.search(text) else None
+    return "a token or key" if SECRET_FORM.search(text) else None
 
 
 def refuse_secret_arguments(arguments: Sequence[str]) -> None:

@@ -5,10 +5,9 @@ Pieces of a source are done side by side, and their results are taken in the ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -17,18 +16,21 @@ import numpy as np
 
 from pion.data.documents.file_to_documents import (
     Document,
+    Note,
     Span,
     lines_in,
     rows_in,
+    separate,
     texts_in,
     texts_under,
-    whole_characters,
+    unnoted,
 )
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.untrusted import open_file
 from pipeline.data.pieces import Piece
 from pipeline.data.prepared import SPLITS
+from pipeline.data.remarks import Remarks
 from pipeline.data.sources import split_text
 from pipeline.job import JsonlTexts, Source, TextFiles
 
@@ -79,13 +81,13 @@ class Encoded:
         joined: its documents.
         replaced: how many characters the vocabulary lacks.
         places: where the first of them are.
-        blank: how many records have no text.
+        noted: what else its texts have, as `Remarks` notes it.
     """
 
     joined: Joined
     replaced: int
     places: tuple[str, ...]
-    blank: int
+    noted: Mapping[str, tuple[int, str]]
 
 
 def count_piece(reading: Reading, piece: Piece) -> Counted:
@@ -104,17 +106,18 @@ def count_piece(reading: Reading, piece: Piece) -> Counted:
 def encode_piece(reading: Reading, piece: Piece) -> Encoded:
     """Return a piece as ids. Raises BadInput if it can't be read (any more)."""
     tokenizer = _tokenizer(reading.tokenizer)
-    replaced, blanks = tokenizer.replaced(), count()
+    remarks = Remarks(tokenizer.replaced())
 
     def texts() -> Iterator[tuple[str, str]]:
         for span in piece.spans:
-            for document in documents_in(span, reading, lambda: next(blanks)):
-                replaced.look(document.text, document.origin)
+            for document in documents_in(span, reading, remarks.note_text):
+                remarks.replaced.look(document.text, document.origin)
                 for held_out, text in split_text(document, reading.held_out):
                     yield SPLITS[held_out], text
 
     joined = encode_texts(tokenizer, texts())
-    return Encoded(joined, replaced.count, tuple(replaced.places), next(blanks))
+    places = tuple(remarks.replaced.places)
+    return Encoded(joined, remarks.replaced.count, places, remarks.noted)
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) -> Joined:
@@ -161,16 +164,14 @@ def numbered(pieces: Sequence[Piece], counted: Sequence[Counted]) -> list[Piece]
     return found
 
 
-def documents_in(
-    span: Span, reading: Reading, blank: Callable[[], object] = lambda: None
-) -> Iterator[Document]:
-    """Yield the documents of a span, in whole characters; `blank` is called for records without
-    text. Raises BadInput as `texts` does."""
+def documents_in(span: Span, reading: Reading, note: Note = unnoted) -> Iterator[Document]:
+    """Yield the documents of a span, and `note` what its texts have. Raises BadInput as `texts`
+    does."""
     files = reading.held_out_files
     named = replace(span, held_out=None if files is None else span.file in files)
     try:
-        for document in _read(named, reading, blank):
-            yield replace(document, text=whole_characters(document.text))
+        for document in _read(named, reading, note):
+            yield from separate(document, note)
     except FileNotFoundError:
         raise gone(span.file) from None
     except OSError as error:
@@ -185,14 +186,14 @@ def gone(file: Path | str) -> BadInput:
     )
 
 
-def _read(span: Span, reading: Reading, blank: Callable[[], object]) -> Iterator[Document]:
+def _read(span: Span, reading: Reading, note: Note) -> Iterator[Document]:
     source, longest = reading.source, reading.longest
     if isinstance(source, TextFiles):
         return texts_in(span, source.split, longest)
     field: str = source.field  # type: ignore[attr-defined]
     if isinstance(source, JsonlTexts):
-        return texts_under(field, lines_in(span, longest), reading.key, blank)
-    return texts_under(field, rows_in(span, (field,), longest), reading.key, blank)
+        return texts_under(field, lines_in(span, longest), reading.key, note)
+    return texts_under(field, rows_in(span, (field,), longest), reading.key, note)
 
 
 def _items(span: Span, source: Source, last: Document | None) -> int:

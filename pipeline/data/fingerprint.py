@@ -21,7 +21,17 @@ from pion.files import sha256_file
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.cleaning.sets import digests_of_sets
 from pipeline.data.sources import Input, find_input
-from pipeline.job import HubDataset, Job, JsonlFiles, ParquetFiles, TextFiles
+from pipeline.job import (
+    HubDataset,
+    HubTexts,
+    Job,
+    JsonlFiles,
+    JsonlTexts,
+    ParquetFiles,
+    ParquetTexts,
+    TextFiles,
+)
+from pipeline.job.data_section import share_rows
 from pipeline.job.digest import conversation_inputs, covered_fields, digest_of
 from pipeline.machine.file_hashes import hashed_once
 
@@ -34,11 +44,13 @@ APART = "PION_DATA_APART"
 NOT_CONTENT = ("dataset.json", "choices.jsonl", "commit.json")
 # They say where a source is, and its content says the rest.
 _WHERE = ("path", "revision")
-# Raise this when only text files would make other rows. Before 2, a last paragraph was a document.
-TEXT_FORMAT = 2
+# Raise this when only texts would make other rows. Before 2, a last paragraph was a document.
+# Before 3, line ends of Windows, zero bytes and marks between documents were learned.
+TEXT_FORMAT = 3
 # Raise this when only records of conversations and preferences would make other rows. Before 2,
-# nulls in calls, weights of messages and keys next to the messages were read as they are not meant.
-RECORD_FORMAT = 2
+# nulls in calls, weights of messages and keys next to the messages were read as they are not meant;
+# before 3, texts lost the space around them, and questions of empty answers were kept.
+RECORD_FORMAT = 3
 # Raise this when the rules of data.clean would leave out other documents.
 CLEAN_RULES = 1
 
@@ -61,6 +73,8 @@ def fingerprint_of(
     }
     if part == "pretrain" and job.data.clean is not None:
         content["clean"] = {"rules": CLEAN_RULES, "sets": digests_of_sets(job)}
+    if share_rows(part, [found.source for found in inputs]):
+        content["weights"] = "rows"
     if apart := os.environ.get(APART):
         content["apart"] = apart
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -118,7 +132,7 @@ def _settings(job: Job, part: str) -> dict[str, Any]:
 
 def _of_source(found: Input, say: Say) -> dict[str, Any]:
     fields = {p: v for p, v in covered_fields(found.source).items() if p not in _WHERE}
-    if isinstance(found.source, TextFiles):
+    if isinstance(found.source, TextFiles | JsonlTexts | ParquetTexts | HubTexts):
         fields["format"] = TEXT_FORMAT
     if type(found.source) in (JsonlFiles, ParquetFiles, HubDataset):  # others are of plain text
         fields["format"] = RECORD_FORMAT

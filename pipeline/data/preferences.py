@@ -103,7 +103,7 @@ def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Itera
             )
         return preference
 
-    for record, preference, required in parsed(job, found, parse):
+    for record, preference, required in parsed(job, found, parse, remarks):
         if isinstance(preference, str):
             yield Read(preference, required)
             continue

@@ -48,7 +48,7 @@ def questions(job: Job, found: Input, remarks: Remarks | None = None) -> Iterato
             assert not isinstance(said, str)
             yield parse_question({"messages": said.messages}, said.where), True, held_out
         return
-    for record, question, required in parsed(job, found, parse_question, EVERY):
+    for record, question, required in parsed(job, found, parse_question, remarks, EVERY):
         if isinstance(question, Question) and remarks is not None:
             asked = question.conversation
             remarks.note(asked.seen, [asked.messages, asked.tools], record.origin)

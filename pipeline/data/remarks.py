@@ -9,6 +9,7 @@ from typing import Any
 
 from pion.data.chat.messages import Seen
 from pion.data.chat.template import COUNTS
+from pion.data.documents.file_to_documents import SPELLED, ZEROS
 from pion.data.records.layouts import MEANINGFUL
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.later_fields import shown
@@ -28,10 +29,11 @@ class Remarks:
         replaced: the characters that the vocabulary lacks.
         left_out: why files of the source are not read.
         roles: the other names of roles, and the role that each was read as.
-        layouts: how many records have their question and answer in which columns.
+        said: how many records have their question and answer in which columns, or were changed.
         unread: how many records have a key that is not read.
         records: how many records there are.
-        blank: how many records have no text, or a blank one.
+        noted: what texts have that is not learned as it is there, in words: how many have it, and
+            the first place.
         counts: system messages, thoughts and tools, by the names in COUNTS.
         apart: of how many conversations each answer is a separate example.
         shortened: what `shortened` says of both splits, and whether that is a warning.
@@ -40,10 +42,10 @@ class Remarks:
     replaced: ReplacedCharacters
     left_out: tuple[str, ...] = ()
     roles: dict[str, str] = field(default_factory=dict)
-    layouts: Counter[str] = field(default_factory=Counter)
+    said: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
     records: int = 0
-    blank: int = 0
+    noted: dict[str, tuple[int, str]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     apart: int = 0
     shortened: tuple[str, bool] = ("", False)
@@ -53,12 +55,13 @@ class Remarks:
         self.replaced.look(texts, where)
         self.records += 1
         self.roles |= dict(seen.roles)
-        self.layouts.update(filter(None, [seen.layout]))
+        self.said.update(filter(None, [seen.layout, *seen.notes]))
         self.unread.update(seen.unread)
 
-    def note_blank(self) -> None:
-        """Note a record without text."""
-        self.blank += 1
+    def note_text(self, words: str, where: str, count: int = 1) -> None:
+        """Note what texts have, in words, of which the first is at `where`."""
+        before, first = self.noted.get(words, (0, where))
+        self.noted[words] = before + count, first
 
     def note_counts(self, report: Mapping[str, Any], seq_len: int) -> None:
         """Note what was counted in both splits while rows of `seq_len` tokens were written."""
@@ -76,10 +79,10 @@ class Remarks:
         read = ", ".join(f"{shown(name)} as {role}" for name, role in sorted(self.roles.items()))
         remarks = (
             *self.left_out,
-            f"{self.blank:,} records have no text and are left out" if self.blank else "",
+            *self._noted(warned=False),
             self.replaced.in_words(),
             read and f"roles with other names: {read}",
-            *(f"{words} ({self._share(count)})" for words, count in self.layouts.most_common()),
+            *(f"{words} ({self._share(count)})" for words, count in self.said.most_common()),
             self._not_read([key for key in self.unread if key not in MEANINGFUL]),
             self.apart
             and "the template writes an answer differently once others follow, so each answer of "
@@ -91,8 +94,16 @@ class Remarks:
     def warnings(self) -> list[str]:
         """Return a sentence for each thing that the data have and the model will not learn."""
         found = [self._not_read([key for key in MEANINGFUL if key in self.unread]), *self._lost()]
+        found += self._noted(warned=True)
         found.append(self.shortened[0] if self.shortened[1] else "")
         return [words for words in found if words]
+
+    def _noted(self, *, warned: bool) -> list[str]:
+        return [
+            f"{words} ({count:,}, the first: {where})"
+            for words, (count, where) in self.noted.items()
+            if (words in (SPELLED, ZEROS)) == warned
+        ]
 
     def _not_read(self, keys: list[str]) -> str:
         named = [f"{shown(key)} ({self._share(self.unread[key])})" for key in keys]

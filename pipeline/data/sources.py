@@ -19,13 +19,16 @@ from pion.data.chat.messages import Conversation, turns_of, with_texts
 from pion.data.documents import python_docs, python_qa
 from pion.data.documents.file_to_documents import (
     Document,
+    Note,
     Record,
     Span,
     jsonl_records,
     parquet_records,
+    plain,
     record_documents,
+    separate,
     text_documents,
-    whole_characters,
+    unnoted,
 )
 from pion.data.documents.find_files import (
     JSONL_SUFFIXES,
@@ -166,7 +169,7 @@ def split_text(document: Document, share: float) -> Iterator[tuple[bool, str]]:
 
 
 def documents(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[Document]:
-    """Yield every document of a text source, in order. Records without text are noted in `remarks`.
+    """Yield every document of a text source, in order, and note in `remarks` what texts have.
 
     Raises BadInput as `texts` does.
     """
@@ -176,8 +179,9 @@ def documents(job: Job, found: Input, remarks: Remarks | None = None) -> Iterato
             held_out = python_docs.is_held_out(document.origin, job.data.held_out)
             yield replace(document, held_out=held_out)
         return
-    for document in _documents(job, found, remarks):
-        yield replace(document, text=whole_characters(document.text))
+    note = unnoted if remarks is None else remarks.note_text
+    for document in _documents(job, found, note):
+        yield from separate(document, note)
 
 
 def is_held_out(job: Job, document: Document) -> bool:
@@ -209,7 +213,8 @@ def conversations(
             yield held_out, Talk(Conversation(messages, None, dialogue.origin), required=True)
         return
     assert job.sft is not None
-    for record, talk, required in parsed(job, found, partial(read_conversation, own=own)):
+    parse = partial(read_conversation, own=own)
+    for record, talk, required in parsed(job, found, parse, remarks):
         if isinstance(talk, str):
             yield False, Talk(talk, required)
             continue
@@ -220,19 +225,24 @@ def conversations(
 
 
 def parsed(
-    job: Job, found: Input, parse: Callable[[Any, str], T], columns: Container[str] = COLUMNS
+    job: Job,
+    found: Input,
+    parse: Callable[[Any, str], T],
+    remarks: Remarks | None,
+    columns: Container[str] = COLUMNS,
 ) -> Iterator[tuple[Record, T | str, bool]]:
     """Yield every record of a source, what `parse` returns of its value and origin, and whether it
-    must be usable: of a data set on the Hub, only the first SAMPLED must.
+    must be usable: of a data set on the Hub, only the first SAMPLED must. Its texts are noted.
 
     Of others, a text says why it can't be used. Of tables, only these `columns` are read. Raises
     the BadInput of `parse` for one that must.
     """
-    on_hub = isinstance(found.source, HubDataset)
+    on_hub, note = isinstance(found.source, HubDataset), remarks.note_text if remarks else unnoted
     for number, record in enumerate(records(job, found, columns)):
         required = not on_hub or number < SAMPLED
         try:
-            made: T | str = parse(with_texts(record.value, whole_characters), record.origin)
+            texts = with_texts(record.value, partial(plain, where=record.origin, note=note))
+            made: T | str = parse(texts, record.origin)
         except BadInput as error:
             if required:
                 raise
@@ -247,13 +257,12 @@ def texts_of(conversation: Conversation, *, own: bool) -> list[str]:
     return [message["content"] or "" for message in conversation.messages]
 
 
-def _documents(job: Job, found: Input, remarks: Remarks | None) -> Iterator[Document]:
+def _documents(job: Job, found: Input, note: Note) -> Iterator[Document]:
     source = found.source
     if isinstance(source, TextFiles):
         return text_documents(found.spans, source.split, found.key, longest_line(job))
     assert isinstance(source, JsonlTexts | ParquetTexts | HubTexts)
-    blank = (lambda: None) if remarks is None else remarks.note_blank
-    return record_documents(records(job, found, (source.field,)), source.field, found.key, blank)
+    return record_documents(records(job, found, (source.field,)), source.field, found.key, note)
 
 
 def records(job: Job, found: Input, columns: Container[str]) -> Iterator[Record]:

@@ -341,7 +341,8 @@ class _Joining:
                 writer.append_documents(ids[int(lengths[:skipped].sum()) :], lengths[skipped:])
         remarks = self._source.remarks
         remarks.replaced.add(piece.replaced, piece.places)
-        remarks.blank += piece.blank
+        for words, (count, where) in piece.noted.items():
+            remarks.note_text(words, where, count)
 
     def _keep_held_out(self, number: int, piece: Encoded) -> None:
         """Keep the held-out ids of a piece: they will be in a shard much later."""
@@ -354,7 +355,7 @@ class _Joining:
             lengths=lengths,
             replaced=piece.replaced,
             places=np.array(piece.places, np.str_),
-            blank=piece.blank,
+            noted=json.dumps(piece.noted),
         )
         path = self._path(number)
         write_atomically(path, content.getvalue())
@@ -373,7 +374,7 @@ class _Joining:
                     {"held_out": (kept["ids"], lengths)} if ids else {},
                     int(kept["replaced"]),
                     tuple(map(str, kept["places"])),
-                    int(kept["blank"]),
+                    json.loads(str(kept["noted"])),
                 )
         except _DAMAGED:
             return None

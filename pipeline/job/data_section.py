@@ -6,6 +6,7 @@ A changed default or a new field moves digests: see train_sections.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -108,10 +109,20 @@ class Source(Section):
     weight: float = identity(
         1.0,
         "how many rows come from this source, relative to the other sources: weight 2 gives twice "
-        "as many rows as weight 1",
+        "as many rows as weight 1. If no source of sft, prefer or reinforce has a weight, each "
+        "gives as many rows as it has",
         gt=0,
         most=10**9,
     )
+
+
+def share_rows(stage: str, sources: Sequence[Source]) -> bool:
+    """Return whether each source of a stage gives as many rows as it has: none has a weight.
+
+    The field does not say it, so that the digests of runs from before stay.
+    """
+    unset = all("weight" not in source.model_fields_set for source in sources)
+    return stage != "pretrain" and len(sources) > 1 and unset
 
 
 class TextSource(Source):

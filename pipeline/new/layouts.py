@@ -19,9 +19,11 @@ from pion.data.records.layouts import (
     QUESTIONS,
     SIDES,
     SYSTEMS,
+    TEXT,
     TOOLS,
     TURNS,
 )
+from pion.data.records.transcripts import marked
 from pion.data.records.turns import ROLE_KEYS, TEXT_KEYS
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
@@ -170,6 +172,9 @@ def _chats(
         if turns:
             return turns[0]
     pair = _pair(columns, wishes)
+    texts = (name for name in columns if any(marked(record.get(name)) for record in records))
+    if pair is None and wishes.use != "text" and (name := next(texts, None)) is not None:
+        return TurnsColumn(name, ROLE_KEYS[0], TEXT_KEYS[0])
     if not isinstance(pair, PairColumns) or wishes.question_column or USUAL not in columns:
         return pair
     if wishes.use == "text":
@@ -304,7 +309,7 @@ def read_by_jobs(layout: Columns, records: Sequence[Record]) -> bool:
         return True
     if isinstance(layout, TurnsColumn):
         alone = all(len(Fields(record, "").there(*TURNS)) < 2 for record in records)
-        return layout.column in TURNS and alone
+        return layout.column in (*TURNS, TEXT) and alone
     others = (layout.context is None or layout.context in CONTEXTS) and (
         layout.system is None or layout.system in SYSTEMS
     )

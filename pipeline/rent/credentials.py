@@ -103,8 +103,14 @@ def secrets_for(
 
 
 _SECRETS = "secrets"
-# `NAME=value` in a script, where the value is neither a variable nor a path.
-_ASSIGNED = re.compile(r"""(?<![\w$])([A-Z][A-Z0-9_]*)=["']?[^\s"'$/~<]""")
+# `NAME=value` in a script, where the value is neither a variable nor a path. A name with small
+# letters counts only where a command begins, because options and code have such names, too; there,
+# `NAME: value` counts as well, as in a file that the script writes.
+_VALUE = r"""["']?[^\s"'$/~<]"""
+_ASSIGNED = re.compile(
+    rf"""(?m)(?<![\w$-])([A-Z][A-Z0-9_]*)={_VALUE}"""
+    rf"""|(?:^|[;&|]|\bexport\b|\benv\b)[ \t]*["']?([A-Za-z]\w*)["']?(?:=|:[ \t]+){_VALUE}"""
+)
 
 
 def refuse_recorded_secrets(
@@ -130,8 +136,8 @@ def refuse_recorded_secrets(
         if found := secret_in(text, known):
             raise BadInput(_move(where, f"{key} has {found}", "the variable"))
         for assigned in _ASSIGNED.finditer(text) if key in ("run", "setup") else ():
-            if names_secret(assigned[1]):
-                raise BadInput(_move(where, f"{key} has a value of {assigned[1]}", assigned[1]))
+            if names_secret(name := assigned[1] or assigned[2]):
+                raise BadInput(_move(where, f"{key} has a value of {name}", name))
 
 
 def secrets_written(config: Mapping[str, Any]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from pipeline.state.notes.stop_requests import describe_stop
 from pipeline.state.record_json import Damaged
 from pipeline.state.rows.row_types import Unreadable
 from pipeline.state.run_state import SILENCE_SECONDS
+from pipeline.state.status.run_status import last_end, last_end_in_words
 
 Row = Mapping[str, Any]
 
@@ -105,6 +106,11 @@ class RunHistory:
         done = [self.head.stages.get(stage) for stage in self.stages]
         return None if None in done else max(record.at for record in done if record is not None)
 
+    @property
+    def end(self) -> Row | None:
+        """How the last attempt ended; None if it goes on, was killed or ended well."""
+        return last_end(self.events)
+
     def steps(self, stage: str) -> list[Row]:
         """Return the rows of the optimizer steps of `stage`, in order."""
         return [row for row in self.metrics.get(stage, ()) if "loss" in row]
@@ -177,9 +183,11 @@ class RunHistory:
         ]
 
     def remarks(self) -> list[str]:
-        """Return a request to stop, the rows left out, and what else a person should know."""
+        """Return how the last attempt ended, a request to stop, the rows left out, and what else a
+        person should know."""
         stop, missing = self.status["stop"], self.unreadable.describe()
         return [
+            *([last_end_in_words(self.end)] if self.end else []),
             *([f"asked to stop: {describe_stop(stop)}"] if stop else []),
             *self.warnings(),
             *self._worse(),

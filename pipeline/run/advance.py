@@ -82,6 +82,13 @@ class Advance:
         `raised` is the stage that continues under another digest.
         """
         try:
+            with self.journal.keeping_end():
+                self._go(raised)
+        finally:
+            self._release()
+
+    def _go(self, raised: StaleStage | None) -> None:
+        try:
             plans = self._begin(raised)
             self._prepare_and_train(plans)
             for stage in ("evaluate", "publish"):
@@ -99,8 +106,6 @@ class Advance:
             with contextlib.suppress(StoreError):
                 self.claim.confirm()
             raise
-        finally:
-            self._release()
 
     def obey(self) -> None:
         """Ask for a stop, with SIGTERM's deadline, if the run has a new owner or a stop request, or

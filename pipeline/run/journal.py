@@ -5,15 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+from collections.abc import Iterator
+from typing import Any
 
+from pion.errors import Fenced, PionError
 from pipeline.console.display import Display
-from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, Step
+from pipeline.console.formats import printable
+from pipeline.console.masking import masked
+from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, StageState, Step
 from pipeline.cost.timeline import WAITED
+from pipeline.machine.no_room_or_permission import refusal
 from pipeline.machine.rented import PAID_TO_FIRST_STEP, claim_event, this_machine
 from pipeline.run.inputs import Start
 from pipeline.state.claim import Claim
 from pipeline.state.owner import differences
 from pipeline.state.rows.metrics import EventLog
+from pipeline.state.rows.row_types import END, LONGEST_MESSAGE
 from pipeline.state.stores import StoreError
 from pipeline.training.watchdog import Watchdog
 
@@ -34,6 +41,8 @@ class Journal:
         self._start, self._claim, self._display = start, claim, display
         self._machine = this_machine(start.at)
         self._events = EventLog(start.run.store, start.run.name, claim.epoch)
+        # The stage at work, and its newest step if it trains.
+        self._place: dict[str, Any] = {}
         # Training has its own watchdog, which ends a hang. Other work may rightly be silent for
         # long, so this only tells.
         self.watchdog = Watchdog(self._tell_hang, missed="message")
@@ -63,6 +72,24 @@ class Journal:
         if changes:
             self._events.append("changed", changes=changes)
 
+    @contextlib.contextmanager
+    def keeping_end(self) -> Iterator[None]:
+        """Record the error with which this start ends, for those who read the store.
+
+        A process that lost the run, or can't reach its store, writes nothing more.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Fenced) and not isinstance(error.__cause__, StoreError):
+                known = error if isinstance(error, PionError) else refusal(error)
+                bug = f"a bug in Pion: {type(error).__name__}: {error}. What was committed is safe"
+                words = printable(masked(str(known or bug)))[:LONGEST_MESSAGE]
+                code = 1 if known is None else known.exit_code
+                self._events.append(END, code=code, message=words, **self._place)
+                self._flush_if_possible()
+            raise
+
     def note(self, text: str) -> None:
         """Show a line."""
         self.say(Note(text))
@@ -71,6 +98,12 @@ class Journal:
         """Show a message, and record what the start-up cost by phase and what a save takes."""
         if isinstance(message, Step):
             message = dataclasses.replace(message, dollars_per_hour=self._start.price)
+            self._place = {"stage": message.stage, "step": message.step}
+        elif isinstance(message, StageState) and (
+            # At the start, the plan names all stages. The first that is left begins.
+            message.state == "started" or (message.state != "done" and not self._place)
+        ):
+            self._place = {"stage": message.stage}
         self.watchdog.progress()
         self._display.say(message)
         if isinstance(message, Phase):

@@ -60,7 +60,7 @@ from pipeline.data.splits import RowFormat
 from pipeline.data.tasks import InThisProcess
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
-from pipeline.job.data_section import Data
+from pipeline.job.data_section import Data, share_rows
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.reinforce_section import Reinforce
 from pipeline.job.sft_and_lora_sections import Sft
@@ -205,11 +205,8 @@ def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool
             report = there.get(number) or write(reading, tokenizer, place, rows, part.say)
             check_splits(report, reading.found, seq_len, section.held_out)
             reports.append({"name": _name(reading.found.source)} | report)
-    sources = tuple(
-        PreparedSource(source.model_dump()["kind"], source.weight, str(number))
-        for number, source in enumerate(section.sources)
-    )
-    report = _totals(reports, tokenizer_report, started)
+    sources = _sources(part, reports)
+    report = _totals(reports, tokenizer_report, started) | _often(part.name, sources, reports)
     if cleaned is not None:
         report["cleaned"] = cleaned.receipt()
     data = PreparedData(folder, part.name, sources, report)
@@ -217,6 +214,35 @@ def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool
         _write_choices(data, tokenizer, job.seed)
     _finish(job, inputs, data, part.say)
     return keys
+
+
+def _sources(part: _Part, reports: Sequence[dict[str, Any]]) -> tuple[PreparedSource, ...]:
+    """Return the sources with their weights, which may be their rows."""
+    sources = _section(part.job, part.name).sources
+    weights = [source.weight for source in sources]
+    if share_rows(part.name, sources):
+        rows = [report["train_rows"] for report in reports]
+        # A block of 1,024 rows of a mix has a row of each source.
+        weights = [max(count, sum(rows) / 800) for count in rows]
+    return tuple(
+        PreparedSource(source.model_dump()["kind"], weight, str(number))
+        for number, (source, weight) in enumerate(zip(sources, weights))
+    )
+
+
+def _often(
+    part: str, sources: Sequence[PreparedSource], reports: Sequence[dict[str, Any]]
+) -> dict[str, list[str]]:
+    """Return warnings of sources that are read more than twice in a pass over all rows."""
+    rows = [report["train_rows"] for report in reports]
+    share = sum(rows) / sum(source.weight for source in sources)
+    warnings = [
+        f"a pass over the rows of all sources reads {part}.sources.{source.folder} {times:.3g} "
+        "times, and others less often. Without weights, it reads each source once"
+        for source, count in zip(sources, rows)
+        if part != "pretrain" and (times := source.weight * share / count) > 2
+    ]
+    return {"warnings": warnings} if warnings else {}
 
 
 def _write_text(
@@ -453,6 +479,7 @@ def _about(data: PreparedData) -> Iterator[str]:
         f"tokens) to train on, {report['held_out_rows']:,} held out"
         + (f"; tokenized at {max(speeds):.1f} MB/s" if speeds else "")
     )
+    yield from (f"warning: {words}" for words in report.get("warnings", ()))
     for source in report["sources"]:
         name = source["name"]
         yield from (f"{name}: {remark}" for remark in source.get("remarks", ()))

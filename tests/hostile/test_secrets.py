@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 import pipeline.commands.cli
+from pion.errors import BadInput
 from pipeline.cli import main
 from pipeline.console.masking import masked
+from pipeline.rent.credentials import refuse_recorded_secrets
 from pipeline.rent.managed import launch as launching
 from tests.pipeline.rent.conftest import sky_home as sky_home  # a fixture
 from tests.support.fake_provider import FakeProvider
@@ -233,6 +235,50 @@ def test_a_prompt_may_hold_anything(desk):
 # ---------------------------------------------------------------- what SkyPilot gets
 
 
+PRIVATE = f"-----BEGIN OPENSSH PRIVATE KEY-----\n{MARKER}\n-----END OPENSSH PRIVATE KEY-----"
+FORMS = (
+    f"AKIA{'MARKER7X' * 2}",
+    f"sk-proj-{'MARKER7x' * 5}",
+    f"curl -H 'Authorization: Bearer {MARKER}'",
+    f"curl -H 'authorization: Basic {MARKER}=='",
+    f"github_pat_{'MARKER7x' * 5}",
+    PRIVATE,
+)
+SHOWN = (
+    *FORMS,
+    f"export hf_token={MARKER}",
+    f"DBPASSWD: {MARKER}",
+    f"a=b; accessToken='{MARKER}' pion run",
+)
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_a_secret_of_a_known_form_is_masked(text):
+    shown = masked(f"before {text} after", {})
+    assert hides(shown)
+    assert shown.startswith("before ")
+
+
+@pytest.mark.parametrize("text", SHOWN)
+def test_a_script_with_a_secret_is_refused_by_its_form_or_name(text):
+    with pytest.raises(BadInput, match="setup has a") as refusal:
+        refuse_recorded_secrets({"setup": f"echo a\n{text}"}, "rental.yaml", {})
+    assert hides(str(refusal.value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "for key in a b; do sort --key=2 $key; done\npython -c 'sorted(x, key=len)'",
+        'HF_TOKEN=$TOKEN pion run\nexport ssh_key=~/.ssh/id\ncurl -H "Authorization: Bearer $T"',
+        "tokenizer: bpe\nmax_tokens: 5\nmonkey=3 sk-learn-contrib-extra-packages\ncd $PWD; PWD=x",
+    ],
+)
+def test_what_holds_no_secret_is_accepted(text):
+    refuse_recorded_secrets({"run": text, "setup": text}, "rental.yaml", {})
+    assert masked(text, {}) == text
+
+
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
@@ -247,7 +293,9 @@ def test_a_prompt_may_hold_anything(desk):
         ({"run": f"HF_TOKEN={MARKER}xy pion run"}, "run has the value of AWS_SECRET_ACCESS_KEY"),
         ({"run": f"export MY_TOKEN='{WITH_SLASH}'\npion run"}, "run has a value of MY_TOKEN"),
         ({"setup": f"curl {URLS['https']}"}, "setup is a URL with"),
-        ({"run": f"curl -H 'Bearer hf_{'MARKER' * 6}'"}, "run has a token"),
+        ({"run": f"curl -H 'Bearer hf_{'MARKER' * 6}'"}, "run has a token or key"),
+        ({"envs": {"DBPASSWD": MARKER}}, "envs.DBPASSWD is a secret"),
+        ({"envs": {"hf_token": MARKER}}, "envs.hf_token is a secret"),
         ({"file_mounts": {"/x": URLS["https"]}}, "file_mounts./x is a URL"),
         ({"workdir": {"url": URLS["https"]}}, "workdir.url is a URL"),
         ({"secrets": {"A": WITH_SLASH}, "envs": {"B": WITH_SLASH}}, "envs.B has the value of A"),

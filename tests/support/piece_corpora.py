@@ -1,7 +1,8 @@
 """Corpora whose rows are known: each kind of source with what a cut into pieces could get wrong.
 
 `python -m tests.support.piece_corpora` prints the rows' hashes of the code that is installed. Those
-in tests/fixtures/pieces/golden.json are of the code before there were pieces (32edc3ee). With the
+in tests/fixtures/pieces/golden.json are of the code before there were pieces (32edc3ee), but for
+one_file and paragraphs, whose line ends of Windows are plain since then. With the
 argument TIMES, each corpus has megabytes. Digests of its shards, by the same code, are in
 golden_large.json.
 """

@@ -8,6 +8,7 @@ here. Calls have several forms, and templates can lose a call or leave it withou
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,6 +23,12 @@ KNOWN_ROLES = ("system", "user", "assistant", "tool")
 # What was thought before a message. Some templates know it as `thinking`, so a message has both.
 THOUGHTS = "reasoning_content"
 Message = dict[str, Any]
+# What data sets write at the end of an answer, where a template writes its own mark.
+ENDS = re.compile(
+    r"(\s*(<[|｜](im_end|end|return|eo[stm](_id)?|end[_▁]?of[_▁]?\w+)[|｜]>|"
+    r"<end_of_turn>|<eos>|</s>))+\s*\Z",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -32,11 +39,13 @@ class Seen:
         layout: what its keys are, in words; "" for a list of turns.
         unread: filled keys that are not read.
         roles: other names of roles, and the role that each was read as.
+        notes: what was changed in its turns, in words.
     """
 
     layout: str = ""
     unread: tuple[str, ...] = ()
     roles: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,23 +68,60 @@ class Conversation:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+def tidied(conversation: Conversation) -> Conversation:
+    """Return a conversation without marks at the ends of its answers, and without messages that say
+    nothing. An empty answer leaves with its question, unless another answer follows it."""
+    said = [without_end(message) for message in conversation.messages]
+    kept = said_in(said)
+    answers = {i for i, message in enumerate(said) if message["role"] == "assistant"}
+    notes = {
+        "the mark at the end of an answer, such as <|im_end|>, is dropped": (
+            said != list(conversation.messages)
+        ),
+        "an empty answer is left out with its question": answers - set(kept),
+    }
+    return replace(
+        conversation,
+        messages=[said[i] for i in kept],
+        context=sum(i < conversation.context for i in kept),
+        seen=replace(conversation.seen, notes=tuple(words for words in notes if notes[words])),
+    )
+
+
+def without_end(message: Message) -> Message:
+    """Return a message without a mark at the end of its text, if it is an answer."""
+    text = message.get("content") or ""
+    if message["role"] != "assistant" or "<s>" in text:  # struck through, in HTML
+        return message
+    return {**message, "content": ENDS.sub("", text)} if ENDS.search(text) else message
+
+
+def said_in(messages: Sequence[Message]) -> list[int]:
+    """Return the numbers of the messages that say something, without questions whose answer says
+    nothing. The last question may be without one."""
+    kept: list[int] = []
+    after = [*(message["role"] for message in messages[1:]), None]
+    for number, message in enumerate(messages):
+        if says_something(message):
+            kept.append(number)
+        elif message["role"] == "assistant" and after[number] not in ("assistant", None):
+            while kept and messages[kept[-1]]["role"] == "user":
+                kept.pop()
+    return kept
+
+
 def learnable(conversation: Conversation) -> Conversation:
-    """Return a conversation as a template gets it: without messages that say nothing, and without
-    those after the last answer that is learned.
+    """Return a `tidied` conversation as a template gets it: without messages after the last answer
+    that is learned.
 
     Raises:
         BadInput: nothing is learned.
     """
-    said, context = [], conversation.context
-    for number, message in enumerate(conversation.messages):
-        if says_something(message):
-            said.append(message)
-        elif number < conversation.context:
-            context -= 1
-    answers = answers_in(replace(conversation, messages=said, context=context))
+    said = tidied(conversation)
+    answers = answers_in(said)
     if not answers:
         raise nothing_to_learn(conversation)
-    return replace(conversation, messages=said[: answers[-1] + 1], context=context)
+    return replace(said, messages=said.messages[: answers[-1] + 1])
 
 
 def turns_of(conversation: Conversation) -> list[Turn]:
@@ -93,7 +139,7 @@ def nothing_to_learn(conversation: Conversation) -> BadInput:
     """Return the refusal of a conversation of which nothing is learned."""
     messages, where = conversation.messages, conversation.where
     answers = [message for message in messages if message["role"] == "assistant"]
-    said = [message for message in answers if says_something(message)]
+    said = [message for message in answers if says_something(without_end(message))]
     why = "with no assistant turn"
     if said and any(message.get("learned", True) for message in said):
         why = "whose answers only call tools, for which Pion's own template has no place"
@@ -106,19 +152,15 @@ def nothing_to_learn(conversation: Conversation) -> BadInput:
 
 
 def harmless(conversation: Conversation, specials: Iterable[str]) -> Conversation:
-    """Return the conversation with texts stripped and special tokens in them defused.
+    """Return the conversation with special tokens in its texts defused.
 
     See `pion.data.chat.conversation` for how and why texts are defused; here it covers calls and
     tools too.
     """
     defuse = partial(defused, specials=tuple(specials))
-    messages = [
-        {**message, "content": message["content"].strip()} if message.get("content") else message
-        for message in conversation.messages
-    ]
     return replace(
         conversation,
-        messages=with_texts(messages, defuse),
+        messages=with_texts(conversation.messages, defuse),
         tools=with_texts(conversation.tools, defuse),
         options=with_texts(conversation.options, defuse),
     )

@@ -192,8 +192,9 @@ class ChatTemplate:
 
     def _tokenized(self, conversations: Sequence[Conversation]) -> list[Examples]:
         rendered = [self._rendered(conversation) for conversation in conversations]
-        wholes = [found.text for _, found in rendered if isinstance(found, Rendered)]
-        encoded = iter(self._finder.encode(wholes))
+        wholes = [found for _, found in rendered if isinstance(found, Rendered)]
+        prompts = [[t.prompt[0] for t in found.turns if not t.prompt[1]] for found in wholes]
+        encoded = iter(self._finder.encode([found.text for found in wholes], prompts))
         return [
             Examples(refused=found)
             if isinstance(found, str)
@@ -248,10 +249,10 @@ class ChatTemplate:
                 return Examples(refused=endless)
             return Examples((self._masked(whole, found),), **counts)
         texts = [_joined(rendered.text, turn.turn) for turn in rendered.turns]
+        prompts = [_joined(rendered.text, turn.prompt) for turn in rendered.turns]
         examples, ends = [], []
-        encoded = self._finder.encode(texts)
-        for number, (turn, text) in enumerate(zip(rendered.turns, encoded, strict=True), 1):
-            prompt = _joined(rendered.text, turn.prompt)
+        encoded = self._finder.encode(texts, [[len(prompt)] for prompt in prompts])
+        for number, (prompt, text) in enumerate(zip(prompts, encoded, strict=True), 1):
             alone = RenderedTurn((len(prompt), ""), (len(text.text), ""))
             span = self._finder.span(text, alone) if text.text.startswith(prompt) else None
             if span is None:

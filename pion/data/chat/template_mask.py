@@ -10,9 +10,10 @@ only the few characters after the last special token are encoded again to compar
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import tokenizers
 
@@ -27,11 +28,12 @@ _KEPT_TEXTS = 4096
 @dataclass(frozen=True)
 class EncodedText:
     """A rendered text and its ids; `special` has the index and the end, in characters, of each
-    special id."""
+    special id, and `cuts` how many ids and characters come before each part."""
 
     text: str
     ids: Sequence[int]
     special: Sequence[tuple[int, int]]
+    cuts: Sequence[tuple[int, int]]
 
 
 class AnswerFinder:
@@ -54,10 +56,26 @@ class AnswerFinder:
             lambda text: tokenizer.encode_with_specials([text])[0].ids
         )
 
-    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """Encode rendered texts, using all cores."""
-        encoded = self._tokenizer.encode_with_specials(texts)
-        return [self._located(text, encoding) for text, encoding in zip(texts, encoded)]
+    def encode(self, texts: Sequence[str], prompts: Sequence[Iterable[int]]) -> list[EncodedText]:
+        """Encode rendered texts, using all cores. `prompts` has, of each text, where prompts end.
+
+        If an answer begins with space, no id may have the end of its prompt, too: the answer is
+        generated after the ids of the prompt. So the text is encoded in parts.
+        """
+        starts = [
+            [0, *(end for end in ends if text[end : end + 1].isspace())]
+            for text, ends in zip(texts, prompts, strict=True)
+        ]
+        parts = [
+            text[start:end]
+            for text, cut in zip(texts, starts)
+            for start, end in pairwise([*cut, len(text)])
+        ]
+        encoded = iter(self._tokenizer.encode_with_specials(parts))
+        return [
+            self._located(text, [(start, next(encoded)) for start in cut])
+            for text, cut in zip(texts, starts)
+        ]
 
     def span(self, whole: EncodedText, turn: RenderedTurn) -> tuple[int, int] | None:
         """Return the `[start, end)` of an answer in the ids of the whole text.
@@ -104,18 +122,19 @@ class AnswerFinder:
 
         None if these ids do not begin the ids of the whole text.
         """
-        before, begins = 0, 0
-        for index, end in whole.special:
-            if end > position:
-                break
-            before, begins = index + 1, end
+        after = [(0, 0), *((index + 1, end) for index, end in whole.special), *whole.cuts]
+        before, begins = max(cut for cut in after if cut[1] <= position)
         alone = self._ids_of(whole.text[begins:position])
         after = before + len(alone)
         return after if list(whole.ids[before:after]) == alone else None
 
-    def _located(self, text: str, encoding: tokenizers.Encoding) -> EncodedText:
-        ids = encoding.ids
-        indices = [index for index, token in enumerate(ids) if token in self._special]
-        spans = [encoding.token_to_chars(index) for index in indices]
-        special = [(index, span[1]) for index, span in zip(indices, spans) if span is not None]
-        return EncodedText(text, ids, special)
+    def _located(self, text: str, parts: Sequence[tuple[int, tokenizers.Encoding]]) -> EncodedText:
+        ids: list[int] = []
+        special, cuts = [], []
+        for start, encoding in parts:
+            cuts.append((len(ids), start))
+            indices = [i for i, token in enumerate(encoding.ids) if token in self._special]
+            spans = [encoding.token_to_chars(index) for index in indices]
+            special += [(len(ids) + i, start + span[1]) for i, span in zip(indices, spans) if span]
+            ids += encoding.ids
+        return EncodedText(text, ids, special, cuts)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from pion.data.documents.unpack import opened, other_than_text
 from pion.data.records.fields import NOT_READ, is_null
+from pion.data.records.layouts import TURNS
 from pion.data.records.whole_table import table_in
 from pion.errors import BadInput
 from pion.untrusted import open_file, parse_json
@@ -31,6 +32,36 @@ MOST_BLANK = 1_000_000
 RAISE_IT = ". If the line is meant to be so long, raise data.max_line_mb"
 # Few, because a small file can say that all of its rows have the same long text.
 ROWS_AT_ONCE = 16
+# Between documents of a text, and around a document: with the line break and a mark that begins the
+# next one. In quotes, it is spoken of. `<s>` may be HTML.
+_BETWEEN = re.compile(
+    r"<(?:(?<![`\"'(].)(?:\|(?:endoftext|end_of_text|eos)\||eos"
+    r"|/s(?:(?=>(?:<s>|\s*\Z))|(?<=\n</s)(?=>[ \t]*\n)))"
+    r">[ \t]*\n?(?:\s*(?:<s>|<bos>|<\|begin_of_text\|>))?"
+    r"|(?<=\A.)(?:bos|\|begin_of_text\||s(?=>.*</s>\s*\Z))>)",
+    re.DOTALL,
+)
+# Of chat templates; Pion's own are plain text.
+_MARK = re.compile(r"<(?<![`\"'(].)(?:\|(?!user|assistant|system)\w+\||start_of_turn)>")
+# What a text has that is not learned as it is there, in words.
+SPELLED = (
+    "texts spell special tokens, such as marks of a chat template, and these are learned as "
+    "letters. Conversations are for the stage sft: name the file under sft.sources, which reads "
+    "the marks back into turns"
+)
+ZEROS = "texts have zero bytes, which are left out: was the file cut, or the disk full?"
+_ODD = (
+    ("\r\n", "\n", "texts have the line ends of Windows, which are read as \\n"),
+    ("\ufeff", "", "texts have marks of the byte order inside, which are left out"),
+    ("\0", "", ZEROS),
+)
+_AS_TEXT = (
+    "conversations are for the stage sft: name the file under sft.sources. To read them in "
+    "pretraining, write them as text first: jq -c '{text: (.TURNS | "
+    r"""map("<|\(.role)|>\n\(.content)\n") | add)}' FILE > NEW.jsonl"""
+)
+# Is told what a text has, in words, and where the text is.
+Note = Callable[[str, str], object]
 T = TypeVar("T")
 
 
@@ -217,22 +248,24 @@ def rows_in(span: Span, columns: Container[str], longest: int = LONGEST_LINE) ->
         yield Record(value, f"{span.file} row {number}", span.held_out)
 
 
+def unnoted(words: str, where: str) -> None:
+    """Do nothing: nobody is told."""
+
+
 def record_documents(
-    records: Iterator[Record], field: str, key: str, blank: Callable[[], object] = lambda: None
+    records: Iterator[Record], field: str, key: str, note: Note = unnoted
 ) -> Iterator[Document]:
-    """Yield the text under `field` of every record. `blank` is called for each null or blank text,
-    which is skipped.
+    """Yield the text under `field` of every record, and `note` null or blank texts, which are
+    skipped.
 
     Raises BadInput if `field` is missing or is not text, naming the record and its fields, and if
     every text is blank.
     """
-    texts = texts_under(field, records, key, blank)
+    texts = texts_under(field, records, key, note)
     yield from at_least_one(texts, f"{key}: the corpus is empty: every {field!r} is blank")
 
 
-def texts_under(
-    field: str, records: Iterable[Record], key: str, blank: Callable[[], object]
-) -> Iterator[Document]:
+def texts_under(field: str, records: Iterable[Record], key: str, note: Note) -> Iterator[Document]:
     """Yield the text under `field` of every record, as `record_documents` does."""
     for record in records:
         text = record.value.get(field)
@@ -244,11 +277,13 @@ def texts_under(
                 if field not in record.value
                 else f"field {field!r} is not text but {type(text).__name__}"
             )
-            raise BadInput(f"{record.origin}: {problem} (set {key}.field)")
+            turns = next((name for name in TURNS if name in record.value), None)
+            how = f"set {key}.field" if turns is None else _AS_TEXT.replace("TURNS", turns)
+            raise BadInput(f"{record.origin}: {problem} ({how})")
         if text.strip():
             yield Document(text, record.origin, record.held_out)
         else:
-            blank()
+            note("records without text are left out", record.origin)
 
 
 def _such(spans: Sequence[Span]) -> str:
@@ -263,6 +298,28 @@ def at_least_one(items: Iterable[T], otherwise: str) -> Iterator[T]:
         yield item
     if empty:
         raise BadInput(otherwise)
+
+
+def plain(text: str, where: str, note: Note) -> str:
+    """Return a text of `whole_characters`, without zero bytes, and with plain ends of lines."""
+    text = whole_characters(text)
+    for odd, instead, words in _ODD:
+        if odd in text:
+            note(words, where)
+            text = text.replace(odd, instead)
+    return text
+
+
+def separate(document: Document, note: Note) -> Iterator[Document]:
+    """Yield the documents of a text, which it may cut by the marks of other programs, as `plain`
+    text."""
+    found = _BETWEEN.split(plain(document.text, document.origin, note))
+    if found[1:]:
+        note("texts are cut where they spell a mark between documents", document.origin)
+    for text in filter(str.strip, found):
+        if mark := _MARK.search(text):
+            note(SPELLED, f"{document.origin}: {mark[0]}")
+        yield replace(document, text=text)
 
 
 def whole_characters(text: str) -> str:

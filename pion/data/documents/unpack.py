@@ -16,7 +16,9 @@ from pion.untrusted import open_file
 
 # So many bytes say what a file is.
 _PEEKED = 512
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+GZIP = b"\x1f\x8b"
+# A frame, or one that is skipped: those of pzstd begin so.
+_ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
 UNPACK, TO_TEXT = "Unpack it first", "Convert it to text first"
 # What begins so, what it is, and what to do with it.
 _OTHERS = tuple(
@@ -25,6 +27,7 @@ _OTHERS = tuple(
         (rb"\x1f\x8b|\x28\xb5\x2f\xfd", "packed twice", UNPACK),
         (rb"BZh[1-9]1AY&SY", "packed with bzip2", "Unpack it first: bunzip2 FILE"),
         (rb"\xfd7zXZ\0", "packed with xz", "Unpack it first: unxz FILE"),
+        (rb"\x04\x22\x4d\x18", "packed with lz4", "Unpack it first: unlz4 FILE"),
         (rb"PK\x03\x04", "a zip archive, or a document of Office", UNPACK),
         (rb"7z\xbc\xaf\x27\x1c|Rar!\x1a\x07|.{257}ustar", "an archive", UNPACK),
         (rb"PAR1[\x15\x19]", "parquet", "Use kind: parquet, and a name that ends in .parquet"),
@@ -43,7 +46,7 @@ _OTHERS = tuple(
 def is_packed(file: Path) -> bool:
     """Return whether a file is packed with gzip or zstd. Raises as `open_file` does."""
     with open_file(file) as stream:
-        return stream.peek(4).startswith((GZIP, ZSTD))
+        return stream.peek(4).startswith(GZIP) or bool(_ZSTD.match(stream.peek(4)))
 
 
 @contextmanager
@@ -61,7 +64,7 @@ def opened(file: Path) -> Iterator[BinaryIO]:
 def unpacked(stream: io.BufferedReader, file: Path) -> Iterator[BinaryIO]:
     """Yield the content of an open file, as `opened` does."""
     beginning = stream.peek(_PEEKED)
-    how = "gzip" if beginning.startswith(GZIP) else "zstd" if beginning.startswith(ZSTD) else ""
+    how = "gzip" if beginning.startswith(GZIP) else "zstd" if _ZSTD.match(beginning) else ""
     try:
         if how == "gzip":
             stream = io.BufferedReader(gzip.GzipFile(fileobj=stream))

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pion.data.chat.messages import Conversation, Message, answers_in, says_something
+from pion.data.chat.messages import (
+    Conversation,
+    Message,
+    answers_in,
+    said_in,
+    says_something,
+    without_end,
+)
 from pion.data.records.fields import Fields, yes_or_no
 from pion.data.records.layouts import (
     ANSWERS,
@@ -23,6 +30,7 @@ from pion.data.records.layouts import (
     turns_under,
     with_system,
 )
+from pion.data.records.transcripts import marked
 from pion.data.records.turns import known_role, role_name
 from pion.errors import BadInput
 from pion.later_fields import shown
@@ -191,6 +199,9 @@ def _of_sides(
     chosen, rejected = (_answered(fields, said, key) for said, key in zip(sides, keys))
     context = _shared_messages(chosen, rejected, where)
     _agree(prompt, chosen[:context], where)
+    # What differs only in the space around it is the same.
+    same = [one if _equal(one, other) else other for one, other in zip(chosen, rejected)]
+    rejected = [*same, *rejected[len(chosen) :]]
     scores, status = _scores(fields), fields.take("status")
     one, other = (Conversation(side, tools, where, context) for side in (chosen, rejected))
     return Pair(
@@ -222,7 +233,7 @@ def _prompt(fields: Fields, answer: Any) -> list[Message]:
     prompt, _ = prompt_of(fields)
     first = answer[0] if isinstance(answer, list) and answer else answer
     begins = not isinstance(first, dict) or known_role(role_name(first) or "") == "assistant"
-    if prompt or not begins or (isinstance(first, str) and first.startswith("\n\nHuman:")):
+    if prompt or not begins or marked(first):
         return prompt
     key = fields.one_of(TURNS, "prompt")
     if key is None:
@@ -275,11 +286,11 @@ def _answered(fields: Fields, said: list[Message], key: str) -> list[Message]:
     Raises:
         BadInput: there is no answer.
     """
-    messages = with_system(fields, said)
+    messages = [without_end(message) for message in with_system(fields, said)]
     last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
     if last is None:
         raise BadInput(f"{_place(fields, key)} has no message by the assistant, so no answer")
-    return [*filter(says_something, messages[:last]), messages[last]]
+    return [*(messages[i] for i in said_in(messages[:last])), messages[last]]
 
 
 def _shared_messages(chosen: Sequence[Message], rejected: Sequence[Message], where: str) -> int:
@@ -327,9 +338,9 @@ def _agree(prompt: Sequence[Message], context: Sequence[Message], where: str) ->
 
     One message may be any of the user's: data sets of long conversations give only one of them.
     """
-    said = [message for message in prompt if message["role"] != "system"]
+    given = [without_end(message) for message in prompt if message["role"] != "system"]
+    said = [given[i] for i in said_in(given)]
     there = [message for message in context if message["role"] != "system"]
-    said = [message for message in said if says_something(message)]
     if len(said) == 1 and any(_equal(said[0], message) for message in there):
         return
     if len(said) <= len(there) and all(map(_equal, said, there)):
@@ -341,7 +352,7 @@ def _agree(prompt: Sequence[Message], context: Sequence[Message], where: str) ->
 
 
 def _equal(one: Message, other: Message) -> bool:
-    """Return whether messages are equal but for space around their texts, which is left out."""
+    """Return whether messages are equal but for space around their texts."""
     stripped = [{**message, "content": _said(message)} for message in (one, other)]
     return stripped[0] == stripped[1]
 

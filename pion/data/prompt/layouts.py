@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pion.data.chat.messages import Conversation, says_something
+from pion.data.chat.messages import Conversation, said_in
 from pion.data.records.fields import Fields, is_blank
 from pion.data.records.layouts import (
     ANSWERS,
@@ -76,7 +76,8 @@ def parse_question(record: Any, where: str) -> Question:
     said, words = (
         prompt_of(fields) if turns is None else (turns_under(fields, fields.take(turns), place), "")
     )
-    whole = [message for message in with_system(fields, said) if says_something(message)]
+    given = with_system(fields, said)
+    whole = [given[i] for i in said_in(given)]
     asked = [n for n, message in enumerate(whole, 1) if message["role"] != "assistant"]
     messages, cut = whole[: max(asked, default=0)], whole[max(asked, default=0) :]
     begun = cut[0]["content"] if cut and turns is None else ""

@@ -1,6 +1,7 @@
 """Which keys of a record say what: the one table of layouts, for jobs and for `pion new`.
 
 chat    turns                        messages, conversations: a list, or JSON that says one
+chat    turns marked in one text     text: "<|im_start|>user", "[INST]", "### Instruction:", …
 chat    a question and its answer    instruction, prompt, question, …; output, completion, answer, …
 pair    a prompt, and two answers    chosen and rejected (also texts of "\\n\\nHuman:")
 pair    OpenAI's                     input.messages, preferred_output, non_preferred_output
@@ -13,7 +14,6 @@ Next to all of them: `system`, `tools` and `history`, and what belongs below a q
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -24,9 +24,11 @@ from pion.data.chat.messages import (
     learnable,
     nothing_to_learn,
     says_something,
+    tidied,
     turns_of,
 )
 from pion.data.records.fields import NOT_READ, Fields, json_in, yes_or_no
+from pion.data.records.transcripts import marked, transcript
 from pion.data.records.turns import other_names, read_tools, read_turns, text_of
 from pion.errors import BadInput
 from pion.later_fields import shown
@@ -34,6 +36,8 @@ from pion.later_fields import shown
 Kind = Literal["chat", "pair", "label"]
 
 TURNS = ("messages", "conversations", "conversation")
+# A text in which turns are marked.
+TEXT = "text"
 # Columns of a question and its answer. `input` is Alpaca's, below its instruction, or a question.
 QUESTIONS = (
     *("instruction", "prompt", "question", "query", "problem", "user", "human", "prompter", "q"),
@@ -61,7 +65,7 @@ SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score")
 COLUMNS = tuple(
     dict.fromkeys(
         (
-            *(*TURNS, *QUESTIONS, *ANSWERS, *CONTEXTS, *SYSTEMS, HISTORY, *TOOLS, *REJECTED),
+            *(*TURNS, TEXT, *QUESTIONS, *ANSWERS, *CONTEXTS, *SYSTEMS, HISTORY, *TOOLS, *REJECTED),
             *(*LABELS, "status", *(key for keys in (*SIDES, *SCORES) for key in keys)),
         )
     )
@@ -75,8 +79,6 @@ MEANINGFUL = dict.fromkeys(
         *("tool_defs", "article", "corrected", "reflection", "revision", "choices"),
     )
 )
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def kind_of(record: Mapping[str, Any]) -> Kind | None:
@@ -90,7 +92,13 @@ def _kind(fields: Fields) -> Kind | None:
         return "pair"
     if (turns or answers) and any(_means(fields, label, True, False) for label in LABELS):
         return "label"
-    return "chat" if turns or (answers and fields.there(*QUESTIONS)) else None
+    asked = turns or (answers and fields.there(*QUESTIONS)) or _marked(fields)
+    return "chat" if asked else None
+
+
+def _marked(fields: Fields) -> bool:
+    """Return whether a record is a text in which turns are marked, and nothing else."""
+    return not fields.there(*ANSWERS) and bool(marked(fields.values.get(TEXT)))
 
 
 def _means(fields: Fields, label: str, *answers: bool) -> bool:
@@ -115,10 +123,12 @@ def read_chat(record: Any, where: str) -> Conversation:
     if not isinstance(record, dict):
         raise BadInput(f"{where}: not a conversation: found {shown(record)} instead of an object")
     fields, context, layout = Fields(record, where), 0, ""
-    if (key := fields.one_of(TURNS, "conversation")) is not None:
+    key = fields.one_of(TURNS, "conversation") or (TEXT if _marked(fields) else None)
+    if key is not None:
         if any(_means(fields, label, False) for label in LABELS):
             raise _no_chat(fields, "label")
         messages = turns_under(fields, fields.take(key), f"{where}: key {key!r}")
+        layout = "turns are read from the marks of a chat template in text" if key == TEXT else ""
     else:
         if (kind := _kind(fields)) != "chat":
             raise _no_chat(fields, kind)
@@ -143,10 +153,10 @@ def read_conversation(record: Any, where: str, *, own: bool = False) -> Conversa
     conversation = read_chat(record, where)
     if not own:
         return learnable(conversation)
-    turns = turns_of(conversation)
-    if not any(turn.role == "assistant" and turn.learned and turn.text.strip() for turn in turns):
+    said = tidied(conversation)
+    if not any(turn.role == "assistant" and turn.learned for turn in turns_of(said)):
         raise nothing_to_learn(conversation)
-    return conversation
+    return said
 
 
 def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
@@ -182,6 +192,8 @@ def seen_in(fields: Fields, layout: str = "") -> Seen:
 
 def turns_under(fields: Fields, value: Any, place: str) -> list[Message]:
     """Return the messages of a list of turns, and note names of roles. Raises BadInput."""
+    if marked(value):
+        return transcript(value, place)
     turns = json_in(value, place)
     fields.roles |= other_names(turns if isinstance(turns, list) else [turns])
     return read_turns(turns, place)
@@ -227,7 +239,7 @@ def prompt_of(fields: Fields) -> tuple[list[Message], str]:
     if key is None:
         return history, ""
     value, place = fields.take(key), f"{where}: key {key!r}"
-    if isinstance(value, str) and value.startswith("\n\nHuman:"):
+    if isinstance(value, str) and marked(value):
         return [*history, *transcript(value, place, ends_open=True)], ""
     if isinstance(value, int | float) or not isinstance(value, str | list | dict):
         raise BadInput(f"{place} must be text or a list of messages, not {shown(value)}")
@@ -270,8 +282,10 @@ def side(fields: Fields, value: Any, prompt: Sequence[Message], place: str) -> l
         BadInput: the answer is none, or it is without a prompt.
     """
     if isinstance(value, str):
-        answer = [_message("assistant", value)]
-        messages = transcript(value, place) if value.startswith("\n\nHuman:") else answer
+        # One space joins a completion with its prompt. More of them are how a text is indented.
+        text = value.removeprefix(" ") if value[1:2].strip() else value
+        answer = [_message("assistant", text)]
+        messages = transcript(value, place) if marked(value) else answer
     elif isinstance(value, dict | list):
         messages = turns_under(fields, value, place)
     else:
@@ -287,26 +301,3 @@ def side(fields: Fields, value: Any, prompt: Sequence[Message], place: str) -> l
             r'"\n\nHuman:"'
         )
     return [*prompt, *messages]
-
-
-def transcript(text: str, place: str, *, ends_open: bool = False) -> list[Message]:
-    """Return the messages of a text that begins with Human, and in which both take turns.
-
-    With `ends_open`, the answer after the last "Assistant:" is still missing: it is a prompt.
-
-    Raises:
-        BadInput: Human and Assistant don't take turns, or Human is last.
-    """
-    parts = _TURN.split(text)[1:]
-    names, texts = parts[::2], parts[1::2]
-    for number, name in enumerate(names, 1):
-        if name != ("Human", "Assistant")[(number - 1) % 2]:
-            raise BadInput(
-                f"{place}: turn {number} is by {name} again: Human and Assistant must take turns"
-            )
-    if names[-1] != "Assistant":
-        raise BadInput(f"{place} ends with a turn of Human, without an answer of Assistant")
-    messages = [_message(_ROLES[name], said.strip()) for name, said in zip(names, texts)]
-    if ends_open and messages.pop()["content"]:
-        raise BadInput(f'{place} must end with "Assistant:", without an answer')
-    return messages

@@ -20,7 +20,7 @@ ROLE_KEYS = ("role", "from", "speaker", "author")
 TEXT_KEYS = ("content", "value", "text", "message")
 # ShareGPT's and ms-swift's names of calls and of results; the text of a call is JSON.
 CALLS = ("function_call", "tool_call")
-RESULTS = ("tool", "function", "observation", "tool_response", "function_response")
+RESULTS = ("tool", "function", "observation", "tool_response", "function_response", "ipython")
 # A message with one of these keys at 0 or false is not learned.
 FLAGS = ("weight", "train", "trainable", "training", "loss", "loss_scale", "learned")
 _THOUGHTS = (THOUGHTS, "thinking", "reasoning")

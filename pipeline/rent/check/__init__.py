@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CheckRow:
-    """A row of the table. `ok` is None if nothing could be found out, and for a mere warning.
+    """A row of the table. `ok` is None if nothing could be found out (then it was not `checked`),
+    and for a mere warning.
 
     Scripts read the fields and names by --json; `words` may change (tests/golden/json/keys.txt).
     """
@@ -15,3 +16,9 @@ class CheckRow:
     name: str
     ok: bool | None
     words: str
+    checked: bool = True
+
+
+def unchecked(name: str, words: str) -> CheckRow:
+    """Return the row of what could not be found out."""
+    return CheckRow(name, None, words, checked=False)

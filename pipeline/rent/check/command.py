@@ -20,7 +20,7 @@ from pipeline.console.print_and_ask import saying_if_slow, show_table
 from pipeline.job import HubDataset, Job
 from pipeline.machine.core_waits import slowness
 from pipeline.machine.time_limit import begin, within
-from pipeline.rent.check import CheckRow
+from pipeline.rent.check import CheckRow, unchecked
 from pipeline.rent.check.clean import check_clean
 from pipeline.rent.check.conversations import check_conversations
 from pipeline.rent.check.deadline import check_deadline
@@ -50,6 +50,7 @@ from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.at_launch import refuse_past
 from pipeline.rent.plan.counted import lacking
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
+from pipeline.rent.skypilot import sky_module
 from pipeline.state.stores import open_store
 
 # Seconds after the command's start when a check without an answer counts as not found out; more
@@ -59,6 +60,8 @@ SECONDS = 16.0
 JOB_SECONDS = 4.0
 # The row of checks that could not begin.
 CHECKS = "checks"
+# The most seconds to import what the checks need. These are not counted: imports end by themselves.
+IMPORT_SECONDS = 120.0
 AGAIN = "Run the same command again"
 MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text("?", "yellow")}
 
@@ -79,7 +82,8 @@ Check = Callable[[], list[CheckRow]]
 def show_check(
     job: str, overrides: Sequence[str], *, on: str | None, force: bool, as_json: bool
 ) -> int:
-    """Print what the checks find. Return 0 if nothing would fail, else 2.
+    """Print what the checks find. Return 0 if nothing would fail, 2 if something would, and 1 if
+    something could not be checked.
 
     `on` is a SkyPilot YAML; without it, only the checks that are the same for every machine run.
     A network that hangs can't hold this up.
@@ -97,6 +101,7 @@ def show_check(
         try:
             # SkyPilot may fetch its list of GPUs to read the file, without a time limit.
             with saying_if_slow(f"SkyPilot reads {on} and its list of GPUs", quiet=as_json):
+                end += import_within(sky_module)
                 found = within(end - JOB_SECONDS - time.monotonic(), partial(read_sky_yaml, on))
             sky_yaml = found if loaded is None else with_until(found, loaded, None)
         except BadInput as error:
@@ -107,7 +112,7 @@ def show_check(
                 "GPUs or because this machine is busy. No machine was checked, and nothing was "
                 f"rented. Check the network. {AGAIN}"
             )
-            rows.append(CheckRow("rental", None, words))
+            rows.append(unchecked("rental", words))
     if loaded is not None:
         with saying_if_slow(asked_by_checks(loaded, sky_yaml), quiet=as_json):
             rows += run_checks(loaded, sky_yaml, path=job, force=force, end=end)
@@ -115,7 +120,9 @@ def show_check(
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:
         print_rows(rows)
-    return 2 if any(row.ok is False for row in rows) else 0
+    if any(row.ok is False for row in rows):
+        return 2
+    return 0 if all(row.checked for row in rows) else 1
 
 
 def asked_by_checks(job: Job, sky_yaml: SkyYaml | None) -> str:
@@ -145,9 +152,11 @@ def run_checks(
     end = time.monotonic() + SECONDS if end is None else end
     traced = traced_seconds()
     try:
-        within(end - time.monotonic(), partial(_import_first, job, sky_yaml))
+        end += import_within(partial(_import_first, job, sky_yaml))
+        with contextlib.suppress(BadInput):  # the store's own check says so
+            within(end - time.monotonic(), partial(open_store, job.store))
     except TimeoutError:
-        return [CheckRow(CHECKS, None, f"they did not start in time. Nothing was rented. {AGAIN}")]
+        return [unchecked(CHECKS, f"they did not start in time. Nothing was rented. {AGAIN}")]
     checks = checks_of(job, sky_yaml, path, force=force)
     words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
     rows = [CheckRow("job", True, words)]
@@ -233,13 +242,18 @@ def _asks_hub(job: Job) -> bool:
     return bool(hub_inputs(job)) or (job.publish is not None and job.publish.to.startswith("hf://"))
 
 
+def import_within(work: Callable[[], object]) -> float:
+    """Import what `work` imports; return the seconds that it took. Raises TimeoutError."""
+    began = time.monotonic()
+    within(IMPORT_SECONDS, work)
+    return time.monotonic() - began
+
+
 def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
     """Import what several checks use. Threads that import the same package at the same time can
     see it half loaded."""
     if _asks_hub(job):
         import huggingface_hub.hf_api  # noqa: F401
-    with contextlib.suppress(BadInput):  # the store's own check says so
-        open_store(job.store)
     if sky_yaml is not None:
         import sky.clouds  # noqa: F401
         import sky.data.storage_utils  # noqa: F401
@@ -260,8 +274,8 @@ def outcome(
     except BadInput as error:
         return [CheckRow(name, False, str(error))]
     except TimeoutError:
-        return [CheckRow(name, None, f"no answer in time. {AGAIN}")]
+        return [unchecked(name, f"no answer in time. {AGAIN}")]
     except PionError as error:  # the network, or a service that is down
-        return [CheckRow(name, None, str(error))]
+        return [unchecked(name, str(error))]
     except Exception as error:  # of a library; the job may be fine
-        return [CheckRow(name, None, f"can't be checked: {type(error).__name__}: {error}")]
+        return [unchecked(name, f"can't be checked: {type(error).__name__}: {error}. {AGAIN}")]

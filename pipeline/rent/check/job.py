@@ -23,7 +23,7 @@ from pipeline.job import (
 )
 from pipeline.job.digest import digest_job
 from pipeline.machine.time_limit import within, within_or
-from pipeline.rent.check import CheckRow
+from pipeline.rent.check import CheckRow, unchecked
 from pipeline.run.done_and_changed_stages import WorkLeft, plan_stages, work_left
 from pipeline.run.preflight import refuse_one_choice, require_a_row_each, require_room
 from pipeline.state.checkpoints.restore import refuse_other_formats
@@ -147,7 +147,7 @@ def check_data(job: Job) -> list[CheckRow]:
         except BadInput as error:
             rows.append(CheckRow(key, False, str(error)))
         except PionError as error:  # the Hub can't be reached
-            rows.append(CheckRow(key, None, str(error)))
+            rows.append(unchecked(key, str(error)))
     return rows
 
 

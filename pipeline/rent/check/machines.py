@@ -18,7 +18,7 @@ from pipeline.job.digest import digest_job
 from pipeline.job.hardware_section import ALONE
 from pipeline.machine.rented import CPU, PRICE_VARIABLE
 from pipeline.machine.time_limit import within_or
-from pipeline.rent.check import CheckRow
+from pipeline.rent.check import CheckRow, unchecked
 from pipeline.rent.plan.compared import narrow_spot
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up
@@ -191,12 +191,12 @@ def _credentials_of(name: str | None) -> CheckRow:
         with quiet():
             ok, reason = cloud_named(name).check_credentials(CloudCapability.COMPUTE)
     except Exception as error:  # SkyPilot's clouds raise all kinds of errors
-        return CheckRow(title, None, f"can't be checked: {type(error).__name__}: {error}")
+        return unchecked(title, f"can't be checked: {type(error).__name__}: {error}")
     if ok:
         return CheckRow(title, True, "credentials are set up")
     first = " ".join(str(reason).split()) if reason else "no credentials"
     if any(sign in first for sign in ("ConnectionError", "Timeout", "Max retries", "resolve")):
-        return CheckRow(title, None, f"can't be reached: {first[:200]}")
+        return unchecked(title, f"can't be reached: {first[:200]}")
     fix = "runpod config" if name == "RunPod" else f"sky check {name.lower()}"
     return CheckRow(title, False, f"{first.partition('Credentials can be')[0].strip()} Run: {fix}")
 

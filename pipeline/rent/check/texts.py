@@ -32,6 +32,7 @@ from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared, named_tokenizer
 from pipeline.rent.plan.phases import phases_read, prepared_rows, warnings_of
 from pipeline.stages.prepare import (
+    Prepared,
     check_splits,
     prepare_part,
     require_a_batch,
@@ -89,6 +90,7 @@ def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> list[CheckRow]:
     to be said of these."""
     found = prepare_part(job, "pretrain", folder / "pretrain", lambda message: None, tokenizer)
     rows = _phases(job, [source["train_rows"] for source in found.report["sources"]])
+    rows += _said("pretrain", found)
     if job.tokenizer is None or job.tokenizer.train is None:
         return rows  # the checks of conversations and preferences count them
     tokenizer = folder / "pretrain" / "tokenizer.json"
@@ -96,11 +98,18 @@ def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> list[CheckRow]:
         talks = text_bytes(job, stage)
         if talks is not None and talks <= PREPARED_BYTES:
             prepared = prepare_part(job, stage, folder / stage, lambda message: None, tokenizer)
-            for said, ok in (("remarks", True), ("warnings", None)):
-                sources = prepared.report["sources"]
-                words = [words for source in sources for words in source.get(said, ())]
-                rows += [CheckRow(f"{stage} data", ok, one) for one in words]
+            rows += _said(stage, prepared)
     return rows
+
+
+def _said(stage: str, prepared: Prepared) -> list[CheckRow]:
+    """Return what is to be said of the sources of a stage."""
+    return [
+        CheckRow(f"{stage} data", ok, words)
+        for said, ok in (("remarks", True), ("warnings", None))
+        for source in prepared.report["sources"]
+        for words in source.get(said, ())
+    ]
 
 
 # ---------------------------------------------------------------- a larger corpus

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pion.errors import PionError
 from pipeline.console.formats import duration, moment, money, show
 from pipeline.cost.costs import LOST, MachineCost, costs_of, read_log
 from pipeline.machine.rented import RENTED
@@ -276,10 +275,8 @@ def end_orphan(
     """End a machine if it is an orphan. If that fails, pass the reason to `failed`."""
     if machine.state != "orphan":
         return machine
-    try:
-        provider.terminate_pod(machine.id)
-    except PionError as error:
-        failed(str(error))
+    if why := provider.end_pods([machine.id]):
+        failed(why[machine.id])
         return machine
     return dataclasses.replace(machine, state="gone", words="terminated now")
 

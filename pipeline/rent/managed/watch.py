@@ -23,8 +23,11 @@ from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import launch_id_of
 from pipeline.rent.managed.request import rental_lock
 from pipeline.state.find_run import open_run
+from pipeline.state.head import Head
 from pipeline.state.notes.rental_note import withdraw_rental_note
+from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
+from pipeline.state.status.run_status import last_end, last_end_in_words
 from pipeline.web.address import Address
 
 POLL_SECONDS, LONGEST_POLL_SECONDS = 10.0, 60.0
@@ -104,6 +107,7 @@ class Watcher:
         self._say = say
         self.keeper = RentalKeeper(self.lookout, provider, self.say)
         self._told: Look | None = None
+        self._ended_epoch: int | None = None  # the released epoch whose end was said
         # For each problem, by its key: what was last said to be done about it.
         self._found: dict[str, str] = {}
         # What failed at the last look, and when that was said, by the monotonic clock.
@@ -163,14 +167,9 @@ class Watcher:
     def _costs(self) -> str:
         """Return in brackets what the rental's pods cost per hour; nothing if there is none."""
         pods = self.lookout.pods
-        if not pods:
-            return ""
-        dollars = sum(pod.price or 0.0 for pod in pods)
-        several = f"{len(pods)} pods cost" if len(pods) > 1 else "1 pod costs"
-        return (
-            f" ({several} ${dollars:.2f} per hour: {', '.join(pod.id for pod in pods)}. To end "
-            "them yourself: https://console.runpod.io/pods)"
-        )
+        dollars, names = sum(pod.price or 0.0 for pod in pods), ", ".join(pod.id for pod in pods)
+        console = "To end them yourself: https://console.runpod.io/pods"
+        return f" (pods that cost ${dollars:.2f} per hour: {names}. {console})" if pods else ""
 
     def say(self, text: str) -> None:
         """Print a line, with the time of day in front."""
@@ -192,6 +191,7 @@ class Watcher:
             self._told = look
             for line in lines:
                 self.say(line)
+        self._say_end(look.head)
         # While a deadline is kept, a store that is down is no reason not to look.
         self.lookout.patient = self.keeper.has_deadline(look, acting=self.acting)
         over = self.keeper.final_job(look)
@@ -216,6 +216,15 @@ class Watcher:
         if failed := [*failed, *self.keeper.unended.values()]:
             raise PionError(" ".join(failed))
         return None if over is None else self._end(over, look)
+
+    def _say_end(self, head: Head | None) -> None:
+        """Say once how the last attempt ended, if nobody owns the run."""
+        if head is None or head.owner is not None or head.epoch == self._ended_epoch:
+            return
+        end = last_end(read_events(self.state.store, self.state.name))
+        self._ended_epoch = head.epoch
+        if end is not None:
+            self.say(last_end_in_words(end))
 
     def _handle(self, finding: Finding, job: ManagedJob, look: Look) -> list[str]:
         """Report a finding once, and act on it; return what was done, in words."""

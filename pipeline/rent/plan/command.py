@@ -26,7 +26,7 @@ from pipeline.console.print_and_ask import saying_if_slow, show_table
 from pipeline.job import Job
 from pipeline.rent.plan.compared import Compared, machines_for
 from pipeline.rent.plan.counted import expect_rows
-from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate
+from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, seconds_here
 from pipeline.rent.plan.phases import phases_read, phases_table, prepared_rows, warnings_of
 from pipeline.rent.plan.prices import RESTART_SECONDS, market
 from pipeline.rent.plan.speeds import Known, known_speeds
@@ -84,11 +84,16 @@ def show_plan(
     notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
     notes += [*compared.warning(plan, estimates), *_passes(estimates, nodes)]
     notes += [f"warning: {words}" for words in warnings_of(plan, phases, rows)]
+    here = seconds_here(plan, known)
+    if here is None:
+        notes.append("this machine: its time is known once it has trained a run of this model")
     if as_json:
-        read = {"phases": [dataclasses.asdict(phase) for phase in phases]}
+        read = {"phases": [dataclasses.asdict(phase) for phase in phases], "here_seconds": here}
         print(json.dumps(_as_json(plan, estimates, notes) | read, indent=1))
         return 0
-    for table in (_table(plan, estimates), *_ways_tables(plan, estimates)):
+    machines = _table(plan, estimates)
+    machines.add_row("this machine", "own", *[""] * 4, "?" if here is None else duration(here))
+    for table in (machines, *_ways_tables(plan, estimates)):
         show_table(table)
     if phases:
         show_table(phases_table(phases, next((e for e in estimates if e.fits), None), nodes))
@@ -186,7 +191,8 @@ def _assumptions(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]
     if any(part.recompute for part in [s for e in estimates for s in e.stages] + by_lora):
         notes.append("* activations are recomputed to fit")
     notes.append(
-        "training only: booting the machine, preparing data, evaluation and publishing are extra"
+        f"time and $: a boot of {RESTART_SECONDS:.0f} s and training; preparing data, evaluation "
+        "and publishing are extra"
     )
     return notes
 

@@ -88,7 +88,9 @@ def of_rental(job: Job, path: str) -> Compared:
     notes = [f"{c}: {offer.note}" for c, offer in found if isinstance(offer, NotOffered)]
     if not offers:
         raise BadInput("\n".join([f"nobody offers a machine of {path}.", *notes]))
-    notes += sorted({f"{offer}: {offer.note}" for offer in offers if offer.note})
+    for why in sorted({offer.note for offer in offers if offer.note}):
+        unread = dict.fromkeys(str(offer) for offer in offers if offer.note == why)
+        notes.append(f"{', '.join(unread)}: {why}")
     if sky_yaml.num_nodes > 1:
         notes.append(f"time and dollars are for {sky_yaml.num_nodes} machines, $/h is for one")
     return Compared(offers, notes, sky_yaml.num_nodes, sky_yaml)

@@ -121,7 +121,7 @@ def count(job: Job, stage: str) -> Counted | None:
         first=first,
         specials={token: text for text, token in own.special_ids.items() if token in present},
         notes=tuple(words for source in sources for words in source.get("remarks", ())),
-        warnings=tuple(words for source in sources for words in source.get("warnings", ())),
+        warnings=tuple(words for one in (report, *sources) for words in one.get("warnings", ())),
         summaries=summaries,
     )
     if stage == "sft" and whole and found.rows < job.section("sft").global_batch:

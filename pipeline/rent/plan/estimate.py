@@ -24,7 +24,7 @@ import torch
 from pion.data.order import rows_per_rank
 from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
-from pion.train.hardware import pick_residual
+from pion.train.hardware import device_name, pick_device, pick_residual
 from pion.train.memory import Workload, predict_memory, rollout_rows
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_sharing
 from pion.train.phases import config_of_largest_phase, only_apart
@@ -301,6 +301,21 @@ def _reference_tokens(job: Job, stage: str) -> int:
         return int(SAMPLING * section.total_steps * batch * job.seq_len(stage))
     rows = section.rows if job.needs_reference(stage) else None
     return 0 if rows is None else rows * job.seq_len(stage) // FORWARD
+
+
+def seconds_here(job: Job, known: Known) -> float | None:
+    """Return how long training takes on this machine, at the speeds that its runs of this model
+    reached; None if they don't say it."""
+    device, workers, total = device_name(pick_device()), job.hardware.min_workers or 1, 0.0
+    for stage in job.train_stages:
+        section, length, lora = job.section(stage), job.seq_len(stage), job.lora(stage) is not None
+        about = device, length, lora
+        past = next((s for s in known.runs if (s.device, s.seq_len, s.lora) == about), None)
+        if past is None or not section.steps_are_known:
+            return None
+        tokens = section.total_steps * section.rows_of_step(length) * length
+        total += (tokens + _reference_tokens(job, stage)) / (workers * past.tokens_per_second)
+    return total
 
 
 def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:

@@ -29,6 +29,9 @@ Row = dict[str, Any]
 LARGEST_LINE = 4 << 20
 LARGEST_SEGMENT = 256 << 20
 
+# The event of an error with which a `pion run` ended, and the most characters of its message.
+END, LONGEST_MESSAGE = "end", 2000
+
 # A difference of two clocks may be negative.
 Seconds = Annotated[float, Ge(-1e10), Lt(1e10)]
 Speed = Annotated[float, Ge(0), Lt(1e18)] | None
@@ -296,6 +299,14 @@ class _Watch(_Event):
     done: list[str]
 
 
+@open_record
+class _End(_Event):
+    code: Annotated[int, Ge(0), Lt(256)]
+    message: Annotated[str, MaxLen(LONGEST_MESSAGE)]
+    stage: NotRequired[str]
+    step: NotRequired[Count]
+
+
 # `from` is a word of Python, so this can't be a class.
 _Forked = TypedDict(
     "_Forked",
@@ -313,5 +324,6 @@ _EVENTS: Mapping[str, type[Any]] = {
     "hop": _Hop,
     "changed": _Changed,
     "watch": _Watch,
+    END: _End,
     "forked": open_record(_Forked),
 }

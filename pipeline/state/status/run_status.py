@@ -1,19 +1,23 @@
-"""What a run has done, who owns it, and whether its deadline is met, as far as its store knows."""
+"""What a run has done, who owns it, how its last attempt ended, and whether its deadline is met, as
+far as its store knows."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from pion.errors import BadInput
 from pipeline.console.formats import duration, moment, printable
 from pipeline.job import STAGES
+from pipeline.machine.rented import AT_HOME, RENTED
 from pipeline.state.head import Head
 from pipeline.state.liveness import last_change
 from pipeline.state.notes.deadline import read_deadline
 from pipeline.state.notes.stop_requests import pending_stop
 from pipeline.state.notes.watcher_beat import Saw, WatcherBeat, nobody_watches, read_beat
 from pipeline.state.owner import Owner, is_running
+from pipeline.state.rows.row_types import END, Row
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import recorded_stages
 
@@ -66,6 +70,24 @@ def _stage_status(stage: str, head: Head) -> dict[str, Any]:
     if record is not None:
         status |= {"state": "done", "at": record.at, "digest": record.digest}
     return status
+
+
+# ---------------------------------------------------------------- how its last attempt ended
+
+
+def last_end(events: Sequence[Row]) -> Row | None:
+    """Return the event of the error with which the last attempt ended; None if there is none, or a
+    later attempt has begun. A process that was killed, or lost its machine, leaves none."""
+    newest = [event for event in events if event["event"] in (AT_HOME, RENTED, END)][-1:]
+    return newest[0] if newest and newest[0]["event"] == END else None
+
+
+def last_end_in_words(end: Row) -> str:
+    """Return when, where and why an attempt ended."""
+    step = f" step {end['step']:,}" if "step" in end else ""
+    where = f"exit code {end['code']}" + (f", in {end['stage']}{step}" if "stage" in end else "")
+    words = f"the last attempt ended at {moment(end['at'])} with {where}: {end['message']}"
+    return printable(words)
 
 
 # ---------------------------------------------------------------- its deadline

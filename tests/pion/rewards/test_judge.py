@@ -2,7 +2,7 @@
 
 from pion.rewards.answered import Answered
 from pion.rewards.builtin import BuiltinReward
-from pion.rewards.judge import Judge
+from pion.rewards.judge import MOST_ERRORS, Judge
 
 
 def judged(rewards, groups):
@@ -26,6 +26,17 @@ def test_an_answer_without_an_end_is_worth_no_more_than_any_other_of_its_group()
     for own, worth in zip(ends, (-1, 0, -1, 0), strict=True):
         assert judged(rewards, [[*own, ("right", False)]]).total[0][-1] == worth
     assert judged(rewards, [[("right", True), ("wrong", False)]]).total == [[1, -1]]
+
+
+def test_a_reward_may_fail_for_a_share_of_all_answers():
+    class Heard(BuiltinReward):
+        def judge(self, answers, most_errors):
+            heard.append(most_errors)
+            return [0.0] * len(answers)
+
+    heard, answer = [], Answered("", "", None, {}, True, 1)
+    Judge([(Heard("x", len), 1.0)]).judge([[answer] * 3, [answer] * 2])
+    assert heard == [MOST_ERRORS * 5] * 2
 
 
 def test_the_mean_of_ones_is_one_and_each_reward_has_a_name_of_its_own():

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from pion.errors import BadInput
+from pion.generation.rollouts import Rollout
 from pion.model.loss import IGNORED
 from pion.train.reinforce import Reinforcement
-from pion.train.rollout_feed import Judged, Prompts
+from pion.train.rollout_feed import Groups, Judged, Prompts
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import run, tiny_decoder
 from tests.support.ranks import ask_ranks
@@ -150,6 +151,33 @@ def test_held_out_prompts_are_measured_by_draws_of_their_own_the_same_each_time(
     assert found[0].measures != trainer.evaluate(own, range(5), 1, end_of_text=0).measures
     with pytest.raises(BadInput, match="no held-out prompts"):
         trainer.evaluate(held_out, range(0), 1, end_of_text=0)
+
+
+def test_what_is_reported_of_answers_are_means_over_each_prompt():
+    lengths = [[(2, True), (4, False)], [(1, True), (1, True)]]
+    answers = [[Rollout([7] * n, [-0.5] * n, end) for n, end in each] for each in lengths]
+    rewards = torch.tensor([[1.0, 0.5], [0.0, 0.0]], dtype=torch.float64)
+    found = Groups([], answers, Judged(rewards, {"reward_exact": 2 * rewards})).means(pass_at=1.0)
+    assert {name: values.tolist() for name, values in found.items()} == {
+        "reward": [0.75, 0],
+        "reward_exact": [1.5, 0],
+        "pass": [0.5, 0],
+        "pass_any": [1, 0],
+        "signal": [1, 0],
+        "unfinished": [0.5, 0],
+        "answer_tokens": [3, 1],
+        "answer_nats": [1.5, 0.5],
+    }
+
+
+def test_entropy_is_in_nats_per_token_in_training_and_evaluation():
+    trainer = make()
+    own = trainer._feed._prompts
+    answers = [one for group in trainer._feed.sampled(own, range(BATCH)).answers for one in group]
+    nats, tokens = -sum(sum(a.log_probs) for a in answers), sum(len(a.ids) for a in answers)
+    evaluated = trainer.evaluate(own, range(BATCH), 1, end_of_text=0).measures
+    found = [evaluated["entropy"], run(trainer, 1)[0]["entropy"]]
+    assert found == pytest.approx([nats / tokens] * 2)
 
 
 def test_an_advantage_is_the_distance_from_the_mean_of_its_own_group():

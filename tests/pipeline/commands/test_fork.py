@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from pion.errors import BadInput, PionError
+from pion.untrusted import LARGEST_RECORD
 from pipeline.commands.fork import fork_run
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
@@ -29,7 +30,7 @@ from pipeline.state.notes.deadline import Asked, new_deadline, read_deadline, wr
 from pipeline.state.notes.watcher_beat import read_beat, write_beat
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import read_events, read_metrics
-from pipeline.state.run_state import RunState
+from pipeline.state.run_state import INPUTS, RunState
 from pipeline.state.stores import FileStore, StoreError
 from pipeline.state.workspace import Workspace
 from tests.faults.faulty_store import Crash, FaultyStore, can_be_torn, crash
@@ -177,6 +178,15 @@ def test_a_fork_shares_nothing_with_its_source(source):
     assert contents(new) == copied
     assert problems(new) == [None, None]
     has_its_data(new)
+
+
+def test_a_fork_has_the_files_that_its_source_was_started_with(source):
+    large = LARGEST_RECORD + 1
+    source.store.write(source.key(INPUTS), b"{}")
+    source.store.write(source.key("inputs/" + 64 * "a"), bytes(large))
+    new = fork(source)
+    assert new.store.read(new.key(INPUTS)) == b"{}"
+    assert len(new.store.read(new.key("inputs/" + 64 * "a"), large)) == large
 
 
 def has_its_data(run):

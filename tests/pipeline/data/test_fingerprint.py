@@ -119,12 +119,15 @@ def test_a_tokenizer_counts_by_its_bytes_and_not_by_its_place(corpus):
     assert fingerprint(corpus, **moved) != before
 
 
-def test_another_way_to_read_text_files_makes_other_data_of_text_files_only(corpus, monkeypatch):
+def test_another_way_to_read_texts_makes_other_data_of_texts_only(corpus, monkeypatch):
     text = {"sources": [{"kind": "text", "path": "corpus.jsonl"}]}
-    before = fingerprint(corpus, data=text), fingerprint(corpus)
+    standard = {"sources": [{"kind": "python-docs"}]}
+    before = [fingerprint(corpus, data=data) for data in (text, standard)]
+    lines = fingerprint(corpus)
     monkeypatch.setattr(module, "TEXT_FORMAT", 1)
     assert fingerprint(corpus, data=text) != before[0]
-    assert fingerprint(corpus) == before[1]
+    assert fingerprint(corpus, data=standard) == before[1]
+    assert fingerprint(corpus) != lines
 
 
 def test_another_way_to_read_records_makes_other_data_of_conversations_only(corpus, monkeypatch):

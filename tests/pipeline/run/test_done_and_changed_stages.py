@@ -358,8 +358,8 @@ def test_a_phase_has_begun_when_its_rows_were_read_although_a_batch_was_left_out
     before, after = in_phases(BEFORE), in_phases([BEFORE[0], {"mix": {"web": 1}, "rope_theta": 9}])
     old, size = digest_job(before), before.pretrain.global_batch
     digest = old.stages["pretrain"]
-    spike = SkippedRows(2 * size, 3 * size, 3, 1, digest, "a spike", 0.0)
-    for step, may in ((5, True), (6, False)):
+    for step, first, may in ((6, 6, True), (5, 2, True), (6, 2, False)):
+        spike = SkippedRows(first * size, (first + 1) * size, 7, 1, digest, "a spike", 0.0)
         (entry,) = saved_at(before, "pretrain", step).checkpoints
         head = Head(checkpoints=(entry,), forked=entry.key, skipped={"pretrain": (spike,)})
         plans = plan_stages(after, digest_job(after), head)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from typing import cast
 
 import pytest
@@ -11,9 +12,12 @@ from pion.data.chat.messages import Conversation, turns_of
 from pion.data.documents import python_docs, python_qa
 from pion.data.documents.file_to_documents import Document
 from pion.data.documents.python_qa import Dialogue
+from pion.data.order import MixtureOrder
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data.sources import conversations, find_input, texts
+from pipeline.job import JsonlFiles
+from pipeline.job.digest import digest_job
 from pipeline.stages.prepare import open_data, prepare_part
 from tests.support.corpora import job_by_file, make_job, prepare, prepared, sentences, write_corpus
 from tests.support.tokenizer_kinds import without_bytes
@@ -156,3 +160,30 @@ def test_a_held_out_split_without_conversations_says_whether_they_were_too_long(
     write_questions(tmp_path / "talks/valid.jsonl", long=5, short=0)
     with pytest.raises(BadInput, match=r"held out\. 5 of 5 conversations are dropped, because no"):
         prepared_sft(job, tmp_path / "long")
+
+
+def test_sources_without_weights_are_read_equally_often_and_finished_runs_stay_finished(tmp_path):
+    write_chats(tmp_path / "chat.jsonl")
+    write_chats(tmp_path / "few.jsonl", 30)
+
+    def read(**weight):
+        """Return how often a pass reads a row at most, what is said, and the digests."""
+        job = with_rows(sft_job(tmp_path), 64)
+        job.sft.sources = [
+            JsonlFiles(kind="jsonl", path=path, **weight) for path in ("chat.jsonl", "few.jsonl")
+        ]
+        notes = []
+        place = tmp_path / f"data{len(weight)}"
+        prepare(job, place, lambda m: notes.append(getattr(m, "text", "")), part="sft")
+        data = open_data(place)
+        weights = [source.weight for source in data.sources]
+        order = MixtureOrder(data.orders("train", 1, 8), weights, 1)
+        rows = Counter(order.locate(i) for i in range(order.total_rows))
+        often = any("reads sft.sources.1" in note for note in notes)
+        return max(rows.values()), often, digest_job(job).stages
+
+    (once, unsaid, digests), (often, said, before) = read(), read(weight=1)
+    assert once <= 2 < 5 < often
+    assert (unsaid, said) == (False, True)
+    # Without weights, finished runs from before have the digest of weights of 1.
+    assert digests == before

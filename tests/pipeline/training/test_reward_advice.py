@@ -58,6 +58,12 @@ def test_a_reward_that_stays_flat_or_falls_is_said_after_half_of_enough_steps(ri
     assert warned(with_noise(rise, [0.0] * (FLAT_STEPS - 1))) == []
 
 
+def test_the_first_quarter_is_compared_with_the_last():
+    ((step, _, text),) = warned(with_noise(0.0, [0.3] * 75 + [-0.1] * 25))
+    assert step == 100
+    assert "it was 0.500 in the first quarter of the steps, and is 0.100 in the last" in text
+
+
 def test_few_runs_that_learn_and_most_of_the_others_are_called_flat():
     noise = np.random.default_rng(0).normal(0, 0.035, (10, 120))
     learn, flat = ([with_noise(rise / 120, one) for one in noise] for rise in (0.1, 0.0))

@@ -68,9 +68,9 @@ def test_a_record_that_is_wrong_is_named_by_file_and_line(what):
     assert len(str(error.value)) < 500
 
 
-def test_texts_are_stripped_and_special_tokens_defused_everywhere():
+def test_special_tokens_are_defused_everywhere():
     call = {"function": {"name": "<s>", "arguments": {"<s>": ["a<s>", 1]}}}
-    messages = [{"role": "user", "content": "\n <s>Hi "}, {**YES, "tool_calls": [call]}]
+    messages = [{"role": "user", "content": "<s>Hi"}, {**YES, "tool_calls": [call]}]
     found = harmless(
         read_conversation({"messages": messages, "tools": [{"a": "<s>"}]}, "x"), ["<s>"]
     )

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pion.data.chat.conversation import Tokenized
-from pion.data.chat.messages import harmless
+from pion.data.chat.messages import Conversation, harmless
 from pion.data.chat.template import ChatTemplate
 from pion.data.chat.template_source import with_settings, write_template_date
 from pion.data.records.layouts import read_conversation
@@ -146,11 +146,11 @@ def learned_by_prefixes(model, messages, tools):
 def test_ids_and_mask_are_those_of_rendered_prefixes(models, name, texts):
     model = models[name]
     messages = [
-        {"role": role, "content": text}
+        {"role": role, "content": text.strip()}
         for pair in texts
         for role, text in zip(("user", "assistant"), pair)
     ]
-    conversation = harmless(talk(messages), model.template._marks)
+    conversation = harmless(Conversation(messages, None, "f:1"), model.template._marks)
     expected = learned_by_prefixes(model, list(conversation.messages), None)
     (found,) = model.template.tokenize_batch([conversation])
     if expected is None:
@@ -159,6 +159,25 @@ def test_ids_and_mask_are_those_of_rendered_prefixes(models, name, texts):
     assert [e.ids.tolist() for e in found.tokenized] == [e.ids.tolist() for e in expected]
     assert [e.learned.tolist() for e in found.tokenized] == [e.learned.tolist() for e in expected]
     assert found.split == (len(expected) > 1)
+
+
+@pytest.mark.parametrize("name", ["SmolLM2", "Qwen 2.5", "Llama 3.2", "Mistral", "DeepSeek"])
+def test_an_answer_keeps_the_space_that_its_template_keeps_after_the_ids_of_its_prompt(
+    models, name
+):
+    model = models[name]
+    end = model.text([model.template.end_of_turn])
+    code, tabbed = "    y = x + 1\n    return y\n", "\n\n\tz"
+    said = [QUESTION, {**ANSWER, "content": code}, QUESTION, {**ANSWER, "content": tabbed}]
+    (found,) = model.examples(said).tokenized
+    stock = model.stock_ids(said, prompt=False, tools=None)
+    assert model.text(found.ids) == model.text(stock)
+    learned = model.text(found.ids[found.learned])
+    assert code in learned
+    assert learned.endswith(tabbed + end)
+    begins = int(found.learned.argmax())
+    prompt = model.stock_ids(said[:1], prompt=True, tools=None)
+    assert found.ids[:begins].tolist() == prompt
 
 
 LEARNED = {

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import struct
 from pathlib import Path
 
 import pyarrow
@@ -13,10 +14,14 @@ import pytest
 from pion.data.documents import file_to_documents
 from pion.data.documents.file_to_documents import (
     PART_BYTES,
+    SPELLED,
+    ZEROS,
+    Document,
     Span,
     jsonl_records,
     parquet_records,
     record_documents,
+    separate,
     text_documents,
 )
 from pion.data.documents.find_files import (
@@ -26,7 +31,7 @@ from pion.data.documents.find_files import (
     by_splits,
     find_files,
 )
-from pion.data.documents.unpack import opened
+from pion.data.documents.unpack import is_packed, opened
 from pion.errors import BadInput
 
 KEY = "data.sources.0"
@@ -178,9 +183,44 @@ def test_a_null_text_is_left_out_and_counted_like_a_blank_one(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     blank = []
     records = jsonl_records(spans(tmp_path, JSONL_SUFFIXES), KEY)
-    found = record_documents(records, "text", KEY, lambda: blank.append(1))
+    found = record_documents(records, "text", KEY, lambda *noted: blank.append(noted))
     assert [document.text for document in found] == ["a", "b"]
-    assert len(blank) == 3
+    assert blank == [
+        ("records without text are left out", f"{tmp_path}/a.jsonl:{line}") for line in (2, 3, 4)
+    ]
+
+
+CUT, WINDOWS = "texts are cut where they", "texts have the line ends of Windows"
+# What programs of others leave in texts: the documents that are learned, and what is said.
+LEFT = {
+    "a line between stories": ("a.\n<|endoftext|>\nb.\n", ["a.\n", "b.\n"], [CUT]),
+    "no line": ("a.<|endoftext|>b.<|end_of_text|>", ["a.", "b."], [CUT]),
+    "a first token": ("<|begin_of_text|>a<|end_of_text|><|begin_of_text|>b", ["a", "b"], [CUT]),
+    "Llama 2": ("<s>a</s><s>    b</s>\n", ["a", "    b"], [CUT]),
+    "Gemma": ("<bos>a<eos><bos>b<eos>", ["a", "b"], [CUT]),
+    "a line of </s>": ("a\n</s>\nb", ["a\n", "b"], [CUT]),
+    "HTML": ("<p><s>old</s> new</p>\n<s>a</s>\n<s>b</s> c", None, []),
+    "in quotes": ("the token `<|endoftext|>`, or '</s>'", None, []),
+    "Windows": ("a\r\n\r\nb\rc\r\n", ["a\n\nb\rc\n"], [WINDOWS]),
+    "files joined": ("a\n\ufeffb\n", ["a\nb\n"], ["texts have marks of the byte order"]),
+    "a cut file": ("a\n\0\0\0", ["a\n"], [ZEROS]),
+    "zeros alone": ("\0\0", [], [ZEROS]),
+    "both": ("a\r\n<|endoftext|>\r\nb\0", ["a\n", "b"], [WINDOWS, ZEROS, CUT]),
+    "a chat": ("<|im_start|>user\nHi<|im_end|>", None, [SPELLED]),
+    "Pion's own marks": ("<|user|>\nHi\n<|assistant|>\nYes\n", None, []),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_programs_of_others_leave_in_texts_is_read_as_they_mean_it_and_said(name):
+    text, wanted, said = LEFT[name]
+    noted = []
+    found = list(separate(Document(text, "x:1", True), lambda *words: noted.append(words)))
+    assert [document.text for document in found] == ([text] if wanted is None else wanted)
+    assert all(document.held_out and document.origin == "x:1" for document in found)
+    assert len(noted) == len(said)
+    assert all(words.startswith(one) for (words, _), one in zip(noted, said))
+    assert all(where.startswith("x:1") for _, where in noted)
 
 
 # ---------------------------------------------------------------- which files are read
@@ -273,9 +313,18 @@ def zstd(data):
 
 
 def test_gzip_and_zstd_are_read_whatever_the_name_says(tmp_path):
-    for name, data in (("a.txt", TEXT), ("b.txt", gzip.compress(TEXT)), ("c", zstd(TEXT))):
+    skipped = struct.pack("<II", 0x184D2A5F, 3) + b"abc"  # pzstd writes such frames first
+    half = len(TEXT) // 2
+    parts = skipped + zstd(TEXT[:half]) + skipped + zstd(TEXT[half:])
+    for name, data in (
+        ("a.txt", TEXT),
+        ("b.txt", gzip.compress(TEXT)),
+        ("c", zstd(TEXT)),
+        ("d.zst", parts),
+    ):
         (tmp_path / name).write_bytes(data)
         assert read(tmp_path / name) == TEXT
+        assert is_packed(tmp_path / name) == (data != TEXT)
 
 
 # gzip writes the time into what it packs, so the bytes can't name a test.

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pipeline.rent.check import command
 from pipeline.rent.check.command import CheckRow, show_check
 from pipeline.rent.check.job import check_data
@@ -203,6 +203,25 @@ def test_time_to_trace_a_model_is_not_counted(case, monkeypatch):
     assert traced[0] in command.run_checks(case.job(), None)
 
 
+def test_a_slow_import_takes_no_time_from_the_checks(case, monkeypatch, capsys):
+    monkeypatch.setattr(command, "SECONDS", 0.0)
+    monkeypatch.setattr(command, "import_within", lambda work: work() or 100.0)
+    assert show_check(str(case.path()), [], on=None, force=False, as_json=True) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert all(row["checked"] for row in rows)
+
+
+@pytest.mark.parametrize("error", [PionError("it is down"), OSError("a library's"), TimeoutError()])
+def test_what_one_check_could_not_find_out_is_exit_code_1(case, monkeypatch, capsys, error):
+    def fails(job):
+        raise error
+
+    monkeypatch.setattr(command, "check_model", fails)
+    assert show_check(str(case.path()), [], on=None, force=False, as_json=True) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows if not row["checked"]] == ["model"]
+
+
 @pytest.fixture
 def store_that_hangs(monkeypatch):
     """Let no store be opened, and let the checks wait for a tenth of a second."""
@@ -217,9 +236,9 @@ def store_that_hangs(monkeypatch):
 def test_a_store_that_can_not_even_be_opened_in_time_is_no_mistake_and_is_not_waited_for(
     case, capsys
 ):
-    assert show_check(str(case.path()), [], on=None, force=False, as_json=True) == 0
+    assert show_check(str(case.path()), [], on=None, force=False, as_json=True) == 1
     (row,) = json.loads(capsys.readouterr().out)
-    assert (row["name"], row["ok"]) == ("checks", None)
+    assert (row["name"], row["ok"], row["checked"]) == ("checks", None, False)
     assert row["words"].startswith("they did not start in time")
     assert "Run the same command again" in row["words"]
 

@@ -18,7 +18,7 @@ from pipeline.rent.managed.watch import Watcher, follow_or_leave, watch
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.notes.stop_requests import ask_stop
-from pipeline.state.rows.metrics import read_events
+from pipeline.state.rows.metrics import EventLog, read_events
 from pipeline.state.stores import StoreError
 from pipeline.web.address import Address
 from tests.pipeline.rent.managed.look.test_diagnose import job
@@ -118,6 +118,20 @@ def test_a_dead_pod_is_terminated_at_the_first_look_and_the_run_remembers_why(
     assert "dead pod: pod x is EXITED in RunPod's list while SkyPilot says RUNNING" in text
     (event,) = [e for e in read_events(run.store, run.name) if e["event"] == "watch"]
     assert (event["what"], event["done"]) == ("dead pod", ["terminated pod x"])
+
+
+def test_the_error_of_an_attempt_is_said_once_its_run_is_released(
+    watcher, provider, run, time, said
+):
+    claim = claim_run(run, someone())
+    events = EventLog(run.store, run.name, claim.epoch)
+    events.append("end", code=1, message="it went wrong", stage="sft", step=3)
+    events.flush()
+    claim.release()
+    during(time, lambda: None, lambda: provider.now("FAILED"))
+    watcher.follow()
+    (line,) = [line for line in said if "it went wrong" in line]
+    assert "with exit code 1, in sft step 3: " in line
 
 
 def test_a_second_window_only_says_what_is_wrong(run, provider, time, said):

@@ -6,8 +6,15 @@ import re
 import pytest
 
 from pion.errors import BadInput
+from pion.train.hardware import device_name, pick_device
+from pipeline.console.formats import duration
+from pipeline.job.digest import model_inputs
+from pipeline.job.file import load_job
 from pipeline.rent.plan.command import show_plan
+from pipeline.rent.plan.compared import of_rental
 from pipeline.rent.plan.gpus import GPU_TYPES
+from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
+from pipeline.state.stores import open_store
 from tests.paths import JOBS, OWN_JOBS
 from tests.pipeline.rent.check.test_conversations_prefer import job_in
 from tests.pipeline.rent.fine_tuning import write_fine_tuning
@@ -240,3 +247,26 @@ def test_80_columns_hold_the_whole_table_of_spot_and_demand(
     names = ("RTXA4000", "RTXPRO6000-MaxQ")
     assert show_plan(SMALL, settings, gpus=names, as_json=False) == 0
     assert "…" not in capsys.readouterr().out
+
+
+def test_this_machine_has_a_line_with_what_its_runs_reached(sky_home, tmp_path, capsys):
+    job, store = load_job(SMALL, ["sft=null"]), f"store={tmp_path / 'runs'}"
+    shown = []
+    for tokens_per_second in (None, 4096.0):
+        if tokens_per_second is not None:
+            here = device_name(pick_device())
+            speed = PastSpeed("mine", 1.0, here, job.seq_len("pretrain"), tokens_per_second)
+            model = model_inputs(job.model_config_resolved())
+            keep_train_speed(open_store(str(tmp_path / "runs")), model, speed)
+        show_plan(SMALL, [store, "sft=null", "pretrain.steps=4"], gpus=["A40"], as_json=False)
+        shown.append(capsys.readouterr().out)
+    seconds = 4 * job.section("pretrain").global_batch * job.seq_len("pretrain") / 4096
+    lines = [re.search(r"this machine +own +(.*?) *\n", text)[1] for text in shown]
+    assert lines == ["?", duration(seconds)]
+
+
+def test_a_catalog_that_can_not_be_read_is_said_once(sky_home):
+    sky_home.lose_catalog()
+    path = sky_home.yaml("any_of: [{accelerators: A40}, {accelerators: L4}, {accelerators: T4}]")
+    (note,) = [note for note in of_rental(load_job(SMALL), str(path)).notes if "read" in note]
+    assert note.startswith("1 × A40 on demand on RunPod, 1 × L4")
