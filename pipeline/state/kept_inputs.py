@@ -27,17 +27,17 @@ from pipeline.state.stores import Missing, open_store
 SUFFIXES = (".yaml", ".yml", ".py", ".csv", ".json", *TEXT_SUFFIXES, *JSONL_SUFFIXES)
 
 
-def use_kept_inputs(job: Job, redo: str | None = None, *, begun: bool = False) -> None:
+def use_kept_inputs(job: Job, redo: str | None = None, run: RunState | None = None) -> None:
     """Let `job` read what its run has kept of its inputs, as soon as it needs one.
 
-    The files here count in their place for stages from `redo` on, and before the run has `begun`
-    for rewards: the digest of `reinforce` says whether these have changed. A file that is gone is
-    read from the store in any case.
+    The files here count in their place for stages from `redo` on; and for rewards, unless the `run`
+    is given, because this start has begun: until then, the digest of `reinforce` says whether they
+    have changed. A file that is gone is read from the store in any case.
     """
     redone = STAGES[STAGES.index(redo) :] if redo in STAGES else ()
-    again = redone if begun else ("reinforce", *redone)
+    again = redone if run else ("reinforce", *redone)
     fresh = {path for stage, path in job.kept_inputs.values() if stage in again}
-    opened = cache(lambda: RunState(open_store(job.store), job.name))
+    opened = cache(lambda: run or RunState(open_store(job.store), job.name))
 
     @cache
     def kept(path: str) -> Path | None:
@@ -63,8 +63,8 @@ def keep_inputs(job: Job, run: RunState) -> None:
         if content and content != inputs.get(path):
             inputs[path] = {name: _keep(run, own.parent / name) for name in content}
             run.store.write(run.key(INPUTS), to_json({"inputs": inputs}).encode())
-    run.store.flush()  # other objects read the same store
-    use_kept_inputs(job, begun=True)
+    run.store.flush()  # other processes read it
+    use_kept_inputs(job, run=run)
 
 
 def content_of(path: Path) -> Content:

@@ -70,9 +70,9 @@ class TrainingContext:
         # Rank 0 reports for all.
         self.report: Say = report if group.rank == 0 else lambda message: None
         self.job = request.load_job()
-        use_kept_inputs(self.job, begun=True)
         self.workspace = workspace or Workspace(open_store(request.store), self.job.name)
         self.run = RunState(self.workspace.store, self.job.name, clock)
+        use_kept_inputs(self.job, run=self.run)
         self.first_step_seen = False
         # The record of the plan to try after a larger one has failed on this machine.
         self.at_most = request.at_most

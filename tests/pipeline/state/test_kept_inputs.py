@@ -56,14 +56,14 @@ class Start:
         self.run = RunState(open_store(str(folder / "runs")), "tiny")
 
     def job(self, redo=None, *, begun=False):
-        made = {"store": str(self.folder / "runs"), **self.changes}
+        made = {"store": "runs", **self.changes}
         job = (
             job_from(tiny_config(seq_len=96), **made)
             if self.key == "evaluate.text"
             else tiny_job(**made)
         )
         job._folder = self.folder
-        use_kept_inputs(job, redo, begun=begun)
+        use_kept_inputs(job, redo, self.run if begun else None)
         return job
 
     def read(self, job):
@@ -78,7 +78,8 @@ class Start:
 
 
 @pytest.fixture(params=KINDS)
-def start(request, tmp_path):
+def start(request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     start = Start(tmp_path, request.param)
     keep_inputs(start.job(), start.run)
     return start
@@ -100,6 +101,13 @@ def test_a_file_that_is_replaced_counts_only_when_its_stage_is_redone(start):
     keep_inputs(redone := start.job(start.stage), start.run)
     assert start.read(redone) == start.read(start.job(begun=True)) == "other"
     assert start.said() == []
+
+
+def test_a_worker_in_another_folder_reads_what_the_run_has_kept(start, tmp_path, monkeypatch):
+    start.file.write_text("other")
+    shutil.rmtree(cache_folder() / "inputs", ignore_errors=True)
+    monkeypatch.chdir(tmp_path.parent)  # the job calls its store `runs`
+    assert start.read(start.job(begun=True)) == "first"
 
 
 def test_a_file_that_is_gone_is_read_from_the_store(start):
