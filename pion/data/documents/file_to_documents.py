@@ -172,8 +172,8 @@ def object_of_line(line: bytes, where: str) -> dict[str, Any]:
     value = json_of_line(line, where)
     if not isinstance(value, dict):
         raise BadInput(f"{where}: found a {type(value).__name__} instead of a JSON object")
-    if number == "1" and (how := table_in(value)) is not None:
-        raise NotJsonLines(f"{file} is one JSON object, not one on each line: {how}")
+    if number == "1" and (words := table_in(value)) is not None:
+        raise NotJsonLines(f"{file} is one JSON object, not one on each line: {words}")
     return value
 
 
