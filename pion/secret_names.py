@@ -33,7 +33,7 @@ def names_secret(name: str) -> bool:
     return (
         words[-1] in _SECRET_ENDINGS
         or (len(words) > 1 and words[-1] in _ENDINGS_OF_MORE)
-        or any(secret in "_".join(words) for secret in _SECRET_WORDS)
+        or any(word.endswith(_SECRET_WORDS) for word in words)
     )
 
 

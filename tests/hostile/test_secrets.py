@@ -331,7 +331,7 @@ def test_secrets_travel_and_are_printed_written_and_recorded_nowhere(sky_home, d
     desk.set(**given, AWS_ACCESS_KEY_ID=f"{MARKER}ID", WANDB_API_KEY=f"{MARKER}W")
     desk.rental(secrets={"WRITTEN": f"{MARKER}written", "SHORT": "MARKER"})
     code, printed = desk.pion(*LAUNCH, "--dry-run", f"store=file://{desk.folder}/runs")
-    assert code == 0
+    assert code == 0, printed
     assert hides(printed)
     shown = yaml.safe_load(printed)["secrets"]
     written = {"WRITTEN": "<given in the YAML>", "SHORT": "<given in the YAML>"}

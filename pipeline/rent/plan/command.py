@@ -86,13 +86,13 @@ def show_plan(
     notes += [f"warning: {words}" for words in warnings_of(plan, phases, rows)]
     here = seconds_here(plan, known)
     if here is None:
-        notes.append("this machine: its time is known once it has trained a run of this model")
+        notes.append("here, on this machine: known once a run of this model has trained here")
     if as_json:
         read = {"phases": [dataclasses.asdict(phase) for phase in phases], "here_seconds": here}
         print(json.dumps(_as_json(plan, estimates, notes) | read, indent=1))
         return 0
     machines = _table(plan, estimates)
-    machines.add_row("this machine", "own", *[""] * 4, "?" if here is None else duration(here))
+    machines.add_row("here", "own", *[""] * 4, "?" if here is None else duration(here))
     for table in (machines, *_ways_tables(plan, estimates)):
         show_table(table)
     if phases:

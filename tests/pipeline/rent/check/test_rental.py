@@ -356,7 +356,7 @@ def test_a_yaml_that_skypilot_can_not_read_in_time_is_not_waited_for(case, monke
     monkeypatch.setattr(command, "read_sky_yaml", lambda path: forever.wait())
     monkeypatch.setattr(command, "JOB_SECONDS", command.SECONDS - 0.1)
     job = str(case.path())
-    assert show_check(job, [], on="sky/runpod-spot.yaml", force=False, as_json=True) == 0
+    assert show_check(job, [], on="sky/runpod-spot.yaml", force=False, as_json=True) == 1
     forever.set()
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["rental"]["ok"] is None
