@@ -4,7 +4,7 @@ far as its store knows."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput
@@ -17,7 +17,7 @@ from pipeline.state.notes.deadline import read_deadline
 from pipeline.state.notes.stop_requests import pending_stop
 from pipeline.state.notes.watcher_beat import Saw, WatcherBeat, nobody_watches, read_beat
 from pipeline.state.owner import Owner, is_running
-from pipeline.state.rows.row_types import END, Row
+from pipeline.state.rows.row_types import END
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import recorded_stages
 
@@ -75,14 +75,14 @@ def _stage_status(stage: str, head: Head) -> dict[str, Any]:
 # ---------------------------------------------------------------- how its last attempt ended
 
 
-def last_end(events: Sequence[Row]) -> Row | None:
+def last_end(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Return the event of the error with which the last attempt ended; None if there is none, or a
     later attempt has begun. A process that was killed, or lost its machine, leaves none."""
     newest = [event for event in events if event["event"] in (AT_HOME, RENTED, END)][-1:]
     return newest[0] if newest and newest[0]["event"] == END else None
 
 
-def last_end_in_words(end: Row) -> str:
+def last_end_in_words(end: Mapping[str, Any]) -> str:
     """Return when, where and why an attempt ended."""
     step = f" step {end['step']:,}" if "step" in end else ""
     where = f"exit code {end['code']}" + (f", in {end['stage']}{step}" if "stage" in end else "")
