@@ -1,5 +1,7 @@
 """Which files a folder has for a job, and what is said of everything else."""
 
+import json
+
 import pytest
 
 from pion.errors import BadInput
@@ -26,6 +28,19 @@ def test_what_is_not_read_is_named(tmp_path):
     (tmp_path / "my-texts" / "scan.pdf").write_bytes(b"%PDF")
     (found,) = find_data(tmp_path / "my-texts").left_out
     assert found.startswith("left out, not read by Pion: 1 file .pdf, such as ")
+
+
+def test_a_file_for_each_conversation_is_read_or_named_and_so_is_a_saved_data_set(tmp_path):
+    for number, indent in enumerate((None, None, 1)):
+        record = json.dumps({"messages": []}, indent=indent)
+        (tmp_path / f"{number}.json").write_text(record)
+    found = find_data(tmp_path)
+    assert [(group.kind, len(group.files)) for group in found.groups] == [("json", 2)]
+    (words,) = found.left_out
+    assert words == f"left out, not read by Pion: 1 file .json, such as {tmp_path}/2.json"
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
+    assert "has no data: 1 file .arrow. Pion reads" in refusal(tmp_path / "saved")
 
 
 def test_a_readme_and_settings_next_to_data_are_no_data(tmp_path):
