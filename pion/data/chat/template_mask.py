@@ -122,8 +122,8 @@ class AnswerFinder:
 
         None if these ids do not begin the ids of the whole text.
         """
-        after = [(0, 0), *((index + 1, end) for index, end in whole.special), *whole.cuts]
-        before, begins = max(cut for cut in after if cut[1] <= position)
+        begun = [*whole.cuts, *((index + 1, end) for index, end in whole.special)]
+        before, begins = max(place for place in begun if place[1] <= position)
         alone = self._ids_of(whole.text[begins:position])
         after = before + len(alone)
         return after if list(whole.ids[before:after]) == alone else None
