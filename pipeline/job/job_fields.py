@@ -195,9 +195,10 @@ class JobFields(Section):
     def kept_inputs(self) -> dict[str, tuple[str, str]]:
         """The inputs that a run keeps when it begins: by key, the stage that reads it, and its
         path."""
-        lm_eval, tokenizer = self.evaluate.lm_eval, self.tokenizer
+        lm_eval = self.evaluate.lm_eval
+        tokenizer = None if self.tokenizer is None else self.tokenizer.file
         named: dict[str, dict[str, str | None]] = {
-            "prepare": {"tokenizer.file": tokenizer and tokenizer.file, **dict(self.removed_sets)},
+            "prepare": {"tokenizer.file": tokenizer, **dict(self.removed_sets)},
             "reinforce": {**self.reward_files},
             "evaluate": {
                 **self.evaluate.sets,
