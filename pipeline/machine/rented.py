@@ -46,8 +46,9 @@ BOOT_PHASES = (
 )
 # The phase of a start from when the machine was rented to the first step.
 PAID_TO_FIRST_STEP = "paid to first step"
-# The kinds of the event that a process appends after it has claimed a run; see `claim_event`.
-RENTED, AT_HOME = "machine", "process"
+# The kinds of the event that a process appends after it has claimed a run (see `claim_event`), and
+# of the event with the error with which it ends.
+RENTED, AT_HOME, END = "machine", "process", "end"
 # Seconds. If a machine was up for longer before the run script began, it was rented for something
 # else.
 LONGEST_BOOT = 3600.0

@@ -15,12 +15,12 @@ from pipeline.console.masking import masked
 from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, StageState, Step
 from pipeline.cost.timeline import WAITED
 from pipeline.machine.no_room_or_permission import refusal
-from pipeline.machine.rented import PAID_TO_FIRST_STEP, claim_event, this_machine
+from pipeline.machine.rented import END, PAID_TO_FIRST_STEP, claim_event, this_machine
 from pipeline.run.inputs import Start
 from pipeline.state.claim import Claim
 from pipeline.state.owner import differences
 from pipeline.state.rows.metrics import EventLog
-from pipeline.state.rows.row_types import END, LONGEST_MESSAGE
+from pipeline.state.rows.row_types import LONGEST_MESSAGE
 from pipeline.state.stores import StoreError
 from pipeline.training.watchdog import Watchdog
 

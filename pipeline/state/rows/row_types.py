@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from pion.errors import BadInput
 from pion.untrusted import parse_object
 from pipeline.console.formats import counted
-from pipeline.machine.rented import AT_HOME, RENTED
+from pipeline.machine.rented import AT_HOME, END, RENTED
 from pipeline.state.record_json import Amount, Count, Epoch, Number, Time, open_record
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ Row = dict[str, Any]
 LARGEST_LINE = 4 << 20
 LARGEST_SEGMENT = 256 << 20
 
-# The event of an error with which a `pion run` ended, and the most characters of its message.
-END, LONGEST_MESSAGE = "end", 2000
+# The most characters of the message with which a `pion run` ended.
+LONGEST_MESSAGE = 2000
 
 # A difference of two clocks may be negative.
 Seconds = Annotated[float, Ge(-1e10), Lt(1e10)]

@@ -10,14 +10,13 @@ from typing import Any
 from pion.errors import BadInput
 from pipeline.console.formats import duration, moment, printable
 from pipeline.job import STAGES
-from pipeline.machine.rented import AT_HOME, RENTED
+from pipeline.machine.rented import AT_HOME, END, RENTED
 from pipeline.state.head import Head
 from pipeline.state.liveness import last_change
 from pipeline.state.notes.deadline import read_deadline
 from pipeline.state.notes.stop_requests import pending_stop
 from pipeline.state.notes.watcher_beat import Saw, WatcherBeat, nobody_watches, read_beat
 from pipeline.state.owner import Owner, is_running
-from pipeline.state.rows.row_types import END
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import recorded_stages
 
