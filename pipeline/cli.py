@@ -11,13 +11,15 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from pion.errors import BadInput, Paused, PionError, causes, is_panic
 from pipeline.commands.arguments import Add, Argument, Command, argument, flag
 from pipeline.commands.cli import add_commands
+from pipeline.commands.completion import SHELLS, completion
 from pipeline.commands.parser import OVERRIDES, Parser, Version, without_overrides
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
@@ -42,6 +44,14 @@ exit codes:
 
 `pion run --help-job` explains each field of a job file.
 """
+# The commands by what they are for, in the order in which a person needs them.
+GROUPS = {
+    "train": "new check plan run try",
+    "look after runs": "status report checkpoints stop fork rm data prove",
+    "rent machines": "launch watch deadline rentals hop bench",
+    "use models": "chat generate serve eval export import-seed",
+    "this program": "completion help",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,6 +144,7 @@ def _ending(error: PionError, arguments: Sequence[str]) -> PionError:
 def _parser() -> Parser:
     parser = Parser(
         prog="pion",
+        usage="pion [-h] [--version] COMMAND …",
         description="Train, evaluate, publish and use small language models.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -150,23 +161,45 @@ def _parser() -> Parser:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
+    if argv[:1] in ([], ["help"]):
+        argv = [*argv[1:2], "--help"]
+    parser, take_overrides = _parser_of(argv)
+    # argparse accepts no overrides after an option: `pion run JOB --redo sft sft.lr=1e-4`.
+    overrides: list[str] = []
+    if argv[0] in take_overrides:
+        overrides, argv = without_overrides(argv)
+    args = parser.parse_args(argv)
+    if overrides:
+        args.overrides = [*overrides, *args.overrides]
+    return args
+
+
+def _parser_of(argv: Container[str]) -> tuple[Parser, Container[str]]:
+    """Return the parser, with the arguments of the commands in `argv` alone, and the commands that
+    take overrides."""
     parser = _parser()
     unused = Parser(add_help=False)
+    helps = {"help": "print this, or the help of a command"}
 
     def parser_of(*, prog: str, **described: Any) -> Parser:
         """Make a parser only for a command that may be meant: each takes as long as the rest."""
         return Parser(prog=prog, **described) if prog.split()[-1] in argv else unused
 
     commands = parser.add_subparsers(
-        metavar="COMMAND", required=True, parser_class=cast("type[Parser]", parser_of)
+        prog="pion",
+        metavar="COMMAND",
+        help=argparse.SUPPRESS,
+        required=True,
+        parser_class=cast("type[Parser]", parser_of),
     )
     take_overrides: dict[str, Parser] = {}
 
     def add(
         name: str, command: Command, help: str, *arguments: Argument, overrides: bool = False
     ) -> None:
+        helps[name] = help
         sub: Parser = commands.add_parser(
-            name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False
+            name, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False
         )
         if sub is unused:
             return
@@ -182,17 +215,33 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add_commands(add)
     _add_prove(add)
     add_rent_commands(add)
+    shell = argument("shell", choices=tuple(SHELLS), help="prints a script; see docs/commands.md")
+    add("completion", _completion, "complete commands and options in a shell", shell)
     for sub in take_overrides.values():  # after the other positional arguments
         OVERRIDES(sub)
-    parser.commands = tuple(commands.choices)
-    # argparse accepts no overrides after an option: `pion run JOB --redo sft sft.lr=1e-4`.
-    overrides: list[str] = []
-    if argv and argv[0] in take_overrides:
-        overrides, argv = without_overrides(argv)
-    args = parser.parse_args(argv)
-    if overrides:
-        args.overrides = [*overrides, *args.overrides]
-    return args
+    parser.commands = (*commands.choices, "help")
+    parser.subparsers = {name: sub for name, sub in commands.choices.items() if sub is not unused}
+    parser.epilog = f"{_grouped(helps)}\n\n{EXIT_CODES}"
+    return parser, take_overrides
+
+
+def _grouped(helps: Mapping[str, str]) -> str:
+    """Return the commands in groups, each with its help, as wide as the terminal."""
+    width, indent = min(100, shutil.get_terminal_size().columns - 2), " " * 15
+    groups = {
+        title: "\n".join(
+            textwrap.fill(f"  {name:<13}{helps[name]}", width, subsequent_indent=indent)
+            for name in names.split()
+        )
+        for title, names in GROUPS.items()
+    }
+    return "\n\n".join(f"{title}:\n{lines}" for title, lines in groups.items())
+
+
+def _completion(args: argparse.Namespace) -> None:
+    """Print the script with which a shell completes each command and its options."""
+    every = {name for names in GROUPS.values() for name in names.split()}
+    print(completion(args.shell, _parser_of(every)[0]))
 
 
 def _add_run(add: Add) -> None:

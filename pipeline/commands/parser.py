@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from pipeline.commands.arguments import argument
@@ -35,6 +35,7 @@ class Parser(argparse.ArgumentParser):
     """Exits with code 2 and a short message that suggests the nearest command."""
 
     commands: Sequence[str] = ()
+    subparsers: Mapping[str, argparse.ArgumentParser] = {}
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         first = next((a for a in args or () if not a.startswith("-")), None)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TextIO, assert_never
 
-from pipeline.console.formats import duration, measured, money, printable, size
+from pipeline.console.formats import beginning, duration, measured, money, printable, size
 from pipeline.console.messages import (
     CheckpointSaved,
     Evaluation,
@@ -41,6 +41,8 @@ STATES = {
 }
 # The shortest time between two lines about `prepare` in a log.
 PREPARE_SECONDS = 5.0
+# Of a sample, a terminal shows the beginnings of so many lines.
+SAMPLE_LINES = 3
 # Seconds between two drawings of the live panel.
 REFRESH = 0.25
 # So many messages wait for a terminal that is slow or held (Ctrl-S), or a pipe that nobody reads.
@@ -77,6 +79,7 @@ class Display:
         self._interval: float | None = None
         self._prepare_shown: dict[str, float] = {}
         self._live: Live | None = None
+        self._width = 0
         if live or (live is None and is_terminal(self._file)):
             from rich.console import Console
             from rich.live import Live
@@ -132,7 +135,7 @@ class Display:
                     self._at, message = said
                     self._show(message)
                 if self._live is not None and time.monotonic() - drawn >= REFRESH:
-                    self._write(self._live.refresh)
+                    self._write(self._refresh)
                     drawn = time.monotonic()
 
     def _show(self, message: Shown) -> None:
@@ -157,7 +160,13 @@ class Display:
                 self._line(f"{stage} step {step:,}: {words}", style="green")
             case Sample(stage, step, prompt, text):
                 self._line(f"{stage} step {step:,}: sample for {prompt!r}")
-                for line in text.strip("\n").split("\n"):
+                lines = text.strip("\n").split("\n")
+                if self._live is not None:  # the page of the run has all
+                    most = self._live.console.width - 7
+                    lines, more = lines[:SAMPLE_LINES], len(lines) > SAMPLE_LINES
+                    lines = [beginning(line, most) for line in lines]
+                    lines[-1] += "…" * (more and len(lines[-1]) <= most)
+                for line in lines:
                     self._line(f"    | {line}", style="dim", stamp=False)
             case CheckpointSaved():
                 self._show_checkpoint(message)
@@ -221,10 +230,29 @@ class Display:
         if (live := self._live) is not None:
             from rich.text import Text
 
-            self._write(lambda: live.console.print(Text(text, style=style), soft_wrap=True))
+            self._write(self._refresh)
+            self._write(lambda: live.console.print(Text(text, style=style)))
             return
         at = time.strftime("%Y-%m-%d %H:%M:%S  ", time.localtime(self._at)) if stamp else ""
         self._write(lambda: print(at + text, file=self._file, flush=True))
+
+    def _refresh(self) -> None:
+        """Draw the panel again. A terminal that became narrower has wrapped the last one, so the
+        cursor first goes up by the rows that are new."""
+        from rich.control import Control
+        from rich.segment import ControlType, Segment
+
+        if (live := self._live) is None:
+            return
+        console, before = live.console, self._width
+        self._width = console.width
+        if self._width < before:
+            old = console.options.update(width=before)
+            lines = console.render_lines(self._panel(), old, pad=False)
+            rows = sum(-(-Segment.get_line_length(line) // self._width) - 1 for line in lines)
+            up = [(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * rows
+            console.control(Control(*up))
+        live.refresh()
 
     def _write(self, write: Callable[[], object]) -> None:
         """Call `write`. What can't be written is left out; the next line may be possible again."""

@@ -213,7 +213,9 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
     elif kind == "invalid_key":
         text = f"the key {shown(value)} is not text"
     elif kind == "string_pattern_mismatch":
-        text = f"{shown(value)} should match {context['pattern']}"
+        better = re.sub(r"[^A-Za-z0-9_.+=@-]+", "-", value).strip("-")
+        text = f"{shown(value)} has other characters than letters, digits and _.+=@-"
+        text += f". Such as {better}" if re.match(context["pattern"], better) else ""
     else:
         expected = (
             EXPECTED.get(kind.split("_")[0])

@@ -155,6 +155,7 @@ class Look:
     seen: set[int] = field(default_factory=set)
     twice: int = 0
     languages: Counter[str] = field(default_factory=Counter)
+    unguessed: str = ""
     bad: int = 0
     problems: list[str] = field(default_factory=list)
     few: list[Content] = field(default_factory=list)
@@ -170,6 +171,11 @@ class Look:
     def stage(self) -> str:
         """The stage of a job that learns from it."""
         return STAGES.get(type(self.reading.layout), "sft")
+
+    def guess_language(self) -> None:
+        """Count the language of the texts that wait for it: a short one alone says too little."""
+        self.languages[languages.language_of(self.unguessed)] += 1
+        self.unguessed = ""
 
     @property
     def what(self) -> str:
@@ -237,6 +243,8 @@ def look_at(reading: Reading, limit: int | None = None) -> Look:
         except BadInput as error:
             look.bad += 1
             look.problems = [*look.problems, str(error)][:NAMED]
+    if look.unguessed and not look.languages:
+        look.guess_language()
     look.reading = replace(reading, direct=reading.direct and not look.bad)
     return look
 
@@ -271,7 +279,9 @@ def _note(look: Look, found: Content) -> None:
     look.twice += mark in look.seen
     look.seen.add(mark)
     if look.languages.total() < GUESSED:
-        look.languages[languages.language_of(text)] += 1
+        look.unguessed += f"{text}\n"
+        if len(look.unguessed) >= languages.ENOUGH:
+            look.guess_language()
     if look.text_bytes <= FEW_BYTES or len(look.few) < SHOWN:
         look.few.append(found)
     if look.characters <= KEPT_CHARACTERS or not look.kept:

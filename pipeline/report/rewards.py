@@ -44,8 +44,8 @@ def reward_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
         f"{found['answers']} answers to each of {found['prompts']:,} held-out prompts, sampled "
         "before and after training from the same random numbers:",
         Table(COMPARED, [(title, *compared(sides, words, name)) for title, words, name in ROWS]),
-        "The difference in the last row is the KL divergence to the start: how far the model has "
-        "moved on the answers that it gave before.",
+        "The difference in the last row estimates the KL divergence to the start: how far the "
+        "model has moved on the answers that it gave before. Chance can make it less than 0.",
         _in_words(found),
         text_change_in_words(tuned),
     ]

@@ -18,7 +18,7 @@ from pipeline.state.find_run import refuse_remains
 from pipeline.state.head import Head, Spent, StageRecord
 from pipeline.state.heartbeat import Heartbeat
 from pipeline.state.liveness import Unchanged
-from pipeline.state.owner import Owner, is_running, may_take_over
+from pipeline.state.owner import Owner, is_running, is_suspended, may_take_over
 from pipeline.state.run_state import RunState
 from pipeline.state.stores.clock import StoreClock
 
@@ -279,6 +279,11 @@ def _owned_by(state: RunState, head: Head) -> str:
 
 def _refusal(state: RunState, head: Head, me: Owner) -> str:
     assert head.owner is not None
+    if is_running(head.owner, me) and is_suspended(head.owner.pid):
+        return (
+            f"{_owned_by(state, head)}. That process is suspended (Ctrl-Z). Nothing was started. "
+            f"To continue it, type `fg` in its terminal, or: kill -CONT {head.owner.pid}"
+        )
     alive = (
         "That process is running."
         if is_running(head.owner, me)

@@ -249,12 +249,22 @@ def _read(pipe: int) -> tuple[bytes, bool]:
 def _running(pid: int) -> int | None:
     """Return when process `pid` started, in clock ticks since boot; None if it is gone or a
     zombie."""
+    state, *rest = _stat(pid)
+    return None if state in "ZX" else int(rest[18])
+
+
+def is_suspended(pid: int) -> bool:
+    """Return whether a process of this machine was stopped, as by Ctrl-Z."""
+    return _stat(pid)[0] == "T"
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the state of a process (`X`: it is gone) and the fields after it."""
     try:
         line = Path(f"/proc/{pid}/stat").read_text("utf-8")
     except OSError:
-        return None
-    state, *rest = line.rpartition(")")[2].split()  # the process name may contain anything
-    return None if state in "ZX" else int(rest[18])
+        return ["X"]
+    return line.rpartition(")")[2].split()  # the process name may contain anything
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import pipeline.cli  # noqa: F401
 import pipeline.commands.cli
 from pion.errors import Fenced, NotDurable
-from pipeline.cli import main
+from pipeline.cli import GROUPS, _parser_of, main
 from pipeline.job import STAGES
 from pipeline.job.stages import TRAINING
 from pipeline.state import owner
@@ -76,7 +77,26 @@ def test_the_module_runs_like_the_command_and_exits_with_its_code(here):
 
     assert exit_code("--help") == 0
     assert exit_code("status", "nothing") == 2
-    assert main([]) == 2
+
+
+def test_a_person_who_knows_no_command_gets_help_in_groups(pion):
+    _, out, _ = pion("--help")
+    assert pion() == pion("help") == (0, out, "")
+    assert pion("help", "run") == pion("run", "--help")
+    named = {name for names in GROUPS.values() for name in names.split()}
+    assert named == {*_parser_of(named)[0].commands}
+    listed = re.findall(r"(?m)^  ([a-z-]+)  ", out.partition("train:")[2])
+    assert set(listed) == named
+
+
+def test_a_shell_completes_commands_and_their_options(pion):
+    ask = "COMP_WORDS=({}); COMP_CWORD={}; _pion; echo ${{COMPREPLY[@]}}".format
+    script = "\n".join([pion("completion", "bash")[1], ask("pion che", 1), ask("pion run --re", 2)])
+    found = subprocess.run(["bash", "-c", script], capture_output=True, encoding="utf-8")
+    assert found.stdout.split("\n") == ["checkpoints check", "--redo", ""]
+    fish = pion("completion", "fish")[1]
+    assert "complete -c pion -n '__fish_seen_subcommand_from run' -l redo\n" in fish
+    assert "bashcompinit" in pion("completion", "zsh")[1]
 
 
 def test_help_lists_every_command_and_each_says_in_a_sentence_what_it_does(pion):

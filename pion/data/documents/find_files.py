@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import re
@@ -78,6 +79,9 @@ def find_files(path: Path, suffixes: tuple[str, ...], key: str) -> tuple[list[Pa
         problem = f"no file matches {path}"
     else:
         named, problem = [], f"no such file or folder: {path}"
+        there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        if near := difflib.get_close_matches(path.name, there, 1):
+            problem += f". Did you mean {path.with_name(near[0])}?"
     files, words = without_hidden(named, _root(path))
     if not files:
         raise BadInput(f"{key}: {'; '.join((problem, *words))}")

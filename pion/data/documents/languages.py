@@ -8,6 +8,8 @@ from collections import Counter
 
 # So many characters of a text are looked at.
 LOOKED_AT = 2000
+# Of shorter texts, several are guessed together.
+ENOUGH = 300
 # With a smaller share of frequent words, a text in Latin letters is of no language we know.
 LEAST_FREQUENT = 0.08
 # Words that are frequent in one language and rare in the others.

@@ -145,7 +145,7 @@ function showCheckpoints(run) {
   const rows = run.checkpoints.map((entry) => [
     `${STAGES[entry.stage] || entry.stage}${entry.final ? ", final" : ""}`,
     whole(entry.step),
-    fixed(entry.held_out_loss, 4),
+    entry.stage === "reinforce" && entry.held_out_loss !== null ? `reward ${fixed(-entry.held_out_loss, 4)}` : fixed(entry.held_out_loss, 4),
     size(entry.bytes),
     moment(entry.at),
   ]);

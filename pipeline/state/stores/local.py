@@ -113,9 +113,15 @@ class FileStore(Store):
 
     def delete(self, key: str) -> None:
         path = self._path(key)
+        lock = path.with_name(_LOCK + path.name)
         with explained("delete", path):
             try:
-                path.unlink()
+                if not lock.exists():
+                    path.unlink()
+                else:
+                    with _locked(path):
+                        path.unlink()
+                        lock.unlink()
             except _NOTHING_THERE:
                 return
         # A store has keys, not folders, so leave no empty folder behind.
@@ -220,11 +226,15 @@ def _version(data: bytes) -> str:
 def _locked(path: Path) -> Iterator[None]:
     """Hold `path`'s lock against other threads and processes. The lock of a dead process is free.
 
-    The lock file stays: if it were removed, two processes could lock two different files.
+    Who deletes `path` deletes the lock file, too, while it holds the lock. Then another process may
+    have waited for a file that is gone, and takes the new one.
     """
-    with create(path.with_name(_LOCK + path.name), "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    while True:
+        with create(path.with_name(_LOCK + path.name), "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.fstat(lock.fileno()).st_nlink:
+                yield
+                return
 
 
 @contextlib.contextmanager
