@@ -24,6 +24,7 @@ from pipeline.commands.parser import OVERRIDES, Parser, Version, without_overrid
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked, refuse_endpoints, refuse_secret_arguments
+from pipeline.machine.child_process import PART_OF_SEARCH
 from pipeline.machine.no_room_or_permission import refusal
 from pipeline.new.cli import add_new
 from pipeline.rent.cli import add_rent_commands
@@ -120,6 +121,8 @@ def _fail(error: PionError) -> int:
     """Print the error with which the command ends, without secrets and control characters; return
     its exit code. A pause that the job asks for is called a pause."""
     kind = "paused" if isinstance(error, Paused) else "error"
+    if kind == "paused" and PART_OF_SEARCH in os.environ:
+        return error.exit_code
     print(f"{kind}: {printable(masked(str(error)))[:LONGEST_ERROR]}", file=sys.stderr)
     return error.exit_code
 
@@ -309,7 +312,7 @@ def _run(args: argparse.Namespace) -> int:
     from pipeline.run.inputs import RunOptions
 
     options = RunOptions(
-        job_path=" ".join([args.job, *args.overrides]),
+        job_path=shlex.join([args.job, *args.overrides]),
         job_text=job_text(args.job, args.overrides),
         redo=args.redo,
         until=args.until,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput
-from pipeline.console.formats import duration, moment, money, show, size
+from pipeline.console.formats import counted, duration, moment, money, show, size
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.report.reading import read_history
 from pipeline.state.find_run import open_run, runs_in
@@ -18,6 +19,9 @@ from pipeline.state.run_state import RunState
 from pipeline.state.status.run_status import run_status
 from pipeline.state.stores import DEFAULT_STORE, open_store
 from pipeline.state.stores.base import read_all
+
+# In the name of each run of a search, after that of its job (pipeline/search/vary.py).
+OF_TRY = "-try-"
 
 
 def show_statuses(runs: Sequence[str], *, as_json: bool) -> None:
@@ -79,7 +83,9 @@ def show_runs(*, as_json: bool) -> None:
     elif not runs and not unreadable:
         show(f"no runs in {store.url}; start one: pion run jobs/demo.yaml")
     else:
-        width = max(len(name) for name in (*unreadable, *(status["run"] for status in runs)))
+        searched = Counter(run["run"].partition(OF_TRY)[0] for run in runs if OF_TRY in run["run"])
+        runs = [run for run in runs if OF_TRY not in run["run"]]
+        width = max((len(n) for n in (*unreadable, *(run["run"] for run in runs))), default=0)
         for name in unreadable:
             show(f"{name:<{width}}  can't be read")
         for status in runs:
@@ -89,6 +95,8 @@ def show_runs(*, as_json: bool) -> None:
                 f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}; "
                 f"owner: {_owner_in_words(status)}"
             )
+        for job, count in searched.items():
+            show(f"{job}{OF_TRY}…: {counted(count, 'run')} of `pion try`, in {store.url}")
     for error in unreadable.values():
         raise error
 

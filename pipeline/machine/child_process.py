@@ -51,6 +51,8 @@ def _is_secret(name: str, value: str) -> bool:
 # ---------------------------------------------------------------- work in a child
 
 T = TypeVar("T")
+# In the environment of a `pion run` that another command continues: then nobody else needs to.
+PART_OF_SEARCH = "PION_PART_OF_SEARCH"
 # What a terminal sends to all processes of a command: Ctrl-C, and that it is closed.
 OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)
 

@@ -17,6 +17,7 @@ from pipeline.cost.budget import over_budget
 from pipeline.data.prepared import check_mixes
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_job, digest_of
+from pipeline.machine.child_process import PART_OF_SEARCH
 from pipeline.models.bring import run_reference
 from pipeline.report.report_file import write_run_report
 from pipeline.run.done_and_changed_stages import (
@@ -277,7 +278,9 @@ class Advance:
         name = run_reference(run.store, run.name)
         left = [s for s in job.stages if s not in self._wanted and plans[s].state != "done"]
         if left:
-            self.journal.note(f"next: {left[0]}. To continue: pion run {start.options.job_path}")
+            if PART_OF_SEARCH not in os.environ:
+                command = f"pion run {start.options.job_path}"
+                self.journal.note(f"next: {left[0]}. To continue: {command}")
             return
         with self._only_a_warning(f"The run is finished. To write its report: pion report {name}"):
             self._patiently(lambda: write_run_report(job, run))

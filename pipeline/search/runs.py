@@ -21,6 +21,7 @@ from pipeline.base.job_with_base import read_job
 from pipeline.console.formats import printable, show
 from pipeline.job import Job
 from pipeline.job.digest import Digests, digest_job
+from pipeline.machine.child_process import PART_OF_SEARCH
 from pipeline.machine.gpus import gpu_count
 from pipeline.machine.rented import PAID_SINCE, is_rented
 from pipeline.state.head import Head
@@ -188,7 +189,7 @@ class RunProcesses:
                 [sys.executable, "-m", "pipeline.cli", "run", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr if self._to_stderr else None,
-                env=os.environ | paid,
+                env=os.environ | paid | {PART_OF_SEARCH: "1"},
                 preexec_fn=_begin,
             )
         )

@@ -118,3 +118,11 @@ def test_a_folder_that_is_no_store_is_not_walked_through(here, pion, command, mo
     _, output, error = pion(*command)
     assert "No runs in" in output + error
     assert "usr" not in read
+
+
+def test_runs_of_a_search_are_one_line(here, pion):
+    for name in ("demo", "demo-try-lr=1-a", "demo-try-lr=2-b"):
+        make_run(here / "runs", name, saves=[("pretrain", 10)])
+    lines = pion("status")[1].splitlines()
+    assert [line.split()[0] for line in lines] == ["demo", "demo-try-…:"]
+    assert "2 runs of `pion try`" in lines[1]

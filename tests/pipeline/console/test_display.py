@@ -178,6 +178,31 @@ def test_a_model_can_not_drive_the_terminal_and_markup_is_shown_as_it_is():
     assert "[bold]x[/bold] [/]" in terminal_of(Note("[bold]x[/bold] [/]"))
 
 
+def test_a_terminal_shows_the_beginnings_of_three_lines_of_a_sample_and_breaks_no_word(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    words = "a warning of many words, none of which is broken at the edge"
+    said = "\n".join(["x" * 50, *(f"line {n}" for n in range(14))])
+    text = terminal_of(Sample("sft", 40, prompt="Once", text=said), Note(words))
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    shown = [line.strip() for line in text.split("\n") if "|" in line]
+    assert shown == [f"| {'x' * 33}…", "| line 0", "| line 1…"]
+    assert set(words.split()) <= set(text.split())
+
+
+def test_what_a_narrower_terminal_has_wrapped_is_erased(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    file = io.StringIO()
+    with Display(file, live=True) as display:
+        display.say(STEP)
+        wait_until(lambda: "tokens/s" in file.getvalue(), "the panel")
+        display._live.console.width = 50
+        wide = len(file.getvalue())
+        wait_until(lambda: "tokens/s" in file.getvalue()[wide:], "the narrow panel")
+        drawn = file.getvalue()[wide:]
+    # Of three lines, the bar and the first line of facts had more than 50 columns.
+    assert drawn[: drawn.index("pretrain")].count("\x1b[1A") == 2 + 2
+
+
 def test_a_terminal_shows_a_bar_with_the_same_numbers():
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal_of(SAVED, STEP))
     text = " ".join(text.split())  # a narrow terminal breaks the line

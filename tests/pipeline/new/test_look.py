@@ -48,6 +48,14 @@ def test_many_files_are_looked_at_at_even_distances(tmp_path):
     assert part.all_records == pytest.approx(6000, rel=0.2)
 
 
+def test_short_texts_are_guessed_together(tmp_path):
+    asked = ["What is 2 + 3?", "Name a colour.", "Who is it?", "Why no com?", "The sum of 4?"] * 8
+    lines = [{"text": f"{text} Question {n}."} for n, text in enumerate(asked)]
+    assert dict(look(write_lines(tmp_path / "t.jsonl", lines)).languages).keys() == {"English"}
+    few = look(write_lines(tmp_path / "few.jsonl", lines[:3]))
+    assert few.languages == {"English": 1}
+
+
 def test_copies_and_blanks_are_counted(tmp_path):
     texts = ["a text of words", "another text", "a text of words", " "]
     found = look(write_lines(tmp_path / "t.jsonl", [{"text": text} for text in texts]))

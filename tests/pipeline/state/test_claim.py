@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+import signal
+import subprocess
 import threading
 
 import pytest
 
 from pion.errors import BadInput, Fenced
+from pipeline.state import owner
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import CLAIMS_KEPT, WRITE_IDS_KEPT, Head
 from pipeline.state.owner import Owner
@@ -14,9 +17,9 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, StoreError
 from tests.support.hooked_store import Hooked, once
 from tests.support.states import an_entry, list_checkpoint, read, someone
-from tests.support.waiting import join
 
 # Claiming
+from tests.support.waiting import join, wait_until
 
 
 def test_the_same_process_claims_again_for_each_attempt(run):
@@ -45,6 +48,17 @@ def test_a_living_owner_on_this_machine_is_refused_as_running(run):
     claim_run(run, dataclasses.replace(Owner.me(), session="another"))
     with pytest.raises(BadInput, match=f"pid {os.getpid()} .* That process is running"):
         claim_run(run, Owner.me())
+
+
+def test_a_suspended_owner_is_named_with_the_way_to_continue_it(run):
+    with subprocess.Popen(["sleep", "60"]) as process:
+        me, started = Owner.me(), owner._running(process.pid)
+        claim_run(run, dataclasses.replace(me, session="o", pid=process.pid, pid_start=started))
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: owner.is_suspended(process.pid))
+        with pytest.raises(BadInput, match=rf"suspended \(Ctrl-Z\).* `fg` .* -CONT {process.pid}"):
+            claim_run(run, me)
+        process.kill()
 
 
 def test_an_owner_that_died_on_this_machine_is_replaced_at_once(run):

@@ -123,6 +123,9 @@ def test_a_byte_order_mark_is_not_text(tmp_path):
 def test_a_missing_path_is_named_with_the_job_key(tmp_path):
     with pytest.raises(BadInput, match=rf"{KEY}.path: no such file or folder: .*/nowhere"):
         find_files(tmp_path / "nowhere", (".txt",), f"{KEY}.path")
+    (tmp_path / "t.jsonl").touch()
+    with pytest.raises(BadInput, match=r"t\.json\. Did you mean .*t\.jsonl\?"):
+        find_files(tmp_path / "t.json", (".jsonl",), KEY)
 
 
 @pytest.mark.parametrize(
