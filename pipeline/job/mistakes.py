@@ -213,9 +213,7 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
     elif kind == "invalid_key":
         text = f"the key {shown(value)} is not text"
     elif kind == "string_pattern_mismatch":
-        better = re.sub(r"[^A-Za-z0-9_.+=@-]+", "-", value).strip("-")
-        text = f"{shown(value)} has other characters than letters, digits and _.+=@-"
-        text += f". Such as {better}" if re.match(context["pattern"], better) else ""
+        text = _no_name(value, context["pattern"])
     else:
         expected = (
             EXPECTED.get(kind.split("_")[0])
@@ -225,6 +223,12 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
         text = f"should be {expected}" if expected else error["msg"]
         text = f"{shown(value)} {text.replace('Input should', 'should', 1)}"
     return [Mistake(document.where(path), path, text)]
+
+
+def _no_name(value: str, pattern: str) -> str:
+    better = re.sub(r"[^A-Za-z0-9_.+=@-]+", "-", value).strip("-")
+    instead = f". Such as {better}" if re.match(pattern, better) else ""
+    return f"{shown(value)} has other characters than letters, digits and _.+=@-{instead}"
 
 
 def _truths_for_numbers(document: Document) -> list[Mistake]:
