@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from pion.errors import BadInput
+
 STAGES = ("prepare", "pretrain", "sft", "prefer", "reinforce", "evaluate", "publish")
 # These train. Each starts from the model of the one before it.
 TRAINING = ("pretrain", "sft", "prefer", "reinforce")
@@ -14,3 +18,25 @@ AFTER = {
     "prefer": "preference-tuned",
     "reinforce": "reward-tuned",
 }
+
+
+def stages_until(stages: Sequence[str], until: str | None) -> Sequence[str]:
+    """Return the stages up to and with `until`; None: all."""
+    return stages if until is None else stages[: stages.index(until) + 1]
+
+
+def check_until(stages: Sequence[str], until: str | None, redo: str | None) -> None:
+    """Raise BadInput if --until names a stage that a job of `stages` does not have, or one before
+    --redo."""
+    if until is None:
+        return
+    if until not in stages:
+        raise BadInput(
+            f"--until {until}: this job has no such stage. Its stages: {', '.join(stages)}. "
+            "Nothing was started."
+        )
+    if redo in stages and STAGES.index(redo) > STAGES.index(until):
+        raise BadInput(
+            f"--until {until}: --redo {redo} is a later stage. Nothing was started. Give --until "
+            f"{redo}, or leave it out."
+        )

@@ -14,9 +14,9 @@ import yaml
 from pion.bounded_yaml import check_yaml, read_yaml
 from pion.errors import BadInput
 from pipeline.job import Job
+from pipeline.job.stages import check_until, stages_until
 from pipeline.rent.credentials import refuse_recorded_secrets, secrets_written
 from pipeline.rent.skypilot import did_you_mean, known_clouds, quiet, sky_module
-from pipeline.run.done_and_changed_stages import check_until, stages_until
 
 JOB_VARIABLE = "JOB"
 
@@ -198,7 +198,7 @@ def with_until(sky_yaml: SkyYaml, job: Job, until: str | None) -> SkyYaml:
 
     Raises BadInput if the job has no such stage, or if the YAML's `run:` would ignore it.
     """
-    check_until(job, until or until_of(sky_yaml), None)
+    check_until(job.stages, until or until_of(sky_yaml), None)
     if until is None:
         return sky_yaml
     run = str(sky_yaml.config.get("run") or "")
@@ -219,5 +219,5 @@ def until_of(sky_yaml: SkyYaml) -> str | None:
 def trains(sky_yaml: SkyYaml, job: Job) -> bool:
     """Return whether a rental with this YAML trains the job's model. Raises as `with_until`."""
     until = until_of(sky_yaml)
-    check_until(job, until, None)
+    check_until(job.stages, until, None)
     return any(stage in job.train_stages for stage in stages_until(job.stages, until))

@@ -17,6 +17,7 @@ from pipeline.cost.budget import over_budget
 from pipeline.data.prepared import check_mixes
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_job, digest_of
+from pipeline.job.stages import stages_until
 from pipeline.machine.child_process import PART_OF_SEARCH
 from pipeline.models.bring import run_reference
 from pipeline.report.report_file import write_run_report
@@ -25,7 +26,6 @@ from pipeline.run.done_and_changed_stages import (
     StaleStage,
     plan_stages,
     stage_inputs,
-    stages_until,
 )
 from pipeline.run.drive_training import (
     RayNotStarted,

@@ -13,10 +13,11 @@ from pipeline.console.display import Display
 from pipeline.console.messages import Note, StageState, Summary
 from pipeline.cost.budget import check_budget, over_budget, true_price
 from pipeline.job import Job
+from pipeline.job.stages import check_until
 from pipeline.machine.preemption import watch_for_notices
 from pipeline.run.advance import Advance
 from pipeline.run.changed_inputs import changed_inputs
-from pipeline.run.done_and_changed_stages import WorkLeft, check_until, work_left
+from pipeline.run.done_and_changed_stages import WorkLeft, work_left
 from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
 from pipeline.run.inputs import RunOptions, Start
@@ -46,7 +47,7 @@ def run_job(job: Job, options: RunOptions, display: Display) -> int:
     run = RunState(open_store(job.store), job.name, Clock(sleep=stopping.sleep))
     with over_unless_interrupted(run, launch_id()):
         with _nothing_started():
-            check_until(job, options.until, options.redo)
+            check_until(job.stages, options.until, options.redo)
             left = work_left(job, run, redo=options.redo, job_path=options.job_path)
             for words in changed_inputs(job, run, left.head, options.redo, options.job_path):
                 display.say(Note(words))

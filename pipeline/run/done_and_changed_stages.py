@@ -13,6 +13,7 @@ from pipeline.console.formats import moment
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import BIASES, Difference, Digests, Inputs, differences, digest_job
 from pipeline.job.section import part_of
+from pipeline.job.stages import stages_until
 from pipeline.job.train_sections import phases_of, settings_of
 from pipeline.state.find_run import refuse_remains
 from pipeline.state.head import Head
@@ -130,27 +131,6 @@ def _plan_stage(stage: str, digest: str, head: Head) -> StagePlan:
         why = f"at step {newest.step:,} with different settings, saved {moment(newest.at)}"
     steps = tuple(entry.step for entry in entries if entry.digest == old)
     return StaleStage(stage, "stale", why, old, steps, rows_to_skip(head, stage, old, 0))
-
-
-def stages_until(stages: Sequence[str], until: str | None) -> Sequence[str]:
-    """Return the stages up to and with `until`; None: all."""
-    return stages if until is None else stages[: stages.index(until) + 1]
-
-
-def check_until(job: Job, until: str | None, redo: str | None) -> None:
-    """Raise BadInput if --until names a stage that the job does not have, or one before --redo."""
-    if until is None:
-        return
-    if until not in job.stages:
-        raise BadInput(
-            f"--until {until}: this job has no such stage. Its stages: {', '.join(job.stages)}. "
-            "Nothing was started."
-        )
-    if redo in job.stages and STAGES.index(redo) > STAGES.index(until):
-        raise BadInput(
-            f"--until {until}: --redo {redo} is a later stage. Nothing was started. Give --until "
-            f"{redo}, or leave it out."
-        )
 
 
 def check_redo(

@@ -13,10 +13,11 @@ from pion.files import cache_folder
 from pipeline.console.formats import size
 from pipeline.data.compared_text import check_text
 from pipeline.job import Job
+from pipeline.job.stages import stages_until
 from pipeline.machine.folders import COMPILE_CACHE, compile_cache_folder, free_bytes
 from pipeline.machine.gpus import VISIBLE, listed_gpus, named_gpus, names_no_gpu
 from pipeline.machine.rented import is_rented
-from pipeline.run.done_and_changed_stages import StagePlan, WorkLeft, stages_until
+from pipeline.run.done_and_changed_stages import StagePlan, WorkLeft
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store
 from pipeline.state.workspace import Workspace

@@ -9,6 +9,7 @@ from pipeline.base.job_with_base import read_job
 from pipeline.console.formats import duration, show
 from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.job.digest import digest_job
+from pipeline.job.stages import stages_until
 from pipeline.rent.credentials import wanted_secrets
 from pipeline.rent.deadline.at_launch import deadline_of, refuse_past
 from pipeline.rent.managed.look.progress import how_to_come_back, what_comes_next
@@ -24,7 +25,6 @@ from pipeline.rent.managed.request import (
     submitting_alone,
 )
 from pipeline.rent.sky_yaml import read_sky_yaml, until_of, with_until
-from pipeline.run.done_and_changed_stages import stages_until
 from pipeline.state.head import Head
 from pipeline.state.liveness import owner_of
 from pipeline.state.run_state import RunState
