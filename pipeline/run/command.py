@@ -106,6 +106,10 @@ def _check_before_claiming(
     refuse_one_choice(job)
     for note in preflight(job):
         display.say(Note(note))
+    if job.reinforce is not None and not any(plan.state == "done" for plan in left.plans):
+        from pipeline.data.first_judged import judge_first
+
+        judge_first(job)
     if job.base is not None:
         say_if_moved(run, job.base, job.folder, display.say)
     if note := run.store.probe(run.key("")):

@@ -113,7 +113,7 @@ def test_a_kill_and_a_hop_to_an_empty_machine_change_no_bit(tmp_path, unbroken, 
     [
         ("text", "return 0", 2, "To 0% of the prompts the rewards differ"),
         ("text", "return hash(text) % 7", 2, "the same answer another reward in another process"),
-        ("text", "raise ValueError('no')", 2, "could not be judged: ValueError: no (line 2)"),
+        ("text", "raise ValueError('no')", 2, "can't be judged: ValueError: no (line 2)"),
         ("colour", "return 1", 2, "colour"),
     ],
 )
@@ -122,4 +122,6 @@ def test_rewards_that_teach_nothing_or_are_broken_end_the_stage_in_words(
 ):
     function = f"def letters({parameter}):\n    {line}"
     job = reinforce_job(tmp_path, function, reinforce__rewards=[OWN])
-    assert words in ends_with(code, start(job))
+    said = ends_with(code, start(job))
+    assert words in said
+    assert ("pretrain: done" in said) == ("rewards differ" in said)  # else before any stage

@@ -4,31 +4,20 @@ small model on this machine is asked, too, whether rewards would teach it anythi
 from __future__ import annotations
 
 import tempfile
-import time
-from contextlib import closing
-from itertools import islice, product
 from pathlib import Path
 from statistics import mean
 
-from pion.data.prompt.layouts import Question
 from pion.errors import BadInput
-from pion.rewards.answered import Answered, right_answers
-from pion.rewards.builtin import unjudgeable
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import beginning, duration
-from pipeline.data.judge import judge_of, require_judgeable
-from pipeline.data.prompts import questions
-from pipeline.data.sources import find_input
+from pipeline.data.first_judged import judge_first
 from pipeline.job import Job
-from pipeline.job.reinforce_section import Reinforce
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared
 from pipeline.stages.prepare import prepare_part
 
-# So many records of each source are read, and so many of all are judged: rewards may take seconds.
-READ, JUDGED = 16, 4
 # Rewards that take so many seconds for an answer are not asked about the answers of a model.
 SLOW = 0.1
 # A model answers so many prompts, and as many as before a first step if rewards teach nothing.
@@ -49,22 +38,7 @@ def check_rewards(job: Job) -> list[CheckRow]:
     section = job.reinforce
     if section is None:
         return []
-    first = _first(job, section)
-    own = [_answered(one, right) for one in first[:JUDGED] for right in right_answers(one.answer)]
-    with closing(judge_of(job)) as judge:
-        started = time.monotonic()
-        totals = [
-            judge.judge([answers]).total[0] if answers else []
-            for answers in (own, [_answered(one, "") for one in first[:JUDGED]])
-        ]
-        spent = (time.monotonic() - started) / max(1, len(own) + len(first[:JUDGED]))
-        errors = [text for reward in judge.rewards.values() for text in reward.errors]
-    if errors:
-        raise BadInput(
-            f"right answers of the first records, or empty ones, can't be judged: {errors[0]}. "
-            "Correct the function, or the records"
-        )
-    require_judgeable(job, own)
+    own, totals, spent = judge_first(job)
     rows = [
         CheckRow(ROW, True, f"{name} of the first records get {mean(total):.3g} on average")
         for name, total in zip(("the right answers", "empty answers"), totals, strict=True)
@@ -89,29 +63,6 @@ def check_rewards(job: Job) -> list[CheckRow]:
             )
         )
     return rows + ([] if spent > SLOW else _answers_of_start(job))
-
-
-def _first(job: Job, section: Reinforce) -> list[Question]:
-    """Return the first records of each source. Raises BadInput if rewards can't judge them."""
-    first = [
-        one
-        for number, source in enumerate(section.sources)
-        for one, _, _ in islice(
-            questions(job, find_input(job, source, f"reinforce.sources.{number}")), READ
-        )
-        if isinstance(one, Question)
-    ]
-    for one, reward in product(first, section.rewards):
-        if (why := unjudgeable(reward.kind, one.answer)) is not None:
-            raise BadInput(f"{one.conversation.where}: {why}. Nothing was trained")
-    return first
-
-
-def _answered(one: Question, text: str) -> Answered:
-    ids = [0] * (len(text) // 4)  # a stand-in: no model has said it
-    return Answered(
-        text, one.prompt, one.answer, one.record, finished=True, tokens=len(ids), ids=ids
-    )
 
 
 def _answers_of_start(job: Job) -> list[CheckRow]:
