@@ -73,8 +73,8 @@ class LearningAdvice:
 
 def _rule(row: Row) -> tuple[Finds, Finds] | None:
     """Return what judges a row; None for one of another stage, or that lacks numbers."""
-    known = (finds for names, *finds in RULES if all(row.get(n) is not None for n in names))
-    return next(known, None)
+    known = (finds for finds in RULES if all(row.get(name) is not None for name in finds[0]))
+    return next((finds[1:] for finds in known), None)
 
 
 def advice_on(setup: Setup, claim: Claim, log: MetricsLog) -> LearningAdvice:
