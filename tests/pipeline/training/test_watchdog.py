@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import threading
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -19,12 +20,7 @@ class Watched:
         self.time = 1000.0
         self.hangs: list[str] = []
         self.dog = Watchdog(self.hangs.append, now=lambda: self.time, **limits)
-
-    def work(self, *steps):
-        """Let each step take so many seconds."""
-        for seconds in steps:
-            self.wait(seconds)
-            self.dog.beat()
+        self.pauses: list[AbstractContextManager[None]] = []
 
     def wait(self, seconds):
         """Let time pass; the watchdog checks as often as usual."""
@@ -33,28 +29,82 @@ class Watched:
             self.time = min(end, self.time + self.dog.period)
             self.dog.check()
 
+    def live(self, day):
+        """Let a day of DAYS pass."""
+        for event in day.split(", "):
+            what, _, seconds = event.partition(" ")
+            if what == "quiet":
+                assert self.hangs == []
+            elif what == "pause":
+                self.pauses.append(self.dog.paused(counted=seconds == "counted"))
+                self.pauses[-1].__enter__()
+            elif what == "resume":
+                self.pauses.pop().__exit__(None, None, None)
+            elif what == "asleep":
+                self.time += float(seconds)
+            elif what == "wait":
+                self.wait(float(seconds))
+            elif what == "work":
+                for each in map(float, seconds.split()):
+                    self.wait(each)
+                    self.dog.beat()
+            else:
+                {"beat": self.dog.beat, "progress": self.dog.progress}[what]()
+
 
 @pytest.fixture(autouse=True)
 def _files_here(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
-def test_silence_after_some_steps_is_a_hang():
-    watched = Watched(factor=2, at_least=60)
-    watched.work(1, 1, 1, 1, 1)
-    watched.wait(60)
-    assert watched.hangs == []
-    watched.wait(2)
-    assert watched.hangs[0].startswith("No step or batch for 61 s (one usually takes 1.0 s)")
+USUAL = "work 1 1 1 1 1"
+MANY = {"factor": 2, "at_least": 5, "start_limit": 600}
+# What is special → the limits, what happens, and what the only report says; None: there is none.
+DAYS = {
+    "silence after some steps": (
+        {"at_least": 60},
+        f"{USUAL}, wait 60, quiet, wait 2",
+        "No step or batch for 61 s (one usually takes 1.0 s)",
+    ),
+    "reported once": ({"at_least": 60}, "work 1 1 1, wait 100, beat, wait 100", "No step"),
+    "a first step that compiles": (MANY, "wait 500, beat, wait 500", None),
+    "slow steps": ({"factor": 100}, "work 10 10 10 10, wait 1000, quiet, wait 2", "No step"),
+    "one slow step": ({"at_least": 100}, f"{USUAL} 80, wait 102", "one usually takes 1.0 s"),
+    "progress until it stops": (
+        {"at_least": 50},
+        f"{USUAL}, {'wait 40, progress, ' * 15}quiet, wait 52",
+        "No step or batch for 51 s",
+    ),
+    "progress is no usual step": (
+        {"at_least": 100},
+        f"{USUAL}, {'wait 30, progress, beat, ' * 6}wait 102",
+        "one usually takes 1.0 s",
+    ),
+    "progress before the first steps": (MANY, "progress, progress, wait 500", None),
+    "pauses": (
+        {"at_least": 50},
+        f"{USUAL}, pause, pause, wait 100, resume, wait 100, resume, wait 50, quiet, wait 2",
+        "No step or batch for 51 s",
+    ),
+    "a pause is no usual interval": (MANY, "beat, pause, wait 30, resume, beat, wait 500", None),
+    "a laptop that was closed": (
+        {"at_least": 50},
+        f"{USUAL}, asleep 3600, wait 50, quiet, wait 2",
+        "No step or batch for 51 s",
+    ),
+    "work with its own limits is a part of the usual step": (
+        {"at_least": 60},
+        f"{'pause counted, wait 300, resume, work 20, ' * 3}wait 600, quiet, wait 50",
+        "(one usually takes 320.0 s)",
+    ),
+}
 
 
-def test_a_hang_is_reported_once():
-    watched = Watched(factor=2, at_least=60)
-    watched.work(1, 1, 1)
-    watched.wait(100)
-    watched.dog.beat()
-    watched.wait(100)
-    assert len(watched.hangs) == 1
+@pytest.mark.parametrize(("limits", "day", "report"), DAYS.values(), ids=DAYS)
+def test_only_silence_for_longer_than_usual_is_a_hang(limits, day, report):
+    watched = Watched(**{"factor": 2, "at_least": 5, **limits})
+    watched.live(day)
+    assert [report in text for text in watched.hangs] == ([] if report is None else [True])
 
 
 def wait_for_a_rank_that_never_comes(never):
@@ -87,100 +137,13 @@ def test_a_hang_is_reported_when_no_file_can_be_written(tmp_path, monkeypatch):
     assert "(not written to a file: " in text
 
 
-def test_a_start_may_take_longer_than_a_step():
-    watched = Watched(factor=2, at_least=5, start_limit=600)
-    watched.wait(500)
-    watched.dog.beat()  # the first step, compiled
-    watched.wait(500)
-    assert watched.hangs == []
-
-
-def test_the_limit_grows_with_the_usual_step():
-    watched = Watched(factor=100, at_least=5)
-    watched.work(10, 10, 10, 10)
-    watched.wait(1000)
-    assert watched.hangs == []
-    watched.wait(2)
-    assert len(watched.hangs) == 1
-
-
-def test_one_slow_step_does_not_change_what_is_usual():
-    watched = Watched(factor=2, at_least=100)
-    watched.work(1, 1, 1, 1, 1, 80)  # a mean of 14 s
-    watched.wait(102)
-    assert "one usually takes 1.0 s" in watched.hangs[0]
-
-
-def test_what_gets_on_without_a_step_is_no_hang_until_it_stops():
-    watched = Watched(factor=2, at_least=50)
-    watched.work(1, 1, 1, 1, 1)
-    for _ in range(15):
-        watched.wait(40)
-        watched.dog.progress()
-    assert watched.hangs == []
-    watched.wait(52)
-    assert watched.hangs[0].startswith("No step or batch for 51 s")
-
-
-def test_what_gets_on_without_a_step_does_not_change_what_is_usual():
-    watched = Watched(factor=2, at_least=100)
-    watched.work(1, 1, 1, 1, 1)
-    for _ in range(6):
-        watched.wait(30)
-        watched.dog.progress()
-        watched.dog.beat()
-    watched.wait(102)
-    assert "one usually takes 1.0 s" in watched.hangs[0]
-
-
-def test_progress_before_the_first_steps_leaves_them_the_time_of_a_start():
-    watched = Watched(factor=2, at_least=5, start_limit=600)
-    watched.dog.progress()
-    watched.dog.progress()
-    watched.wait(500)
-    assert watched.hangs == []
-
-
-def test_nothing_is_expected_during_a_pause_and_counting_restarts_after_it():
-    watched = Watched(factor=2, at_least=50)
-    watched.work(1, 1, 1, 1, 1)
-    with watched.dog.paused():
-        with watched.dog.paused():
-            watched.wait(100)
-        watched.wait(100)
-    watched.wait(50)
-    assert watched.hangs == []
-    watched.wait(2)
-    assert watched.hangs[0].startswith("No step or batch for 51 s")
-
-
 def test_a_pause_that_raises_is_over():
     watched = Watched(factor=2, at_least=50)
-    watched.work(1, 1, 1)
+    watched.live("work 1 1 1")
     with pytest.raises(OSError, match="the store is down"), watched.dog.paused():
         raise OSError("the store is down")
     watched.wait(52)
     assert len(watched.hangs) == 1
-
-
-def test_a_pause_is_no_usual_interval():
-    watched = Watched(factor=2, at_least=5, start_limit=600)
-    watched.dog.beat()
-    with watched.dog.paused():
-        watched.wait(30)
-    watched.dog.beat()  # still no interval between two beats, so the limit for the start applies
-    watched.wait(500)
-    assert watched.hangs == []
-
-
-def test_time_in_which_the_watchdog_itself_did_not_look_is_no_hang():
-    watched = Watched(factor=2, at_least=50)
-    watched.work(1, 1, 1, 1, 1)
-    watched.time += 3600  # a laptop was closed
-    watched.wait(50)
-    assert watched.hangs == []
-    watched.wait(2)
-    assert watched.hangs[0].startswith("No step or batch for 51 s")
 
 
 # ---------------------------------------------------------------- its thread
@@ -220,15 +183,3 @@ def test_whoever_is_told_of_a_hang_may_close_the_watchdog():
     dog = Watchdog(close, start_limit=0.1)
     dog.start()
     assert closed.wait(60)
-
-
-def test_work_with_limits_of_its_own_belongs_to_the_usual_step_and_is_no_hang():
-    watched = Watched(factor=2, at_least=60)
-    for _ in range(3):
-        with watched.dog.paused(counted=True):
-            watched.wait(300)
-        watched.work(20)
-    watched.wait(600)
-    assert watched.hangs == []
-    watched.wait(50)
-    assert "(one usually takes 320.0 s)" in watched.hangs[0]
