@@ -201,60 +201,7 @@ def test_aliases_may_share_a_section(job_file):
 # ---------------------------------------------------------------- limits of numbers
 
 # Every number of a job at half of its limit, as far as fields depend on each other.
-HALF = """\
-name: half
-seed: 4611686018427387903
-prices: {A40: 500000, L40S: {spot: 500000}}
-model:
-  {d_model: 32768, n_layers: 512, n_heads: 32768, n_kv_heads: 32768, d_ff: 32768, head_dim: 32768,
-   vocab_size: 524288, seq_len: 524288, rope_theta: 5e11, softcap: 5e5, norm_eps: 5e5,
-   logit_cap: 5e5,
-   experts: {n: 2048, top_k: 2048, shared: 2048, d_shared: 32768, balance_weight: 5e5,
-             z_weight: 5e5},
-   windows: {tokens: 524288, block: 524288, long_every: 512},
-   heads: {scale: 5e5},
-   wiring: {attention_layers: [1, 511], skips: [[511, 510]]},
-   values: {layers: [511], tables: [0]}, draft: {steps: 8, ids: 524288}}
-tokenizer: {train: {vocab_size: 524288, max_mb: 5e5}}
-data:
-  seq_len: 524288
-  held_out: 0.25
-  shard_rows: 50_000_000
-  window: 500_000
-  max_line_mb: 1000
-  sources:
-    - {kind: hub, repo: a/b, weight: 5e8, max_documents: 500_000_000_000}
-    - {kind: hub-npy, repo: a/b, max_shards: 500_000}
-pretrain: &train
-  {steps: 500_000_000, pause_at: 500_000_000, global_batch: 500_000, lr: 5e5, min_lr: 5e5,
-   warmup_steps: 499_999_999,
-   decay_fraction: 0.5, muon_lr: 5e5, muon_momentum: 0.5, muon_momentum_start: 0.5,
-   embedding_lr: 5e5, head_lr: 5e5, vector_lr: 5e5, weight_decay: 5e5, beta1: 0.5, beta2: 0.5,
-   eps: 5e5, clip: 5e8, max_spike: 5e8}
-sft:
-  {<<: *train, held_out: 0.25, seq_len: 524288,
-   sources: [{kind: hub, repo: a/b, weight: 5e8, max_documents: 500_000_000_000}]}
-prefer:
-  {<<: *train, loss: simpo, beta: 5e5, margin: 5e5, label_smoothing: 0.25, sft_weight: 5e5,
-   held_out: 0.25, seq_len: 524288,
-   sources: [{kind: hub, repo: a/b, weight: 5e8, max_documents: 500_000_000_000}]}
-reinforce:
-  {<<: *train, max_spike: null, answers: 512, max_tokens: 262144, pass_at: 5e5, min_signal: 0.5,
-   held_out: 0.25, seq_len: 524288, rewards: [{kind: exact, weight: 5e5}],
-   sources: [{kind: hub, repo: a/b, weight: 5e8, max_documents: 500_000_000_000}]}
-evaluate:
-  {every: 500_000_000, rows: 50_000_000, final_rows: 50_000_000, ngram_order: 3,
-   ngram_tokens: 500_000_000, continuations: 500_000, lm_eval: {limit: 500_000_000},
-   core: {path: bundle.zip, items: 5_000_000}}
-checkpoint:
-  {every_steps: 500_000_000, every_seconds: 5e7, preemption_hours: 15000, grace: 5e7,
-   max_undurable: 5e7, linger: 5e7, max_rewinds: 500_000, keep: {last: 5000, every: 500_000_000}}
-hardware:
-  {workers: 2048, micro_batch: 500_000, threads: 2048, hang_seconds: 5e7, shard_cache_gb: 5e5}
-budget: {hours: 5e6, dollars: 5e8, dollars_per_hour: 5e5, price_tolerance: 5e5}
-deadline: {hours: 15_000, margin: 5e7}
-log: {every: 500_000_000}
-"""
+HALF = (TESTS / "fixtures/half_of_limits.yaml").read_text(encoding="utf-8")
 
 
 def holds_numbers(annotation):
