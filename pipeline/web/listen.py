@@ -79,7 +79,7 @@ class _Connection(web.RequestHandler):
         if not self._refused:
             super().data_received(data)
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own returns a bool
         """Keep the connection of a client that sends no more, because it may wait for an answer."""
         self.has_sent_all = True
         self.ask_if_gone()

@@ -163,3 +163,9 @@ def said():
 @pytest.fixture
 def watcher(run, provider, said):
     return Watcher(run, JOB.name, JOB.id, said.append, provider)
+
+
+@pytest.fixture(autouse=True)
+def _placeholders_are_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published models of the tests have no weights that could be compared with their settings."""
+    monkeypatch.setattr("pion.formats.load.load_lazily", lambda folder: None)
