@@ -260,6 +260,7 @@ def with_primitives(half):
     ]
     for stage in ("pretrain", "sft", "prefer", "reinforce"):
         job[stage] |= {"primitive_weight_decay": 5e5, "phases": phases}
+    job["reinforce"]["phases"] = [phases[0], {"unfreeze": [0]}]  # it samples by the whole model
     for name, source in zip(("web", "ids"), job["data"]["sources"], strict=True):
         source.pop("weight", None)  # phases with mixes have none
         source["name"] = name
