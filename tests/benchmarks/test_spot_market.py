@@ -56,29 +56,6 @@ def course(market, start, deadline, *, greedy=False):
 # ---------------------------------------------------------------- traces
 
 
-@pytest.mark.parametrize(
-    ("ticks", "at", "there", "gone"),
-    [
-        ("011100", 10.0, 10.0, 40.0),
-        ("011100", 30.0, 30.0, 40.0),
-        ("0110", 3.0, 10.0, 30.0),  # in the middle of a tick
-        ("0110", 15.0, 15.0, 30.0),
-        ("001101", 0.0, 20.0, 40.0),
-        ("0110", 30.0, 50.0, 70.0),  # the end is followed by the beginning
-        ("110011", 40.0, 40.0, 80.0),
-        ("1011", 0.0, 0.0, 10.0),
-        ("1011", 45.0, 45.0, 50.0),
-        ("111", 7.0, 7.0, math.inf),
-        ("000", 0.0, math.inf, math.inf),
-    ],
-)
-def test_a_machine_is_there_from_the_first_tick_with_one_to_the_first_without(
-    ticks, at, there, gone
-):
-    trace = Trace("invented", 10.0, tuple(tick == "1" for tick in ticks))
-    assert trace.next_machine(at) == (there, gone)
-
-
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(0, 30))
 def test_it_is_what_walking_through_the_ticks_finds(ticks, start):
     there = ticks * 60

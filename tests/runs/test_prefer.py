@@ -151,16 +151,6 @@ def test_sigkills_in_the_pass_of_the_reference_change_no_bit(tmp_path, unbroken)
     assert reference_of(tmp_path) == reference_of(unbroken)
 
 
-@pytest.mark.soak
-def test_a_sigkill_at_any_chunk_changes_no_bit(tmp_path, unbroken):
-    job = prefer_job(tmp_path)
-    for number in range(13):  # before a chunk, after it, and before the next one
-        killed_in_the_pass(tmp_path, job, 1 + number % 3)
-    finish(job)
-    assert final_weights(tmp_path) == final_weights(unbroken)
-    assert reference_of(tmp_path) == reference_of(unbroken)
-
-
 def test_a_fork_with_another_beta_needs_no_second_pass(tmp_path, unbroken):
     shutil.copytree(unbroken / "runs", tmp_path / "runs")
     fork = ["fork", f"{tmp_path}/runs/tiny", f"{tmp_path}/runs/other", "--stage", "sft"]

@@ -7,23 +7,17 @@ import torch
 
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.model.decoder import Decoder
-from pion.train.schedule import lr_at
-from pipeline.job import HubDataset, HubNpyShards
 from pipeline.job.file import load_job
-from pipeline.job.train_sections import pion2, settings_of
+from pipeline.job.train_sections import pion2
 from tests.paths import JOBS
 from tests.pion.model.test_decoder import SIZES
 from tests.support.published_models import load_shipped
 
-WEIGHTS = {name: weights for name, weights, *_ in SIZES if name.startswith("pion")}
+SHIPPED = {path.stem for path in JOBS.glob("pion*.yaml")}
+WEIGHTS = {name: weights for name, weights, *_ in SIZES if name in SHIPPED}
 PION2 = {name: weights for name, weights in WEIGHTS.items() if name.startswith("pion2-")}
 PARAMETERS = {name: weights for name, weights in WEIGHTS.items() if name not in PION2}
 tokenizer_of = functools.cache(Tokenizer.from_file)
-
-
-@pytest.fixture(scope="module")
-def small():
-    return load_job(JOBS / "pion-small.yaml")
 
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -73,50 +67,6 @@ def test_no_document_of_pion_2s_data_has_to_be_read_twice(name):
     (source,) = job.data.sources
     # FineWeb-Edu has about 1,030 of GPT-2's tokens in a document, and ours are about as long.
     assert source.max_documents * 1000 > tokens
-
-
-def test_pion_small_reads_the_published_data_at_a_constant_batch(small):
-    (source,) = small.data.sources
-    assert isinstance(source, HubNpyShards)
-    assert source.repo == "SuperGoatScriptGuy/PreprocessedMIXED"
-    assert (small.pretrain.global_batch, small.data.seq_len) == (64, 2048)
-    shard_bytes = small.data.shard_rows * small.data.seq_len * 4  # the shards hold int32
-    assert small.data.window * shard_bytes < 20e9 / 10  # a few windows fit a 20 GB disk
-
-
-def test_pion_small_pretrains_with_the_published_schedule(small):
-    stage = settings_of(small.pretrain)
-    assert (stage.steps, stage.optimizer, stage.weight_decay, stage.clip) == (
-        22_500,
-        "adamw",
-        0.1,
-        1.0,
-    )
-    assert (stage.beta1, stage.beta2, stage.eps) == (0.9, 0.95, 1e-8)
-    rates = {step: stage.lr * lr_at(stage, step - 1) for step in range(1, 22_501)}
-    assert rates[1] == pytest.approx(3e-4 / 1000)
-    assert rates[500] == pytest.approx(1.5e-4)
-    assert rates[1000] == rates[18_000] == 3e-4  # constant from the warm-up to the last 20 %
-    assert rates[18_001] < 3e-4
-    assert rates[20_250] == pytest.approx((3e-4 + 3e-5) / 2)  # half-way down a cosine
-    assert rates[22_500] == pytest.approx(3e-5)
-
-
-def test_pion_small_is_fine_tuned_with_the_published_schedule(small):
-    (source,) = small.sft.sources
-    assert isinstance(source, HubDataset)
-    assert source.repo == "teknium/OpenHermes-2.5"
-    stage = settings_of(small.sft)
-    assert (stage.steps, stage.global_batch, stage.weight_decay) == (3000, 16, 0.01)
-    rates = {step: stage.lr * lr_at(stage, step - 1) for step in range(1, 3001)}
-    assert rates[100] == 2e-5
-    assert rates[1550] == pytest.approx((2e-5 + 2e-6) / 2)
-    assert rates[3000] == pytest.approx(2e-6)
-
-
-def test_pion_small_is_evaluated_and_published(small):
-    assert small.stages == ["prepare", "pretrain", "sft", "evaluate", "publish"]
-    assert small.publish.license
 
 
 def test_a_job_file_repeats_no_default():

@@ -140,17 +140,9 @@ def split_weights(folder):
     return names
 
 
-def test_a_pickle_is_refused_with_the_command_that_converts_it(base, tmp_path):
-    (base / "model.safetensors").rename(base / "pytorch_model.bin")
-    text = complaint("base", tmp_path)
-    assert "pytorch_model.bin, a pickle" in text
-    assert "save_pretrained" in text
-
-
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json"),
         (lambda folder: edit(folder, model_type="gpt_neox"), "model_type is 'gpt_neox'"),
         (lambda folder: edit(folder, intermediate_size=5), "the model's settings need (5, "),
         (lambda folder: edit(folder, vocab_size=5), "m.resize_token_embeddings("),
@@ -214,15 +206,6 @@ def test_an_index_can_not_name_files_elsewhere(base, tmp_path):
     index = {"weight_map": {"a": "../secret.safetensors"}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "must be the name of a " in complaint("base", tmp_path)
-
-
-def test_a_gated_repository_is_refused_with_its_page(base, tmp_path, monkeypatch):
-    with hub_server() as hub:
-        hub.add_repo("someone/gated", "model", files_of(base), gated=True)
-        hub.use(monkeypatch, tmp_path / "hf", token=None)
-        text = complaint("someone/gated", tmp_path)
-    assert "it is gated. Accept its terms on https://huggingface.co/someone/gated." in text
-    assert "export HF_TOKEN" in text
 
 
 # ---------------------------------------------------------------- config.json

@@ -367,18 +367,6 @@ def test_what_a_process_did_after_it_had_prepared_for_another_is_no_work_of_a_st
     assert seconds(found) == {"steps": 16, "stages": 5, "boot": 3 + 52 + 5}
 
 
-def test_two_stages_follow_each_other():
-    events = [rental(1, T, T), training(2, T + 10), training(2, T + 50, stage="sft")]
-    metrics = {"pretrain": steps(1, 3, epoch=2, at=T + 18), "sft": steps(1, 2, epoch=2, at=T + 60)}
-    head = owned(
-        2,
-        restores={2: {"pretrain": 0, "sft": 0}},
-        stages={"prepare": StageRecord("d", T), "pretrain": StageRecord("d", T + 40)},
-    )
-    found = costs(events, metrics, head, T + 68)
-    assert seconds(found) == {"boot": 10, "steps": 24 + 16, "stall": 6, "restore": 12}
-
-
 # ---------------------------------------------------------------- machines that came to nothing
 
 

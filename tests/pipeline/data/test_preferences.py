@@ -10,7 +10,6 @@ from pion.data.documents.file_to_documents import Record
 from pion.data.documents.python_docs import is_held_out
 from pion.data.order import RowOrder
 from pion.data.preference.layouts import Pair, parse_preference
-from pion.data.preference.rendering import LONGER_THAN_ROW
 from pion.data.row_flags import SEQUENCES
 from pion.data.stream import RowStream
 from pion.data.tokens.token_bytes import ReplacedCharacters
@@ -239,15 +238,6 @@ def test_no_row_has_a_position_beyond_the_context(tmp_path):
     padding = batch.documents == -1
     assert int(padding.sum(dim=1).max()) > 60
     assert not batch.positions[padding].any()
-
-
-def test_a_pair_longer_than_a_row_is_left_out_and_counted(tmp_path):
-    long = pair_of(99, rejected=" ".join(pair_of(n)["chosen"] for n in range(8)))
-    write_jsonl(tmp_path / "prefs.jsonl", [*(pair_of(n) for n in range(40)), long])
-    summary = write_rows(tmp_path, seq_len=128, context=512)
-    assert summary.tally.dropped == {LONGER_THAN_ROW: 1}
-    assert summary.tally.dropped_tokens[LONGER_THAN_ROW] > 128
-    assert summary.train.items + summary.held_out.items == 40
 
 
 def test_what_the_template_refuses_ends_the_preparation_with_its_line(tmp_path):

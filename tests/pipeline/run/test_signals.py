@@ -419,22 +419,6 @@ orderly(work)
     assert output.splitlines()[-1].endswith("Run demo was taken over by pid 7 on gpu-2.")
 
 
-def test_a_signal_after_a_notice_is_a_first_signal_and_shortens_the_time(start):
-    process = start("""
-def work(stopping):
-    stopping.ask("AWS will take this machine in 100 s", 100.0)
-    print("asked", flush=True)
-    hash_for_minutes()
-orderly(work, grace=1.0)
-""")
-    process.wait_for_line("asked")
-    process.signal(signal.SIGTERM)
-    code, output = process.end()
-    assert code == 75
-    assert "SIGTERM: time is up" in output
-    assert process.since_signal < 1.0 + SLACK
-
-
 # ---------------------------------------------------------------- before and after
 
 

@@ -108,7 +108,7 @@ def test_without_a_tokenizer_mistakes_are_found_too(tmp_path):
     with pytest.raises(BadInput, match="120 of 120 pairs are left out"):
         check_conversations(job)
     rewrite(tmp_path, lambda number, line: {"prompt": line["prompt"]})
-    with pytest.raises(BadInput, match=r"pairs\.jsonl"):
+    with pytest.raises(BadInput, match=r"pairs\.jsonl:1: not a pref"):
         check_conversations(job)
 
 
