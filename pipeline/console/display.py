@@ -268,7 +268,9 @@ class Display:
             "" if step.accuracy is None else f"{100 * step.accuracy:.1f} % right",
             "" if step.margin is None else f"margin {step.margin:.3f}",
             "" if step.signal is None else f"signal {100 * step.signal:.0f} %",
-            f"judging {duration(step.judging)} an answer" if (step.judging or 0) >= 0.05 else "",
+            f"judging {duration(judging)} an answer"
+            if (judging := step.judging or 0) >= 0.05
+            else "",
             "" if step.grad_norm is None else f"grad norm {step.grad_norm:.3f}",
             f"{step.tokens_per_second:,.0f} tokens/s",
             "" if step.mfu is None else f"MFU {100 * step.mfu:.1f} %",

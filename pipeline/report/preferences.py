@@ -12,9 +12,9 @@ from pipeline.job import Job
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.stages import AFTER
 from pipeline.report.blocks import Block, Table, percent_with_error, signed, value_with_error
-from pipeline.report.results import SIDES, list_of, record_type, result_of
+from pipeline.report.results import SIDES, list_of, result_of
 from pipeline.state.head import Head
-from pipeline.state.record_json import closed_record, open_record
+from pipeline.state.record_json import closed_record, open_record, record_type
 from pipeline.state.shared.folder import WITH_ADDITIONS
 
 LABELS_ONLY = "This is agreement with these labels, and not with people."

@@ -27,7 +27,15 @@ from typing_extensions import TypedDict
 from pion.config.model_config import RESULTS
 from pion.evaluation import results as measured
 from pipeline.state.head import Head
-from pipeline.state.record_json import Amount, Count, Number, Sha256, build, open_record
+from pipeline.state.record_json import (
+    Amount,
+    Count,
+    Number,
+    Sha256,
+    build,
+    open_record,
+    record_type,
+)
 
 Result = TypeVar("Result")
 # The types in a record of what has other types in memory.
@@ -50,11 +58,6 @@ def _fields(kind: Any) -> dict[str, Any]:
     """Return the types in a record of a dataclass's fields, without those of single items."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: _kept(own) for name, own in hints.items() if name not in measured.OF_ITEMS}
-
-
-def record_type(*, total: bool = True, **fields: Any) -> Any:
-    """Return the type of a record with these fields, which are all there if it is `total`."""
-    return TypedDict("Record", fields, total=total)  # type: ignore[operator]
 
 
 def list_of(kind: Any) -> Any:

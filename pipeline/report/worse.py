@@ -59,7 +59,8 @@ def _sides(results: Result, stage: str, *, last: bool) -> list[Result]:
     if start == "base" and last:  # the same documents are paired
         return [before, own, results.get("change") or {}]
     name = LEARNED[stage][0]
-    values = [side.get(f"{name}{of}") for of in ("", "_sem") for side in (before, own)]
-    if None in values:
+    found = (side.get(f"{name}{of}") for of in ("", "_sem") for side in (before, own))
+    values = [value for value in found if value is not None]
+    if len(values) < 4:
         return [before, own, {}]
     return [before, own, {name: values[1] - values[0], f"{name}_sem": math.hypot(*values[2:])}]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 # Not from pydantic: importing pydantic takes 0.1 s, and most processes that import records read
 # none.
 from annotated_types import Ge, Le, Lt, Predicate
+from typing_extensions import TypedDict
 
 from pion.errors import BadInput
 from pion.files import is_sha256
@@ -52,6 +53,13 @@ def closed_record(kind: type[Record]) -> type[Record]:
     """Let `build` refuse keys that the dataclass `kind` does not have."""
     kind.__pydantic_config__ = {"strict": True, "extra": "forbid"}  # type: ignore[attr-defined]
     return kind
+
+
+def record_type(
+    more: Mapping[str, Any] | None = None, /, *, total: bool = True, **fields: Any
+) -> Any:
+    """Return the type of a record with these fields, which are all there if it is `total`."""
+    return TypedDict("Record", {**(more or {}), **fields}, total=total)  # type: ignore[operator]
 
 
 def open_record(kind: type[Record]) -> type[Record]:

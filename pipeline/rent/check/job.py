@@ -22,6 +22,7 @@ from pipeline.job import (
     Source,
 )
 from pipeline.job.digest import digest_job
+from pipeline.job.prefer_section import Prefer
 from pipeline.machine.time_limit import within, within_or
 from pipeline.rent.check import CheckRow, unchecked
 from pipeline.run.done_and_changed_stages import WorkLeft, plan_stages, work_left
@@ -78,7 +79,7 @@ def _odd_rates(job: Job, stage: str) -> Iterator[str]:
         yield f"reinforce.lr {section.lr:g} is below {least:g}: rewards hardly rise. Raise it"
     if stage in ("prefer", "reinforce"):
         then = "begin to repeat themselves"
-    if stage == "prefer" and section.loss == "simpo":
+    if isinstance(section, Prefer) and section.loss == "simpo":
         highest *= SIMPO_SHARE
         anchor = "simpo has no reference that holds the model back, and "
     if count_parameters(job) < LARGE:

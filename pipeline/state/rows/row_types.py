@@ -7,9 +7,9 @@ is unreadable and skipped. Rows may have more keys.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired, get_type_hints
 
 from annotated_types import Ge, Len, Lt, MaxLen
 from typing_extensions import TypedDict
@@ -18,7 +18,7 @@ from pion.errors import BadInput
 from pion.untrusted import parse_object
 from pipeline.console.formats import counted
 from pipeline.machine.rented import AT_HOME, END, RENTED
-from pipeline.state.record_json import Amount, Count, Epoch, Number, Time, open_record
+from pipeline.state.record_json import Amount, Count, Epoch, Number, Time, open_record, record_type
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -71,12 +71,12 @@ class Unreadable:
 
 def metrics_row(line: bytes) -> Row | None:
     """Return the row of metrics in a line of JSON; None if the line is not one."""
-    return _row(line, lambda row: _Metrics)
+    return _row(line, lambda row: _METRICS)
 
 
 def event_row(line: bytes) -> Row | None:
     """Return the event in a line of JSON; None if the line is not one."""
-    return _row(line, lambda row: _EVENTS.get(str(row.get("event")), _Event))
+    return _row(line, lambda row: _EVENTS.get(str(row.get("event")), _EVENT))
 
 
 def _row(line: bytes, kind_of: Any) -> Row | None:
@@ -102,114 +102,47 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 # ---------------------------------------------------------------- metrics
 
 
-class _Sample(TypedDict):
-    prompt: str
-    text: str
+def _each(names: Iterable[str], kind: Any) -> dict[str, Any]:
+    """Return fields of the same type."""
+    return dict.fromkeys(names, kind)
 
 
-class _Warning(TypedDict):
-    name: str
-    text: str
-
-
-class _StandsFor(TypedDict):
-    steps: Annotated[int, Ge(0), Lt(2**31)]
-    from_step: Count
-    row_seconds: Annotated[float, Ge(0), Lt(1e15)] | None
-
-
-# What is measured at a step. `pass` is no name in Python, so the class has this form.
-_Measures = TypedDict(
-    "_Measures",
-    {
-        "loss": NotRequired[Number],
-        "lr": NotRequired[Number],
-        "grad_norm": NotRequired[Number],
-        "held_out_loss": NotRequired[Number],
-        # Of preferences; see METRICS in pion/train/preference_losses.py.
-        "accuracy": NotRequired[Number],
-        "margin": NotRequired[Number],
-        "saturated": NotRequired[Number],
-        "chosen": NotRequired[Number],
-        "rejected": NotRequired[Number],
-        "chosen_nll": NotRequired[Number],
-        "drift": NotRequired[Number],
-        "pairs": NotRequired[Number],
-        "moved": NotRequired[Number],
-        "held_out_accuracy": NotRequired[Number],
-        "held_out_margin": NotRequired[Number],
-        # Of rewards; see Groups.measures in pion/train/rollout_feed.py.
-        "reward": NotRequired[Number],
-        "signal": NotRequired[Number],
-        "unfinished": NotRequired[Number],
-        "answer_tokens": NotRequired[Number],
-        "entropy": NotRequired[Number],
-        "mismatch": NotRequired[Number],
-        "judge_seconds": NotRequired[Number],
-        "held_out_reward": NotRequired[Number],
-        "pass": NotRequired[Number],
-        "held_out_pass": NotRequired[Number],
-    },
+_STANDS_FOR = record_type(
+    steps=Annotated[int, Ge(0), Lt(2**31)],
+    from_step=Count,
+    row_seconds=Annotated[float, Ge(0), Lt(1e15)] | None,
+)
+# What is measured at a step.
+_MEASURES = (
+    *("loss", "lr", "grad_norm", "held_out_loss"),
+    # Of preferences; see METRICS in pion/train/preference_losses.py.
+    *("accuracy", "margin", "saturated", "chosen", "rejected", "chosen_nll", "drift", "pairs"),
+    *("moved", "held_out_accuracy", "held_out_margin"),
+    # Of rewards; see Groups.measures in pion/train/rollout_feed.py.
+    *("reward", "signal", "unfinished", "answer_tokens", "entropy", "mismatch", "judge_seconds"),
+    *("held_out_reward", "pass", "held_out_pass"),
+)
+# What is measured of each layer.
+_OF_LAYERS = ("expert_load", "router_entropy", "recipe_entropy", "primitives_used", "gate_loss")
+_SourceName = Annotated[str, MaxLen(100)]
+_METRICS = open_record(
+    record_type(
+        step=Count,
+        epoch=Epoch,
+        at=Time,
+        **_each(_MEASURES, NotRequired[Number]),
+        **_each(_OF_LAYERS, NotRequired[list[Number]]),
+        held_out=NotRequired[Mapping[_SourceName, Number]],  # the loss on each source of a mix
+        tokens_per_second=NotRequired[Speed],
+        rows=NotRequired[Annotated[list[Count], Len(2, 2)]],
+        sample=NotRequired[record_type(prompt=str, text=str)],
+        warning=NotRequired[record_type(name=str, text=str)],
+        stands_for=NotRequired[_STANDS_FOR],
+    )
 )
 
 
-_SourceName = Annotated[str, MaxLen(100)]
-
-
-@open_record
-class _Metrics(_Measures):
-    step: Count
-    epoch: Epoch
-    at: Time
-    held_out: NotRequired[Mapping[_SourceName, Number]]  # the loss on each source of a mix
-    tokens_per_second: NotRequired[Speed]
-    rows: NotRequired[Annotated[list[Count], Len(2, 2)]]
-    expert_load: NotRequired[list[Number]]
-    router_entropy: NotRequired[list[Number]]
-    recipe_entropy: NotRequired[list[Number]]
-    primitives_used: NotRequired[list[Number]]
-    gate_loss: NotRequired[list[Number]]
-    sample: NotRequired[_Sample]
-    warning: NotRequired[_Warning]
-    stands_for: NotRequired[_StandsFor]
-
-
 # ---------------------------------------------------------------- events
-
-
-@open_record
-class _Event(TypedDict):
-    event: str
-    epoch: Epoch
-    at: Time
-
-
-class _Claimed(_Event):
-    price: NotRequired[Amount | None]
-    session: NotRequired[str | None]
-    started_at: NotRequired[Time | None]
-    reason: NotRequired[str | None]
-
-
-@open_record
-class _AtHome(_Claimed):
-    host: str
-
-
-@open_record
-class _Rented(_Claimed):
-    id: str
-    host: NotRequired[str | None]
-    cloud: NotRequired[str | None]
-    region: NotRequired[str | None]
-    cluster: NotRequired[str | None]
-    gpu: NotRequired[str | None]
-    count: NotRequired[Count | None]
-    nodes: NotRequired[Count | None]
-    spot: NotRequired[bool | None]
-    rented_at: NotRequired[Time | None]
-    managed_job: NotRequired[str | None]
-    phases: NotRequired[Mapping[str, Seconds] | None]
 
 
 class LostMachine(TypedDict):
@@ -229,101 +162,75 @@ class LostMachine(TypedDict):
     end: Time
 
 
-@open_record
-class _Lost(_Event, LostMachine):
-    """The event of such a machine."""
+def _event(**fields: Any) -> Any:
+    """Return the type of an event with these fields."""
+    return open_record(record_type(fields, event=str, epoch=Epoch, at=Time))
 
 
-@open_record
-class _Phase(_Event):
-    name: str
-    seconds: Seconds
-    total: NotRequired[bool]
-    parts: NotRequired[Mapping[str, Seconds]]
-
-
-@open_record
-class _Training(_Event):
-    stage: str
-    from_step: NotRequired[Count]
-    host: NotRequired[str]
-    device: NotRequired[str]
-    workers: NotRequired[Count]
-    micro_batch: NotRequired[Count]
-    grad_accum: NotRequired[Count]
-    recompute: NotRequired[bool]
-    compile: NotRequired[bool]
-    combo_kernels: NotRequired[bool]
-    flex_attention: NotRequired[bool]
-    sharded: NotRequired[bool]
-    residual: NotRequired[str]
-    torch: NotRequired[str]
-    seq_len: NotRequired[Count]
-    global_batch: NotRequired[Count]
-    lr: NotRequired[Number]
-    next_row: NotRequired[Count]
-
-
-@open_record
-class _Saved(_Event):
-    stall: Seconds | None
-    write: Seconds | None
-
-
-@open_record
-class _Plan(TypedDict):
-    micro_batch: Count
-    grad_accum: Count
-    recompute: bool
-    compile: bool
-    combo_kernels: NotRequired[bool]
-    flex_attention: NotRequired[bool]
-    sharded: NotRequired[bool]
-
-
-@open_record
-class _Hop(_Event):
-    receipt: list[str]
-    plan: NotRequired[_Plan]
-
-
-@open_record
-class _Changed(_Event):
-    changes: list[str]
-
-
-@open_record
-class _Watch(_Event):
-    what: str
-    why: str
-    done: list[str]
-
-
-@open_record
-class _End(_Event):
-    code: Annotated[int, Ge(0), Lt(256)]
-    message: Annotated[str, MaxLen(LONGEST_MESSAGE)]
-    stage: NotRequired[str]
-    step: NotRequired[Count]
-
-
-# `from` is a word of Python, so this can't be a class.
-_Forked = TypedDict(
-    "_Forked",
-    {"event": str, "epoch": Epoch, "at": Time, "from": str, "stage": str, "at_step": Count},
+# What the events of both kinds of owners have.
+_CLAIMED: dict[str, Any] = {
+    "price": NotRequired[Amount | None],
+    "session": NotRequired[str | None],
+    "started_at": NotRequired[Time | None],
+    "reason": NotRequired[str | None],
+}
+# What a machine computes with, as far as older events have it.
+_WAYS = _each(("combo_kernels", "flex_attention", "sharded"), NotRequired[bool])
+_PLAN = open_record(
+    record_type(micro_batch=Count, grad_accum=Count, recompute=bool, compile=bool, **_WAYS)
 )
-
-
+_EVENT = _event()
 _EVENTS: Mapping[str, type[Any]] = {
-    AT_HOME: _AtHome,
-    RENTED: _Rented,
-    "lost": _Lost,
-    "phase": _Phase,
-    "training": _Training,
-    "saved": _Saved,
-    "hop": _Hop,
-    "changed": _Changed,
-    "watch": _Watch,
-    END: _End,
-    "forked": open_record(_Forked),
+    AT_HOME: _event(**_CLAIMED, host=str),
+    RENTED: _event(
+        **_CLAIMED,
+        id=str,
+        host=NotRequired[str | None],
+        cloud=NotRequired[str | None],
+        region=NotRequired[str | None],
+        cluster=NotRequired[str | None],
+        gpu=NotRequired[str | None],
+        count=NotRequired[Count | None],
+        nodes=NotRequired[Count | None],
+        spot=NotRequired[bool | None],
+        rented_at=NotRequired[Time | None],
+        managed_job=NotRequired[str | None],
+        phases=NotRequired[Mapping[str, Seconds] | None],
+    ),
+    "lost": _event(**get_type_hints(LostMachine, include_extras=True)),
+    "phase": _event(
+        name=str,
+        seconds=Seconds,
+        total=NotRequired[bool],
+        parts=NotRequired[Mapping[str, Seconds]],
+    ),
+    "training": _event(
+        stage=str,
+        from_step=NotRequired[Count],
+        host=NotRequired[str],
+        device=NotRequired[str],
+        workers=NotRequired[Count],
+        micro_batch=NotRequired[Count],
+        grad_accum=NotRequired[Count],
+        recompute=NotRequired[bool],
+        compile=NotRequired[bool],
+        **_WAYS,
+        residual=NotRequired[str],
+        torch=NotRequired[str],
+        seq_len=NotRequired[Count],
+        global_batch=NotRequired[Count],
+        lr=NotRequired[Number],
+        next_row=NotRequired[Count],
+    ),
+    "saved": _event(stall=Seconds | None, write=Seconds | None),
+    "hop": _event(receipt=list[str], plan=NotRequired[_PLAN]),
+    "changed": _event(changes=list[str]),
+    "watch": _event(what=str, why=str, done=list[str]),
+    END: _event(
+        code=Annotated[int, Ge(0), Lt(256)],
+        message=Annotated[str, MaxLen(LONGEST_MESSAGE)],
+        stage=NotRequired[str],
+        step=NotRequired[Count],
+    ),
+    "forked": _event(**{"from": str}, stage=str, at_step=Count),
 }

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import TypedDict
-
 from pion.errors import BadInput
 from pipeline.job.stages import TRAINING
 from pipeline.state.head import Head
-from pipeline.state.record_json import Count, Damaged, build, damaged, open_record
+from pipeline.state.record_json import Count, Damaged, build, damaged, open_record, record_type
 from pipeline.state.run_state import RunState
 
 if TYPE_CHECKING:
@@ -24,9 +22,9 @@ if TYPE_CHECKING:
     from pipeline.job.model_section import Base
 
 # What prepare reported of the data of each training stage.
-_Rows = open_record(TypedDict("_Rows", {"train_rows": Count}, total=False))
-_Prepared: type[Mapping[str, Any]] = open_record(
-    TypedDict("_Prepared", dict.fromkeys(TRAINING, _Rows), total=False)  # type: ignore[misc]
+_ROWS = open_record(record_type(total=False, train_rows=Count))
+_PREPARED: type[Mapping[str, Any]] = open_record(
+    record_type(total=False, **dict.fromkeys(TRAINING, _ROWS))
 )
 _HEADER = re.compile(r"# (?P<name>.+) with these overrides merged in:")
 
@@ -96,7 +94,7 @@ def know_rows(job: Job, head: Head) -> None:
     record = head.stages.get("prepare")
     if record is not None and record.digest == digest_job(job).stages["prepare"]:
         where = f"{job.store}/{job.name}/HEAD.json"
-        know_rows_of(job, build(_Prepared, record.result, where, "stages.prepare.result"))
+        know_rows_of(job, build(_PREPARED, record.result, where, "stages.prepare.result"))
         for stage in job.train_stages:
             if not job.section(stage).steps_are_known:
                 raise damaged(where, f"stages.prepare.result.{stage}.train_rows is missing")
