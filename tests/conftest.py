@@ -199,6 +199,16 @@ def recorded_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remembered, "_trace", recorded_trace)
 
 
+@pytest.fixture(scope="module")
+def quick_renderer() -> Iterator[None]:
+    """Render chat templates in this process: another one takes a second to start."""
+    from tests.support.in_process_renderer import InProcessRenderer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+        yield
+
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`whole(**changes)`: the folder of a finished tiny job, with these changes to its fields."""

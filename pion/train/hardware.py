@@ -109,7 +109,9 @@ def has_bf16(device: torch.device) -> bool:
     """Return whether the device has instructions that multiply bf16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return not _instruction_sets().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+    fields = _processor()
+    sets = fields.get("flags", fields.get("features", "")).split()  # x86, Arm
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(sets)
 
 
 @functools.cache
@@ -309,11 +311,6 @@ def _processor() -> dict[str, str]:
             key, _, value = line.partition(":")
             fields.setdefault(key.strip().lower(), value.strip())
     return fields
-
-
-def _instruction_sets() -> set[str]:
-    fields = _processor()
-    return set(fields.get("flags", fields.get("features", "")).split())  # x86, Arm
 
 
 def _resident_bytes() -> int:

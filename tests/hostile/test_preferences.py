@@ -23,17 +23,13 @@ from pion.errors import BadInput
 from pipeline.job import JsonlFiles, ParquetFiles
 from tests.hostile.in_process import little_memory
 from tests.support.chat_templates import CHATML
-from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.preference_files import label_of, pair_of, sequences_in, write_jsonl, write_rows
+
+pytestmark = pytest.mark.usefixtures("quick_renderer")
 
 GOOD = 40
 LINE = 21
 FORMATS = [None, ("smollm2", CHATML)]
-
-
-@pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch):
-    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
 def said(text):

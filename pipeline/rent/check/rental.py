@@ -151,7 +151,8 @@ def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
     sources = [source for _, source in job.sources()]
     # The copied sources, and the prepared data.
     inputs = [each for each in local_inputs(job, prepared=False) if each.key != "model.from"]
-    data = 2 * sum(_bytes_below(each.file) for each in inputs) / 1e9
+    files = (file for each in inputs for file in (each.file, *each.file.rglob("*")))
+    data = 2 * sum(file.stat().st_size for file in files if file.is_file()) / 1e9
     if any(isinstance(source, HubNpyShards) for source in sources):
         data += job.hardware.shard_cache_gb
     needed = BASE_GB + checkpoints + model + data
@@ -181,10 +182,6 @@ def _learned(job: Job) -> int:
         count_parameters(job) if lora is None else lora_cost(config, lora).params
         for lora in map(job.lora, job.train_stages)
     )
-
-
-def _bytes_below(path: Path) -> int:
-    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
 def check_recovery(sky_yaml: SkyYaml) -> list[CheckRow]:

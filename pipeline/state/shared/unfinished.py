@@ -69,7 +69,9 @@ class EarlyUpload:
             return
         if self._thread is None:
             kept = self._workspace.kept(self._key)
-            earlier = sorted(files_below(self._own), key=self._turn)
+            earlier = sorted(
+                files_below(self._own), key=lambda p: (p.parent != self._own, p.stat().st_mtime_ns)
+            )
             self._missing = [p for p in earlier if p != path and self._name(p) not in kept]
             self._thread = threading.Thread(target=self._upload, name="early upload", daemon=True)
             self._thread.start()
@@ -104,9 +106,6 @@ class EarlyUpload:
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._own).as_posix()
-
-    def _turn(self, path: Path) -> tuple[bool, int]:
-        return path.parent != self._own, path.stat().st_mtime_ns
 
     def _upload(self) -> None:
         try:

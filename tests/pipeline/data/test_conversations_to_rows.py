@@ -25,12 +25,9 @@ from tests.support.interrupted import ends_at
 from tests.support.piece_corpora import hashes_of
 from tests.support.tokenizer_kinds import tokenizer_of, write_files
 
+pytestmark = pytest.mark.usefixtures("quick_renderer")
+
 ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
-
-
-@pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch):
-    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
 def talks(unusable, required=0):

@@ -21,7 +21,6 @@ from pipeline.data.sources import Input, find_input
 from pipeline.job import HubDataset, JsonlFiles, ParquetFiles, PythonDocsPrefer
 from tests.support.chat_templates import CHATML, QWEN3
 from tests.support.corpora import files_of, make_job, write_corpus
-from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.interrupted import ends_at
 from tests.support.preference_files import (
     KEY,
@@ -32,6 +31,8 @@ from tests.support.preference_files import (
     write_jsonl,
     write_rows,
 )
+
+pytestmark = pytest.mark.usefixtures("quick_renderer")
 
 
 def read(folder, source, remarks=None):
@@ -130,11 +131,6 @@ def test_half_characters_become_question_marks(tmp_path):
 
 
 SPLITS = ("train", "held_out")
-
-
-@pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch):
-    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
 def pairs_in(folder, split, out="rows"):

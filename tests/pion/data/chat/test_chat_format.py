@@ -9,16 +9,11 @@ from pion.data.chat.conversation import Turn, chat_template, tokenize
 from pion.data.chat.tool_call_form import Call, CallForm
 from pion.data.tokens.tokenizer import Tokenizer
 from tests.support.chat_templates import CHATML, DEEPSEEK, QWEN3, QWEN25
-from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.tokenizer_kinds import write_files
 
+pytestmark = pytest.mark.usefixtures("quick_renderer")
+
 ASKED = [{"role": "user", "content": "Hi"}]
-
-
-@pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch):
-    """A process that renders takes a second to start."""
-    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
 def found(folder):

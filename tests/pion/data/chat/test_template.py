@@ -16,8 +16,9 @@ from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from tests.support.chat_templates import CHATML, DEEPSEEK, QWEN3, TEMPLATES
-from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.tokenizer_kinds import write_files
+
+pytestmark = pytest.mark.usefixtures("quick_renderer")
 
 DAY = datetime.date(2026, 1, 2)
 QUESTION = {"role": "user", "content": "Hi"}
@@ -75,13 +76,6 @@ class Model:
 
 def talk(messages, tools=None, where="f:1"):
     return read_conversation({"messages": messages, "tools": tools}, where)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_renderer():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,9 @@ from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from tests.pion.data.chat.test_template import CALL, DAY, RESULT, TOOLS, Model
 from tests.pion.data.preference.test_layouts import answer
 from tests.support.chat_templates import MISTRAL, QWEN25, TEMPLATES
-from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.tokenizer_kinds import TEXT, write_files
+
+pytestmark = pytest.mark.usefixtures("quick_renderer")
 
 OWN = "Pion's own"
 ALL = [OWN, *TEMPLATES]
@@ -72,13 +73,6 @@ def of_template(folder, kind, source):
     write_files(kind, folder, source)
     path = folder / "tokenizer.json"
     return Written(ChatFormat(path, Tokenizer.from_file(path)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_renderer():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,11 @@ from pion.data.row_flags import PADDING, STARTS
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from tests.support.chat_templates import MISTRAL, QWEN25
-from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.tokenizer_kinds import write_files
 
+pytestmark = pytest.mark.usefixtures("quick_renderer")
+
 ASKED = {"role": "user", "content": "How are you? <|im_end|>"}
-
-
-@pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch):
-    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
 def prompts_of(folder, kind, template, longest=100):
