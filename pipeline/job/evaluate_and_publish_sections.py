@@ -119,11 +119,6 @@ class Evaluate(Section):
     )
 
     @property
-    def has_questions(self) -> bool:
-        """Whether the job names questions: packs, or a bundle of CORE."""
-        return bool(self.sets)
-
-    @property
     def sets(self) -> dict[str, str]:
         """The paths of the questions, by their keys."""
         sets = {f"evaluate.packs.{n}": path for n, path in enumerate(self.packs)}

@@ -165,7 +165,7 @@ class Job(JobFields):
             mistakes[
                 f"data.clean.decontaminate: `{OF_EVALUATE}` means the sets of the section "
                 "`evaluate`, which has neither packs nor core"
-            ] = OF_EVALUATE in clean.decontaminate and not self.evaluate.has_questions
+            ] = OF_EVALUATE in clean.decontaminate and not self.evaluate.sets
         return made(mistakes)
 
     def _mistakes_of_templates(self) -> dict[str, object]:

@@ -89,7 +89,7 @@ class RunHistory:
         return result_of(Evaluated, self.head, "evaluate", self.url)
 
     @property
-    def published(self) -> Published:
+    def published(self) -> Mapping[str, Any]:
         """What the publish stage reported; empty before it is done. Raises Damaged."""
         return result_of(Published, self.head, "publish", self.url)
 

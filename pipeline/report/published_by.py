@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pion.files import sha256_file
 from pion.untrusted import read_file
 from pipeline.base.licence import front_matter
 from pipeline.job import Job
-from pipeline.report.results import Published
 from pipeline.state.stores import open_store
 
 CARD = "README.md"
@@ -47,7 +48,7 @@ def weights_sha256(folder: Path) -> str | None:
     return None
 
 
-def is_still_there(result: Published, folder: Path) -> bool:
+def is_still_there(result: Mapping[str, Any], folder: Path) -> bool:
     """Return whether the folder has the weights that a run published."""
     found = weights_sha256(folder)
     return found is not None and found == result.get("sha256")

@@ -22,8 +22,6 @@ from typing import (
     get_type_hints,
 )
 
-from typing_extensions import TypedDict
-
 from pion.config.model_config import RESULTS
 from pion.evaluation import results as measured
 from pipeline.state.head import Head
@@ -216,16 +214,18 @@ _PREPARED_TEXT = open_record(record_type(total=False, sources=list_of(_SOURCE), 
 Prepared: type[Mapping[str, Any]] = open_record(record_type(total=False, pretrain=_PREPARED_TEXT))
 
 
-@open_record
-class Published(TypedDict):
-    """The result of the publish stage."""
-
-    parameters: NotRequired[Count]
-    url: NotRequired[str | None]
-    path: NotRequired[str | None]
-    card: NotRequired[str | None]
-    commit: NotRequired[str]  # of the repository
-    sha256: NotRequired[Sha256]  # of the weights in the folder
+# The result of the publish stage.
+Published: type[Mapping[str, Any]] = open_record(
+    record_type(
+        total=False,
+        parameters=Count,
+        url=str | None,
+        path=str | None,
+        card=str | None,
+        commit=str,  # of the repository
+        sha256=Sha256,  # of the weights in the folder
+    )
+)
 
 
 def result_of(kind: type[Result], head: Head, stage: str, run: str) -> Result:

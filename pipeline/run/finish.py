@@ -20,7 +20,6 @@ from pipeline.report.preferences import preferences_in_brief
 from pipeline.report.published_by import is_still_there
 from pipeline.report.reading import read_history
 from pipeline.report.report_file import REPORT
-from pipeline.report.results import Published
 from pipeline.report.rewards import rewards_in_brief
 from pipeline.report.worse import made_worse
 from pipeline.state.checkpoints.retention import final_checkpoint, selected
@@ -137,7 +136,7 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     return [*rows, ["try it", f"pion chat {where}{job.name}"]]
 
 
-def _model_rows(result: Published) -> list[list[str]]:
+def _model_rows(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the published model and its card. A folder that has changed since is no longer it."""
     if url := result.get("url"):
         return [["model", url], ["card", str(result.get("card"))]]

@@ -64,7 +64,7 @@ def preflight(job: Job) -> list[str]:
         from pipeline.data.judge import judge_of
 
         judge_of(job).close()
-    if job.evaluate.has_questions:
+    if job.evaluate.sets:
         from pipeline.stages.evaluate_core import read_questions_of
 
         read_questions_of(job)

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pion.errors import PionError
+from pipeline.data.tasks import Item, Result, Shared
 from pipeline.machine.child_process import without_secrets
 from pipeline.state.stores.errors import error_from_json
 from pipeline.workers.ray_workers import (
@@ -28,10 +29,6 @@ from pipeline.workers.ray_workers import (
     session_folder,
 )
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
-
-Shared = TypeVar("Shared")
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class RayTasks:

@@ -100,5 +100,5 @@ def test_a_job_that_only_trains_has_the_same_text(tmp_path):
     path.write_text(yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True)))
     changes = [f"{key}={json.dumps(value)}" for key, value in without_questions(job).items()]
     alone = load_job(path, changes)
-    assert not alone.evaluate.has_questions
+    assert not alone.evaluate.sets
     assert digest_job(alone).data == digest_job(job).data

@@ -7,7 +7,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -34,7 +33,7 @@ from pion.errors import PionError
 from pipeline.state.stores.base import Missing, StoreError, check_count, too_large
 from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.hub import errors
-from pipeline.state.stores.retry import Retry, retrying
+from pipeline.state.stores.retry import Retry, T, retrying
 
 BRANCH = "main"
 _PATHS_PER_REQUEST = 500
@@ -42,7 +41,6 @@ _PIECE_BYTES = 1 << 20
 _WHOLE_BYTES = 16 << 20
 
 Operation = CommitOperationAdd | CommitOperationDelete
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3
@@ -27,7 +27,7 @@ from pion.untrusted import LARGEST_RECORD
 from pipeline.console.masking import refuse_endpoint
 from pipeline.state.stores.base import Conflict, Data, Missing, StoreError, check_key, too_large
 from pipeline.state.stores.local import explained
-from pipeline.state.stores.retry import retrying
+from pipeline.state.stores.retry import T, retrying
 from pipeline.state.stores.s3 import errors
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ _UPLOADS = 6
 
 # Copies the bytes from start up to stop; any thread may call it.
 ReadRange = Callable[[int, int], bytes]
-
-T = TypeVar("T")
 
 
 class Bucket:

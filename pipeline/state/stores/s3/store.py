@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, PionError, told
 from pion.untrusted import LARGEST_RECORD
@@ -33,6 +33,7 @@ from pipeline.state.stores.base import (
     too_large,
 )
 from pipeline.state.stores.clock import parse_date
+from pipeline.state.stores.retry import T
 from pipeline.state.stores.s3 import errors
 from pipeline.state.stores.s3.bucket import PART_BYTES as UPLOAD_BYTES
 from pipeline.state.stores.s3.bucket import Bucket, PartsUpload, field, open_ranges
@@ -40,8 +41,6 @@ from pipeline.state.stores.transfer import PART_BYTES, download_parallel
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
-
-T = TypeVar("T")
 
 _PIECE_BYTES = 1 << 20
 # Tries of a conditional write, with each form of a version. One is not enough: what refused the
