@@ -24,11 +24,12 @@ KNOWN_ROLES = ("system", "user", "assistant", "tool")
 THOUGHTS = "reasoning_content"
 Message = dict[str, Any]
 # What data sets write at the end of an answer, where a template writes its own mark.
-ENDS = re.compile(
-    r"(\s*(<[|｜](im_end|end|return|eo[stm](_id)?|end[_▁]?of[_▁]?\w+)[|｜]>|"
-    r"<end_of_turn>|<eos>|</s>))+\s*\Z",
+_END = re.compile(
+    r"(<[|｜](im_end|end|return|eo[stm](_id)?|end[_▁]?of[_▁]?\w{1,20})[|｜]>|"
+    r"<end_of_turn>|<eos>|</s>)\Z",
     re.IGNORECASE,
 )
+_LONGEST_END = 40
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,15 @@ def without_end(message: Message) -> Message:
     text = message.get("content") or ""
     if message["role"] != "assistant" or "<s>" in text:  # struck through, in HTML
         return message
-    return {**message, "content": ENDS.sub("", text)} if ENDS.search(text) else message
+    return message if (ended := without_ends(text)) == text else {**message, "content": ended}
+
+
+def without_ends(text: str) -> str:
+    """Return a text without the marks of an end after it. It takes time for its last marks only."""
+    kept = text.rstrip()
+    while (mark := _END.search(kept, max(0, len(kept) - _LONGEST_END))) is not None:
+        text = kept = kept[: mark.start()].rstrip()
+    return text
 
 
 def said_in(messages: Sequence[Message]) -> list[int]:

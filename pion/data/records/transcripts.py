@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from pion.data.chat.messages import ENDS, Message
+from pion.data.chat.messages import Message, without_ends
 from pion.data.records.turns import read_turns
 from pion.errors import BadInput
 
@@ -58,7 +58,7 @@ def transcript(text: str, place: str, *, ends_open: bool = False) -> list[Messag
     told = before.rpartition(">")[2].strip()
     turns = [{"role": "system", "content": told}] if told else []
     for name, given in zip(parts[::2], parts[1::2]):
-        said = ENDS.sub("", given).rstrip()
+        said = without_ends(given).rstrip()
         if (system := _SYSTEM.match(said)) is not None:
             turns.append({"role": "system", "content": system[1]})
             said = said[system.end() :]
