@@ -39,8 +39,9 @@ class StepBatch:
     measures: Mapping[str, float] = field(default_factory=dict)
 
     def measures_on(self, device: torch.device) -> dict[str, Tensor]:
-        """Return the measures as scalars in fp32."""
-        return {name: torch.tensor(value, device=device) for name, value in self.measures.items()}
+        """Return the measures as scalars in fp32, which reach the device in one copy."""
+        values = torch.tensor(list(self.measures.values()), device=device)
+        return dict(zip(self.measures, values.unbind(), strict=True))
 
     def answers(self) -> tuple[int, int, int]:
         """Return how many chosen and rejected answers this rank has, and the tokens of the chosen.

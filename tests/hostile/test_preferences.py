@@ -224,7 +224,7 @@ FILES = {
         "the line has more than 16,000,000 bytes",
     ),
     "no parquet": ("parquet", b"PAR1" * 9, "not a readable parquet file"),
-    "columns": ("parquet", NO_COLUMNS, r"row 1: not a preference.*found 'text', 'better'"),
+    "columns": ("parquet", NO_COLUMNS, r"row 1: not a preference.*found 'better', 'text'"),
 }
 
 

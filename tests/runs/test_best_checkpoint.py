@@ -32,7 +32,7 @@ def chosen(folder):
 def unbroken(tmp_path_factory):
     """The folder of a run that nothing interrupted, published to `out`."""
     folder = tmp_path_factory.mktemp("unbroken")
-    job = write_job(folder, publish={"to": str(folder / "out")}, **SETTINGS)
+    job = write_job(folder, publish={"to": str(folder / "out"), "even_if_worse": True}, **SETTINGS)
     assert main(["run", str(job)]) == 0
     return folder
 

@@ -71,7 +71,7 @@ def test_the_evaluation_says_what_changed_to_the_same_prompts(unbroken):
     assert found["change"]["nats"] != 0
     page = (unbroken / "runs/tiny/report.html").read_text()
     assert "sampled before and after training from the same random numbers" in page
-    assert "is the KL divergence to the start" in page
+    assert "estimates the KL divergence to the start" in page
 
 
 def test_each_step_and_evaluation_has_the_numbers_of_rewards(unbroken):

@@ -141,7 +141,8 @@ def prepared_rows(job: Job) -> list[int]:
     record = None if head is None else head.stages.get("prepare")
     if record is None or record.digest != digest_job(job).stages["prepare"]:
         return []
-    return [source["train_rows"] for source in record.result["pretrain"]["sources"]]
+    sources = record.result.get("pretrain", {}).get("sources", ())
+    return [source["train_rows"] for source in sources]
 
 
 def phases_table(phases: Sequence[PhaseRead], on: Estimate | None, nodes: int) -> Table:

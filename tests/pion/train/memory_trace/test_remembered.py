@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pion.config.model_config import ModelConfig
+from pion.files import private_cache_folder
 from pion.model import decoder
 from pion.model.decoder import Decoder
 from pion.train.memory import Workload
@@ -29,7 +30,8 @@ def traced(config=TINY):
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(remembered, "_folder", lambda: tmp_path / "pion" / "step-memory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(remembered, "_folder", lambda: private_cache_folder("step-memory"))
     remembered.forget()
     yield tmp_path / "pion" / "step-memory"
     monkeypatch.undo()
