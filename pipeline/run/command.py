@@ -16,11 +16,10 @@ from pipeline.job import Job
 from pipeline.job.stages import check_until
 from pipeline.machine.preemption import watch_for_notices
 from pipeline.run.advance import Advance
-from pipeline.run.changed_inputs import changed_inputs
 from pipeline.run.done_and_changed_stages import WorkLeft, work_left
 from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
-from pipeline.run.inputs import RunOptions, Start
+from pipeline.run.inputs import RunOptions, Start, changed_inputs
 from pipeline.run.journal import Journal
 from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.preflight import preflight, refuse_one_choice, require_room

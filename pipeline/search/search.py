@@ -27,7 +27,6 @@ from pipeline.search.halving import (
     differences_of,
     steps_taken,
 )
-from pipeline.search.record import SearchRecord, search_file
 from pipeline.search.runs import Run, Runs, as_overrides
 from pipeline.search.vary import (
     Comparison,
@@ -38,7 +37,7 @@ from pipeline.search.vary import (
     rounds_of,
     run_name,
 )
-from pipeline.search.work import Work
+from pipeline.search.work import SearchRecord, Work, search_file
 from pipeline.state.head import Head, Spent
 from pipeline.state.run_state import RunState
 

@@ -22,7 +22,7 @@ from pipeline.rent.check.job import is_prepared
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
-from pipeline.run.changed_inputs import changed_inputs
+from pipeline.run.inputs import changed_inputs
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError, open_store
 

@@ -8,7 +8,7 @@ import pytest
 from pion.errors import PionError
 from pipeline.job.digest import digest_job
 from pipeline.machine.folders import cache_folder
-from pipeline.run.changed_inputs import changed_inputs
+from pipeline.run.inputs import changed_inputs
 from pipeline.state.kept_inputs import keep_inputs, use_kept_inputs
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store
