@@ -179,4 +179,9 @@ def unjudgeable(kind: str, answer: Any) -> str | None:
             f"its answer has no number to compare with (the reward number): {rights[0][-80:]!r}. "
             "The reward math compares formulas"
         )
+    if kind == "math" and not is_formula(answer):
+        return (
+            f"its answer has no formula to compare with (the reward math): {rights[0][-80:]!r}. "
+            "The reward exact compares texts"
+        )
     return None

@@ -169,7 +169,7 @@ class RunHistory:
                 f"{stage} rows {left.first:,} to {left.stop - 1:,} (step {left.step:,}: "
                 f"{printable(left.why)})",
             )
-            for stage, skipped in self.head.skipped.items()
+            for stage, skipped in self.head.left_out.items()
             for left in skipped
         ]
 

@@ -250,6 +250,17 @@ class Head:
         )
         return dataclasses.replace(self, checkpoints=checkpoints)
 
+    @property
+    def left_out(self) -> dict[str, list[SkippedRows]]:
+        """The skipped rows of each stage that has some. A finished stage has those of its settings,
+        and not those of earlier settings, which went wrong."""
+        done = {stage: record.digest for stage, record in self.stages.items()}
+        return {
+            stage: own
+            for stage, skipped in self.skipped.items()
+            if (own := [rows for rows in skipped if done.get(stage, rows.digest) == rows.digest])
+        }
+
     def with_skipped(self, stage: str, rows: SkippedRows) -> "Head":
         """Return HEAD with `rows` of `stage` left out from now on.
 

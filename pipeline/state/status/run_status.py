@@ -48,7 +48,7 @@ def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
         "spent": {"hours": head.spent.hours, "dollars": head.spent.dollars},
         "skipped": {
             stage: [dataclasses.asdict(rows) for rows in skipped]
-            for stage, skipped in head.skipped.items()
+            for stage, skipped in head.left_out.items()
         },
         "notes": notes,
     }

@@ -88,5 +88,7 @@ def test_records_that_a_reward_can_not_judge():
             kind, {"target": ["5"]}
         )
     assert unjudgeable("number", ["no", "5"]) is None
+    assert "no formula to compare with (the reward math): 'no'" in unjudgeable("math", "no")
+    assert unjudgeable("math", ["no", r"\frac{1}{2}"]) is None
     fine = [("number", "#### 72"), ("exact", "two"), ("regex", None)]
     assert [unjudgeable(*one) for one in fine] == [None] * 3
