@@ -164,12 +164,8 @@ def test_ranks_resume_from_rank_0s_state_bit_for_bit(ranks):
     assert len(set(digests)) == 1
 
 
-def test_a_state_rank_0_refuses_is_refused_on_all(ranks):
-    assert all(rank["resume"]["refused"] for rank in ranks)
-
-
-def test_a_deterministic_plan_is_in_force_on_every_rank(ranks):
-    assert all(rank["deterministic"] for rank in ranks)
+def test_a_refused_state_and_a_deterministic_plan_hold_on_every_rank(ranks):
+    assert all(rank["resume"]["refused"] and rank["deterministic"] for rank in ranks)
 
 
 def test_a_rank_has_one_set_of_gradients_in_one_place_for_all_micro_batches_and_steps(ranks):

@@ -14,12 +14,6 @@ from tests.support.finished_run import make_run, tiny_model
 from tests.support.hub_server import hub_server
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def weight(model):
     return model.get_parameter("norm.weight") + model.get_parameter("embed.weight").sum()
 

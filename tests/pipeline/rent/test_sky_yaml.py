@@ -36,12 +36,6 @@ def test_a_variable_without_a_value_is_none(sky_home):
     assert read_sky_yaml(sky_home.yaml()).envs == {"JOB": None, "OVERRIDES": ""}
 
 
-def test_a_yaml_without_job_is_refused(sky_home):
-    path = sky_home.yaml(text="resources: {{accelerators: A40}}\nenvs: {{MODEL: x}}\nrun: train\n")
-    with pytest.raises(BadInput, match="envs has no JOB, so the machine would not know what to"):
-        read_sky_yaml(path)
-
-
 def test_a_secret_outside_of_its_section_is_refused_and_not_repeated(sky_home):
     text = "envs: {{JOB: null, MY_TOKEN: hidden}}\nrun: x\n"
     with pytest.raises(BadInput, match=r"envs\.MY_TOKEN is a secret.* `secrets:`") as refusal:
@@ -60,6 +54,7 @@ def test_a_yaml_that_is_not_there_is_refused_naming_the_closest(sky_home):
     [
         ("resources: [", "not YAML"),
         ("- a list", "a list"),
+        ("envs: {{MODEL: x}}\nrun: x\n", "envs has no JOB, so the machine would not know what to"),
         ("", "0 documents"),
         ("envs: {{JOB: null}}\n---\nenvs: {{JOB: null}}\n", "2 documents"),
         ("envs: {{JOB: null}}\nrum: x\n", "did you mean 'run'"),

@@ -113,17 +113,22 @@ def test_a_task_that_scores_whole_texts_can_not_be_a_chat(world):
     assert asked(world, "local_texts")["form"] == "text"
 
 
+NOT_LOADED = {"model": "nowhere"}
+
+
 @pytest.mark.usefixtures("own_tasks_only")
-def test_a_group_with_tasks_of_both_forms_is_refused_before_the_model_is_loaded(world):
-    both = asking(world, "local_both", model="nowhere")
-    with pytest.raises(BadInput, match=r"local_answers writes .* local_choices scores"):
-        run(both)
-
-
-def test_a_model_without_a_chat_format_can_not_be_asked_as_a_chat(world):
-    base = asking(world, "local_answers", chat=True, tuned=False, model="nowhere")
-    with pytest.raises(BadInput, match="can't be asked as a chat: the model has no chat template"):
-        run(base)
+@pytest.mark.parametrize(
+    ("task", "changes", "words"),
+    [
+        ("local_both", NOT_LOADED, "local_answers writes .* local_choices scores"),
+        ("local_answers", NOT_LOADED | {"chat": True, "tuned": False}, "has no chat template"),
+        ("local_answer", {}, "no task 'local_answer'; did you mean 'local_answers'"),
+        ("local_list", {}, "no score for local_list as a whole.*local_choices, "),
+    ],
+)
+def test_a_task_that_can_have_no_score_is_refused(world, task, changes, words):
+    with pytest.raises(BadInput, match=words):
+        run(asking(world, task, **changes))
 
 
 def test_a_model_that_learned_another_template_gets_no_score(world, tmp_path):
@@ -142,12 +147,6 @@ def test_a_model_that_learned_another_template_gets_no_score(world, tmp_path):
     answer = json.loads((tmp_path / "answers" / "answer.json").read_text())
     assert answer[BY_ITEM] == {}
     assert answer["skipped"].startswith("lm-eval would ask the model in another form")
-
-
-@pytest.mark.usefixtures("own_tasks_only")
-def test_a_task_that_there_is_not_is_named_with_the_nearest(world):
-    with pytest.raises(BadInput, match="no task 'local_answer'; did you mean 'local_answers'"):
-        run(asking(world, "local_answer"))
 
 
 # ---------------------------------------------------------------- which questions
@@ -176,12 +175,6 @@ def test_a_group_has_one_score_and_the_scores_of_each_of_its_tasks(world):
     assert set(answer[BY_ITEM]) == {"lm_eval.local_choices acc", "lm_eval.local_more acc"}
     assert answer["asked"]["questions"] == 6
     assert 0 <= answer["acc"] <= 1
-
-
-@pytest.mark.usefixtures("own_tasks_only")
-def test_a_group_without_a_score_names_its_tasks(world):
-    with pytest.raises(BadInput, match=r"no score for local_list as a whole.*local_choices, "):
-        run(asking(world, "local_list"))
 
 
 # ---------------------------------------------------------------- what else is kept

@@ -76,9 +76,18 @@ def test_a_stage_that_resumes_has_the_numbers_of_its_checkpoint(world, tmp_path)
         with_numbers(world, trained, saved, resumes=True)
 
 
-def test_the_same_dtype_is_not_worth_a_word(world):
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda: Start(model_of_the_world(), None, PLAN),
+        lambda: Start(model_of_the_world(1), None, PLAN),  # trained: nobody has its first weights
+        lambda: by_lora(model_of_the_world()),
+    ],
+    ids=["the same", "trained", "LoRA"],
+)
+def test_a_stage_resumes_with_its_numbers_without_a_word(world, start):
     bind(world)
-    assert resume(world, Start(model_of_the_world(), None, PLAN)) == []
+    assert resume(world, start()) == []
 
 
 @pytest.mark.parametrize(
@@ -104,11 +113,6 @@ def test_another_dtype_than_that_of_the_reference_is_said(world, changes, words,
     assert words in said
     assert "stay as they are" in said
     assert said.endswith(f"continue with {back}")
-
-
-def test_lora_resumes_with_the_numbers_of_its_base(world):
-    bind(world)
-    assert resume(world, by_lora(model_of_the_world())) == []
 
 
 def test_lora_does_not_resume_on_another_base(world):
@@ -153,9 +157,3 @@ def test_lora_in_another_dtype_may_differ_by_more(world):
     model, adapter, *_ = by_lora(model_of_the_world())
     (said,) = resume(world, Start(model, adapter, ComputePlan(micro_batch=2, dtype="bfloat16")))
     assert "hardware.dtype was float32" in said
-
-
-def test_weights_that_were_trained_are_not_compared(world):
-    """Without LoRA, nobody has the weights that a stage started from."""
-    bind(world)
-    assert resume(world, Start(model_of_the_world(1), None, PLAN)) == []
