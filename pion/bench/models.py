@@ -124,12 +124,6 @@ def refuse_change(change: StepDown) -> None:
     raise PlanChanged(f"{change.why}, and the trainer would continue with {change.changes}")
 
 
-def job_tokens(params: int) -> int:
-    """Return the tokens in a step of Pion's own jobs: 64 rows of 2,048, and 128 or 256 for large
-    models."""
-    return 131_072 * (1 + (params >= 400_000_000) + 2 * (params >= 1_000_000_000))
-
-
 def counting_trainer(
     model: Decoder, settings: TrainSettings, plan: ComputePlan, documents: int | None = None
 ) -> Trainer:

@@ -17,7 +17,6 @@ from pion.bench.models import (
     Bench,
     Rows,
     counting_trainer,
-    job_tokens,
     row_tokens,
     train,
 )
@@ -59,7 +58,9 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, how: How) -> 
         return Outcome("left out", "--tiny compiles nothing, because compiling takes a minute")
     seq_len, params = row_tokens(config), cost_of(config).all_params
     work = _workload(bench, config, how)
-    tokens = job_tokens(params) if how == "job" else STEP_TOKENS
+    # As in Pion's own jobs: 64 rows of 2,048, and 128 or 256 for large models.
+    of_a_job = 131_072 * (1 + (params >= 400_000_000) + 2 * (params >= 1_000_000_000))
+    tokens = of_a_job if how == "job" else STEP_TOKENS
     rows = 4 if bench.tiny else max(1, tokens // seq_len)
     memory = total_memory(bench.device)
     try:

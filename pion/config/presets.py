@@ -18,18 +18,6 @@ def _pion2(d_model: int, n_layers: int, n_kv_heads: int, d_ff: int, vocab_size: 
     }
 
 
-def max_parts(n_layers: int) -> Preset:
-    """Return what Pion 2 Max has besides a Pion 2, and no stock architecture computes."""
-    return {
-        "activation": "relu2",
-        "norm_gain": False,
-        "logit_cap": 15.0,
-        "heads": {"scale": 0.1273},
-        "wiring": {"embed_norm": True, "input_mix": True},
-        "values": {"layers": list(range(1, n_layers, 2))},
-    }
-
-
 _PION2 = {
     "pico": _pion2(128, 4, n_kv_heads=1, d_ff=352, vocab_size=2048)
     | {"n_heads": 2, "head_dim": 64},
@@ -60,7 +48,17 @@ PION = Family(
         "pion-xl": pion_shape(d_model=1536, n_layers=28, n_heads=16, n_kv_heads=4, d_ff=4096),
         **{f"pion2-{name}": size for name, size in _PION2.items()},
         **{
-            f"pion2-max-{name}": size | max_parts(size["n_layers"]) for name, size in _PION2.items()
+            f"pion2-max-{name}": size
+            # What no stock architecture computes.
+            | {
+                "activation": "relu2",
+                "norm_gain": False,
+                "logit_cap": 15.0,
+                "heads": {"scale": 0.1273},
+                "wiring": {"embed_norm": True, "input_mix": True},
+                "values": {"layers": list(range(1, size["n_layers"], 2))},
+            }
+            for name, size in _PION2.items()
         },
     },
     "pion-nano",

@@ -22,7 +22,7 @@ from pion.model.block import Block, Compute
 from pion.model.chunks_of_logits import compiled, product_in_fp32
 from pion.model.draft_block import DraftBlock
 from pion.model.feedforward.dense import FeedForward, Stats, SwiGLU, dense_layer
-from pion.model.feedforward.experts import AUX, Experts, stack_reports
+from pion.model.feedforward.experts import AUX, Experts
 from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, gate_loss
 from pion.model.forward_pass import (
     AS_THE_MODEL,
@@ -377,7 +377,12 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, Stats]:
         """Return the auxiliary losses of a pass, summed, and what its layers and parts report."""
         aux = [report[AUX] for report in reports if AUX in report]
-        stats = stack_reports(reports, without=(AUX, GATE, SEEN_BY_GATE))
+        stats = {
+            name: torch.stack([report[name] for report in reports if name in report])
+            # In the report's order: ranks add these up one by one.
+            for name in reports[0]
+            if name not in (AUX, GATE, SEEN_BY_GATE)
+        }
         if GATE in reports[0]:
             vocab = self.config.vocab_size
             of_gates, report = gate_loss(reports, hidden, self.logits, self.norm, vocab, given.real)

@@ -115,11 +115,6 @@ def additions(model: Decoder) -> dict[str, Tensor]:
     return {name: t for name, t in model.state_dict().items() if name.endswith((f".{A}", f".{B}"))}
 
 
-def count_additions(model: Decoder) -> int | None:
-    """Return how many numbers all additions have; None if the model has no additions."""
-    return sum(tensor.numel() for tensor in additions(model).values()) or None
-
-
 def merge(model: Decoder) -> Decoder:
     """Return a decoder in fp32 without additions, whose weights are the merged ones, copied."""
     added = additions(model)

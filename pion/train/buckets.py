@@ -124,17 +124,14 @@ class Buckets:
                 return
             if not bucket.sent:
                 bucket.sent = True
-                _check_places(bucket)
+                # The ranks would sum zeros instead of a gradient that is not in the bucket.
+                for param, gradient in zip(bucket.params, bucket.gradients, strict=True):
+                    if param.grad is not gradient:
+                        raise RuntimeError(
+                            f"the gradient of a parameter of shape {tuple(param.shape)} is not in "
+                            "its bucket"
+                        )
                 self._sums.append(dist.all_reduce(bucket.flat, async_op=True))
-
-
-def _check_places(bucket: _Bucket) -> None:
-    """Raise RuntimeError if a gradient is not in the bucket: the ranks would sum zeros instead."""
-    for param, gradient in zip(bucket.params, bucket.gradients, strict=True):
-        if param.grad is not gradient:
-            raise RuntimeError(
-                f"the gradient of a parameter of shape {tuple(param.shape)} is not in its bucket"
-            )
 
 
 def _bytes(param: Tensor) -> int:

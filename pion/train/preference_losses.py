@@ -69,13 +69,9 @@ class Pairs(NamedTuple):
 def _pairs(preference: Preference, sums: Tensor, sequences: Sequences) -> Pairs:
     apart = _apart(preference, sums, sequences)
     tokens = sequences.tokens.clamp(min=1).double()
-    (a, b), (u, v), (n_w, n_l) = (_columns(each) for each in (sums, apart, tokens))
+    # The chosen and the rejected answers alternate.
+    (a, b), (u, v), (n_w, n_l) = ((each[:, 0::2], each[:, 1::2]) for each in (sums, apart, tokens))
     return Pairs(a, b, u, v, n_w, n_l, sequences.side[:, 0::2] > 0)
-
-
-def _columns(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what belongs to the chosen and to the rejected answers."""
-    return values[:, 0::2], values[:, 1::2]
 
 
 def _apart(preference: Preference, sums: Tensor, sequences: Sequences) -> Tensor:

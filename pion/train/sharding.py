@@ -68,7 +68,13 @@ class Shards:
         copy_from_rank_0(model.state_dict().values(), device)
         self.without_values = {n for n, tensor in model.state_dict().items() if tensor.is_meta}
         _shard(model, device, dtype, ranks)
-        _give_memory(model, device)
+        # Parameters and buffers on the device `meta` get memory without values.
+        if any(tensor.is_meta for tensor in model.state_dict().values()):
+            model._apply(
+                lambda each: (
+                    torch.empty_like(each, device=device) if each.is_meta else each.to(device)
+                )
+            )
         # FSDP exchanges the parameters of the modules for gathered ones. These are the sharded.
         self._params = dict(model.named_parameters())
         self._own = {name: own_part(p.detach()) for name, p in self._params.items()}
@@ -216,14 +222,6 @@ def _shard(
     for name in FORWARD_METHODS:
         register_fsdp_forward_method(model, name)
     model.sharded = True
-
-
-def _give_memory(model: Decoder, device: torch.device) -> None:
-    """Give the parameters and buffers on the device `meta` memory without values."""
-    if any(tensor.is_meta for tensor in model.state_dict().values()):
-        model._apply(
-            lambda each: torch.empty_like(each, device=device) if each.is_meta else each.to(device)
-        )
 
 
 def _held(param: Tensor, own: Tensor, rank: int, ranks: int) -> Held:

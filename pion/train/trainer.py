@@ -25,7 +25,7 @@ from pion.evaluation.held_out import Evaluation, Scorer, evaluate
 from pion.model.attention.masks import masked_by_flex
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
-from pion.model.lora_projections import count_additions
+from pion.model.lora_projections import additions
 from pion.model.parameters import freeze
 from pion.model.params_and_flops import token_flops
 from pion.model.saved_weights import Saved
@@ -113,7 +113,8 @@ class Trainer:
         self._updating = self._uses_flex = False
         self._feed = self._feed_from(stream)
         config = model.config.alone if rewards else model.config
-        flops = partial(token_flops, config, additions=count_additions(model), only_apart=freezes)
+        added = sum(tensor.numel() for tensor in additions(model).values()) or None
+        flops = partial(token_flops, config, additions=added, only_apart=freezes)
         self._metrics = StepMetrics(flops, plan, clock, settings.max_spike)
         if self._shards is None and plan.world_size > 1:
             # Whatever the other ranks drew, all begin with the weights of rank 0.

@@ -270,11 +270,11 @@ def _add_store_commands(add: Add) -> None:
 def _bench(args: argparse.Namespace) -> int:
     from pion.bench.options import Options
     from pion.bench.run import bench
-    from pipeline.machine.folders import own_bench_folder
+    from pipeline.machine.folders import BENCH, private_cache_folder
 
     options = Options.of(args)
     elsewhere = options.out or options.resume or options.names
-    return bench(options, Path() if elsewhere else own_bench_folder(), show)
+    return bench(options, Path() if elsewhere else private_cache_folder(BENCH), show)
 
 
 def _chat(args: argparse.Namespace) -> None:

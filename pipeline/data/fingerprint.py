@@ -19,7 +19,7 @@ from typing import Any
 from pion.errors import BadInput
 from pion.files import sha256_file
 from pipeline.console.messages import PrepareProgress, Say
-from pipeline.data.cleaning.sets import digests_of_sets
+from pipeline.data.cleaning.sets import read_sets
 from pipeline.data.sources import Input, find_input
 from pipeline.job import (
     HubDataset,
@@ -72,7 +72,10 @@ def fingerprint_of(
         "tokenizer": _of_tokenizer(job, folder, trains),
     }
     if part == "pretrain" and job.data.clean is not None:
-        content["clean"] = {"rules": CLEAN_RULES, "sets": digests_of_sets(job)}
+        content["clean"] = {
+            "rules": CLEAN_RULES,
+            "sets": [[one.name, one.digest] for one in read_sets(job)],
+        }
     if share_rows(part, [found.source for found in inputs]):
         content["weights"] = "rows"
     if apart := os.environ.get(APART):

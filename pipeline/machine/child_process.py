@@ -34,7 +34,9 @@ def without_secrets(*uses: str, environment: Mapping[str, str] = os.environ) -> 
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(uses) or name.lower() in proxies or not _is_secret(name, value)
+        if name.startswith(uses)
+        or name.lower() in proxies
+        or not (name == "AWS_ACCESS_KEY_ID" or names_secret(name) or holds_userinfo(value))
     }
 
 
@@ -42,10 +44,6 @@ def of_store(url: str, environment: Mapping[str, str] = os.environ) -> dict[str,
     """Return the environment of a process that writes to the store at `url`."""
     uses = S3 if url.startswith("s3://") else HUB if url.startswith("hf://") else ()
     return without_secrets(*uses, environment=environment)
-
-
-def _is_secret(name: str, value: str) -> bool:
-    return name == "AWS_ACCESS_KEY_ID" or names_secret(name) or holds_userinfo(value)
 
 
 # ---------------------------------------------------------------- work in a child

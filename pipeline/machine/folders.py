@@ -11,7 +11,7 @@ from pathlib import Path
 from pion.files import cache_folder, private_cache_folder
 
 _FILE = 0o600
-_BENCH, _COMPILED = "bench", "torch-compile"
+BENCH, _COMPILED = "bench", "torch-compile"
 # Environment variable of torch. Triton's kernels lie in the same folder.
 COMPILE_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -45,14 +45,9 @@ def free_bytes(folder: Path) -> int | None:
     return blocks * found.f_frsize
 
 
-def own_bench_folder() -> Path:
-    """Return the folder for results of `pion bench`, made for this user alone. Raises BadInput."""
-    return private_cache_folder(_BENCH)
-
-
 def own_bench_files() -> list[Path]:
     """Return the files with this user's results of `pion bench`."""
-    return sorted((cache_folder() / _BENCH).glob("*.json"))
+    return sorted((cache_folder() / BENCH).glob("*.json"))
 
 
 def compile_cache_folder() -> Path:

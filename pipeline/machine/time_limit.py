@@ -50,11 +50,6 @@ def attended_items(items: Iterator[Result], look: Callable[[], None]) -> Iterato
         yield item
 
 
-def left_behind() -> bool:
-    """Return whether any such work is still running."""
-    return any(FOREVER in thread.name for thread in threading.enumerate())
-
-
 def begin(work: Callable[[], Result]) -> Callable[[Callable[[], float]], Result]:
     """Start `work` in another thread. Return a function that waits for its result while there are
     seconds left by the function that it is given. It raises the exception of the work, or

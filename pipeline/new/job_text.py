@@ -178,7 +178,13 @@ def _data(p: Proposal, stage: Pretraining) -> list[Line]:
 
 
 def _sources(sources: Sequence[Mapping[str, object]]) -> list[Line]:
-    return [Line("  sources:"), *(Line(f"  - {flow(source)}") for source in sources)]
+    return [
+        Line("  sources:"),
+        *(
+            Line("  - {" + ", ".join(f"{k}: {scalar(str(v))}" for k, v in source.items()) + "}")
+            for source in sources
+        ),
+    ]
 
 
 def _pretrain(stage: Pretraining) -> list[Line]:
@@ -320,8 +326,3 @@ def scalar(text: str) -> str:
     if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text:
         return text
     return quoted(text)
-
-
-def flow(source: Mapping[str, object]) -> str:
-    """Return a source as YAML in a line."""
-    return "{" + ", ".join(f"{key}: {scalar(str(value))}" for key, value in source.items()) + "}"

@@ -65,7 +65,10 @@ def _draw_losses(axes: Axes, rows: Rows, key: str) -> None:
     held_steps, held = _series(rows, f"held_out_{key}")
     if held:
         axes.plot(held_steps, held, color=HELD_OUT, marker="o", ms=4, lw=1.2, label="held out")
-    _mark_restarts(axes, rows)
+    # A faint vertical line shows where another epoch (a restart, another machine) took over.
+    for before, row in itertools.pairwise([row for row in rows if row.get("epoch") is not None]):
+        if row["epoch"] != before["epoch"]:
+            axes.axvline(row["step"], color="#8b949e", linewidth=0.8, linestyle=(0, (2, 3)))
     # The first steps fall from ln(vocabulary). With them, all later steps would look flat.
     values = [*smooth[len(smooth) // 50 :], *held]
     if values:
@@ -94,13 +97,6 @@ def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
         if row.get(key) is not None and max(abs(row[key]), row["step"]) < LARGEST_DRAWN
     )
     return [step for step, _ in points], [value for _, value in points]
-
-
-def _mark_restarts(axes: Axes, rows: Rows) -> None:
-    """Draw a faint vertical line where another epoch (a restart, another machine) took over."""
-    for before, row in itertools.pairwise([row for row in rows if row.get("epoch") is not None]):
-        if row["epoch"] != before["epoch"]:
-            axes.axvline(row["step"], color="#8b949e", linewidth=0.8, linestyle=(0, (2, 3)))
 
 
 def _dress(axes: Axes) -> None:

@@ -31,8 +31,8 @@ from pipeline.run.drive_training import (
     RayNotStarted,
     WorkersTraining,
     fetch_ahead,
-    start_again,
     start_workers,
+    train_without,
     training_here,
 )
 from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
@@ -171,7 +171,7 @@ class Advance:
             self._check_mixes(training)
             self._measure_start()  # before workers own the run
         at_most: dict[str, Any] | None = None
-        failed_starts = 0
+        without_ray = False
         while True:
             try:
                 with contextlib.ExitStack() as ending:
@@ -179,7 +179,7 @@ class Advance:
                         self.work_done = True
                         self._prepare()
                         prepared = True
-                    workers = start_workers(start, training, at_most, failed_starts)
+                    workers = start_workers(start, training, at_most, without_ray=without_ray)
                     self.work_done = True
                     if workers is not None:
                         ending.callback(workers.close)
@@ -203,8 +203,8 @@ class Advance:
                         raise start.stopping.error("every finished step is saved")
                     return self._claim_after_training()
             except RayNotStarted as failed:
-                prepared, failed_starts = True, failed_starts + 1
-                self.journal.note(start_again(start, failed, failed_starts))
+                prepared = without_ray = True
+                self.journal.note(train_without(start, failed))
             except PlanFailed as failed:
                 # One of several workers could not compute a step as planned. All start again.
                 prepared, at_most = True, failed.plan

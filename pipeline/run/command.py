@@ -133,7 +133,13 @@ def _claim(start: Start, left: WorkLeft, display: Display) -> Claim:
     run, owner, say = start.run, start.owner, _notes_to(display)
     with _nothing_started():
         if owner.launch_id is not None:
-            _obey_stop_request(run, owner)
+            # Restarting a run that was asked to stop is up to a person.
+            request = pending_stop(run, launch_id=owner.launch_id)
+            if request is not None:
+                raise Stopped(
+                    f"Stopped by request ({request.describe()}). Nothing was started. To continue, "
+                    "run `pion run` yourself. This clears the request."
+                )
             ask_for_handover(run, owner, say=say, fetch=lambda: _bring_data(start, left))
         return claim_run(
             run,
@@ -182,13 +188,3 @@ def _bring_data(start: Start, left: WorkLeft) -> None:
     if stage is not None:
         assert left.head is not None
         bring_data(start.run, left.head, stage)
-
-
-def _obey_stop_request(run: RunState, owner: Owner) -> None:
-    """Raise Stopped if the run was asked to stop: restarting it is up to a person."""
-    request = pending_stop(run, launch_id=owner.launch_id)
-    if request is not None:
-        raise Stopped(
-            f"Stopped by request ({request.describe()}). Nothing was started. To continue, run "
-            "`pion run` yourself. This clears the request."
-        )

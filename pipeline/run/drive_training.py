@@ -45,8 +45,6 @@ STOP_SECONDS = 30.0
 GONE_SECONDS = 2.0
 # How long to wait for a worker's next message before checking for a stop.
 LOOK_SECONDS = 0.2
-# How often a Ray of several workers is started for a run, if no worker reaches the training loop.
-MOST_STARTS = 2
 # A start of Ray that takes longer is shown.
 WORTH_SHOWING = 1.0
 # How long a group whose size may change may be away before the user is told. A start takes less.
@@ -66,19 +64,19 @@ class RayNotStarted(PionError):
 
 
 def start_workers(
-    start: Start, stages: Sequence[str], at_most: dict[str, Any] | None, failed_starts: int = 0
+    start: Start, stages: Sequence[str], at_most: dict[str, Any] | None, *, without_ray: bool
 ) -> RayWorkers | None:
     """Start workers of Ray, which train `stages` once the data is there; don't wait for them.
 
     Return None if this process will train, or if there is nothing to train. `at_most` is the record
-    of the plan to try after a larger one has failed. After a Ray has failed to start, a single
-    worker does without Ray.
+    of the plan to try after a larger one has failed. `without_ray`: a Ray for one worker has failed
+    to start, and this process trains.
     """
     from pipeline.workers.cluster_size import gpus_of_workers
     from pipeline.workers.ray_workers import RayWorkers
 
     count = worker_count(start.job)
-    if not stages or count == 0 or (failed_starts and count == 1):
+    if not stages or count == 0 or without_ray:
         return None
     hardware = start.job.hardware
     gpus = min(count, gpus_of_workers(start.job))
@@ -87,16 +85,14 @@ def start_workers(
     return RayWorkers(request, workers)
 
 
-def start_again(start: Start, failed: RayNotStarted, failed_starts: int) -> str:
-    """Return what is done after Ray has failed to start `failed_starts` times. Raises `failed` or,
-    on a rented machine, Interrupted if nothing is left to try."""
+def train_without(start: Start, failed: RayNotStarted) -> str:
+    """Return that this process trains instead of one worker. Raises `failed` if the job has
+    several workers, or Interrupted on a rented machine."""
     if worker_count(start.job) == 1:
         return (
             f"Ray did not start: {failed.last_words}. This process trains without Ray, as with "
             "hardware.workers=0"
         )
-    if failed_starts < MOST_STARTS:
-        return f"Ray did not start: {failed.last_words}. It is started again"
     raise failed if start.owner.launch_id is None else Interrupted(str(failed))
 
 

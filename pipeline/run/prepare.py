@@ -30,7 +30,7 @@ from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.find_or_prepare import bind, find_or_prepare
 from pipeline.state.shared.folder import Overtaken, bring_data, complete, link_files, own_key
 from pipeline.state.shared.prune import mark
-from pipeline.state.shared.records import Writer, find_rows, mark_rows, read_state
+from pipeline.state.shared.records import Writer, find_rows, read_state
 from pipeline.state.shared.unfinished import EarlyUpload, bring_unfinished, delete_pieces
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.retry import Patience
@@ -261,7 +261,9 @@ class _Preparing:
         store = self.start.run.store
         self.patiently(partial(delete_pieces, store, prepared.fingerprint, folder))
         for number, rows in enumerate(prepared.rows):
-            self.patiently(partial(mark_rows, store, rows, prepared.fingerprint, folder, number))
+            # The name of an empty file says which rows the source has. It is deleted with the data.
+            key = f"{SHARED}/{prepared.fingerprint}/rows-{rows}-{number}-{folder}"
+            self.patiently(partial(store.write, key, b""))
         return folder
 
     def _mark_left(self, fingerprint: str, folder: str, writer: Writer) -> None:

@@ -53,7 +53,14 @@ def find_removable(run: RunState, *, take_over: bool = False) -> Removable:
     run or a machine is rented for it, unless a person who knows better gives `take_over`; and
     StoreError.
     """
-    _refuse_link(run)
+    # What a link leads to may be another run, or files of others outside the store.
+    here = run.store.local_path(run.name)
+    if here is not None and here.is_symlink():
+        target = os.path.realpath(here)
+        raise BadInput(
+            f"{run.url} is a link to {target}. To remove a run that is there: pion rm "
+            f"{quote(target)}. To remove only the link: rm {quote(str(here))}."
+        )
     where, version = run.key("HEAD.json"), None
     try:
         data, version = run.store.read_versioned(where)
@@ -113,18 +120,6 @@ def remove(found: Removable) -> int:
     store.delete(head)
     store.flush()
     return left
-
-
-def _refuse_link(run: RunState) -> None:
-    """Raise BadInput if the run's folder is a link: what it leads to may be another run, or files
-    of others outside the store."""
-    here = run.store.local_path(run.name)
-    if here is not None and here.is_symlink():
-        target = os.path.realpath(here)
-        raise BadInput(
-            f"{run.url} is a link to {target}. To remove a run that is there: pion rm "
-            f"{quote(target)}. To remove only the link: rm {quote(str(here))}."
-        )
 
 
 def _refuse_if_at_work(run: RunState, owner: Owner | None) -> None:

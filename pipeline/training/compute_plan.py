@@ -29,7 +29,6 @@ from pipeline.training.context import phase
 from pipeline.training.train_request import Group
 
 if TYPE_CHECKING:
-    from pion.train.compile_trial import Trial
     from pipeline.training.context import TrainingContext
 
 Dtype = Literal["bfloat16", "float32"]
@@ -243,7 +242,7 @@ def check_compiler(context: TrainingContext) -> None:
     context.compiler_checked = True
     if job.hardware.compile == "auto" and gpu_count() == 0:  # known without torch
         return
-    from pion.train.compile_trial import try_compiler
+    from pion.train.compile_trial import Trial, try_compiler
 
     started = time.monotonic()
     # A rank that has nothing to compile must not keep the others waiting.
@@ -256,7 +255,12 @@ def check_compiler(context: TrainingContext) -> None:
         return
     use_private_compile_cache()
     with context.watchdog.paused():
-        changes = try_compiler(_trial(context, stages[0]), plan)
+        trial = Trial(
+            job.model_config_resolved(),
+            job.seq_len(stages[0]),
+            documents=job.has_documents(stages[0]),
+        )
+        changes = try_compiler(trial, plan)
     context.report(phase("compiler checked", started))
     for change in changes:
         context.report(Note(f"{change.why}. Training uses {change.changes}"))
@@ -266,14 +270,3 @@ def check_compiler(context: TrainingContext) -> None:
         # As in the record of a plan: these leave the plan as large as it is.
         unlimited = {"micro_batch": AS_MANY_AS_FIT, "recompute": False, "compile": True}
         context.at_most = (context.at_most or unlimited) | left
-
-
-def _trial(context: TrainingContext, stage: str) -> Trial:
-    from pion.train.compile_trial import Trial
-
-    job = context.job
-    return Trial(
-        job.model_config_resolved(),
-        job.seq_len(stage),
-        documents=job.has_documents(stage),
-    )

@@ -196,7 +196,11 @@ class StageTraining:
         if trainer.step == self._pause_at or curve_begins:  # the same, of a stage that pauses here
             self._evaluate()
         else:
-            self._evaluate_if_due()
+            # The last attempt may have ended between the restored step's save and its evaluation.
+            # Only a run that publishes its best checkpoint needs this loss.
+            due, step = self.context.group.from_rank_0, trainer.step
+            if step and self._evaluates_at(step) and due(self._loss_is_due):
+                self._evaluate()
         while trainer.step < self._steps:
             if trainer.step >= self._pause_at:
                 return False
@@ -241,15 +245,6 @@ class StageTraining:
     def _evaluates_at(self, step: int) -> bool:
         every = self.context.job.evaluate.every or max(1, self._steps // 10)
         return step in {self._pause_at, *self._borders} or step % every == 0
-
-    def _evaluate_if_due(self) -> None:
-        """Evaluate the restored step if the last attempt ended between its save and its evaluation.
-
-        Only a run that publishes its best checkpoint needs this loss.
-        """
-        step = self.trainer.step
-        if step and self._evaluates_at(step) and self.context.group.from_rank_0(self._loss_is_due):
-            self._evaluate()
 
     def _stepped_down(self, change: StepDown) -> None:
         self.context.watchdog.restart()  # the smaller step may be compiled again

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
 from pion.rewards.answered import Answered
@@ -143,7 +143,12 @@ class _Judging:
             require_judgeable(self.job, [one for group in asked for one in group])
             self.known = True
         self.said = [
-            Said(_last_words(group[0].prompt), [*zip(total, (one.text for one in group))])
+            Said(
+                prompt
+                if isinstance(prompt := group[0].prompt, str)
+                else str(prompt[-1]["content"]),
+                [*zip(total, (one.text for one in group))],
+            )
             for group, total in zip(asked, found.total, strict=True)
         ]
         mark("reward")
@@ -191,10 +196,6 @@ class _Judging:
                 "is safe. Correct the function or the records. If the stage has begun, add "
                 "`--redo reinforce`"
             )
-
-
-def _last_words(prompt: str | list[dict[str, Any]]) -> str:
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 def with_prompts(context: TrainingContext, data: StageData) -> StageData:

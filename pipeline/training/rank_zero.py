@@ -277,7 +277,26 @@ class RankZero(Rank):
             tokens = newest["tokens"]
         eta = (self._steps - newest["step"]) * tokens / newest["tokens_per_second"]
         status = {"stage": stage, "steps": self._steps, "eta": eta, **newest}
-        self._context.report(step_message(status, self._claim.spent.dollars or None))
+        self._context.report(
+            Step(
+                stage=stage,
+                step=status["step"],
+                steps=self._steps,
+                loss=status["loss"],
+                lr=status["lr"],
+                tokens_per_second=status["tokens_per_second"],
+                grad_norm=status["grad_norm"],
+                mfu=status["mfu"],
+                memory=status["memory"],
+                eta=status["eta"],
+                dollars=self._claim.spent.dollars or None,
+                accuracy=status.get("accuracy", status.get("pass")),
+                margin=status.get("margin"),
+                reward=status.get("reward"),
+                signal=status.get("signal"),
+                judging=status.get("judge_seconds"),
+            )
+        )
         self._claim.heartbeat.report(**status)
 
 
@@ -298,26 +317,4 @@ def _open_checkpointer(
         metrics=metrics.log,
         uploader=uploader,
         workspace=context.workspace,
-    )
-
-
-def step_message(status: dict[str, Any], dollars: float | None) -> Step:
-    """Return the message about a step with this `status`, when the run has cost `dollars`."""
-    return Step(
-        stage=status["stage"],
-        step=status["step"],
-        steps=status["steps"],
-        loss=status["loss"],
-        lr=status["lr"],
-        tokens_per_second=status["tokens_per_second"],
-        grad_norm=status["grad_norm"],
-        mfu=status["mfu"],
-        memory=status["memory"],
-        eta=status["eta"],
-        dollars=dollars,
-        accuracy=status.get("accuracy", status.get("pass")),
-        margin=status.get("margin"),
-        reward=status.get("reward"),
-        signal=status.get("signal"),
-        judging=status.get("judge_seconds"),
     )

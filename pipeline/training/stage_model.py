@@ -14,8 +14,6 @@ from pipeline.training.first_weights import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pion.config.lora import Adapter, Lora
     from pion.config.model_config import ModelConfig
     from pion.model.decoder import Decoder
@@ -118,14 +116,9 @@ def _about_base(
     words = ""
     if lora.base_dtype is not None:
         words = f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"
-    warning = _never_stops(Tensors(base[1])["embed.weight"], data)
-    return words if warning is None else f"{words}. Warning: {warning}"
-
-
-def _never_stops(embedding: Tensor, data: StageData) -> str | None:
-    """Return a warning if LoRA can't teach the base the special tokens of the data."""
     from pion.evaluation.untrained_rows import never_stops
 
     present, specials = set(data.train.row(0).tokens.tolist()), data.tokenizer.special_ids
     shown = {token: text for text, token in specials.items() if token in present}
-    return never_stops(embedding, shown)
+    warning = never_stops(Tensors(base[1])["embed.weight"], shown)
+    return words if warning is None else f"{words}. Warning: {warning}"

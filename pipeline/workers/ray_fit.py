@@ -93,7 +93,16 @@ def start_ray(session: str, address: str | None, cpus: int, gpus: int) -> None:
     if address is not None:
         ray.init(address=address, logging_level=logging.ERROR)
         return
-    leave_out_pages_and_autoscaler()
+    # A Ray of our own starts neither the server of its pages nor its autoscaler. Both are processes
+    # of Python, and `ray.init` waits for the first. On two slow cores, a resumed demo then had its
+    # first step after 17.5 s instead of 23.5 s. Ray has no setting for this. With
+    # `include_dashboard=False`, the server starts without pages: that stays set, for a Ray whose
+    # methods have other names.
+    from ray._private.node import Node
+
+    Node.start_api_server = Node.start_monitor = (  # type: ignore[assignment, method-assign]
+        lambda *_, **__: None
+    )
     ray.init(
         address="local",
         _temp_dir=f"{session}/{RAY_FOLDER}",
@@ -102,21 +111,6 @@ def start_ray(session: str, address: str | None, cpus: int, gpus: int) -> None:
         num_gpus=gpus,
         include_dashboard=False,
         logging_level=logging.ERROR,
-    )
-
-
-def leave_out_pages_and_autoscaler() -> None:
-    """Let a Ray of our own start neither the server of its pages nor its autoscaler.
-
-    Both are processes of Python, and `ray.init` waits for the first. On two slow cores, a resumed
-    demo then had its first step after 17.5 s instead of 23.5 s. Ray has no setting for this. With
-    `include_dashboard=False`, the server starts without pages: that stays set, for a Ray whose
-    methods have other names.
-    """
-    from ray._private.node import Node
-
-    Node.start_api_server = Node.start_monitor = (  # type: ignore[assignment, method-assign]
-        lambda *_, **__: None
     )
 
 

@@ -6,7 +6,7 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
@@ -106,8 +106,11 @@ def without_hidden(named: Iterable[Path], root: Path) -> tuple[list[Path], list[
             hidden.append(each)
         elif not each.is_file():
             odd.append(each)
-        elif files.setdefault(_target(each, real), each) != each:
-            again.append(each)
+        else:
+            linked = each.is_symlink()
+            target = real(each) if linked else os.path.join(real(each.parent), each.name)
+            if files.setdefault(target, each) != each:
+                again.append(each)
     words = [
         f"left out, {why}: {len(them):,}, such as {them[0]}"
         for them, why in (
@@ -139,10 +142,6 @@ def refuse_unreadable(path: Path, key: str) -> None:
 def is_hidden(relative: Path) -> bool:
     """Return whether a file below a folder is hidden: by a dot, by its folders, or by macOS."""
     return any(part.startswith(".") or part == _OF_MACOS for part in relative.parts)
-
-
-def _target(file: Path, real: Callable[[Path], str]) -> str:
-    return real(file) if file.is_symlink() else os.path.join(real(file.parent), file.name)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Token-choice top-k routing without a capacity; the load-balancing loss is that o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -86,16 +85,6 @@ def routing_report(routed: Routed, settings: Settings, real: Tensor | None) -> S
             ENTROPY: surprise.sum() / everything,
         }
     return {AUX: aux.sum(), **report}
-
-
-def stack_reports(reports: Sequence[Stats], without: Collection[str]) -> Stats:
-    """Return the reports of all layers that have one, stacked by name, but not those `without`."""
-    return {
-        name: torch.stack([report[name] for report in reports if name in report])
-        # In the report's order: ranks add these up one by one.
-        for name in reports[0]
-        if name not in without
-    }
 
 
 # ---------------------------------------------------------------- the layer

@@ -38,11 +38,6 @@ def read_sets(job: Job) -> list[ItemSet]:
     return sets
 
 
-def digests_of_sets(job: Job) -> list[list[str]]:
-    """Return the name of each set and the sha256 of its texts. Raises BadInput as `read_sets`."""
-    return [[one.name, one.digest] for one in read_sets(job)]
-
-
 def with_control(job: Job, sets: Sequence[ItemSet], inputs: Sequence[Input]) -> list[ItemSet]:
     """Return the sets, each with excerpts of held-out documents of its items' lengths.
 

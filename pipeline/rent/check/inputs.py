@@ -47,7 +47,17 @@ def check_base(
     if is_pinned(job, base):
         return [CheckRow("model.from", True, f"{base}: in the run's store{note}")]
     if sky_yaml is not None and base.commit is None:
-        _refuse_only_here(job, base)
+        found = locate_model(job.model_name(base.source))
+        here = isinstance(found, Path) or (
+            isinstance(found, Listed) and isinstance(found.state.store, FileStore)
+        )
+        # A path relative to the job file may be copied with it; `check_files` finds out.
+        if here and not job.input_path(base.source).exists():
+            raise BadInput(
+                f"model.from: {base.source} is on this machine only. Use a run in a store that "
+                "both machines can read (s3://bucket/prefix/run), a Hub repository (user/name), or "
+                "a folder inside the rental's workdir, as a path relative to the job file."
+            )
     if sky_yaml is None or base.commit is None:
         return [CheckRow("model.from", True, f"{base}{note}")]
     repo = base.source.removeprefix("hf://").partition("@")[0]
@@ -57,21 +67,6 @@ def check_base(
     _require_access(repo, base, token)
     words = "with the token that the rental gets" if token else "without a token"
     return [CheckRow("model.from", True, f"{base}: can be read {words}{note}")]
-
-
-def _refuse_only_here(job: Job, base: Base) -> None:
-    """Raise BadInput if the model that the run starts from is on no other machine."""
-    found = locate_model(job.model_name(base.source))
-    here = isinstance(found, Path) or (
-        isinstance(found, Listed) and isinstance(found.state.store, FileStore)
-    )
-    # A path relative to the job file may be copied with it; `check_files` finds out.
-    if here and not job.input_path(base.source).exists():
-        raise BadInput(
-            f"model.from: {base.source} is on this machine only. Use a run in a store that both "
-            "machines can read (s3://bucket/prefix/run), a Hub repository (user/name), or a folder "
-            "inside the rental's workdir, as a path relative to the job file."
-        )
 
 
 def _require_access(repo: str, base: Base, token: str | None) -> None:

@@ -84,7 +84,10 @@ def show_rentals(
     """
     provider = provider or Provider()
     if run is not None:
-        _refuse_unknown(run)
+        # No rental can reach a folder of this machine. SkyPilot's server isn't started for it.
+        state = open_run(run)
+        if state.store.local_path("") is not None and never_rented(state):
+            read_run(run)
     provider.start(show if not as_json else lambda text: None)
     facts = fetch(run, provider)
     machines = judge(facts)
@@ -99,14 +102,6 @@ def show_rentals(
         for words in failed:
             show(words)
     return int(bool(failed))
-
-
-def _refuse_unknown(run: str) -> None:
-    """Raise BadInput if `run` is a folder of this machine, which no rental can reach, without a run
-    in it. SkyPilot's server is not started for such a name."""
-    state = open_run(run)
-    if state.store.local_path("") is not None and never_rented(state):
-        read_run(run)
 
 
 def fetch(run: str | None, provider: Provider) -> Facts:

@@ -155,16 +155,13 @@ def _unlisted(
             continue
         farther = newest is None or save.step > newest.step
         descends = farther and save.ancestor == (newest.key if newest else None)
-        if save.digest == digest and descends and not _rewound(head, save) and model_sha256(files):
+        # A later epoch has resumed from a step before this save.
+        rewound = any(
+            epoch > save.epoch and steps.get(save.stage, save.step) < save.step
+            for epoch, steps in head.restores.items()
+        )
+        if save.digest == digest and descends and not rewound and model_sha256(files):
             found.append((save.entry(files), files))
     for entry, files in sorted(found, key=lambda item: -item[0].step):
         if workspace.local_problem(entry.key, files) is None:
             yield entry
-
-
-def _rewound(head: Head, save: Provenance) -> bool:
-    """Return whether a later epoch has resumed from a step before this save."""
-    return any(
-        epoch > save.epoch and steps.get(save.stage, save.step) < save.step
-        for epoch, steps in head.restores.items()
-    )

@@ -103,12 +103,6 @@ class DataState:
         return folder in self.deleted or any(item.folder == folder for item in self.unneeded)
 
 
-def mark_rows(store: Store, rows: str, fingerprint: str, folder: str, number: int) -> None:
-    """Record by the name of an empty file that source `number` of finished data has the rows with
-    the fingerprint `rows`. The record is deleted with the data. Raises StoreError."""
-    store.write(f"{SHARED}/{fingerprint}/rows-{rows}-{number}-{folder}", b"")
-
-
 def find_rows(store: Store, rows: str) -> tuple[str, int] | None:
     """Return the key of data that has the rows with a fingerprint, and the number of the source
     there; None: there is none. The data may be deleted by now. Raises StoreError."""
