@@ -175,11 +175,9 @@ def session_of(driver):
     raise AssertionError(f"{driver} has no reaper")
 
 
-def test_a_ray_that_starts_too_slowly_is_started_again_with_longer_limits(tmp_path):
-    """Ray's first start gets no time at all, as if other programs had taken it."""
+def test_one_worker_whose_ray_starts_too_slowly_trains_without_ray(tmp_path):
+    """Ray's start gets no time at all, as if other programs had taken it."""
     job = write_job(tmp_path, hardware__workers=1)
     output = ends_with(0, start(job, env=os.environ | {"RAY_gcs_server_port_wait_time_s": "0"}))
     assert "Ray did not start: " in output
-    assert "It is started again" in output
-    assert "Ray and workers" in output
-    assert "without Ray" not in output
+    assert "This process trains without Ray" in output

@@ -58,7 +58,7 @@ def test_workers_that_hold_cpus_start_once_the_data_is_prepared(
         if len(did) == 2:
             raise Stop
 
-    def start_workers(*arguments):
+    def start_workers(*arguments, **named):
         do("workers")
 
     monkeypatch.setattr(advance, "start_workers", start_workers)
