@@ -255,12 +255,14 @@ def check_compiler(context: TrainingContext) -> None:
         return
     use_private_compile_cache()
     with context.watchdog.paused():
-        trial = Trial(
-            job.model_config_resolved(),
-            job.seq_len(stages[0]),
-            documents=job.has_documents(stages[0]),
+        changes = try_compiler(
+            Trial(
+                job.model_config_resolved(),
+                job.seq_len(stages[0]),
+                documents=job.has_documents(stages[0]),
+            ),
+            plan,
         )
-        changes = try_compiler(trial, plan)
     context.report(phase("compiler checked", started))
     for change in changes:
         context.report(Note(f"{change.why}. Training uses {change.changes}"))
