@@ -40,8 +40,8 @@ class StepBatch:
 
     def measures_on(self, device: torch.device) -> dict[str, Tensor]:
         """Return the measures as scalars in fp32, which reach the device in one copy."""
-        values = torch.tensor(list(self.measures.values()), device=device)
-        return dict(zip(self.measures, values.unbind(), strict=True))
+        numbers = list(self.measures.values())
+        return dict(zip(self.measures, torch.tensor(numbers, device=device) if numbers else ()))
 
     def answers(self) -> tuple[int, int, int]:
         """Return how many chosen and rejected answers this rank has, and the tokens of the chosen.
