@@ -26,8 +26,8 @@ AT_ONCE = 16
 LONGEST_LINE, LONGEST_HEADER, MOST_HEADERS = 8190, 8191, 128
 # How long a client may take to read why its request was refused, in seconds.
 UNREAD_ANSWER = 5.0
-# After so many seconds, a connection without a request is closed if its client sends no more.
-UNASKED_SECONDS = 1.0
+# How often a client that sends no more is looked for, in seconds.
+GONE_SECONDS = 0.5
 LOGGER = logging.getLogger(__name__)
 
 
@@ -82,18 +82,18 @@ class _Connection(web.RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio's own returns a bool
         """Keep the connection of a client that sends no more, because it may wait for an answer."""
         self.has_sent_all = True
-        self.ask_if_gone()
-        asyncio.get_running_loop().call_later(UNASKED_SECONDS, self._close_if_idle)
+        asyncio.get_running_loop().call_later(GONE_SECONDS, self._look_if_gone)
         return True
 
-    def ask_if_gone(self) -> None:
-        """Send what a client that has gone answers with a reset, unless the answer has begun."""
-        if self.has_sent_all and self.busy and self.silent and self.transport is not None:
-            self.transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
-
-    def _close_if_idle(self) -> None:
+    def _look_if_gone(self) -> None:
+        """Close the connection if nothing is answered. Otherwise send what is no part of an answer:
+        a client that has gone resets the connection, and the next time this is noticed."""
         if not self.busy:
             self.force_close()
+            return
+        if self.silent and self.transport is not None:
+            self.transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+        asyncio.get_running_loop().call_later(GONE_SECONDS, self._look_if_gone)
 
     def handle_error(
         self,
@@ -134,7 +134,6 @@ class _Room:
         connection = request.protocol
         assert isinstance(connection, _Connection)
         connection.busy, connection.silent = True, request.version >= HttpVersion11
-        connection.ask_if_gone()
         try:
             response = await handler(request)
         finally:

@@ -61,6 +61,8 @@ def server(ended, begun, monkeypatch):
     listener = Address(port=0).listen()
     with serve_in_thread(app, listener):
         yield listener
+        for event in begun:
+            event.set()
     listener.close()
 
 
