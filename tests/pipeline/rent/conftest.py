@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pion.formats import load
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.stores import FileStore
 from tests.support.fake_provider import JOB, watched_rental
@@ -167,5 +168,7 @@ def watcher(run, provider, said):
 
 @pytest.fixture(autouse=True)
 def _placeholders_are_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Published models of the tests have no weights that could be compared with their settings."""
-    monkeypatch.setattr("pion.formats.load.load_lazily", lambda folder: None)
+    """Published models of the tests have a number in place of weights that fit their settings."""
+    fits = load.load_lazily
+    small = lambda folder: (folder / "model.safetensors").stat().st_size < 200  # noqa: E731
+    monkeypatch.setattr(load, "load_lazily", lambda path: None if small(path) else fits(path))

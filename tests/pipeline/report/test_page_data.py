@@ -253,7 +253,6 @@ def test_what_a_watcher_did_and_where_a_fork_comes_from_are_told():
 def test_rows_that_a_rewind_left_out_are_in_the_lineage_the_page_and_the_card():
     digest = DONE.stages["pretrain"].digest
     rows = SkippedRows(2800, 2832, step=88, epoch=1, digest=digest, why="loss <nan>", at=0.0)
-    # Those of settings that the finished stage does not have are no rows that it left out.
     other = SkippedRows(8, 16, step=2, epoch=1, digest="d", why="loss <nan>", at=0.0)
     head = DONE.with_skipped("pretrain", other).with_skipped("pretrain", rows)
     text = "pretrain rows 2,800 to 2,831 (step 88: loss <nan>)"

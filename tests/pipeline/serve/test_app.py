@@ -449,7 +449,6 @@ def test_a_damaged_compressed_body_is_refused(coding, served):
 
 
 def test_a_special_token_as_a_stop_ends_the_answer(client, chat_model):
-    """Nothing spells it, so no text has it."""
     mark, id = next(
         (text, id)
         for text, id in chat_model.tokenizer.special_ids.items()
@@ -470,7 +469,6 @@ def test_fields_that_ask_for_what_there_is_are_accepted(client):
 
 
 def test_clients_that_never_end_their_bodies_take_no_room_of_others(served, client):
-    """Also if there are more of them than answers that may be asked for at once."""
     address = served.url.removeprefix("http://")
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
     host, port = address.split(":")

@@ -76,7 +76,6 @@ def test_a_reader_that_stops_is_given_up(server, ended):
 def test_a_client_that_has_sent_all_gets_its_answer_and_one_that_has_gone_does_not(
     server, ended, begun
 ):
-    """`nc -N` closes its half. The other half is closed by a client that has gone."""
     request = b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"
     with socket.create_connection(server.getsockname()) as client:
         client.sendall(request)
