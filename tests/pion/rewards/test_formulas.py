@@ -58,6 +58,7 @@ ENDLESS = [
 
 def test_formulas_without_end_get_0_and_other_answers_what_they_would_get(monkeypatch):
     monkeypatch.setattr(builtin, "MATH_SECONDS", 3.0)
+    monkeypatch.setattr("pion.rewards.function.PATIENCE", 600.0)
     with closing(math_reward()) as own:
         texts = ["3", *ENDLESS, r"$\sqrt 9$"]
         assert own.judge([said(text, "3") for text in texts], 0) == [1, 0, 0, 1]

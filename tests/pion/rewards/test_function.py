@@ -183,7 +183,7 @@ WRONG = {
     "import torch": "Import the package at the top of the file",
     "import os; os._exit(0)": ENDED,
     "import ctypes; ctypes.string_at(0)": ENDED,
-    "import os; os.closerange(3, 99); r = 1": ENDED,
+    "import os; os.closerange(3, 9999); r = 1": ENDED,
     "import os; os.killpg(0, 15)": ENDED,
     "while True: pass": ENDED,
     "import re; re.fullmatch('(a+)+b', 'a' * 99)": ENDED,

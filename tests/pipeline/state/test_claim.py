@@ -55,7 +55,7 @@ def test_a_suspended_owner_is_named_with_the_way_to_continue_it(run):
         me, started = Owner.me(), owner._running(process.pid)
         claim_run(run, dataclasses.replace(me, session="o", pid=process.pid, pid_start=started))
         process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: owner.is_suspended(process.pid))
+        wait_until(lambda: owner.is_suspended(process.pid), "that it is suspended")
         with pytest.raises(BadInput, match=rf"suspended \(Ctrl-Z\).* `fg` .* -CONT {process.pid}"):
             claim_run(run, me)
         process.kill()
