@@ -70,16 +70,16 @@ def fork(run: str, new: str, *, at: int | None, stage: str | None) -> None:
         f"created {target.url} from {state.name} at {entry.stage} step {entry.step:,}. "
         f"To train it: pion run JOB name={target.name}"
         + ("" if target.store.url == state.store.url else f" store={target.store.url}")
-        + _published_elsewhere(head)
+        + _published_elsewhere(head, target.name)
         + " [key=value …]"
     )
 
 
-def _published_elsewhere(head: Head) -> str:
-    """Return the override with which a fork leaves the model alone that its source published."""
+def _published_elsewhere(head: Head, name: str) -> str:
+    """Return the override with which the fork `name` leaves its source's published model alone."""
     record = head.stages.get("publish")
     to = None if record is None else record.result.get("target")
-    return f" publish.to={to.rstrip('/')}-2" if isinstance(to, str) else ""
+    return f" publish.to={to.rstrip('/')}-{name}" if isinstance(to, str) else ""
 
 
 def fork_run(

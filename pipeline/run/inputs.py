@@ -59,7 +59,7 @@ class Start:
 def changed_inputs(
     job: Job, run: RunState, head: Head | None, redo: str | None = None, job_path: str = "JOB"
 ) -> list[str]:
-    """Say of each input that has changed what the run goes on with, and how to use the new content.
+    """Name each changed input, the content that the run continues with, and how to use the new one.
 
     What `redo` reads again does not count. Raises StoreError.
     """
@@ -80,7 +80,7 @@ def changed_inputs(
             # Else the digest of the stage has refused it.
             ". Nothing was learned from it yet: the file as it is now counts"
             if stage == "reinforce"
-            else ". The run goes on with what it began with. To use the file as it is now: pion "
+            else ". The run continues with the first content. To use the file as it is now: pion "
             f"run {job_path} --redo {stage}"
         )
         for key, path, stage in others

@@ -470,11 +470,14 @@ def test_a_fork_trains_on_under_another_learning_rate(trained):
 
 
 def test_a_fork_is_listed_next_to_its_source_and_can_be_used(here, pion):
-    make_run(here / "runs")
+    claim = claim_run(make_run(here / "runs"), Owner.me())
+    claim.finish_stage("publish", "digest", {"target": "hf://me/model/"})
+    claim.release()
     code, out, _ = pion("fork", "demo", "new", "--at", "20")
     assert code == 0
     assert "copying pretrain step 20" in out
-    assert "new from demo at pretrain step 20. To train it: pion run JOB name=new [key=value" in out
+    assert "new from demo at pretrain step 20. To train it: pion run JOB name=new publish.to" in out
+    assert "publish.to=hf://me/model-new [key=value" in out
     (only,) = json.loads(pion("checkpoints", "new", "--json", "--verify")[1])
     assert (only["stage"], only["step"], only["verified"]) == ("pretrain", 20, True)
     code, out, _ = pion("fork", "new", f"{here}/elsewhere/third")
