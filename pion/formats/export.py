@@ -152,7 +152,9 @@ def _write_model(
     dtype = "float32"
     if model.embed.weight.dtype == torch.bfloat16:
         dtype, weights = "bfloat16", {name: t.bfloat16() for name, t in weights.items()}
-    write_json(folder / "config.json", {**config, **ids, "dtype": dtype, **PRODUCER})
+    # Without a version, transformers warns that the tokenizer may be an old one of Mistral.
+    written = {"dtype": dtype, "transformers_version": "5.0.0", **PRODUCER}
+    write_json(folder / "config.json", {**config, **ids, **written})
     write_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
     if not architecture.stock:
         for name, text in modelling_files().items():
