@@ -38,7 +38,10 @@ def free_bytes(folder: Path) -> int | None:
 
     None if the file system does not say.
     """
-    found = os.statvfs(next(path for path in (folder, *folder.parents) if path.exists()))
+    try:
+        found = os.statvfs(folder)
+    except (FileNotFoundError, NotADirectoryError):  # another thread may delete an empty folder at any time
+        return free_bytes(folder.parent)
     if found.f_blocks == 0:
         return None
     blocks = found.f_bfree if os.geteuid() == 0 else found.f_bavail  # root may use the reserve
