@@ -153,8 +153,8 @@ def _write_model(
     if model.embed.weight.dtype == torch.bfloat16:
         dtype, weights = "bfloat16", {name: t.bfloat16() for name, t in weights.items()}
     # Without a version, transformers warns that the tokenizer may be an old one of Mistral.
-    written = {"dtype": dtype, "transformers_version": "5.0.0", **PRODUCER}
-    write_json(folder / "config.json", {**config, **ids, **written})
+    version = {"dtype": dtype, "transformers_version": "5.0.0"}
+    write_json(folder / "config.json", {**config, **ids, **version, **PRODUCER})
     write_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
     if not architecture.stock:
         for name, text in modelling_files().items():

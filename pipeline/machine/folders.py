@@ -40,7 +40,7 @@ def free_bytes(folder: Path) -> int | None:
     """
     try:
         found = os.statvfs(folder)
-    except (FileNotFoundError, NotADirectoryError):  # another thread may delete an empty folder at any time
+    except (FileNotFoundError, NotADirectoryError):  # it may be deleted at any time
         return free_bytes(folder.parent)
     if found.f_blocks == 0:
         return None

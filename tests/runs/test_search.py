@@ -1,15 +1,13 @@
 """A real search that is killed with SIGKILL ends like one that is not."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 
 import pytest
 
 from tests.support.waiting import LONG_SECONDS, kill_tree, read_until, rest_of
-from tests.support.whole_runs import write_job
+from tests.support.whole_runs import open_process, write_job
 
 pytestmark = pytest.mark.soak
 
@@ -33,15 +31,8 @@ LAUNCH = {
 
 def start(folder, command, *options):
     job = write_job(folder, sft=None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", command, str(job), *options, "--json"],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
+    line = [sys.executable, "-u", "-m", "pipeline.cli", command, str(job), *options, "--json"]
+    return open_process(line, folder)
 
 
 def killed_after(line, folder, *command):

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,18 +66,17 @@ def start(
         forked = ForkedRun(arguments, job.parent, environment, umask)
         _started.append(forked)
         return forked
-    process = subprocess.Popen(
-        command,
-        cwd=job.parent,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=env,
-        umask=umask,
-    )
+    process = open_process(command, job.parent, env, umask)
     _started.append(process)
     return process
+
+
+def open_process(
+    command: Sequence[str], folder: Path, env: Mapping[str, str] | None = None, umask: int = -1
+) -> subprocess.Popen[str]:
+    """Start a command whose whole output can be read as text."""
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=folder, text=True, env=env, umask=umask, **both)
 
 
 def outlives_its_test(process: Process) -> None:

@@ -206,9 +206,11 @@ def check_store(job: Job) -> list[CheckRow]:
             note, left = within(STORE_SECONDS, ask)
     except TimeoutError as error:
         raise BadInput(f"{opened.url}: {error}; the store is down or can't be reached") from None
-    words = "reading, writing, compare-and-swap and deleting work"
-    if opened.commits:
-        words = "can be read and written, and refuses a commit based on an outdated one"
+    words = (
+        "can be read and written, and refuses a commit based on an outdated one"
+        if opened.commits
+        else "reading, writing, compare-and-swap and deleting work"
+    )
     words = ". ".join(filter(None, (words, note)))
     return [CheckRow("store", True, f"{opened.url}: {words}"), *left]
 
@@ -254,9 +256,8 @@ def check_evaluate(job: Job, *, rented: bool = False) -> list[CheckRow]:
     if questions.packs:
         rows.append(CheckRow("evaluate.packs", True, f"{len(questions.packs)} can be read"))
     if questions.core is not None:
-        tasks = counted(len(questions.core.tasks), "task")
-        words = f"{tasks} can be read, bundle {questions.core.digest[:12]}"
-        rows.append(CheckRow("evaluate.core", True, words))
+        words = f"{counted(len(questions.core.tasks), 'task')} can be read, bundle "
+        rows.append(CheckRow("evaluate.core", True, words + questions.core.digest[:12]))
     return rows
 
 

@@ -1,6 +1,5 @@
 """The runs of a search are processes: they hear its signals, and don't outlive it."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pipeline.search.runs import RunProcesses
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.waiting import kill_tree, read_until, rest_of, wait_until
-from tests.support.whole_runs import write_job
+from tests.support.whole_runs import open_process, write_job
 
 SECONDS = 120.0
 PARENT = """
@@ -29,15 +28,7 @@ sys.exit(main(["try", sys.argv[1], "--vary", "pretrain.lr=1e-3,2e-3", "--seeds",
 def searching(folder):
     """Start a search whose first run takes long, and wait until it trains."""
     job = write_job(folder, sft=None, pretrain__steps=1_000_000, log__every=1)
-    process = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(job)],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
+    process = open_process([sys.executable, "-u", "-c", PARENT, str(job)], folder)
     try:
         read_until(process, "pretrain step 3/", seconds=SECONDS)
         yield process
