@@ -67,10 +67,11 @@ def main() -> None:
     task = json.load(sys.stdin)
     elastic = isinstance(task["workers"], list)
     settings = RAY_ENVIRONMENT | TRAINING_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})
-    if task["address"] is None:
-        settings |= PATIENT_ENVIRONMENT
+    own = task["address"] is None
+    settings |= PATIENT_ENVIRONMENT if own else {}
+    os.environ.update({**settings, **os.environ})  # before Ray is imported, which reads some once
+    if own:
         wait_longer_for_the_node()
-    os.environ.update({**settings, **os.environ})
     import ray  # noqa: F401 (before the thread: two can't import it at once)
 
     # Ray mostly waits for the processes that it starts, and importing Ray Train takes a second.
