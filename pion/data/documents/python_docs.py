@@ -275,6 +275,7 @@ def _compiled_definitions(module: ModuleType) -> Iterator[list[Definition]]:
             yield define(thing, name, "function")
 
 
+@cache
 def prose(docstring: str) -> str:
     """Return a docstring's English text, unwrapped, without examples, licenses, tables and
     markup."""
@@ -307,7 +308,13 @@ def comments(text: str, tree: ast.Module) -> Iterator[str]:
     )
     for is_comment, block in groupby(found, key=bool):
         comment = "\n".join(match[1] for match in block if match)
-        if is_comment and not _is_code(comment) and len((cleaned := prose(comment)).split()) >= 4:
+        # Most comments are short, and to parse one takes long.
+        if (
+            is_comment
+            and len(comment.split()) >= 4
+            and not _is_code(comment)
+            and len((cleaned := prose(comment)).split()) >= 4
+        ):
             yield cleaned
 
 

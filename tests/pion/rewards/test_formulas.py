@@ -4,7 +4,6 @@ from contextlib import closing
 
 import pytest
 
-from pion.rewards import builtin
 from pion.rewards.answered import Answered
 from pion.rewards.builtin import is_formula, math_reward
 
@@ -57,7 +56,7 @@ ENDLESS = [
 
 
 def test_formulas_without_end_get_0_and_other_answers_what_they_would_get(monkeypatch):
-    monkeypatch.setattr(builtin, "MATH_SECONDS", 3.0)
+    monkeypatch.setattr("pion.rewards.builtin.MATH_SECONDS", 3.0)
     monkeypatch.setattr("pion.rewards.function.PATIENCE", 600.0)
     with closing(math_reward()) as own:
         texts = ["3", *ENDLESS, r"$\sqrt 9$"]

@@ -217,9 +217,7 @@ def test_what_the_run_itself_deletes_makes_room(disk, tmp_path):
     disk.require()
 
 
-def test_the_free_room_of_a_folder_that_does_not_exist_yet_is_that_of_its_parent(
-    tmp_path, monkeypatch
-):
+def test_the_free_room_of_a_folder_that_is_not_there_is_its_parents(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda path: True)  # it was deleted just after
     free = free_bytes(tmp_path / "a" / "b")
     assert free > 0

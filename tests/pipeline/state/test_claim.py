@@ -17,8 +17,6 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, StoreError
 from tests.support.hooked_store import Hooked, once
 from tests.support.states import an_entry, list_checkpoint, read, someone
-
-# Claiming
 from tests.support.waiting import join, wait_until
 
 
