@@ -87,16 +87,25 @@ def put_tokenizer(job: Job, folder: Path, given: Path | None, *, conversations: 
 
     That of a model to start from comes with its files, and for `conversations` with their template.
     """
-    path, section = folder / "tokenizer.json", job.tokenizer
+    path = folder / "tokenizer.json"
     if given is not None and job.base is not None:
         bring_tokenizer(job, given.parent, folder, conversations=conversations)
     elif given is not None:
         Tokenizer.from_file(given).save(path)
-    elif section is not None and section.file is not None:
-        Tokenizer.from_file(job.kept_path(section.file)).save(path)
-    elif section is not None and section.hub is not None and not path.exists():
-        downloaded = hub_tokenizer(section.hub, section.revision, section.hub_file)
-        Tokenizer.from_file(downloaded).save(path)
+    elif not (path.exists() and job.tokenizer is not None and job.tokenizer.hub) and (
+        named := named_tokenizer(job)
+    ):
+        Tokenizer.from_file(named).save(path)
+
+
+def named_tokenizer(job: Job) -> Path | None:
+    """Return the tokenizer.json that the job names, from the Hub if need be; None without one."""
+    section = job.tokenizer
+    if section is not None and section.file is not None:
+        return job.kept_path(section.file)
+    if section is not None and section.hub is not None:
+        return hub_tokenizer(section.hub, section.revision, section.hub_file)
+    return None
 
 
 def check_fits(job: Job, tokenizer: Tokenizer, path: Path, by_job: bool) -> None:

@@ -38,6 +38,9 @@ from pipeline.job.section import (
 if TYPE_CHECKING:
     from pion.train.settings import TrainSettings
 
+# With fewer steps, a model changes little, whatever the rate.
+FEWEST_STEPS = 30
+
 # The recipe of `pretrain: {recipe: pion2}`: its settings, by the width of the model and the steps.
 # The numbers were raced on a CPU, in models of 1M to 6M parameters (docs/recipes.md). Nobody has
 # trained a larger one with them here. Once they are released, they never change: finished runs
@@ -265,6 +268,12 @@ class Train(Section):
     def passes(self) -> float:
         """The passes over the data, where the job gives them in place of steps."""
         raise AssertionError("a stage without steps has epochs")
+
+    def batch_for(self, rows: int) -> int:
+        """Return the largest power of 2, or 1, with which the passes over so many rows make
+        FEWEST_STEPS steps; a stage that gives steps is taken to ask for one pass."""
+        most = int((self.passes if self.steps is None else 1.0) * rows / FEWEST_STEPS)
+        return 1 << (most.bit_length() - 1) if most else 1
 
     def rows_of_step(self, seq_len: int) -> int:
         """Return the rows of so many tokens that are trained on in a step."""

@@ -19,7 +19,7 @@ from pipeline.new.options import NewOptions
 from pipeline.new.proposal import default_start, propose
 from pipeline.new.words import notes, of_look, of_proposal
 from pipeline.new.write_copy import write_copy
-from pipeline.rent.plan.counted import RECORDS
+from pipeline.rehearsal.rehearse import RECORDS
 
 # By the stage that learns from them, how the copy of data ends.
 COPIES = {"pretrain": "texts", "sft": "chats", "prefer": "pairs", "reinforce": "prompts"}

@@ -21,7 +21,7 @@ from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Talk
 from pipeline.job import Job
 from pipeline.new.look import Look, answer_of
-from pipeline.rent.plan.counted import count
+from pipeline.rehearsal.rehearse import rehearse
 
 # Of each example, so many characters are shown; of a conversation, so many tokens.
 SHOWN_CHARACTERS, SHOWN_TOKENS = 400, 300
@@ -38,7 +38,9 @@ def examples_of(look: Look, job: Job | None) -> list[str]:
     if look.stage == "sft":
         return _of_chats(look, job)
     if job is not None and look.stage != "pretrain" and look.all_kept and look.reading.direct:
-        count(job, look.stage)  # refuses what `pion check` would; a copy is not yet there
+        failed = rehearse(job, [look.stage]).failed.get(look.stage)
+        if failed is not None:  # as `pion check` would; a copy is not yet there
+            raise failed
     if look.first is not None:
         return _of_preferences(look, look.first)
     if look.stage == "reinforce":

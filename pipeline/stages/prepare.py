@@ -401,24 +401,28 @@ def _check_rows(job: Job, data: Prepared, stage: str) -> None:
             "number. Prepare the data again: --redo prepare"
         )
     why = [words for source in data.report["sources"] for words in source.get("warnings", ())]
-    require_a_batch(rows, job.section(stage).global_batch, stage, job.seq_len(stage), why)
+    section = job.section(stage)
+    fitting = section.batch_for(rows)
+    require_a_batch(rows, section.global_batch, stage, job.seq_len(stage), fitting, why)
     if stage == "pretrain":
         check_mixes(job, data.folder)
 
 
 def require_a_batch(
-    rows: int, global_batch: int, stage: str, seq_len: int, why: Sequence[str] = ()
+    rows: int, global_batch: int, stage: str, seq_len: int, fitting: int, why: Sequence[str] = ()
 ) -> None:
-    """Raise BadInput if a stage's rows do not fill a batch. `why` may say what is not in them."""
+    """Raise BadInput if a stage's rows do not fill a batch, with the batch that is `fitting`. `why`
+    may say what is not in them."""
     if rows < global_batch:
         has = {
             "prefer": "the preferences are fewer than one batch: they have",
             "reinforce": "the prompts are fewer than one batch: they fill",
+            "sft": "the conversations are fewer than one batch: they fill",
         }.get(stage, "the corpus is smaller than one batch: it has")
         raise BadInput(
             f"{stage}: {has} {rows:,} rows{'' if stage == 'reinforce' else f' of {seq_len:,} ids'},"
-            f" but {stage}.global_batch needs {global_batch:,}. Add data, or lower "
-            f"{stage}.global_batch{' or seq_len' if stage == 'pretrain' else ''}."
+            f" but {stage}.global_batch needs {global_batch:,}. Give {stage}.global_batch={fitting}"
+            f"{', a lower seq_len' if stage == 'pretrain' else ''} or more data."
             + "".join(f" {words}." for words in why)
         )
 

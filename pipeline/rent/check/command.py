@@ -20,9 +20,10 @@ from pipeline.console.print_and_ask import saying_if_slow, show_table
 from pipeline.job import HubDataset, Job
 from pipeline.machine.core_waits import slowness
 from pipeline.machine.time_limit import begin, within
+from pipeline.rehearsal.rehearse import lacking
 from pipeline.rent.check import CheckRow, unchecked
 from pipeline.rent.check.clean import check_clean
-from pipeline.rent.check.conversations import check_conversations
+from pipeline.rent.check.data import check_rows
 from pipeline.rent.check.deadline import check_deadline
 from pipeline.rent.check.inputs import check_base, check_files, check_inputs
 from pipeline.rent.check.job import (
@@ -45,10 +46,8 @@ from pipeline.rent.check.rental import (
     check_recovery,
 )
 from pipeline.rent.check.rewards import check_rewards
-from pipeline.rent.check.texts import check_corpus, check_vocabulary
 from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.at_launch import refuse_past
-from pipeline.rent.plan.counted import lacking
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
 from pipeline.rent.skypilot import sky_module
 from pipeline.state.stores import open_store
@@ -160,22 +159,22 @@ def run_checks(
     checks = checks_of(job, sky_yaml, path, force=force)
     words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
     rows = [CheckRow("job", True, words)]
-    talks = "conversations", begin(partial(check_conversations, job))
+    data = "rows", begin(partial(check_rows, job))
     known = all(job.section(stage).steps_are_known for stage in job.train_stages)
     if not known or (sky_yaml is not None and lacking(job)):
         # What a machine costs follows from the steps and from the reference of preferences, and
         # these from the data.
         soon = time.monotonic() + CONVERSATION_SECONDS
         soon = soon + LOCAL_SECONDS if _is_local(job) else min(end, soon)
-        rows += outcome(*talks, soon, traced)
+        rows += outcome(*data, soon, traced)
         waiting = []
         if any(row.ok is False for row in rows):
             checks = [(name, check) for name, check in checks if name not in PRICED]
     else:
-        waiting = [talks]
+        waiting = [data]
     waiting += [(name, begin(check)) for name, check in checks]
     for name, wait in waiting:
-        slow = name in ("conversations", "rewards") and _is_local(job)
+        slow = name in ("rows", "rewards") and _is_local(job)
         more = LOCAL_SECONDS if slow else 0.0
         rows += outcome(name, wait, end + more, traced)
     return rows
@@ -199,8 +198,6 @@ def checks_of(
         ("data", partial(check_data, job)),
         ("inputs", partial(check_inputs, job)),
         ("data.clean", partial(check_clean, job)),
-        ("corpus", partial(check_corpus, job)),
-        ("vocabulary", partial(check_vocabulary, job)),
         ("store", partial(check_store, job)),
         ("room", partial(check_room, job)),
         ("rewards", partial(check_rewards, job)),

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import amount, counted, size
 from pipeline.data.compared_text import check_text
+from pipeline.data.tokenizer import named_tokenizer
 from pipeline.job import (
     BinShards,
     HubDataset,
@@ -21,11 +21,11 @@ from pipeline.job import (
     PythonDocsQA,
     Source,
 )
-from pipeline.job.digest import digest_job
 from pipeline.job.prefer_section import Prefer
-from pipeline.machine.time_limit import within, within_or
+from pipeline.machine.time_limit import within
+from pipeline.rehearsal.rehearse import STORE_SECONDS, prepare_record
 from pipeline.rent.check import CheckRow, unchecked
-from pipeline.run.done_and_changed_stages import WorkLeft, plan_stages, work_left
+from pipeline.run.done_and_changed_stages import WorkLeft, work_left
 from pipeline.run.preflight import refuse_one_choice, require_a_row_each, require_room
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
@@ -47,9 +47,6 @@ FAR = 100
 SIMPO_SHARE = 0.5
 # The highest of the rates that have other scales.
 HIGHEST = {"muon_lr": 0.2, "embedding_lr": 2.0, "head_lr": 0.2, "vector_lr": 0.5}
-
-# A store that needs more seconds to answer is too slow to use.
-STORE_SECONDS = 8.0
 
 
 def check_model(job: Job) -> list[CheckRow]:
@@ -122,18 +119,6 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
     return [CheckRow("tokenizer", True, f"{where}: {found.vocab_size:,} entries")]
 
 
-def named_tokenizer(job: Job) -> Path | None:
-    """Return the tokenizer.json that the job names, from the Hub if need be; None without one."""
-    from pipeline.data.hub import hub_tokenizer
-
-    section = job.tokenizer
-    if section is not None and section.file is not None:
-        return job.kept_path(section.file)
-    if section is not None and section.hub is not None:
-        return hub_tokenizer(section.hub, section.revision, section.hub_file)
-    return None
-
-
 def check_data(job: Job) -> list[CheckRow]:
     """Check that every source exists and that its first record can be read as the job asks.
 
@@ -189,8 +174,7 @@ def _first_record(job: Job, source: Source, key: str) -> str:
 
 def is_prepared(job: Job) -> bool:
     """Return whether the store already has the job's prepared data; False if it does not answer."""
-    head = within_or(None, STORE_SECONDS, lambda: RunState(open_store(job.store), job.name).read())
-    return plan_stages(job, digest_job(job), head)[0].state == "done"
+    return prepare_record(job) is not None
 
 
 def check_store(job: Job) -> list[CheckRow]:

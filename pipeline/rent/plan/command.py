@@ -24,10 +24,10 @@ from pipeline.console.formats import (
 )
 from pipeline.console.print_and_ask import saying_if_slow, show_table
 from pipeline.job import Job
+from pipeline.rehearsal.rehearse import expect_rows, rehearse
 from pipeline.rent.plan.compared import Compared, machines_for
-from pipeline.rent.plan.counted import expect_rows
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, seconds_here
-from pipeline.rent.plan.phases import phases_read, phases_table, prepared_rows, warnings_of
+from pipeline.rent.plan.phases import phases_read, phases_table, warnings_of
 from pipeline.rent.plan.prices import RESTART_SECONDS, market
 from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.plan.what_fits import (
@@ -71,7 +71,7 @@ def show_plan(
         plan = read_job(job, overrides)
         known = known_speeds(plan, bench)
         uncertain = expect_rows(plan)
-        rows = prepared_rows(plan) if plan.mix_phases else []
+        rows = [*rehearse(plan, ["pretrain"]).rows_of("pretrain")] if plan.mix_phases else []
         phases = phases_read(plan, rows)
     compared = machines_for(plan, gpus, on, quiet=as_json)
     nodes = compared.num_nodes

@@ -12,8 +12,8 @@ from pion.errors import BadInput
 from pipeline.console.formats import show
 from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.job.section import DOLLARS, HOURS
+from pipeline.rehearsal.rehearse import expect_rows
 from pipeline.rent.plan.compared import Compared, machines_for
-from pipeline.rent.plan.counted import expect_rows
 from pipeline.rent.plan.dollars import Asked, Money, options_for
 from pipeline.rent.plan.dollars_words import Answer, as_lines
 from pipeline.rent.plan.dollars_words import as_json as answer_json

@@ -12,18 +12,12 @@ from pion.data.phased_order import shares_of
 from pion.errors import told
 from pipeline.console.formats import minutes_or_hours, money, short_amount
 from pipeline.job import Job
-from pipeline.job.digest import digest_job
 from pipeline.job.mixes import source_names
 from pipeline.job.train_sections import phases_of
-from pipeline.machine.time_limit import within_or
 from pipeline.rent.plan.estimate import Estimate
-from pipeline.state.run_state import RunState
-from pipeline.state.stores import open_store
 
 # Up to so many passes, text that is read again is worth about as much as new text (2305.16264).
 MOST_PASSES = 4
-# A store that needs more seconds to answer is not waited for.
-STORE_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
@@ -132,17 +126,6 @@ def warnings_of(job: Job, phases: Sequence[PhaseRead], known: Sequence[int]) -> 
             )
     if phases and not known:
         yield "passes, and shares next to them, are known after `pion run JOB --until prepare`"
-
-
-def prepared_rows(job: Job) -> list[int]:
-    """Return the training rows of each source, as the run has prepared them; [] if it has not."""
-    run = RunState(open_store(job.store), job.name)
-    head = within_or(None, STORE_SECONDS, run.read)
-    record = None if head is None else head.stages.get("prepare")
-    if record is None or record.digest != digest_job(job).stages["prepare"]:
-        return []
-    sources = record.result.get("pretrain", {}).get("sources", ())
-    return [source["train_rows"] for source in sources]
 
 
 def phases_table(phases: Sequence[PhaseRead], on: Estimate | None, nodes: int) -> Table:

@@ -1,0 +1,175 @@
+"""Cut the sources of a job: their heads are files that the job's own `prepare` can read."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pion.data.documents.file_to_documents import LONGEST_LINE
+from pion.data.documents.find_files import PACKED_SUFFIXES, PARQUET_SUFFIXES
+from pion.data.documents.unpack import unpacked
+from pion.untrusted import open_file
+from pipeline.data.sources import SAMPLED, find_input
+from pipeline.job import BinShards, HubDataset, Job, JsonlFiles, NpyShards, ParquetFiles, TextFiles
+
+# Sources whose rows are counted in their headers.
+Shards = NpyShards | BinShards
+# A source of text of at most so many bytes is rehearsed whole, and one of records: each record may
+# have a mistake that would end a run.
+TEXT_BYTES, RECORD_BYTES = 4 << 20, 32 << 20
+# Of a larger source, so many files are cut.
+MOST_FILES = 32
+# So much of a head of text is held out.
+HEAD_HELD_OUT = 0.1
+# A vocabulary that is trained on the head of a text has at most so many entries.
+ENTRIES = 2048
+# The bytes of an id of English text, by the entries of the vocabulary (measured).
+BYTES_PER_ID = {2_048: 3.0, 4_096: 3.4, 8_192: 3.75, 16_384: 3.95, 32_768: 4.05}
+
+
+@dataclass
+class Head:
+    """A job whose sources are cut.
+
+    Attributes:
+        job: the copy of the job. Its batches have one row, unless nothing is cut.
+        factors: by the key of each source that is cut, how many times more there is of it; None:
+            nobody knows.
+        own_tokenizer: whether the ids are the run's. Else its vocabulary learns from more text.
+        shorter: how many times as many ids the job's own vocabulary writes: fewer.
+        held_out: the job's share of the text.
+        text_bytes: of each source of `data`, about how many bytes of text there are, unpacked.
+        texts: which sources of `data` the copy has. It has no tokenized ones.
+        names: what messages say in place of the heads' folders and keys.
+    """
+
+    job: Job
+    factors: dict[str, float | None] = field(default_factory=dict)
+    own_tokenizer: bool = True
+    shorter: float = 1.0
+    held_out: float = 0.0
+    text_bytes: dict[str, float] = field(default_factory=dict)
+    texts: list[int] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def is_whole(self, section: str) -> bool:
+        """Return whether all of a section, and of what its tokenizer learns from, is there."""
+        return self.own_tokenizer and not any(k.startswith(f"{section}.") for k in self.factors)
+
+    def more(self, key: str) -> float:
+        """Return how many times more there is of a source, as far as is known."""
+        return self.factors.get(key) or 1.0
+
+    def factor(self, key: str) -> float:
+        """Return how many times more rows there are of a source than in its head."""
+        times = self.more(key) * self.shorter
+        if not key.startswith("data.") or self.is_whole("data"):
+            return times
+        return times * (1 - self.held_out) / (1 - HEAD_HELD_OUT)
+
+    def named(self, words: str) -> str:
+        """Return a message with the names of the job's own files."""
+        for place, name in self.names.items():
+            words = words.replace(place, name)
+        return words
+
+
+def cut(job: Job, sections: Container[str], place: Path) -> Head:
+    """Return the job with the head of each source of these sections, below `place`. Raises BadInput
+    for a source that can't be found."""
+    head = Head(job.model_copy(deep=True))
+    for number, (key, source) in enumerate(head.job.sources()):
+        if key.partition(".")[0] not in sections:
+            continue
+        if isinstance(source, HubDataset):
+            most = source.max_documents
+            if most is None or most > SAMPLED:
+                source.max_documents, head.factors[key] = SAMPLED, None
+        elif isinstance(source, TextFiles | JsonlFiles | ParquetFiles):
+            files = find_input(job, source, key).files
+            total, is_text = sum(file.stat().st_size for file in files), key.startswith("data.")
+            limit = TEXT_BYTES if is_text else RECORD_BYTES
+            packed = any(file.suffix in (*PACKED_SUFFIXES, *PARQUET_SUFFIXES) for file in files)
+            if total <= limit and not packed:
+                head.text_bytes[key] = total
+                continue
+            path, folder = job.input_path(source.path), place / str(number)
+            read, written, whole = _copy(files, path, folder, limit)
+            source.path = str(folder if path.is_dir() else folder / _plain(path))
+            head.names[str(folder)] = str(path if path.is_dir() else path.parent)
+            head.text_bytes[key] = written * total / max(1, read)
+            if not whole:
+                head.factors[key] = total / max(1, read)
+    every = job.data.sources
+    head.texts = [n for n, source in enumerate(every) if not isinstance(source, Shards)]
+    head.job.data.sources = [head.job.data.sources[number] for number in head.texts]
+    moved = [(new, old) for new, old in enumerate(head.texts) if new != old]
+    head.names |= {f"data.sources.{new}": f"data.sources.{old}" for new, old in reversed(moved)}
+    _shrink(head, shards=len(head.texts) < len(every))
+    return head
+
+
+def _shrink(head: Head, *, shards: bool) -> None:
+    """Let the cut job ask for no more than its heads can give."""
+    job, train = head.job, head.job.tokenizer and head.job.tokenizer.train
+    if train and not head.is_whole("data"):
+        head.own_tokenizer = False
+        head.shorter = _bytes_per_id(ENTRIES) / _bytes_per_id(train.vocab_size)
+        train.vocab_size = min(train.vocab_size, ENTRIES)
+    for stage in job.train_stages:
+        section = "data" if stage == "pretrain" else stage
+        if not head.is_whole(section) or (section == "data" and shards):
+            job.section(stage).global_batch = 1
+            job.section(stage).phases = []
+    if not head.is_whole("data"):  # of a head, the job's share may not fill a row
+        head.held_out, job.data.held_out = job.data.held_out, HEAD_HELD_OUT
+
+
+def _bytes_per_id(entries: int) -> float:
+    return next((size for most, size in BYTES_PER_ID.items() if entries <= most), 4.05)
+
+
+def _plain(path: Path) -> str:
+    """Return the name of a file once it is unpacked."""
+    return path.stem if path.suffix in PACKED_SUFFIXES else path.name
+
+
+def _copy(files: Sequence[Path], path: Path, folder: Path, limit: int) -> tuple[float, int, bool]:
+    """Copy the heads of some files; return how many stored bytes were read, how many bytes were
+    written, and whether this is all."""
+    picked = [files[i * len(files) // MOST_FILES] for i in range(MOST_FILES)]
+    picked = picked if len(files) > MOST_FILES else list(files)
+    read, written, whole = 0.0, 0, len(picked) == len(files)
+    for file in picked:
+        relative = file.relative_to(path) if path.is_dir() else Path(file.name)
+        target = folder / relative.parent / _plain(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy = _copy_rows if file.suffix in PARQUET_SUFFIXES else _copy_bytes
+        stored, size, ended = copy(file, target, limit // len(picked))
+        read, written, whole = read + stored, written + size, whole and ended
+    return read, written, whole
+
+
+def _copy_bytes(file: Path, target: Path, most: int) -> tuple[float, int, bool]:
+    with open_file(file) as stored, unpacked(stored, file) as stream, target.open("wb") as out:
+        size = out.write(stream.read(most))
+        size += out.write(stream.readline(LONGEST_LINE))
+        ended = not stream.read(1)
+        total = file.stat().st_size
+        return total if ended else min(stored.tell(), total), size, ended
+
+
+def _copy_rows(file: Path, target: Path, most: int) -> tuple[float, int, bool]:
+    import pyarrow.parquet
+
+    size = rows = 0
+    with pyarrow.parquet.ParquetFile(file) as table:
+        total = table.metadata.num_rows
+        with pyarrow.parquet.ParquetWriter(target, table.schema_arrow) as out:
+            for batch in table.iter_batches(256):
+                out.write_batch(batch)
+                size, rows = size + batch.nbytes, rows + batch.num_rows
+                if size >= most:
+                    break
+    return file.stat().st_size * rows / max(1, total), size, rows == total

@@ -1,0 +1,322 @@
+"""Rehearse a job: its own `prepare` reads the head of each source, so that everybody who says in
+advance what a run will do counts the same rows and sees the same mistakes.
+
+Small sources are read whole, and then rows are exact. Of a larger source, or of a vocabulary that
+is trained on one, rows are estimated from the head.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pion.data.arrays import open_shard
+from pion.data.chat.chat_format import ChatFormat
+from pion.data.preference.summary import Summary
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput, PionError
+from pipeline.base.keep import tokenizer_of_base
+from pipeline.data.foreign_shards import HELD_OUT, check_documents
+from pipeline.data.sources import SAMPLED, Input, find_input
+from pipeline.data.tokenizer import named_tokenizer
+from pipeline.job import HubNpyShards, HubTexts, Job, PythonDocs
+from pipeline.job.digest import digest_job
+from pipeline.job.stages import CONVERSING
+from pipeline.machine.time_limit import within_or
+from pipeline.rehearsal.first import FIRST
+from pipeline.rehearsal.head import Head, Shards, cut
+from pipeline.stages.prepare import check_splits, prepare_part, require_a_batch
+from pipeline.state.head import StageRecord
+from pipeline.state.record_json import build, closed_record
+from pipeline.state.run_state import RunState
+from pipeline.state.status.recorded_job import know_rows_of
+from pipeline.state.stores import open_store
+
+# A store that needs more seconds to answer is not waited for.
+STORE_SECONDS = 8.0
+# What each stage reads.
+RECORDS = {
+    "pretrain": "documents",
+    "sft": "conversations",
+    "prefer": "preferences",
+    "reinforce": "prompts",
+}
+
+
+@dataclass(frozen=True)
+class StageData:
+    """What the data of a stage give.
+
+    Attributes:
+        rows: to train on, of each source.
+        items: documents, conversations, pairs or labelled answers, or prompts to train on.
+        exact: whether these were counted, and not estimated from heads.
+        of_hub: whether they are only of the first records of a data set on the Hub.
+        first: lines that show the first usable record as the model will see it.
+        specials: the special tokens in it, by their ids.
+        notes: what happened to texts, such as characters that the vocabulary lacks.
+        warnings: what the data have and the model will not learn.
+        summaries: of preferences, by the key of their source.
+    """
+
+    stage: str
+    rows: tuple[int, ...]
+    items: int
+    exact: bool
+    of_hub: bool = False
+    first: Sequence[str] = ()
+    specials: Mapping[int, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    summaries: Mapping[str, Summary] = field(default_factory=dict)
+
+    @property
+    def all_rows(self) -> int:
+        """The rows of all sources."""
+        return sum(self.rows)
+
+    @property
+    def what(self) -> str:
+        """What the items are, in words. The sources of a job are of one kind."""
+        return next((one.what for one in self.summaries.values()), RECORDS[self.stage])
+
+    def passes(self, job: Job) -> float:
+        """Return how often the stage trains on each of these rows."""
+        section = job.section(self.stage)
+        if section.steps is None:
+            return section.passes
+        return section.steps * section.global_batch / self.all_rows
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a job's data give, by stage.
+
+    Attributes:
+        job: the job, which knows the rows of these stages.
+        stages: what the data of a stage give; not of stages whose data can't be read in advance:
+            text on the Hub, and the documentation of Python.
+        failed: why the data of a stage can't be used, or could not be read.
+        text_bytes: about how much text `data` has; None: it is not all in files.
+        prepared: whether the run has prepared the data already, so that nothing was rehearsed.
+    """
+
+    job: Job
+    stages: Mapping[str, StageData]
+    failed: Mapping[str, PionError] = field(default_factory=dict)
+    text_bytes: float | None = None
+    prepared: bool = False
+
+    def rows_of(self, stage: str) -> tuple[int, ...]:
+        """Return the rows to train on of each source of a stage; () if they are not known."""
+        return self.stages[stage].rows if stage in self.stages else ()
+
+
+def rehearse(job: Job, stages: Iterable[str] | None = None) -> Rehearsed:
+    """Rehearse these stages of a job, all if None, and tell the job their rows.
+
+    Raises BadInput if the sources or the tokenizer of the model to start from can't be found.
+    """
+    if (prepared := _prepared(job)) is not None:
+        return prepared
+    trains = job.tokenizer is not None and job.tokenizer.train is not None
+    parts = [
+        part
+        for part in digest_job(job).data
+        if stages is None or part in stages or (trains and part == "pretrain")
+    ]
+    done: dict[str, StageData] = {}
+    failed: dict[str, PionError] = {}
+    with tempfile.TemporaryDirectory(prefix="pion-rehearsal-") as name:
+        place = Path(name)
+        sections = {"data" if part == "pretrain" else part for part in parts}
+        head = cut(job, sections, place / "heads")
+        tokenizer = tokenizer_of_base(job, place / "base")
+        for part in parts:
+            if (part == "pretrain" or trains) and not _has_readable_text(job):
+                continue
+            if part != "pretrain" and trains and tokenizer is None:
+                break  # its text can't be used
+            try:
+                done[part] = _of_part(job, head, part, place / part, tokenizer)
+            except BadInput as error:
+                failed[part] = BadInput(head.named(str(error)))
+            except PionError as error:
+                failed[part] = error
+            else:
+                tokenizer = tokenizer or (place / part / "tokenizer.json" if trains else None)
+    known = [head.text_bytes.get(f"data.sources.{n}") for n in range(len(job.data.sources))]
+    total = sum(size for size in known if size is not None)
+    return Rehearsed(job, done, failed, None if None in known else total)
+
+
+def prepare_record(job: Job) -> StageRecord | None:
+    """Return what the run recorded of the job's prepared data; None if the data are not prepared,
+    or the store does not answer."""
+    head = within_or(None, STORE_SECONDS, RunState(open_store(job.store), job.name).read)
+    record = None if head is None else head.stages.get("prepare")
+    is_done = record is not None and record.digest == digest_job(job).stages["prepare"]
+    return record if is_done else None
+
+
+def _prepared(job: Job) -> Rehearsed | None:
+    """Return what the run has counted, and tell the job; None if it has not prepared the data."""
+    record = prepare_record(job)
+    if record is None:
+        return None
+    know_rows_of(job, record.result)
+    done = {}
+    for stage in job.train_stages:
+        report = record.result.get(stage, {})
+        rows = tuple(source["train_rows"] for source in report.get("sources", ()))
+        done[stage] = StageData(stage, rows, sum(rows), exact=True)
+    return Rehearsed(job, done, prepared=True)
+
+
+def _has_readable_text(job: Job) -> bool:
+    """Return whether the text of a job is in files. The documentation of Python takes long."""
+    return not any(
+        isinstance(one, PythonDocs | HubTexts | HubNpyShards) for one in job.data.sources
+    )
+
+
+def _of_part(job: Job, head: Head, part: str, folder: Path, tokenizer: Path | None) -> StageData:
+    """Return what a part of the data gives, and tell the job. Raises as `prepare_part` does."""
+    found = None
+    if part != "pretrain" or head.texts:
+        found = _rehearsed(head, part, folder, tokenizer)
+    if part == "pretrain" and len(head.texts) < len(job.data.sources):
+        found = _with_shards(job, found, tokenizer)
+    assert found is not None
+    if part in job.train_stages:
+        job.section(part).know_rows(found.all_rows)
+    return found
+
+
+def _rehearsed(head: Head, part: str, folder: Path, tokenizer: Path | None) -> StageData:
+    """Prepare what the head of a part has, and return what the part has."""
+    section = "data" if part == "pretrain" else part
+    report = prepare_part(head.job, part, folder, lambda message: None, tokenizer).report
+    sources = report["sources"]
+    keys = [f"{section}.sources.{number}" for number in range(len(sources))]
+    factors = [head.factor(head.named(key)) for key in keys]
+    rows = [round(one["train_rows"] * times) for one, times in zip(sources, factors)]
+    of_text = "documents" if part == "pretrain" else "train_rows"
+    counts = [one.get("train_conversations", one.get(of_text, 0)) for one in sources]
+    summaries: dict[str, Summary] = {}
+    if part == "prefer":
+        summaries = {key: _summary(one["preferences"]) for key, one in zip(keys, sources)}
+        counts = [summary.train.items for summary in summaries.values()]
+    first, specials = _first(head.job, part, folder) if part in CONVERSING else ((), {})
+    return StageData(
+        part,
+        tuple(rows),
+        round(sum(count * head.more(head.named(key)) for key, count in zip(keys, counts))),
+        exact=head.is_whole(section),
+        of_hub=any(head.factors.get(key, 1.0) is None for key in keys),
+        first=first,
+        specials=specials,
+        notes=[head.named(words) for one in sources for words in one.get("remarks", ())],
+        warnings=[
+            head.named(words) for one in (report, *sources) for words in one.get("warnings", ())
+        ],
+        summaries=summaries,
+    )
+
+
+def _first(job: Job, stage: str, folder: Path) -> tuple[Sequence[str], dict[int, str]]:
+    """Return the lines that show the first usable record, and the special tokens in it."""
+    path = folder / "tokenizer.json"
+    tokenizer, source = Tokenizer.from_file(path), job.conversations(stage).sources[0]
+    with closing(ChatFormat(path, tokenizer)) as written:
+        found = find_input(job, source, f"{stage}.sources.0")
+        lines, ids = FIRST[stage](job, found, tokenizer, written)
+    present = set(ids)
+    return lines, {n: text for text, n in tokenizer.special_ids.items() if n in present}
+
+
+def _summary(record: Any) -> Summary:
+    return build(closed_record(Summary), record, "what prepare counted")
+
+
+def _with_shards(job: Job, texts: StageData | None, tokenizer: Path | None) -> StageData:
+    """Return what the text and the tokenized files of a job give. Raises BadInput for files that
+    can't be used, and if all fill no batch."""
+    assert job.pretrain is not None
+    of_texts, rows = iter(() if texts is None else texts.rows), []
+    for number, source in enumerate(job.data.sources):
+        found = find_input(job, source, f"data.sources.{number}")
+        rows.append(
+            _of_shards(job, found, tokenizer) if isinstance(source, Shards) else next(of_texts)
+        )
+    exact = texts is None or texts.exact
+    if exact:
+        section, seq_len = job.pretrain, job.data.seq_len
+        fitting = section.batch_for(sum(rows))
+        require_a_batch(sum(rows), section.global_batch, "pretrain", seq_len, fitting)
+    whole = texts or StageData("pretrain", (), 0, exact=True)
+    return replace(whole, rows=tuple(rows))
+
+
+def _of_shards(job: Job, found: Input, tokenizer: Path | None) -> int:
+    """Return the training rows of tokenized files. Raises BadInput if a split has none, or if no
+    row shows where a document begins and the job needs that."""
+    seq_len = job.data.seq_len
+    path = tokenizer or named_tokenizer(job)
+    if path is not None and job.within_documents:
+        check_documents([found], Tokenizer.from_file(path), seq_len)
+    every = sum(len(open_shard(file, seq_len)) for file in found.files)
+    held_out = min(every, max(1, int(every * HELD_OUT)))
+    report = {"train_rows": every - held_out, "held_out_rows": held_out}
+    check_splits(report, found, seq_len, job.data.held_out)
+    return every - held_out
+
+
+# ---------------------------------------------------------------- how long a job takes
+
+
+def lacking(job: Job) -> list[str]:
+    """Return the stages of which it depends on rows that are not known how long they take: their
+    steps do, or the pass of their reference."""
+    sections = {stage: job.section(stage) for stage in job.train_stages}
+    return [
+        stage
+        for stage, section in sections.items()
+        if not section.steps_are_known or (job.needs_reference(stage) and section.rows is None)
+    ]
+
+
+def expect_rows(job: Job) -> str | None:
+    """Rehearse the stages whose time depends on their rows.
+
+    Returns what is not certain about it, as a sentence; None if everything is. Raises BadInput for
+    data that can't be used, unless only the pass of a reference depends on them.
+    """
+    missing = lacking(job)
+    known = {stage: job.section(stage).steps_are_known for stage in missing}
+    rehearsed = rehearse(job, missing) if missing else Rehearsed(job, {})
+    words = (_uncertain(rehearsed, stage, is_known) for stage, is_known in known.items())
+    return "; ".join(filter(None, words)) or None
+
+
+def _uncertain(rehearsed: Rehearsed, stage: str, is_known: bool) -> str | None:
+    """Return what is not certain about what follows from the rows of a stage."""
+    data, error = rehearsed.stages.get(stage), rehearsed.failed.get(stage)
+    if error is not None and not is_known:
+        raise error
+    if data is None and is_known:
+        why = error or "its rows are not known before prepare"
+        return f"the reference pass of {stage} is left out: {why}"
+    if data is None:
+        return f"the steps of {stage} follow from its rows, which are not known before prepare"
+    if not data.of_hub:
+        return None
+    what = f"the reference pass of {stage} is" if is_known else f"the steps of {stage} are"
+    return (
+        f"{what} of the first {SAMPLED:,} {RECORDS[stage]} of a data set: all of them take as many "
+        "times longer as there are more"
+    )
