@@ -9,17 +9,22 @@ from pathlib import Path
 from pion.data.documents.file_to_documents import LONGEST_LINE
 from pion.data.documents.find_files import PACKED_SUFFIXES, PARQUET_SUFFIXES
 from pion.data.documents.unpack import unpacked
+from pion.data.tokens.tokenizer import train_bpe
+from pion.errors import BadInput
 from pion.untrusted import open_file
 from pipeline.data.sources import SAMPLED, find_input
 from pipeline.job import BinShards, HubDataset, Job, JsonlFiles, NpyShards, ParquetFiles, TextFiles
+from pipeline.job.model_section import TrainTokenizer
 
 # Sources whose rows are counted in their headers.
 Shards = NpyShards | BinShards
-# A source of text of at most so many bytes is rehearsed whole, and one of records: each record may
-# have a mistake that would end a run.
-TEXT_BYTES, RECORD_BYTES = 4 << 20, 32 << 20
+# A source of at most so many bytes is rehearsed whole, of a larger one about so many bytes. Each
+# record may have a mistake that would end a run, so more of them are read.
+TEXT_BYTES, RECORD_BYTES = (4_000_000, 1_000_000), (8_000_000, 4_000_000)
 # Of a larger source, so many files are cut.
 MOST_FILES = 32
+# So many bytes after a head are unpacked, too.
+MORE_BYTES = 1 << 24
 # So much of a head of text is held out.
 HEAD_HELD_OUT = 0.1
 # A vocabulary that is trained on the head of a text has at most so many entries.
@@ -75,9 +80,8 @@ class Head:
         return words
 
 
-def cut(job: Job, sections: Container[str], place: Path) -> Head:
-    """Return the job with the head of each source of these sections, below `place`. Raises BadInput
-    for a source that can't be found."""
+def cut(job: Job, sections: Container[str], folder: Path) -> Head:
+    """Return the job with the head of each source of these sections, below `folder`."""
     head = Head(job.model_copy(deep=True))
     for number, (key, source) in enumerate(head.job.sources()):
         if key.partition(".")[0] not in sections:
@@ -87,17 +91,22 @@ def cut(job: Job, sections: Container[str], place: Path) -> Head:
             if most is None or most > SAMPLED:
                 source.max_documents, head.factors[key] = SAMPLED, None
         elif isinstance(source, TextFiles | JsonlFiles | ParquetFiles):
-            files = find_input(job, source, key).files
-            total, is_text = sum(file.stat().st_size for file in files), key.startswith("data.")
-            limit = TEXT_BYTES if is_text else RECORD_BYTES
-            packed = any(file.suffix in (*PACKED_SUFFIXES, *PARQUET_SUFFIXES) for file in files)
-            if total <= limit and not packed:
-                head.text_bytes[key] = total
+            path = job.input_path(source.path)
+            try:
+                files = find_input(job, source, key).files
+            except BadInput:  # `prepare` says it
                 continue
-            path, folder = job.input_path(source.path), place / str(number)
-            read, written, whole = _copy(files, path, folder, limit)
-            source.path = str(folder if path.is_dir() else folder / _plain(path))
-            head.names[str(folder)] = str(path if path.is_dir() else path.parent)
+            total, is_text = sum(file.stat().st_size for file in files), key.startswith("data.")
+            packed = any(file.suffix in (*PACKED_SUFFIXES, *PARQUET_SUFFIXES) for file in files)
+            limit, most = TEXT_BYTES if is_text else RECORD_BYTES
+            head.text_bytes[key] = total
+            if total <= limit and not packed:
+                continue
+            root = path if path.is_dir() else next(p for p in path.parents if p.is_dir())
+            place = folder / str(number)
+            read, written, whole = _copy(files, root, place, limit if total <= limit else most)
+            source.path = str(place / _plain(path.relative_to(root)))
+            head.names[str(place)] = str(root)
             head.text_bytes[key] = written * total / max(1, read)
             if not whole:
                 head.factors[key] = total / max(1, read)
@@ -114,9 +123,7 @@ def _shrink(head: Head, *, shards: bool) -> None:
     """Let the cut job ask for no more than its heads can give."""
     job, train = head.job, head.job.tokenizer and head.job.tokenizer.train
     if train and not head.is_whole("data"):
-        head.own_tokenizer = False
-        head.shorter = _bytes_per_id(ENTRIES) / _bytes_per_id(train.vocab_size)
-        train.vocab_size = min(train.vocab_size, ENTRIES)
+        _use_fewer_entries(head, train)
     for stage in job.train_stages:
         section = "data" if stage == "pretrain" else stage
         if not head.is_whole(section) or (section == "data" and shards):
@@ -126,24 +133,47 @@ def _shrink(head: Head, *, shards: bool) -> None:
         head.held_out, job.data.held_out = job.data.held_out, HEAD_HELD_OUT
 
 
+def _use_fewer_entries(head: Head, train: TrainTokenizer) -> None:
+    head.own_tokenizer = False
+    head.shorter = _bytes_per_id(ENTRIES) / _bytes_per_id(train.vocab_size)
+    train.vocab_size = min(train.vocab_size, ENTRIES)
+
+
+def train_stand_in(head: Head, part: str, folder: Path) -> Path | None:
+    """Train a vocabulary on the files of a part, where the run's own text can't be read in advance;
+    return it. None: the part has no files that are text."""
+    job, section = head.job, head.job.tokenizer
+    sources = enumerate(job.conversations(part).sources)
+    found = [find_input(job, source, f"{part}.sources.{n}") for n, source in sources]
+    files = [file for one in found for file in one.files if file.suffix not in PARQUET_SUFFIXES]
+    if not files or section is None or section.train is None:
+        return None
+    texts = (
+        file.read_bytes()[: TEXT_BYTES[1]].decode(errors="ignore") for file in files[:MOST_FILES]
+    )
+    _use_fewer_entries(head, section.train)
+    train_bpe(texts, section.train.vocab_size).save(folder / "tokenizer.json")
+    return folder / "tokenizer.json"
+
+
 def _bytes_per_id(entries: int) -> float:
     return next((size for most, size in BYTES_PER_ID.items() if entries <= most), 4.05)
 
 
-def _plain(path: Path) -> str:
-    """Return the name of a file once it is unpacked."""
-    return path.stem if path.suffix in PACKED_SUFFIXES else path.name
+def _plain(path: Path) -> Path:
+    """Return the path of a file once it is unpacked."""
+    return path.with_suffix("") if path.suffix in PACKED_SUFFIXES else path
 
 
-def _copy(files: Sequence[Path], path: Path, folder: Path, limit: int) -> tuple[float, int, bool]:
-    """Copy the heads of some files; return how many stored bytes were read, how many bytes were
-    written, and whether this is all."""
-    picked = [files[i * len(files) // MOST_FILES] for i in range(MOST_FILES)]
-    picked = picked if len(files) > MOST_FILES else list(files)
+def _copy(files: Sequence[Path], root: Path, place: Path, limit: int) -> tuple[float, int, bool]:
+    """Copy the heads of some files below `root`; return how many stored bytes were read, how many
+    bytes were written, and whether this is all."""
+    picked = files
+    if len(files) > MOST_FILES:
+        picked = [files[i * len(files) // MOST_FILES] for i in range(MOST_FILES)]
     read, written, whole = 0.0, 0, len(picked) == len(files)
     for file in picked:
-        relative = file.relative_to(path) if path.is_dir() else Path(file.name)
-        target = folder / relative.parent / _plain(file)
+        target = place / _plain(file.relative_to(root))
         target.parent.mkdir(parents=True, exist_ok=True)
         copy = _copy_rows if file.suffix in PARQUET_SUFFIXES else _copy_bytes
         stored, size, ended = copy(file, target, limit // len(picked))
@@ -155,9 +185,12 @@ def _copy_bytes(file: Path, target: Path, most: int) -> tuple[float, int, bool]:
     with open_file(file) as stored, unpacked(stored, file) as stream, target.open("wb") as out:
         size = out.write(stream.read(most))
         size += out.write(stream.readline(LONGEST_LINE))
-        ended = not stream.read(1)
+        # A packed file is read in large blocks: only after several, their share of it is known.
+        more = 0
+        while part := stream.read(MORE_BYTES - more):
+            more += len(part)
         total = file.stat().st_size
-        return total if ended else min(stored.tell(), total), size, ended
+        return min(stored.tell(), total) * size / max(1, size + more), size, not more
 
 
 def _copy_rows(file: Path, target: Path, most: int) -> tuple[float, int, bool]:

@@ -28,7 +28,7 @@ from pipeline.job.digest import digest_job
 from pipeline.job.stages import CONVERSING
 from pipeline.machine.time_limit import within_or
 from pipeline.rehearsal.first import FIRST
-from pipeline.rehearsal.head import Head, Shards, cut
+from pipeline.rehearsal.head import Head, Shards, cut, train_stand_in
 from pipeline.stages.prepare import check_splits, prepare_part, require_a_batch
 from pipeline.state.head import StageRecord
 from pipeline.state.record_json import build, closed_record
@@ -137,10 +137,13 @@ def rehearse(job: Job, stages: Iterable[str] | None = None) -> Rehearsed:
         head = cut(job, sections, place / "heads")
         tokenizer = tokenizer_of_base(job, place / "base")
         for part in parts:
-            if (part == "pretrain" or trains) and not _has_readable_text(job):
+            if part == "pretrain" and not _is_in_files(job):
                 continue
-            if part != "pretrain" and trains and tokenizer is None:
-                break  # its text can't be used
+            if trains and part != "pretrain" and tokenizer is None:
+                learns = "pretrain" not in failed
+                tokenizer = train_stand_in(head, part, place) if learns else None
+                if tokenizer is None:
+                    break
             try:
                 done[part] = _of_part(job, head, part, place / part, tokenizer)
             except BadInput as error:
@@ -177,7 +180,7 @@ def _prepared(job: Job) -> Rehearsed | None:
     return Rehearsed(job, done, prepared=True)
 
 
-def _has_readable_text(job: Job) -> bool:
+def _is_in_files(job: Job) -> bool:
     """Return whether the text of a job is in files. The documentation of Python takes long."""
     return not any(
         isinstance(one, PythonDocs | HubTexts | HubNpyShards) for one in job.data.sources

@@ -125,8 +125,8 @@ def _of_head(data: StageData) -> str:
         return f"of the first {SAMPLED:,} {RECORDS[data.stage]}: "
     if data.exact:
         return ""
-    limit = TEXT_BYTES if data.stage == "pretrain" else RECORD_BYTES
-    return f"from the first {size(limit)} of each source ({_EXACT}): "
+    _, read = TEXT_BYTES if data.stage == "pretrain" else RECORD_BYTES
+    return f"estimated from {size(read)} of each large source ({_EXACT}): "
 
 
 def _tokens(job: Job, stage: str) -> str:

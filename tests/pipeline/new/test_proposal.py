@@ -14,7 +14,7 @@ from pipeline.new.files import find_data
 from pipeline.new.layouts import Preferences
 from pipeline.new.look import Reading, look_at
 from pipeline.rent.check.command import run_checks
-from pipeline.rent.check.conversations import check_conversations
+from pipeline.rent.check.data import check_rows
 from tests.pipeline.new.conftest import made, refused
 from tests.support import own_data
 from tests.support.preference_files import label_of, pair_of, write_jsonl
@@ -51,7 +51,7 @@ def test_the_job_for_each_layout_passes_the_check_of_its_preferences(
     assert job.train_stages == ["prefer"]
     assert job.prefer is not None
     assert job.prefer.loss == loss
-    rows = {row.name: row.words for row in check_conversations(job)}
+    rows = {row.name: row.words for row in check_rows(job)}
     assert "left out" not in rows["preferences"], "every pair fits into a row"
     assert "batch" not in rows or "512 are usual" in rows["batch"]
     assert printed.count("⟦") == (3 if loss == "dpo-norm" else 2)
@@ -177,7 +177,7 @@ def test_a_job_reads_a_copy_of_a_table_with_pairs(here, pion, sky_home, chat_bas
     assert "wrote prefs-pairs.jsonl: 200 records" in printed
     assert "note: the template was not tried on the pairs: `pion check` tries it" in printed
     assert job.train_stages == ["prefer"]
-    rows = {row.name: row.words for row in check_conversations(job)}
+    rows = {row.name: row.words for row in check_rows(job)}
     assert rows["preferences"].startswith("184 pairs in")
 
 

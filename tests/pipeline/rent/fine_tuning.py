@@ -40,7 +40,7 @@ def write_fine_tuning(folder, name):
 def read_fine_tuning(folder, name, *overrides):
     """Return the job of `write_fine_tuning`, as plan and check read it."""
     from pipeline.base.job_with_base import read_job
-    from pipeline.rent.plan.counted import expect_rows
+    from pipeline.rehearsal.rehearse import expect_rows
 
     path = folder / "mine.yaml"
     job = read_job(path if path.exists() else write_fine_tuning(folder, name), overrides)

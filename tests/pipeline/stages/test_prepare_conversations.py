@@ -145,7 +145,7 @@ def test_rows_that_are_too_short_for_many_questions_are_warned_of(tmp_path):
     prepare(job, tmp_path / "data", lambda m: notes.append(getattr(m, "text", "")), part="sft")
     words = "warning: chat.jsonl: 30 of 90 conversations are dropped, because no answer begins"
     (said,) = (note for note in notes if note.startswith(words))
-    with pytest.raises(BadInput, match="sft: the corpus is smaller than one batch") as found:
+    with pytest.raises(BadInput, match="sft: the conversations are fewer than one batch") as found:
         prepare(with_rows(job, 64, global_batch=99), tmp_path / "few", part="sft")
     assert str(found.value).endswith(f"{said.removeprefix('warning: chat.jsonl: ')}.")
     assert "or seq_len" not in str(found.value)

@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import yaml
 
 from pipeline.job.file import load_job
 from pipeline.rent.check.command import checks_of, outcome
+from pipeline.rent.check.data import check_rows
 from tests.support.jobs import tiny_dict
 
 
@@ -33,6 +35,9 @@ class Case:
 
 # The check whose rows have other names. All machines are of `machines`.
 CHECK_OF = {
+    "documents": "rows",
+    "conversations": "rows",
+    "vocabulary": "rows",
     "data.sources.0": "data",
     "sft.sources.0": "data",
     "run": "store",
@@ -46,7 +51,7 @@ CHECK_OF = {
 def row_of(name, job, on=None, path=None, *, force=False):
     """Return one row as `pion check` shows it, by the check that it belongs to alone; None if there
     is no such row."""
-    checks = dict(checks_of(job, on, path, force=force))
+    checks = {"rows": partial(check_rows, job), **dict(checks_of(job, on, path, force=force))}
     check = name if name in checks else CHECK_OF.get(name, "machines")
     rows = outcome(check, lambda left: checks[check](), math.inf, 0.0)
     return next((row for row in rows if row.name == name), None)

@@ -25,6 +25,9 @@ def test_a_good_job_passes_every_check(case, capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == [
         "job",
+        "documents",
+        "conversations",
+        "the first",
         "model",
         "tokenizer",
         "data.sources.0",
@@ -74,8 +77,8 @@ def test_a_vocabulary_that_the_text_can_not_fill_is_a_warning(case):
 @pytest.mark.parametrize(
     ("changes", "name", "words"),
     [
-        ({"pretrain__global_batch": 5000}, "corpus", "pretrain: the corpus is smaller than one"),
-        ({"data__held_out": 0.0001}, "corpus", "the held_out split does not fill a row"),
+        ({"pretrain__global_batch": 5000}, "documents", "pretrain: the corpus is smaller than one"),
+        ({"data__held_out": 0.0001}, "documents", "the held_out split does not fill a row"),
         ({"hardware__workers": 64}, "workers", "less than one row for each of the 64 workers"),
         ({"hardware__workers": [1, 2]}, "workers", "PION_RAY_ADDRESS is not set"),
         (
@@ -187,7 +190,7 @@ def test_conversations_in_files_have_the_time_that_a_first_start_takes(case, mon
         counted.set()
         return [CheckRow("conversations", True, "counted")]
 
-    monkeypatch.setattr(command, "check_conversations", count)
+    monkeypatch.setattr(command, "check_rows", count)
     end = time.monotonic() + 1e-3
     monkeypatch.setattr(command, "within", lambda seconds, work: work())
     rows = command.run_checks(case.job(), None, end=end)

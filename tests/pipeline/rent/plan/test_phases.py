@@ -1,9 +1,12 @@
 """What the phases of pretraining read, before the start, and what will disappoint in it."""
 
+import re
+
 import pytest
 
 from pion.errors import BadInput
-from pipeline.rent.check.texts import check_corpus
+from pipeline.rehearsal.rehearse import rehearse
+from pipeline.rent.check.data import check_rows
 from pipeline.rent.plan.phases import phases_read, warnings_of
 from pipeline.stages.prepare import prepare_part
 from tests.pipeline.job.test_mixes import FIRST, LONG, with_phases
@@ -85,11 +88,11 @@ def test_a_mix_that_the_rows_can_not_give_is_refused_before_anything_is_trained(
         BadInput, match=r"pretrain\.phases\.1\.mix: 2x qa are .* Nothing was traine"
     ):
         prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
-    with pytest.raises(BadInput, match=r"2x qa are .* At most .*x, or a longer phase"):
-        check_corpus(job)
+    refused = str(rehearse(job).failed["pretrain"])
+    assert re.search(r"2x qa are .* At most .*x, or a longer phase", refused)
 
 
 def test_check_counts_small_texts_and_shows_what_the_phases_read(tmp_path):
-    rows = check_corpus(text_of(tmp_path, pretrain__steps=2000))
-    assert [row.name for row in rows if row.ok] == ["phase 1", "phase 2"]
+    rows = check_rows(text_of(tmp_path, pretrain__steps=2000))
+    assert [row.name for row in rows if row.ok] == ["documents", "phase 1", "phase 2"]
     assert any("qa 2x" in str(row) or "2x)" in str(row) for row in rows)
