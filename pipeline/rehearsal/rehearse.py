@@ -8,8 +8,8 @@ is trained on one, rows are estimated from the head.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -139,12 +139,13 @@ def rehearse(job: Job, stages: Iterable[str] | None = None) -> Rehearsed:
         for part in parts:
             if part == "pretrain" and not _is_in_files(job):
                 continue
-            if trains and part != "pretrain" and tokenizer is None:
-                learns = "pretrain" not in failed
-                tokenizer = train_stand_in(head, part, place) if learns else None
-                if tokenizer is None:
-                    break
+            if trains and "pretrain" in failed:
+                break  # there is no vocabulary
             try:
+                if trains and part != "pretrain" and tokenizer is None:
+                    tokenizer = train_stand_in(head, part, place)
+                    if tokenizer is None:
+                        continue
                 done[part] = _of_part(job, head, part, place / part, tokenizer)
             except BadInput as error:
                 failed[part] = BadInput(head.named(str(error)))
@@ -155,6 +156,17 @@ def rehearse(job: Job, stages: Iterable[str] | None = None) -> Rehearsed:
     known = [head.text_bytes.get(f"data.sources.{n}") for n in range(len(job.data.sources))]
     total = sum(size for size in known if size is not None)
     return Rehearsed(job, done, failed, None if None in known else total)
+
+
+@contextmanager
+def prepared_head(job: Job, part: str) -> Iterator[Path]:
+    """Prepare the head of a part of the data of a model to start from, in a folder that is deleted
+    afterwards. Raises BadInput as `prepare_part` does."""
+    with tempfile.TemporaryDirectory(prefix="pion-rehearsal-") as name:
+        head = cut(job, {part}, Path(name, "heads"))
+        tokenizer = tokenizer_of_base(job, Path(name, "base"))
+        prepare_part(head.job, part, Path(name, part), lambda message: None, tokenizer)
+        yield Path(name, part)
 
 
 def prepare_record(job: Job) -> StageRecord | None:

@@ -3,20 +3,17 @@ small model on this machine is asked, too, whether rewards would teach it anythi
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from statistics import mean
 
 from pion.errors import BadInput
-from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import beginning, duration
 from pipeline.data.first_judged import judge_first
 from pipeline.job import Job
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
+from pipeline.rehearsal.rehearse import prepared_head
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared
-from pipeline.stages.prepare import prepare_part
 
 # Rewards that take so many seconds for an answer are not asked about the answers of a model.
 SLOW = 0.1
@@ -85,10 +82,8 @@ def _answers_of_start(job: Job) -> list[CheckRow]:
     counts = [n for n in (FEW, of_stage.FIRST_PROMPTS) if n * each <= SMALL]
     if is_prepared(job) or not counts:
         return []
-    with tempfile.TemporaryDirectory(prefix="pion-rewards-") as place:
-        rows, tokenizer = Path(place, "rows"), tokenizer_of_base(job, Path(place, "base"))
-        prepare_part(job, "reinforce", rows, lambda message: None, tokenizer)
-        data = open_data(rows)
+    with prepared_head(job, "reinforce") as folder:
+        data = open_data(folder)
         stream = data.stream("train", job.seed, job.data.window, documents=job.within_documents)
         with of_stage.open_feed(job, data, model, "train", stream) as (feed, prompts):
             for count in counts:

@@ -14,6 +14,7 @@ from pipeline.data.sources import SAMPLED
 from pipeline.rehearsal.rehearse import expect_rows, rehearse
 from pipeline.rent.plan.estimate import estimate
 from pipeline.stages.prepare import prepare_part
+from tests.paths import REPOSITORY
 from tests.pipeline.rehearsal.jobs import TRAINED, chat_job, pair_job, rewrite
 from tests.pipeline.rent.plan.test_estimate import offer
 from tests.support.hub_server import hub_server
@@ -141,6 +142,12 @@ def test_pairs_that_can_not_be_learned_are_refused_also_before_there_is_a_tokeni
         refusal(job, "prefer", "120 of 120 pairs are left out")
         rewrite(pairs, lambda n, line: {"prompt": line["prompt"]})
         refusal(job, "prefer", "pairs.jsonl:1: not a pref")
+
+
+def test_only_a_run_and_its_rehearsal_prepare_data():
+    files = (REPOSITORY / "pipeline").rglob("*.py")
+    callers = {f"{p.parent.name}/{p.name}" for p in files if "prepare_part(" in p.read_text()}
+    assert callers == {"stages/prepare.py", "run/prepare.py", "rehearsal/rehearse.py"}
 
 
 def test_a_vocabulary_that_can_not_be_trained_leaves_the_other_stages_alone(tmp_path):
