@@ -177,7 +177,9 @@ def run_checks(
         slow = name in ("rows", "rewards") and _is_local(job)
         more = LOCAL_SECONDS if slow else 0.0
         rows += outcome(name, wait, end + more, traced)
-    return rows
+    # Several checks may meet the same mistake. The last one names its source.
+    last = {row.words: row for row in rows}
+    return [row for row in rows if row.ok is not False or row is last[row.words]]
 
 
 def _is_local(job: Job) -> bool:

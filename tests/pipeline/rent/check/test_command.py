@@ -48,6 +48,13 @@ def test_every_mistake_of_the_job_file_is_said(case, capsys):
     assert "sft.lr" in printed
 
 
+def test_a_mistake_that_several_checks_meet_is_said_once(case, capsys):
+    (case.folder / "talks.jsonl").write_text('{"say": "hello"}\n')
+    assert show_check(str(case.path()), [], on=None, force=False, as_json=True) == 2
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows if row["ok"] is False] == ["sft.sources.0"]
+
+
 def test_data_without_the_field_it_is_read_from(case):
     (case.folder / "corpus.jsonl").write_text('{"body": "a text"}\n')
     row = case.row("data.sources.0", data__sources=[{"kind": "jsonl", "path": "corpus.jsonl"}])
