@@ -83,7 +83,9 @@ def _rows(job: Job, data: StageData) -> str:
         f"{job.seq_len(stage):,} tokens; {passes_in_words(data.passes(job))} in "
         f"{section.total_steps:,} steps of {section.global_batch} rows: {_tokens(job, stage)}"
     )
-    return "; ".join([_of_head(data) + words, *data.notes])
+    key, several = "data" if stage == "pretrain" else stage, len(data.rows) > 1
+    each = [f"{key}.sources.{n}: {rows:,} rows" for n, rows in enumerate(data.rows) if several]
+    return "; ".join([_of_head(data) + words, *each, *data.notes])
 
 
 def _pairs(job: Job, data: StageData) -> str:

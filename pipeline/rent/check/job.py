@@ -50,10 +50,19 @@ HIGHEST = {"muon_lr": 0.2, "embedding_lr": 2.0, "head_lr": 0.2, "vector_lr": 0.5
 
 
 def check_model(job: Job) -> list[CheckRow]:
-    """Show the model and its size."""
+    """Show the model, its size, and the stages that train additions to it."""
+    from pion.config.lora import lora_cost
+
     preset = job.model.preset or "the job's own shape"
     name = preset if job.base is None else job.base.source
-    return [CheckRow("model", True, f"{name}: {amount(count_parameters(job))} parameters")]
+    words, config = (
+        [f"{name}: {amount(count_parameters(job))} parameters"],
+        job.model_config_resolved(),
+    )
+    for stage in job.train_stages:
+        if (lora := job.lora(stage)) is not None:
+            words.append(f"{stage} trains {amount(lora_cost(config, lora).params)} of LoRA instead")
+    return [CheckRow("model", True, "; ".join(words))]
 
 
 def count_parameters(job: Job) -> int:

@@ -6,7 +6,9 @@ import re
 import pytest
 
 from pipeline.job.train_sections import FEWEST_STEPS
+from pipeline.rehearsal.rehearse import rehearse
 from pipeline.rent.check.data import check_rows
+from pipeline.rent.check.job import check_model
 from pipeline.stages.prepare import prepare_part
 from tests.pipeline.rehearsal.jobs import chat_job, pair_job
 
@@ -30,6 +32,10 @@ def test_rows_passes_and_what_is_lost_are_stated(tmp_path):
     said = rows["conversations"].words
     assert "2 passes in " in said
     assert "; 1 of 303 conversations are dropped, because no answer begins within" in said
+    assert "sources.0" not in said
+    twice = chat_job(tmp_path, sft__sources=2 * [job.sft.sources[0].model_dump()])
+    (number,) = rehearse(job, ["sft"]).rows_of("sft")
+    assert f"; sft.sources.1: {number:,} rows; " in rows_of(twice)["conversations"].words
     first = rows["the first"].words
     assert re.search(r"<\|user\|>\nWhat .*\n<\|assistant\|>\n⟦.*\n<\|endoftext\|>⟧$", first)
 
@@ -84,6 +90,11 @@ def test_few_steps_are_warned_about_with_a_batch_that_makes_more(tmp_path):
     assert job.section("sft").total_steps == int(steps)
     # Who gives the steps has chosen them.
     assert "steps" not in rows_of(chat_job(tmp_path, sft__epochs=None, sft__steps=2))
+
+
+def test_a_stage_that_trains_additions_says_how_many(tmp_path):
+    (row,) = check_model(pair_job(tmp_path, lora={"rank": 4}))
+    assert row.words.endswith("parameters; prefer trains 3,712 of LoRA instead")
 
 
 def test_pairs_show_rows_lengths_steps_and_the_first_pair(tmp_path):
