@@ -21,8 +21,8 @@ Shards = NpyShards | BinShards
 # A source of at most so many bytes is rehearsed whole, of a larger one about so many bytes. Each
 # record may have a mistake that would end a run, so more of them are read.
 TEXT_BYTES, RECORD_BYTES = (4_000_000, 1_000_000), (8_000_000, 4_000_000)
-# Of a larger source, so many files are cut.
-MOST_FILES = 32
+# Of a larger source, so many files are read at least, and no more than such a part of one.
+FILES = 32
 # So many bytes after a head are unpacked, too.
 MORE_BYTES = 1 << 24
 # So much of a head of text is held out.
@@ -104,7 +104,8 @@ def cut(job: Job, sections: Container[str], folder: Path) -> Head:
                 continue
             root = path if path.is_dir() else next(p for p in path.parents if p.is_dir())
             place = folder / str(number)
-            read, written, whole = _copy(files, root, place, limit if total <= limit else most)
+            most = limit if total <= limit else most
+            read, written, whole = _copy(files, root, place, most, total)
             source.path = str(place / _plain(path.relative_to(root)))
             head.names[str(place)] = str(root)
             head.text_bytes[key] = written * total / max(1, read)
@@ -148,9 +149,7 @@ def train_stand_in(head: Head, part: str, folder: Path) -> Path | None:
     files = [file for one in found for file in one.files if file.suffix not in PARQUET_SUFFIXES]
     if not files or section is None or section.train is None:
         return None
-    texts = (
-        file.read_bytes()[: TEXT_BYTES[1]].decode(errors="ignore") for file in files[:MOST_FILES]
-    )
+    texts = (file.read_bytes()[: TEXT_BYTES[1]].decode(errors="ignore") for file in files[:FILES])
     _use_fewer_entries(head, section.train)
     train_bpe(texts, section.train.vocab_size).save(folder / "tokenizer.json")
     return folder / "tokenizer.json"
@@ -165,18 +164,20 @@ def _plain(path: Path) -> Path:
     return path.with_suffix("") if path.suffix in PACKED_SUFFIXES else path
 
 
-def _copy(files: Sequence[Path], root: Path, place: Path, limit: int) -> tuple[float, int, bool]:
-    """Copy the heads of some files below `root`; return how many stored bytes were read, how many
-    bytes were written, and whether this is all."""
-    picked = files
-    if len(files) > MOST_FILES:
-        picked = [files[i * len(files) // MOST_FILES] for i in range(MOST_FILES)]
-    read, written, whole = 0.0, 0, len(picked) == len(files)
+def _copy(
+    files: Sequence[Path], root: Path, place: Path, limit: int, total: int
+) -> tuple[float, int, bool]:
+    """Copy about `limit` bytes of files below `root`, which have `total`; return how many stored
+    bytes were read, how many bytes were written, and whether this is all."""
+    every = len(files)
+    count = min(every, max(FILES, limit * every // max(1, total)))  # as many as have these bytes
+    picked = [files[i * every // count] for i in range(count)]
+    read, written, whole = 0.0, 0, count == every
     for file in picked:
         target = place / _plain(file.relative_to(root))
         target.parent.mkdir(parents=True, exist_ok=True)
         copy = _copy_rows if file.suffix in PARQUET_SUFFIXES else _copy_bytes
-        stored, size, ended = copy(file, target, limit // len(picked))
+        stored, size, ended = copy(file, target, limit // min(count, FILES))
         read, written, whole = read + stored, written + size, whole and ended
     return read, written, whole
 

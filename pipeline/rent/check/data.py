@@ -78,10 +78,13 @@ def _rows(job: Job, data: StageData) -> str:
     """Return rows, passes, steps and tokens of text and conversations, and what is lost of them."""
     section, stage = job.section(data.stage), data.stage
     about = "" if data.exact or data.of_hub else "about "
+    items = f"{about}{data.items:,} {data.what} in "
+    if about and stage == "pretrain":
+        items = ""  # of long documents, only the beginnings were read
     words = (
-        f"{about}{data.items:,} {data.what} in {about}{data.all_rows:,} rows of "
-        f"{job.seq_len(stage):,} tokens; {passes_in_words(data.passes(job))} in "
-        f"{section.total_steps:,} steps of {section.global_batch} rows: {_tokens(job, stage)}"
+        f"{items}{about}{data.all_rows:,} rows of {job.seq_len(stage):,} tokens; "
+        f"{passes_in_words(data.passes(job))} in {section.total_steps:,} steps of "
+        f"{section.global_batch} rows: {_tokens(job, stage)}"
     )
     key, several = "data" if stage == "pretrain" else stage, len(data.rows) > 1
     each = [f"{key}.sources.{n}: {rows:,} rows" for n, rows in enumerate(data.rows) if several]
