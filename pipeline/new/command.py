@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from pion.errors import BadInput
-from pipeline.console.formats import counted, show
+from pipeline.console.formats import beginning, counted, short_amount, show
 from pipeline.console.masking import masked
 from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.new.base import NONE, LookedUp, look_up
-from pipeline.new.decide import decide
+from pipeline.new.decide import LEARNED, decide
 from pipeline.new.files import find_data
-from pipeline.new.job_text import job_text, lines_of
-from pipeline.new.look import NAMED, Look, look_at
+from pipeline.new.job_text import BUILT_IN, PREFERENCES, Proposal, job_text, lines_of
+from pipeline.new.look import ONE, Look, in_words, look_at
 from pipeline.new.options import NewOptions
 from pipeline.new.proposal import default_start, propose
-from pipeline.new.words import notes, of_look, of_proposal
+from pipeline.new.rules import TOKENS_PER_PARAMETER, FromRandom
+from pipeline.new.sample import sample_of
 from pipeline.new.write_copy import write_copy
-from pipeline.rehearsal.rehearse import RECORDS
+from pipeline.rehearsal.rehearse import StageData
 
 # By the stage that learns from them, how the copy of data ends.
 COPIES = {"pretrain": "texts", "sft": "chats", "prefer": "pairs", "reinforce": "prompts"}
+# So many problems are named, and so many characters of an example are shown.
+NAMED, SHOWN_CHARACTERS = 5, 600
+# With fewer tokens for each parameter, a note says so.
+LEAST_RATIO = 5
+# If less of the text is used, a note says so.
+LEAST_USED = 0.5
+# With fewer conversations, or preferences, a note says so.
+FEW_CONVERSATIONS, FEW_PREFERENCES = 20, 300
+# What the proposal says of pretraining, in this order and first.
+FIRST = (
+    *("start", "size", "runs in", "vocabulary", "rows", "steps", "batch", "rate", "recipe"),
+    "held out",
+)
 
 
 def new_job(options: NewOptions) -> int:
@@ -31,22 +45,15 @@ def new_job(options: NewOptions) -> int:
     Raises BadInput for data that can't be used, for a question that nobody is there to answer, and
     if a file to write exists. Then nothing was written.
     """
-    _refuse_names(options)
     target = options.target
+    _refuse_names(options)
     looks, base = _looks(options)
-    copied = [look for look in looks if not look.reading.direct]
+    copied = [look for look in looks if look.reading.copied]
     for number, look in enumerate(copied):
         look.path = target.with_name(f"{target.stem}-{COPIES[look.stage]}{number or ''}.jsonl")
-    proposal, examples = propose(options, looks, base)
-    for look, shown in zip(looks, examples, strict=True):
-        first = look.what if look.stage == "prefer" else f"{look.what}s"
-        learned = look.stage != "reinforce"
-        show(f"\nthe first {first}{', with what is learned between ⟦ and ⟧' * learned}:")
-        for example in shown:
-            show("  " + masked(example).rstrip().replace("\n", "\n    "))
-    show("\nproposed:")
-    for words in (*of_proposal(proposal), *(f"note: {note}" for note in notes(proposal))):
-        show(f"  {words}")
+    proposal, data = propose(options, looks, base)
+    for words in (*_examples(looks, data), "\nproposed:", *_proposed(proposal), *_notes(proposal)):
+        show(words)
     for look in copied:
         if look.path.exists():
             raise BadInput(
@@ -63,7 +70,13 @@ def new_job(options: NewOptions) -> int:
             records, bad = write_copy(look.reading, look.path, skip=options.skip, say=show)
         left_out = f", {bad:,} left out" if bad else ""
         show(f"wrote {look.path}: {counted(records, 'record')}{left_out}")
-    _write(target, text)
+    try:
+        with target.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise BadInput(f"{target} exists, and Pion never overwrites a file.") from None
+    except OSError as error:
+        raise BadInput(f"{target} could not be written: {error.strerror}") from None
     show(f"wrote {target}. Next:\n  pion check {target}\n  pion plan {target}\n  pion run {target}")
     return 0
 
@@ -88,61 +101,149 @@ def _refuse_names(options: NewOptions) -> None:
 
 def _looks(options: NewOptions) -> tuple[list[Look], LookedUp | None]:
     """Return what the data shows, and the model to start from; None: random weights."""
-    with saying_if_slow(f"looking for the files of {options.data}"):
-        found = find_data(options.data)
-    for words in found.left_out:
-        show(words)
-    readings = decide(found, options.wishes)
-    folder = options.target.absolute().parent
     base = None
-    if options.base not in (None, NONE):
-        base = look_up(options.base, folder)
-    own = options.base == NONE or (base is not None and not base.has_template)
     with saying_if_slow(f"looking at {options.data}"):
-        looks = [look_at(replace(reading, own_template=own)) for reading in readings]
-    for words in (words for look in looks for words in of_look(look)):
+        groups, left_out = find_data(options.data)
+        for words in left_out:
+            show(words)
+        samples = [sample_of(group) for group in groups]
+    readings = decide(samples, options.wishes)
+    if options.base not in (None, NONE):
+        base = look_up(options.base, options.folder)
+    own = options.base == NONE or (base is not None and not base.has_template)
+    by_group = {sample.group: sample for sample in samples}
+    with saying_if_slow(f"looking at {options.data}"):
+        looks = [look_at(reading, by_group[reading.group], own=own) for reading in readings]
+    for words in (words for look in looks for words in in_words(look)):
         show(words)
     _refuse_problems(looks, options)
-    if options.base is None:
-        default = default_start(looks)
-        base = None if default is None else look_up(default, folder)
+    for look in looks:  # what comes later may be unreadable, too
+        skips = options.skip and (look.problems or not look.sample.whole)
+        look.reading = replace(look.reading, copied=bool(look.reading.copied or skips))
+    if options.base is None and (default := default_start(looks)) is not None:
+        base = look_up(default, options.folder)
     return looks, base
 
 
 def _refuse_problems(looks: Sequence[Look], options: NewOptions) -> None:
     """Raise BadInput for what can't be read, unless it is to be skipped, for no data, and for
     preferences without a model."""
-    bad = sum(one.bad for one in looks)
-    problems = [masked(problem) for one in looks for problem in one.problems][:NAMED]
-    prefers = looks[0].stage == "prefer"
-    if bad:
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        more = f"\n  … and {bad - len(problems):,} more" if bad > len(problems) else ""
-        if prefers or not options.skip:
-            rest = "Correct or remove them" if prefers else "Correct them"
-            if not prefers and any(one.records for one in looks):
-                rest += ", or write a copy without them: add --skip-unreadable"
+    problems = [masked(problem) for look in looks for problem in look.problems]
+    useless = [look for look in looks if not look.contents]
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems[:NAMED])
+        more = f"\n  … and {len(problems) - NAMED:,} more" if len(problems) > NAMED else ""
+        if not options.skip:
+            how = "Correct them"
+            how += ", or write a copy without them: add --skip-unreadable" if not useless else ""
             raise BadInput(
-                f"{counted(bad, 'record')} can't be read, and a run would stop there:\n{listed}"
-                f"{more}\n{rest}. Nothing was written."
+                f"{counted(len(problems), 'record')} can't be read, and a run would stop there:\n"
+                f"{listed}{more}\n{how}. Nothing was written."
             )
         show(f"left out, because they can't be read:\n{listed}{more}")
-    if not any(one.records for one in looks):
-        what = "preferences that can be learned" if prefers else "text that can be learned"
-        raise BadInput(f"{looks[0].reading.group.path} has no {what}. Nothing was written.")
-    if (prefers or looks[0].stage == "reinforce") and options.base == NONE:
+    stage = looks[0].stage
+    if useless:
+        path, what = useless[0].reading.group.path, LEARNED[useless[0].stage]
+        raise BadInput(f"{path} has no {what} that can be learned. Nothing was written.")
+    if stage in ("prefer", "reinforce") and options.base == NONE:
         raise BadInput(
-            f"--from none: {RECORDS[looks[0].stage]} make more frequent what a model answers "
-            "sometimes, so they need a model that answers. Name one (--from MODEL), or leave "
-            "--from out. Nothing was written."
+            f"--from none: {LEARNED[stage]} make more frequent what a model answers sometimes, so "
+            "they need a model that answers. Name one (--from MODEL), or leave --from out. Nothing "
+            "was written."
         )
 
 
-def _write(target: Path, text: str) -> None:
-    try:
-        with target.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        raise BadInput(f"{target} exists, and Pion never overwrites a file.") from None
-    except OSError as error:
-        raise BadInput(f"{target} could not be written: {error.strerror}") from None
+# ---------------------------------------------------------------- what is said
+
+
+def _examples(looks: Sequence[Look], data: Mapping[str, StageData]) -> Iterator[str]:
+    """Yield what the rehearsal says of each source, and its first record as the model sees it."""
+    for look in looks:
+        stage, first = data.get(look.stage), look.contents[0]
+        if stage is not None:
+            for summary in stage.summaries.values():
+                yield from summary.in_words()
+            yield from (*stage.notes, *(f"warning: {words}" for words in stage.warnings))
+        learned = ", with what is learned between ⟦ and ⟧" if look.stage != "reinforce" else ""
+        lines = [json.dumps(first.record, ensure_ascii=False, default=str)]
+        if stage is None:
+            learned = " (without the template of the model)"
+        elif look.stage == "pretrain":
+            lines = [f"⟦{first.texts[0].strip()}⟧"]
+        else:
+            lines = list(stage.first)
+        yield f"\nthe first {ONE[look.stage]}{learned}:\n  {first.where}"
+        yield from (
+            "    " + beginning(masked(line).rstrip(), SHOWN_CHARACTERS).replace("\n", "\n    ")
+            for line in lines
+        )
+
+
+def _proposed(p: Proposal) -> Iterator[str]:
+    """Yield each choice with its value and its reason."""
+    rows = [(line.name, line.value, line.said or line.why) for line in lines_of(p) if line.name]
+    if p.pretraining is not None:
+        rows.sort(key=lambda row: FIRST.index(row[0]) if row[0] in FIRST else len(FIRST))
+    wide = max(len(value) for _, value, _ in rows)
+    for name, value, reason in (*rows, ("price", "", p.price)):
+        row = f"{name:<14} {value:<{wide}}  {reason}" if value else f"{name:<14} {reason}"
+        yield f"  {row}"
+
+
+def _notes(p: Proposal) -> Iterator[str]:
+    """Yield what the person should know."""
+    stage, count = p.pretraining, p.others.count
+    used = 1.0 if stage is None else stage.epochs
+    of_data = {
+        f"training uses {used:.1%} of the text, but all of it is prepared first. Give a part of "
+        "it, and preparing takes less time and room": used < LEAST_USED,
+        f"{count} conversations are very few: expect a change of tone at most": (
+            p.last == "sft" and count < FEW_CONVERSATIONS
+        ),
+        f"{count} preferences are few: the model may only learn their wording": (
+            p.last == "prefer" and count < FEW_PREFERENCES
+        ),
+        f"read when this is not worth it, before you pay for it: {PREFERENCES}": p.last == "prefer",
+        "the job was tried on the head of the data: `pion check` tries more of it": (
+            not all(look.sample.whole for look in p.looks)
+        ),
+    }
+    yield from map("  note: {}".format, _of_start(p))
+    yield from (f"  note: {words}" for words, holds in of_data.items() if holds)
+
+
+def _of_start(p: Proposal) -> Iterator[str]:
+    base, stage, what = p.base, p.pretraining, LEARNED[p.last]
+    if base is None:
+        if BUILT_IN in p.sources["pretrain"]:
+            yield (
+                "without a model to start from, it is pretrained on the documentation that comes "
+                "with Python first. That shows that all works; for a model worth talking to, name "
+                "one: --from MODEL"
+            )
+        elif isinstance(stage, FromRandom) and stage.tokens < LEAST_RATIO * stage.parameters:
+            yield (
+                f"so many tokens suit a model of "
+                f"{short_amount(stage.tokens / TOKENS_PER_PARAMETER)} parameters, and "
+                f"{stage.preset} has {short_amount(stage.parameters)}: it will learn words more "
+                "than facts. A trained model learns more from them: --from MODEL"
+            )
+        return
+    if base.base is None:
+        yield (
+            f"{base.source} can't be looked up now ({base.why}), so the job was not tried. "
+            "`pion check` looks again"
+        )
+    elif p.last != "pretrain" and not base.has_template:
+        yield (
+            f"{base.source} has no chat template, so Pion's own is used: plain text with "
+            "<|user|> and <|assistant|>"
+        )
+        if p.last != "sft":
+            yield "it may not answer yet. Teach it with `sft` first, in the same job or in another"
+    if p.options.base is None:
+        tokens = f"{short_amount(p.texts.bytes / 4)} tokens of text are too few to pretrain a model"
+        why = f"{tokens} on" if p.texts.bytes else f"{what} need a model that can talk"
+        how = f"--from {NONE} starts from random weights"
+        how = how if p.texts.bytes else "--from MODEL names another one"
+        yield f"{why}, so it starts from {base.source}. {how}"

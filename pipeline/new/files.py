@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -70,28 +69,21 @@ class Group:
     path: Path
     files: tuple[Path, ...]
 
-    @cached_property
+    @property
     def bytes(self) -> int:
         """The bytes on this disk."""
         return sum(file.stat().st_size for file in self.files)
 
 
-@dataclass(frozen=True)
-class FoundFiles:
-    """The groups of files, and a sentence for each reason to leave files out."""
-
-    groups: tuple[Group, ...]
-    left_out: tuple[str, ...]
-
-
-def find_data(path: Path) -> FoundFiles:
-    """Return the files that `path`, a file or a folder, has for a job.
+def find_data(path: Path) -> tuple[list[Group], list[str]]:
+    """Return the files that `path`, a file or a folder, has for a job, and a sentence for each
+    reason to leave files out.
 
     Raises BadInput if there are none, naming what is there instead.
     """
     refuse_unreadable(path, "data")
     if path.is_file():
-        return FoundFiles((Group(_kind_of(path), path, (path,)),), ())
+        return [Group(_kind_of(path), path, (path,))], []
     if not path.is_dir():
         raise BadInput(f"{path} does not exist. Give a file or a folder. {READS}.")
     below = sorted(files_below(path))
@@ -119,7 +111,7 @@ def find_data(path: Path) -> FoundFiles:
         raise BadInput(f"{path} has no data: {_by_ending(every)}. {READS}.")
     if rest:
         left_out.append(f"left out, not read by Pion: {_by_ending(rest)}, such as {rest[0]}")
-    return FoundFiles(tuple(groups), tuple(left_out))
+    return groups, left_out
 
 
 def _kind_of(file: Path) -> FileKind:

@@ -7,17 +7,27 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
+from pion.data.records.layouts import TEXT
+from pion.later_fields import shown
 from pion.rewards.builtin import is_formula, unjudgeable
 from pipeline.console.formats import short_amount
+from pipeline.job.stages import TRAINING
 from pipeline.new.base import LookedUp
-from pipeline.new.layouts import TextColumn
-from pipeline.new.look import Look, Reading
+from pipeline.new.look import Content, Look
 from pipeline.new.options import NewOptions, name_of
-from pipeline.new.rules import SMALLEST, Amount, FineTuning, FromRandom, Pretraining
+from pipeline.new.rules import (
+    SMALLEST,
+    Amount,
+    FineTuning,
+    FromRandom,
+    Pretraining,
+    Stage,
+    StartModel,
+)
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@=+ -]*(?<! )")
 # GSM8K's mark, LaTeX's, or nothing but a number.
@@ -43,25 +53,31 @@ PREFERENCES = "docs/fine-tune.md#preferences"
 class Proposal:
     """A whole job for what was seen: what it starts from, reads and trains, and its price in words.
 
-    `chats` may be preferences. `sources` are by stage. Without a `base` it starts from random
-    weights.
+    `texts` are for pretraining, and `others` for the stage after it. `sources` are by stage.
+    Without a `base` it starts from random weights; `start` is what the rules know of the base.
     """
 
     options: NewOptions
     looks: Sequence[Look]
     texts: Amount
-    chats: Amount
+    others: Amount
     base: LookedUp | None
     sources: Mapping[str, Sequence[Mapping[str, object]]]
     prompt: str | None
+    start: StartModel | None = None
     pretraining: Pretraining | None = None
     tuning: FineTuning | None = None
     price: str = ""
 
     @property
-    def prefers(self) -> Look | None:
-        """The preferences that are learned; None: conversations or text."""
-        return self.looks[0] if self.sources["prefer"] else None
+    def last(self) -> str:
+        """The last stage that trains."""
+        return [stage for stage in TRAINING if self.sources[stage]][-1]
+
+    @property
+    def learned(self) -> list[Look]:
+        """What the last stage learns from."""
+        return [look for look in self.looks if look.stage == self.last]
 
 
 class Line(NamedTuple):
@@ -75,18 +91,17 @@ class Line(NamedTuple):
     said: str = ""
 
 
-def source_of(
-    reading: Reading, path: Path, job_folder: Path, split: str = "file"
-) -> dict[str, object]:
-    """Return the source of a job that reads `path`: the files themselves, or a copy of them."""
-    kind = reading.group.kind if reading.direct else "jsonl"
-    relative = os.path.relpath(path.absolute(), job_folder.absolute())
+def source_of(look: Look, path: Path, job_folder: Path) -> dict[str, object]:
+    """Return the source of a job that reads what was looked at at `path`: the files, or a copy."""
+    reading = look.reading
+    relative = os.path.relpath(path.absolute(), job_folder)
     name = str(path.absolute()) if relative.startswith("../..") else relative
-    source: dict[str, object] = {"kind": kind, "path": name}
-    if kind == "text" and split != "file":
-        source["split"] = split
-    column = reading.layout.column if isinstance(reading.layout, TextColumn) else "text"
-    if reading.direct and column != "text":
+    source: dict[str, object] = {"kind": "jsonl" if reading.copied else reading.group.kind}
+    source["path"] = name
+    if look.paragraphs:
+        source["split"] = "paragraph"
+    column = next(iter(reading.columns), TEXT)
+    if reading.stage == "pretrain" and not reading.copied and column != TEXT:
         source["field"] = column
     return source
 
@@ -107,23 +122,19 @@ def _plain(comment: str) -> str:
 
 def lines_of(p: Proposal) -> list[Line]:
     """Return the lines of a job."""
-    name = name_of(p.options.target)
-    stages: list[Line] = []
-    if p.pretraining is not None:
-        stages += [*_data(p, p.pretraining), *_pretrain(p.pretraining)]
-    if p.tuning is not None:
-        write = {"prefer": _prefer, "reinforce": _reinforce}.get(p.looks[0].stage, _sft)
-        stages += write(p, p.tuning)
+    name, prefers = name_of(p.options.target), p.last == "prefer"
+    budget = Line(f"# budget: {{dollars: {p.options.dollars:g}}}", _BUDGET)
     return [
         Line(f"# Written by: {p.options.command}"),
-        *map(Line, _HEAD if p.prefers is None else _HEAD_OF_PREFERENCES),
+        *map(Line, _HEAD_OF_PREFERENCES if prefers else _HEAD),
         Line(f"name: {scalar(name)}"),
         *_model(p),
-        *stages,
-        *(_evaluate(p, p.prompt) if p.prompt else ()),
+        *([] if p.pretraining is None else _pretrain(p, p.pretraining)),
+        *([] if p.tuning is None else _tune(p, p.tuning)),
+        *([] if p.prompt is None else _evaluate(p.prompt)),
         Line("publish:"),
         Line(f"  to: {scalar(f'models/{name}')}", "a folder, or hf://user/name"),
-        *([] if p.prefers else [Line(f"# budget: {{dollars: {p.options.dollars:g}}}", _BUDGET)]),
+        *([] if prefers else [budget]),
     ]
 
 
@@ -165,16 +176,75 @@ def _model(p: Proposal) -> list[Line]:
     ]
 
 
-def _data(p: Proposal, stage: Pretraining) -> list[Line]:
+def _pretrain(p: Proposal, stage: Pretraining) -> list[Line]:
+    steps, batch, rate = stage.steps, stage.global_batch, stage.lr
+    passes = f"{stage.epochs:.1%} of the text"
+    if stage.epochs >= 1:
+        passes = f"the text is read {stage.epochs:.2g} times"
+    tokens = f"{short_amount(stage.tokens)} tokens: {passes}"
+    in_step = f"rows in a step: {short_amount(batch * stage.seq_len)} tokens"
     kept_out = "share of the documents that is kept out of training, to measure on"
     apart = Line("  documents: true", "no token sees the document before its own")
+    recipe = "optimizer, rates and schedule of Pion 2: docs/recipes.md"
+    warm_up = f"  warmup_steps: {max(1, min(1000, steps // 20))}"
     return [
         Line("data:"),
-        Line(f"  seq_len: {stage.seq_len}", stage.why_rows, "rows", f"{stage.seq_len:,} tokens"),
-        Line(f"  held_out: {stage.held_out:g}", kept_out, "held out", f"{stage.held_out:.3g}"),
+        _row(stage, ""),
+        _held_out(stage, "held out", kept_out),
         *([apart] if p.base is None else []),
         *_sources(p.sources["pretrain"]),
+        Line("pretrain:"),
+        *([Line("  recipe: pion2", recipe, "recipe", "pion2")] if rate is None else []),
+        Line(f"  steps: {steps}", tokens, "steps", f"{steps:,}"),
+        Line(f"  global_batch: {batch}", in_step, "batch", f"{batch}"),
+        *_rate(stage, "rate", "low, so that the model forgets little"),
+        *([] if rate is None else [Line(warm_up), Line("  schedule: cosine")]),
     ]
+
+
+def _tune(p: Proposal, stage: FineTuning) -> list[Line]:
+    """Return the stage of conversations, preferences or rewards."""
+    chat, batch = "chat " if stage.name == "sft" else "", stage.global_batch
+    many = "rows in a step: at most 16, and at least 30 steps"
+    if stage.name == "prefer":
+        per_step = p.others.count / stage.rows * batch
+        many = f"rows in a step: about {per_step:,.0f} preferences"
+    size = [_row(stage, chat), Line(f"  global_batch: {batch}", many, f"{chat}batch", f"{batch}")]
+    steps = f"passes over about {stage.rows:,} rows: about {stage.steps:,} steps"
+    shows = "share of the prompts that is kept out of training, to measure on"
+    shows = (
+        "share of the conversations that shows whether the model only repeats" if chat else shows
+    )
+    frozen = "a model of this size is frozen; small additions are trained"
+    return [
+        Line(f"{stage.name}:", "it must give right answers sometimes: see `pion check`")
+        if stage.name == "reinforce"
+        else Line(f"{stage.name}:"),
+        *_learned(p, stage),
+        *([] if stage.name == "reinforce" else size),
+        Line(f"  epochs: {stage.epochs:g}", steps, "passes", f"{stage.epochs:g}"),
+        _held_out(stage, "chats held out" if chat else "held out", shows),
+        *([Line("  lora: {}", frozen, "LoRA", "yes")] if stage.lora else []),
+        *_rate(stage, f"{chat}rate", "a small model needs more than the default"),
+        *_sources(p.sources[stage.name]),
+        *(_rewards(p, stage) if chat else []),
+    ]
+
+
+def _row(stage: Stage, chat: str) -> Line:
+    tokens = f"{stage.seq_len:,} tokens"
+    return Line(f"  seq_len: {stage.seq_len}", stage.why_rows, f"{chat}rows", tokens)
+
+
+def _held_out(stage: Stage, name: str, why: str) -> Line:
+    return Line(f"  held_out: {stage.held_out:g}", why, name, f"{stage.held_out:.3g}")
+
+
+def _rate(stage: Stage, name: str, why: str) -> list[Line]:
+    rate = stage.lr
+    if rate is None:
+        return []
+    return [Line(f"  lr: {rate:g}", why, name, f"{rate:g}"), Line(f"  min_lr: {rate / 10:g}")]
 
 
 def _sources(sources: Sequence[Mapping[str, object]]) -> list[Line]:
@@ -187,130 +257,51 @@ def _sources(sources: Sequence[Mapping[str, object]]) -> list[Line]:
     ]
 
 
-def _pretrain(stage: Pretraining) -> list[Line]:
-    steps, batch, rate = stage.steps, stage.global_batch, stage.lr
-    passes = f"{stage.epochs:.1%} of the text"
-    if stage.epochs >= 1:
-        passes = f"the text is read {stage.epochs:.2g} times"
-    tokens = f"{short_amount(stage.tokens)} tokens: {passes}"
-    in_step = f"rows in a step: {short_amount(batch * stage.seq_len)} tokens"
-    lines = [
-        Line(f"  steps: {steps}", tokens, "steps", f"{steps:,}"),
-        Line(f"  global_batch: {batch}", in_step, "batch", f"{batch}"),
-    ]
-    if rate is None:
-        recipe = "optimizer, rates and schedule of Pion 2: docs/recipes.md"
-        return [Line("pretrain:"), Line("  recipe: pion2", recipe, "recipe", "pion2"), *lines]
-    return [
-        Line("pretrain:"),
-        *lines,
-        Line(f"  lr: {rate:g}", "low, so that the model forgets little", "rate", f"{rate:g}"),
-        _least_rate(rate),
-        Line(f"  warmup_steps: {max(1, min(1000, steps // 20))}"),
-        Line("  schedule: cosine"),
-    ]
-
-
-def _sft(p: Proposal, stage: FineTuning) -> list[Line]:
-    seq_len, batch, held_out = stage.seq_len, stage.global_batch, stage.held_out
-    repeats = "share of the conversations that shows whether the model only repeats"
-    in_step = "rows in a step: at most 16, and at least 30 steps"
-    large = "a base of this size is frozen; small additions are trained"
-    stays = "the base is large; it stays as it is, and small additions are trained"
-    return [
-        Line("sft:"),
-        Line(f"  seq_len: {seq_len}", stage.why_rows, "chat rows", f"{seq_len:,} tokens"),
-        _passes(stage),
-        Line(f"  global_batch: {batch}", in_step, "chat batch", f"{batch}"),
-        Line(f"  held_out: {held_out:g}", repeats, "chats held out", f"{held_out:.3g}"),
-        *([Line("  lora: {}", large, "LoRA", "yes", stays)] if stage.lora else []),
-        *_rate(stage, "chat rate"),
-        *_sources(p.sources["sft"]),
-        *_rewards(p, held_out),
-    ]
-
-
-def _rewards(p: Proposal, held_out: float) -> list[Line]:
-    """Return a stage of rewards as comments, if all answers have what can be checked."""
-    answers = [content.answer for look in p.looks for content in look.few if content.answer]
-    if not all(map(_CHECKED.search, answers)):
+def _learned(p: Proposal, stage: FineTuning) -> list[Line]:
+    """Return the loss of preferences, or the reward of answers."""
+    if stage.name == "prefer":
+        loss, means = "apo-zero", "learns from single answers"
+        if stage.sides == 2:
+            loss, means = "dpo-norm", "means over tokens, so longer answers have no advantage"
+        return [Line(f"  loss: {loss}", means, "loss", loss)]
+    if stage.name == "sft":
         return []
-    kind = _comparing(answers)
+    kind, why = reward_for([content for look in p.learned for content in look.contents])
+    said = f"1 if {RIGHT[kind]}; {why}others: {REWARDS}"
+    return [Line(f"  rewards: [{kind}]", said, "reward", kind)]
+
+
+def _rewards(p: Proposal, stage: FineTuning) -> list[Line]:
+    """Return a stage of rewards as comments, if all answers have what can be checked."""
+    contents = [one for look in p.learned for one in look.contents]
+    if not all(_CHECKED.search(one.answer or "") for one in contents):
+        return []
+    kind, _ = reward_for(contents)
     return [
         Line("# reinforce:", f"the {NAMES[kind]} of the answers can be checked: {REWARDS}"),
         Line(f"#   rewards: [{kind}]"),
-        Line(f"#   held_out: {held_out:g}"),
+        Line(f"#   held_out: {stage.held_out:g}"),
         *(Line(f"# {line.yaml}") for line in _sources(p.sources["sft"])),
     ]
 
 
-def _comparing(answers: Sequence[Any]) -> str:
-    """Return the reward that compares with all of these right answers."""
-    if all(unjudgeable("number", answer) is None for answer in answers):
-        return "number"
-    return "math" if all(map(is_formula, answers)) else "exact"
+def reward_for(contents: Sequence[Content]) -> tuple[str, str]:
+    """Return the reward that compares with all of these right answers, and in words which of them
+    the others can't compare with."""
+    without = [one for one in contents if unjudgeable("number", one.answer) is not None]
+    if not without:
+        return "number", ""
+    no_formula = [one for one in without if not is_formula(one.answer)]
+    kind, odd, lacks = "math", without, "number"
+    if no_formula:
+        kind, odd, lacks = "exact", no_formula, "number or formula"
+    first = f"{odd[0].where}: {shown(odd[0].answer)}"
+    return kind, f"{len(odd):,} right answers have no {lacks}, the first at {first}; "
 
 
-def _reinforce(p: Proposal, stage: FineTuning) -> list[Line]:
-    kind = _comparing([content.answer for content in p.looks[0].few])
-    right = RIGHT[kind]
-    return [
-        Line("reinforce:", "it must give right answers sometimes: see `pion check`"),
-        Line(f"  rewards: [{kind}]", f"1 if {right}; others: {REWARDS}", "reward", kind),
-        *_common(p, stage),
-    ]
-
-
-def _prefer(p: Proposal, stage: FineTuning) -> list[Line]:
-    look = p.looks[0]
-    seq_len, batch = stage.seq_len, stage.global_batch
-    loss, means = "apo-zero", "learns from single answers"
-    if look.paired:
-        loss, means = "dpo-norm", "means over tokens, so longer answers have no advantage"
-    in_step = "rows in a step"
-    items = f"{in_step}: about {look.all_records / stage.rows * batch:,.0f} {look.what}s"
-    return [
-        Line("prefer:"),
-        Line(f"  loss: {loss}", means, "loss", loss),
-        Line(f"  seq_len: {seq_len}", stage.why_rows, "rows", f"{seq_len:,} tokens"),
-        Line(f"  global_batch: {batch}", in_step, "batch", f"{batch}", items),
-        *_common(p, stage),
-    ]
-
-
-def _common(p: Proposal, stage: FineTuning) -> list[Line]:
-    """Return what preferences and rewards have in common."""
-    kept_out = "share of the prompts that is kept out of training, to measure on"
-    large = "a model of this size is frozen; small additions are trained"
-    return [
-        _passes(stage),
-        Line(f"  held_out: {stage.held_out:g}", kept_out, "held out", f"{stage.held_out:.3g}"),
-        *([Line("  lora: {}", large, "LoRA", "yes")] if stage.lora else []),
-        *_rate(stage, "rate"),
-        *_sources(p.sources[p.looks[0].stage]),
-    ]
-
-
-def _rate(stage: FineTuning, name: str) -> list[Line]:
-    if stage.lr is None:
-        return []
-    why = "a small model needs more than the default"
-    return [Line(f"  lr: {stage.lr:g}", why, name, f"{stage.lr:g}"), _least_rate(stage.lr)]
-
-
-def _least_rate(rate: float) -> Line:
-    return Line(f"  min_lr: {rate / 10:g}")
-
-
-def _passes(stage: FineTuning) -> Line:
-    words = f"passes over about {stage.rows:,} rows: about {stage.steps:,} steps"
-    return Line(f"  epochs: {stage.epochs:g}", words, "passes", f"{stage.epochs:g}")
-
-
-def _evaluate(p: Proposal, prompt: str) -> list[Line]:
+def _evaluate(prompt: str) -> list[Line]:
     own = Line(f"{'':<{COLUMN}}# asked during training; write your own")
-    prompts = Line(f"  prompts: [{quoted(prompt)}]")
-    return [Line("evaluate:"), prompts, *([] if p.prefers else [own])]
+    return [Line("evaluate:"), Line(f"  prompts: [{quoted(prompt)}]"), own]
 
 
 # ---------------------------------------------------------------- YAML

@@ -1,4 +1,4 @@
-"""What a person asks `pion new` for."""
+"""What a person asks `pion new` for, on the command line or at a terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,75 @@ import argparse
 import math
 import re
 import shlex
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pion.data.chat.conversation import role_of
+from pion.data.chat.messages import KNOWN_ROLES
 from pion.errors import BadInput
+from pion.later_fields import shown
+from pipeline.console.formats import show
 from pipeline.console.masking import masked
-from pipeline.new.chats import parse_roles
-from pipeline.new.layouts import Wishes
+
+# The options that name columns, as they are in `Wishes`.
+COLUMNS = ("text_column", "turns_column", "question_column", "answer_column")
+
+
+@dataclass
+class Wishes:
+    """What the person said about the data, by the names of the options. None: nothing.
+
+    Attributes:
+        use: "text", "chats" or "both", where data could be either.
+        roles: what names of roles mean, in small letters.
+        asks: whether the person may be asked.
+    """
+
+    use: str | None = None
+    text_column: str | None = None
+    turns_column: str | None = None
+    question_column: str | None = None
+    answer_column: str | None = None
+    roles: dict[str, str] = field(default_factory=dict)
+    asks: bool = True
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that the person named, by the option."""
+        named = ((name, getattr(self, name)) for name in COLUMNS)
+        return {option_of(name): column for name, column in named if column is not None}
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether somebody is there to ask."""
+        return self.asks and sys.stdin.isatty()
+
+    def ask(self, question: str, answers: Sequence[str], option: str) -> str:
+        """Return the person's answer.
+
+        Raises BadInput without a terminal, naming the option that decides, and for another answer.
+        """
+        if not self.can_ask:
+            options = " or ".join(f"{option} {answer}" for answer in answers[:4])
+            raise BadInput(f"{question} Decide with {options}. Nothing was written.")
+        show(question)
+        for number, answer in enumerate(answers, 1):
+            show(f"  {number}  {answer}")
+        try:
+            given = input("number: ").strip()
+        except EOFError:
+            given = ""
+        by_number = {str(number): answer for number, answer in enumerate(answers, 1)}
+        if given not in (*answers, *by_number):
+            raise BadInput(f"{given!r:.40} is none of the answers. Nothing was written.")
+        return by_number.get(given, given)
+
+
+def option_of(name: str) -> str:
+    """Return the option that sets a field of `Wishes`."""
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -31,6 +93,11 @@ class NewOptions:
     skip: bool
     command: str
     stock: bool
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the job file."""
+        return self.target.absolute().parent
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> NewOptions:
@@ -65,11 +132,25 @@ def _command(args: argparse.Namespace) -> str:
     for key, value in sorted(vars(args).items()):
         if key in ("data", "command", "out", "dry_run") or value in (None, False):
             continue
-        option = f"--{names.get(key, key).replace('_', '-')}"
         given = f"{value:g}" if isinstance(value, float) else value
-        words += [option] if value is True else [option, given]
+        words += [option_of(names.get(key, key)), *([] if value is True else [given])]
     # It becomes a comment, which a line break of any kind would end.
     return "".join(c if c.isprintable() else "?" for c in masked(shlex.join(words)))
+
+
+def parse_roles(text: str | None) -> dict[str, str]:
+    """Return what `agent=assistant,customer=user` says. Raises BadInput if it says nothing."""
+    roles: dict[str, str] = {}
+    for part in text.split(",") if text else ():
+        name, equals, meaning = part.partition("=")
+        role = role_of(meaning) or meaning.strip().lower()
+        if not equals or not name.strip() or role not in KNOWN_ROLES:
+            raise BadInput(
+                f"--roles {text}: {shown(part)} should be NAME=ROLE, such as agent=assistant. The "
+                f"roles are {', '.join(KNOWN_ROLES)}"
+            )
+        roles[name.strip().lower()] = role
+    return roles
 
 
 def name_of(data: Path) -> str:

@@ -1,134 +1,233 @@
-"""From what was seen of the data to a whole job: sized by the rules, and by what it may cost."""
+"""From what was seen of the data to a whole job: sized by the rules, rehearsed, and priced."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from operator import mul
+from pathlib import Path
 from typing import Any
 
 from pion.data.documents.languages import ENGLISH
-from pion.data.documents.python_docs import documents, is_held_out
+from pion.data.documents.python_docs import documents
 from pion.errors import BadInput
 from pipeline.console.formats import minutes_or_hours, money
+from pipeline.console.masking import masked
 from pipeline.console.print_and_ask import saying_if_slow
-from pipeline.data.sources import LONG_CHARS, texts_of
 from pipeline.job import Job
 from pipeline.job.file import job_of_text
 from pipeline.job.model_section import Base
 from pipeline.job.stages import TRAINING
+from pipeline.machine.time_limit import within
 from pipeline.new.base import LookedUp
-from pipeline.new.examples import examples_of, prompt_from
 from pipeline.new.job_text import BUILT_IN, Proposal, job_text, lines_of, source_of
 from pipeline.new.look import Look
 from pipeline.new.options import NewOptions
 from pipeline.new.rules import (
     MOST_FIT,
     Amount,
+    FineTuning,
     FromRandom,
     Pretraining,
+    StartModel,
     continued,
     default_base,
     fewer_passes,
     fine_tuning,
-    preferring,
     pretrainings,
-    rewarding,
     shortened,
 )
+from pipeline.rehearsal.rehearse import StageData, rehearse
 from pipeline.rent.plan.compared import Compared, on_the_market
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.speeds import Known, bench_results
 
 # A run may cost so much more than its training: boots, preparing, evaluation.
 SPARE = 0.95
-# A tokenizer is tried on about so many texts and conversations.
-TRIED = 500
+# Prices that need more seconds are not waited for.
+PRICE_SECONDS = 10.0
+# A tokenizer is tried on about so many texts, of so many characters.
+TRIED, TRIED_CHARACTERS = 500, 2_000
+# So many bytes of a source are rehearsed.
+REHEARSED_BYTES = 500_000
+# By stage, what its data give.
+Tried = Mapping[str, StageData]
+# What is held out is tried in these shares, if the share that the rules say holds out nothing.
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)
 
 
 def default_start(looks: Sequence[Look]) -> str | None:
     """Return the model to start from by the rules; None: random weights."""
-    most = [one.languages.most_common(1)[0][0] for one in looks if one.languages]
+    most = [look.languages.most_common(1)[0][0] for look in looks]
     return default_base(*_amounts(looks), english=all(one == ENGLISH for one in most))
 
 
 def propose(
     options: NewOptions, looks: Sequence[Look], base: LookedUp | None
-) -> tuple[Proposal, list[list[str]]]:
-    """Return a job for what was seen, and the first records of each as its model sees them. Raises
-    BadInput if it is no valid job."""
-    texts, chats = _amounts(looks)
-    folder = options.target.absolute().parent
-    sources: dict[str, list[dict[str, object]]] = {stage: [] for stage in TRAINING}
+) -> tuple[Proposal, Tried]:
+    """Return a job for what was seen, and what the data of each stage give.
+
+    Raises BadInput if it is no valid job, or its data can't be used.
+    """
+    texts, others = _amounts(looks)
+    sources: dict[str, list[Mapping[str, object]]] = {stage: [] for stage in TRAINING}
     for look in looks:
-        split = "paragraph" if look.paragraphs else "file"
-        sources[look.stage].append(source_of(look.reading, look.path, folder, split))
+        sources[look.stage].append(source_of(look, look.path, options.folder))
     if base is None and not sources["pretrain"]:
-        sources["pretrain"] = [dict(BUILT_IN)]
+        sources["pretrain"] = [BUILT_IN]
         lengths = sorted(len(document.text.encode()) for document in documents(False))
         texts = Amount(sum(lengths), len(lengths), lengths[int(0.9 * len(lengths))])
-    sizes = _sizes(Proposal(options, looks, texts, chats, base, sources, prompt_from(looks)))
+    p = Proposal(options, looks, texts, others, base, sources, _prompt_from(looks))
+    p = replace(p, start=_start(p))
+    sizes = _sizes(p)
     largest = next(sizes)
-    job = _job_of(largest) if base is None or base.base is not None else None
+    if base is not None and base.base is None:
+        return replace(largest, price="not known before the model is looked up"), {}
     # What the data can't be used for is found before anybody is asked for prices.
-    examples = [examples_of(look, job) for look in looks]
-    if job is not None:
-        sizes = chain([largest], sizes)
-        if base is not None:  # its template was tried
-            sizes = _sizes(replace(largest, chats=_amounts(looks)[1]))
-        return _affordable(sizes, job), examples
-    advice = "" if largest.prefers else ": `pion plan` says it"
-    return replace(largest, price=f"not known before the model is looked up{advice}"), examples
+    with (
+        saying_if_slow("trying the job on the head of the data"),
+        tempfile.TemporaryDirectory(prefix="pion-new-") as place,
+    ):
+        tried, data = _tried(largest, Path(place))
+    every = (_as_tried(one, tried) for one in chain([largest], sizes))
+    return _affordable(every, _job_of(tried)), data
 
 
 def _amounts(looks: Sequence[Look]) -> tuple[Amount, Amount]:
-    """Return how much text there is to learn from, and how many conversations or preferences."""
+    """Return how much text there is to learn from, and how much else."""
     texts = [look for look in looks if look.stage == "pretrain"]
-    chats = [look for look in looks if look.stage != "pretrain"]
-    return _amount(texts), _amount(chats)
+    return _amount(texts), _amount([look for look in looks if look not in texts])
 
 
 def _amount(looks: Sequence[Look]) -> Amount:
     return Amount(
         sum(look.all_text_bytes for look in looks),
         sum(look.all_records * (look.paragraphs or 1) for look in looks),
-        max((look.length(MOST_FIT if look.first else 0.9) for look in looks), default=0),
-        tuple(sorted(tokens for look in looks for tokens in look.tokens)),
+        max(
+            (look.length(MOST_FIT if look.stage == "prefer" else 0.9) for look in looks), default=0
+        ),
     )
 
 
-# ---------------------------------------------------------------- size and price
+def _prompt_from(looks: Sequence[Look]) -> str | None:
+    """Return a text to ask during training: a question of the data, or the beginning of a text."""
+    for look in sorted(looks, key=lambda look: look.stage == "pretrain"):
+        for line in (one.question for one in look.contents[:3]):
+            if line and len(line) <= 200 and line.isprintable() and masked(line) == line:
+                return line
+    return None
+
+
+def _start(p: Proposal) -> StartModel | None:
+    contents = [one for look in p.looks for one in look.contents]
+    some = contents[:: max(1, len(contents) // TRIED)]
+    texts = [text[:TRIED_CHARACTERS] for one in some for text in one.texts]
+    return None if p.base is None else p.base.start(texts)
 
 
 def _sizes(p: Proposal) -> Iterator[Proposal]:
-    """Yield the proposal in all sizes that suit the data, the largest first.
-
-    Raises BadInput for data that is too little.
-    """
-    texts = [text for look in p.looks for text in look.kept]
-    every = 1 if p.prefers else max(1, len(texts) // TRIED)
-    start = None if p.base is None else p.base.start(texts[::every])
-    tuning = fine_tuning(p.chats, start) if p.sources["sft"] else None
-    if p.prefers is not None and start is not None:
-        tuning = preferring(p.chats, start, paired=p.prefers.paired)
-    if p.sources["reinforce"] and start is not None:
-        tuning = rewarding(p.chats, start)
+    """Yield the proposal in all sizes that suit the data, the largest first."""
+    tuning = None if p.last == "pretrain" else _tuning(p)
     stages: list[Pretraining | None] = [None]
-    if start is None:
+    if p.start is None:
         stages = [*pretrainings(p.texts, stock=p.options.stock)]
     elif p.sources["pretrain"]:
-        stages = [continued(p.texts, start)]
+        stages = [continued(p.texts, p.start)]
     for stage in stages:
-        yield _with_enough_held_out(replace(p, pretraining=stage, tuning=tuning))
+        yield replace(p, pretraining=stage, tuning=tuning)
+
+
+def _tuning(p: Proposal, needed: int = 0) -> FineTuning:
+    sides = len(p.learned[0].contents[0].texts)  # of a pair of answers, two
+    return fine_tuning(p.last, p.others, p.start, sides, needed)
+
+
+# ---------------------------------------------------------------- a rehearsal
+
+
+def _tried(p: Proposal, folder: Path, *, again: bool = True) -> tuple[Proposal, Tried]:
+    """Rehearse a proposal, with copies of the sample below a folder; return it with the rows that
+    there are, and what the data of each stage give.
+
+    Raises BadInput for data that a run would refuse.
+    """
+    copies: dict[str, Look] = {}
+    sources = {stage: [one for one in p.sources[stage] if one is BUILT_IN] for stage in TRAINING}
+    for look in p.looks:
+        path = look.path
+        if look.reading.copied:
+            copies[path.name], path = look, folder / path.name
+            lines = (json.dumps(one.record, default=str) + "\n" for one in look.contents)
+            path.write_text("".join(lines), "utf-8")
+        sources[look.stage].append(source_of(look, path, p.options.folder))
+
+    def named(words: str) -> str:
+        """Return a message with the places in the data."""
+        for path in (look.reading.group.path for look in p.looks):
+            words = words.replace(str(path.absolute()), str(path))
+        names = "|".join(map(re.escape, copies))
+        return re.sub(rf"[^\s(]*{folder.name}/({names})(?::(\d+))?", place, words)
+
+    def place(found: re.Match[str]) -> str:
+        look = copies[found[1]]
+        return look.contents[int(found[2]) - 1].where if found[2] else str(look.reading.group.path)
+
+    for share in SHARES:
+        tried = _holding_out(p, share)
+        rehearsed = rehearse(_job_of(replace(tried, sources=sources)), most=REHEARSED_BYTES)
+        failed = next(iter(rehearsed.failed.values()), None)
+        if failed is None or not ("held_out (now" in str(failed) and "raise" in str(failed)):
+            break
+    if failed is not None:
+        why = named(str(failed)).replace("Nothing was trained. ", "").rstrip(".")
+        raise BadInput(f"a run would stop: {why}. Nothing was written.")
+    data = {
+        stage: replace(one, notes=[*map(named, one.notes)], warnings=[*map(named, one.warnings)])
+        for stage, one in rehearsed.stages.items()
+    }
+    if tried.tuning is None or p.last not in data:
+        return tried, data
+    one = data[p.last]
+    needed = max((summary.keeps_most for summary in one.summaries.values()), default=one.fits)
+    better = _tuning(tried, needed)
+    if again and better.seq_len != tried.tuning.seq_len:
+        return _tried(replace(tried, tuning=better), folder, again=False)
+    factors = (look.sample.factor if look.reading.copied else 1.0 for look in p.learned)
+    rows = max(1, round(sum(map(mul, one.rows, factors))))
+    return replace(tried, tuning=tried.tuning.of_rows(rows, p.others.count)), data
+
+
+def _holding_out(p: Proposal, share: float) -> Proposal:
+    """Return the proposal with at least this share held out."""
+
+    def of(stage: Any) -> Any:
+        return stage and replace(stage, held_out=max(share, stage.held_out))
+
+    return replace(p, pretraining=of(p.pretraining), tuning=of(p.tuning))
+
+
+def _as_tried(p: Proposal, tried: Proposal) -> Proposal:
+    """Return a proposal of another size with what was found out."""
+    share = 0.0 if tried.pretraining is None else tried.pretraining.held_out
+    return replace(_holding_out(p, share), tuning=tried.tuning)
+
+
+# ---------------------------------------------------------------- the price
 
 
 def _affordable(sizes: Iterator[Proposal], job: Job) -> Proposal:
     """Return the largest proposal that the money buys, with its price. `job` is the largest."""
-    with saying_if_slow("asking SkyPilot for the prices of machines"):
-        market = on_the_market(job, ())
-    if all(offer.price is None for offer in market.offers):
+    try:
+        with saying_if_slow("asking SkyPilot for the prices of machines"):
+            market = within(PRICE_SECONDS, lambda: on_the_market(job, ()))
         why = "; ".join(note for note in market.notes if not note.startswith("prices"))
+    except TimeoutError:
+        market, why = Compared((), ()), f"SkyPilot did not say them within {PRICE_SECONDS:.0f} s"
+    if all(offer.price is None for offer in market.offers):
         none = f"no price for any card today{f' ({why})' if why else ''}"
         return replace(next(sizes), price=f"{none}, so --dollars did not limit the size")
     known, dearer = Known(bench=bench_results(())), ""
@@ -150,17 +249,14 @@ def _affordable(sizes: Iterator[Proposal], job: Job) -> Proposal:
 
 def _too_dear(p: Proposal, best: Estimate | None) -> str:
     """Return what a proposal that is too dear would cost."""
-    if best is None or best.dollars is None or p.prefers is not None:
+    if best is None or best.dollars is None or p.last == "prefer":
         return ""
     what = p.pretraining.preset if isinstance(p.pretraining, FromRandom) else "it"
     return f". All of {what} would cost {money(best.dollars)}"
 
 
 def _cheapest(p: Proposal, market: Compared, known: Known) -> Estimate | None:
-    """Return the cheapest way to train a proposal; None: no price.
-
-    This is the only place that asks the planner.
-    """
+    """Return the cheapest way to train a proposal; None: no price."""
     job = _job_of(p)
     estimates = (estimate(job, offer, known) for offer in market.offers)
     priced = [e for e in estimates if e.fits and e.dollars is not None]
@@ -192,63 +288,3 @@ def _job_of(p: Proposal) -> Job:
     if p.tuning is not None:
         job.section(job.train_stages[-1]).know_rows(p.tuning.rows)
     return job
-
-
-# ---------------------------------------------------------------- what is held out
-
-# A hash of each text decides what is held out, so of a few texts, none may be on the held-out
-# side. Of little data, all of which was looked at, this asks the hash as the run will.
-
-
-# What is tried if the share that the rules say holds out too little.
-SHARES = (0.1, 0.2, 0.3, 0.4)
-# So many conversations are held out at least; and so many rows of text, for spare.
-CONVERSATIONS, ROWS = 2, 1.5
-
-
-def _with_enough_held_out(p: Proposal) -> Proposal:
-    """Return the proposal with shares that hold something out of each source.
-
-    Raises BadInput for data that is too little for that.
-    """
-    stage, sft = p.pretraining, p.tuning
-    for look in p.looks:
-        if not (look.all_kept and look.records):
-            continue
-        if look.stage == "sft" and sft is not None:
-            talks = (one.conversation for one in look.few if one.conversation is not None)
-            own = look.reading.own_template
-            # The text whose hash decides, as when the data are prepared.
-            sized = [("\n".join(texts_of(talk, own=own)), 1.0) for talk in talks]
-            sft = replace(sft, held_out=_enough(look, sized, sft.held_out, CONVERSATIONS))
-        elif look.stage == "pretrain" and stage is not None:
-            per_token = look.text_bytes / max(1, stage.own_tokens)
-            documents = _documents(look)
-            if any(len(text) > LONG_CHARS for text in documents):
-                continue  # the end of each is held out
-            sized = [(text, len(text.encode()) / per_token) for text in documents]
-            stage = replace(
-                stage, held_out=_enough(look, sized, stage.held_out, ROWS * stage.seq_len)
-            )
-    return replace(p, pretraining=stage, tuning=sft)
-
-
-def _enough(look: Look, texts: Sequence[tuple[str, float]], planned: float, needed: float) -> float:
-    """Return the smallest share that holds out texts of `needed` size in all."""
-    for share in (planned, *(share for share in SHARES if share > planned)):
-        if sum(size for text, size in texts if is_held_out(text, share)) >= needed:
-            return share
-    count = f"{look.text_bytes:,} bytes of text"
-    if look.stage == "sft":
-        count = f"{len(texts):,} conversations"
-    raise BadInput(
-        f"{look.reading.group.path}: {count} are too little to train on: even if four tenths are "
-        "held out, that is too little to measure anything on. Add data. Nothing was written."
-    )
-
-
-def _documents(look: Look) -> list[str]:
-    texts = [text for one in look.few for text in one.texts]
-    if look.paragraphs:
-        texts = [part for text in texts for part in re.split(r"\n\s*\n", text)]
-    return [text for text in texts if text.strip()]

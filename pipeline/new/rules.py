@@ -6,10 +6,8 @@ Each rule is a plain function. The sources of the numbers are in docs/sizing.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-
-from pion.data.chat.packing import best_fit_decreasing
 
 # Compute is spent best at about so many tokens for each parameter.
 TOKENS_PER_PARAMETER = 20
@@ -44,7 +42,7 @@ ROW_LENGTHS = (2048, 1024, 512, 256, 128)
 LEAST_STEPS, LEAST_ROWS = 1000, 8
 # Passes over conversations, and over text by a model that others trained.
 PASSES = 3.0
-# Of preferences, a row takes both answers of so many, with their prompts: 99 of 100.
+# The lengths of rows of preferences. A row takes both answers of so many, with their prompts.
 MOST_FIT, PAIR_ROW_LENGTHS = 0.99, (4096, 2048, 1024, 512, 256)
 # A step has about so many pairs, as in published recipes; fewer if that gives fewer steps.
 PAIRS, LEAST_PAIRS, PAIR_STEPS = 64, 8, 30
@@ -53,6 +51,8 @@ MOST_PAIR_ROWS = 32
 CHAT_ROWS, CHAT_STEPS = 16, 30
 # A step of rewards has so many prompts, and there are at least so many steps.
 PROMPTS, REWARD_STEPS = 16, 100
+# Of many records, so much is held out.
+HELD_OUT = {"sft": 0.01, "prefer": 0.02, "reinforce": 0.02}
 # A base with more parameters is fine-tuned with LoRA.
 LORA_FROM = 500_000_000
 # What is proposed where the person names no model to start from: (Instruct, base) by language.
@@ -70,14 +70,11 @@ class Amount:
         bytes: of all of them, as UTF-8.
         count: how many there are.
         long: the bytes that 90 % do not exceed; of preferences, 99 %.
-        tokens: of the conversations on which the template of the start was tried, how many it
-            writes, in order.
     """
 
     bytes: int
     count: int
     long: int
-    tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,11 +87,6 @@ class StartModel:
     parameters: int | None
     context: int
     bytes_per_token: float = BASE_BYTES_PER_TOKEN
-
-    @property
-    def large(self) -> bool:
-        """Whether it is frozen, and small additions are trained."""
-        return (self.parameters or 0) > LORA_FROM
 
     def rate(self, stage: str, otherwise: float | None = None) -> float | None:
         """Return the rate at which it learns in a stage."""
@@ -141,16 +133,42 @@ class FromRandom(Pretraining):
 
 @dataclass(frozen=True)
 class FineTuning(Stage):
-    """A fine-tuning stage, also of preferences or rewards. `rows` are about how many there are."""
+    """A stage of conversations, preferences or rewards.
 
+    Attributes:
+        name: the name of the stage.
+        rows: about how many rows there are.
+        fits: whether a row has room for almost all records.
+        sides: how many answers a record has.
+    """
+
+    name: str
     rows: int
     epochs: float
     lora: bool
+    fits: bool
+    sides: int = 1
 
     @property
     def steps(self) -> int:
         """Optimizer steps, about."""
         return max(1, math.ceil(self.epochs * self.rows / self.global_batch))
+
+    def of_rows(self, rows: int, count: int) -> FineTuning:
+        """Return the stage for so many rows, which have `count` records."""
+        batch, epochs = PROMPTS, 1.0
+        if self.name == "reinforce":
+            epochs = max(1.0, math.ceil(REWARD_STEPS * PROMPTS / rows))
+        elif self.name == "prefer":
+            batch, per_row = 1, max(1.0, count / rows)
+            while batch < MOST_PAIR_ROWS and 2 * batch * per_row <= 1.5 * PAIRS:
+                batch *= 2
+            while batch > 1 and rows / batch < PAIR_STEPS and batch * per_row > LEAST_PAIRS:
+                batch //= 2
+        else:
+            epochs, most = PASSES, int(PASSES * rows / CHAT_STEPS)
+            batch = min(CHAT_ROWS, 1 << (most.bit_length() - 1) if most else 1)
+        return replace(self, rows=rows, global_batch=batch, epochs=epochs)
 
 
 def default_base(texts: Amount, chats: Amount, *, english: bool) -> str | None:
@@ -235,74 +253,35 @@ def _batch(tokens: int, seq_len: int, rows: int, own: float) -> int:
     return rows
 
 
-def fine_tuning(chats: Amount, start: StartModel | None) -> FineTuning:
-    """Return how conversations are learned, by a base or after pretraining."""
+def fine_tuning(
+    name: str, records: Amount, start: StartModel | None, sides: int = 1, needed: int = 0
+) -> FineTuning:
+    """Return how a stage learns from records of so many sides, by a base or after pretraining.
+
+    `needed` is how many ids of a row almost all records need, once that was tried; 0: it follows
+    from their bytes.
+    """
     context = ROW_LENGTHS[0] if start is None else start.context
     per_token = BYTES_PER_TOKEN[4_096] if start is None else start.bytes_per_token
-    lengths = [n for n in ROW_LENGTHS if n <= context] or [context]
-    held_out = _held_out(chats.count, 0.01)
-    rows, seq_len, fit = _rows(chats, TEMPLATE_BYTES, per_token, lengths, held_out)
-    most = int(PASSES * rows / CHAT_STEPS)
-    batch = min(CHAT_ROWS, 1 << (most.bit_length() - 1) if most else 1)
-    large = start is not None and start.large
-    rate = OWN_CHAT_RATE if start is None else start.rate("sft")
-    why = "nine of ten conversations fit"
-    why = why if fit else "the most that is proposed; longer conversations are cut"
-    return FineTuning(seq_len, batch, held_out, rate, why, rows, PASSES, large)
-
-
-def preferring(preferences: Amount, start: StartModel, *, paired: bool) -> FineTuning:
-    """Return how a base learns from pairs of answers, or from single answers."""
-    sides, count = 2 if paired else 1, preferences.count
-    context = sides * start.context
-    lengths = [n for n in PAIR_ROW_LENGTHS if n <= context] or [PAIR_ROW_LENGTHS[-1]]
-    around = sides * TEMPLATE_BYTES
-    held_out, rate = _held_out(count, 0.02), start.rate("prefer")
-    rows, seq_len, fit = _rows(preferences, around, start.bytes_per_token, lengths, held_out)
-    per_row = max(1.0, count / rows)
-    batch = 1
-    while batch < MOST_PAIR_ROWS and 2 * batch * per_row <= 1.5 * PAIRS:
-        batch *= 2
-    while batch > 1 and rows / batch < PAIR_STEPS and batch * per_row > LEAST_PAIRS:
-        batch //= 2
-    why = f"99 of 100 {'pair' if paired else 'answer'}s fit" if fit else "the most that is proposed"
-    why += "; longer ones are left out"
-    return FineTuning(seq_len, batch, held_out, rate, why, rows, 1.0, start.large)
-
-
-def rewarding(prompts: Amount, start: StartModel) -> FineTuning:
-    """Return how a base learns from rewards for its answers. A row is a prompt."""
-    held_out = _held_out(prompts.count, 0.02)
-    rows = max(1, round(prompts.count * (1 - held_out)))
-    passes = max(1.0, math.ceil(REWARD_STEPS * PROMPTS / rows))
-    rate, large = start.rate("reinforce"), start.large
-    return FineTuning(start.context, PROMPTS, held_out, rate, "", rows, passes, large)
-
-
-def _rows(
-    chats: Amount, around: int, per_token: float, lengths: Sequence[int], held_out: float
-) -> tuple[int, int, bool]:
-    """Return about how many rows there are to train on, how long they are, and whether almost all
-    texts fit.
-
-    Unless a template was tried, `around` bytes are around each text.
-    """
-    tried = chats.tokens
-    wanted = tried[int(0.9 * len(tried))] if tried else (chats.long + around) / per_token * 1.1
+    around, count = sides * TEMPLATE_BYTES, records.count
+    every = PAIR_ROW_LENGTHS if name == "prefer" else ROW_LENGTHS
+    lengths = [n for n in every if n <= sides * context] or [sides * context]
+    wanted = needed or (records.long + around) / per_token * 1.1
     seq_len = min((n for n in lengths if n >= wanted), default=lengths[0])
-    if tried:
-        packed = best_fit_decreasing([min(n, seq_len) for n in tried], seq_len)
-        rows = len(packed) * chats.count / len(tried)
-    else:
-        rows = (chats.bytes + around * chats.count) / per_token / seq_len * 1.05
-    return max(1, round(rows * (1 - held_out))), seq_len, seq_len >= wanted
-
-
-def _held_out(count: int, of_many: float) -> float:
-    """Return the share that is held out; of few, five at least, as far as that leaves enough."""
-    if count < 500:
-        return min(0.3, max(0.1, 5 / max(1, count)))
-    return 0.05 if count < 5000 else of_many
+    share = min(0.3, max(0.1, 5 / max(1, count)))
+    if count >= 500:
+        share = 0.05 if count < 5000 else HELD_OUT[name]
+    rows = (records.bytes + around * count) / per_token / seq_len * 1.05
+    if name == "reinforce":  # a row is a prompt
+        seq_len, rows = context, count
+    most = {"sft": "19 of 20 conversations fit", "prefer": "99 of 100 preferences fit"}
+    then = {"sft": "longer conversations are cut", "prefer": "longer ones are left out"}
+    why, fits = most.get(name, ""), seq_len >= wanted
+    why = why if fits else f"the most that is proposed; {then.get(name, '')}"
+    rate = OWN_CHAT_RATE if start is None else start.rate(name)
+    large = start is not None and (start.parameters or 0) > LORA_FROM
+    stage = FineTuning(seq_len, 1, share, rate, why, name, 1, 1.0, large, fits, sides)
+    return stage.of_rows(max(1, round(rows * (1 - share))), count)
 
 
 def shortened(stage: Pretraining, share: float) -> Pretraining:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from pion.errors import BadInput, no_room
 from pipeline.console.formats import size
-from pipeline.new.look import Reading
-from pipeline.new.read import Progress, read_file
+from pipeline.new.decide import Reading
+from pipeline.new.look import content_of
+from pipeline.new.read import read_file
 
 # Seconds between two lines about a long copy.
 SAY_EVERY = 5.0
@@ -55,10 +56,10 @@ def _copy(
     records = left_out = done = 0
     said = time.monotonic()
     for file in reading.group.files:
-        for item in read_file(reading.group.kind, file, float("inf"), Progress()):
+        for item in read_file(reading.group.kind, file):
             done += item.bytes
             try:
-                record = reading.content(item).record
+                record = content_of(reading, item).record
             except BadInput as error:
                 if not skip:
                     raise BadInput(f"{error}. Nothing was written.") from None

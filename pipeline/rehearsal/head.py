@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,8 +81,9 @@ class Head:
         return words
 
 
-def cut(job: Job, sections: Container[str], folder: Path) -> Head:
-    """Return the job with the head of each source of these sections, below `folder`."""
+def cut(job: Job, sections: Container[str], folder: Path, largest: float = math.inf) -> Head:
+    """Return the job with the head of each source of these sections, below `folder`. A head has at
+    most about `largest` bytes."""
     head = Head(job.model_copy(deep=True))
     for number, (key, source) in enumerate(head.job.sources()):
         if key.partition(".")[0] not in sections:
@@ -98,7 +100,8 @@ def cut(job: Job, sections: Container[str], folder: Path) -> Head:
                 continue
             total, is_text = sum(file.stat().st_size for file in files), key.startswith("data.")
             packed = any(file.suffix in (*PACKED_SUFFIXES, *PARQUET_SUFFIXES) for file in files)
-            limit, most = TEXT_BYTES if is_text else RECORD_BYTES
+            limits = TEXT_BYTES if is_text else RECORD_BYTES
+            limit, most = (int(min(largest, size)) for size in limits)
             head.text_bytes[key] = total
             if total <= limit and not packed:
                 continue

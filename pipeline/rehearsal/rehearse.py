@@ -7,6 +7,7 @@ is trained on one, rows are estimated from the head.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -21,6 +22,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.data.foreign_shards import HELD_OUT, check_documents
+from pipeline.data.prepared import SPLITS
 from pipeline.data.sources import SAMPLED, Input, find_input
 from pipeline.data.tokenizer import named_tokenizer
 from pipeline.job import HubNpyShards, HubTexts, Job, PythonDocs
@@ -61,6 +63,7 @@ class StageData:
         notes: what happened to texts, such as characters that the vocabulary lacks.
         warnings: what the data have and the model will not learn.
         summaries: of preferences, by the key of their source.
+        fits: the tokens of a row that 95 % of the conversations fit in; 0 of others.
     """
 
     stage: str
@@ -73,6 +76,7 @@ class StageData:
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     summaries: Mapping[str, Summary] = field(default_factory=dict)
+    fits: int = 0
 
     @property
     def all_rows(self) -> int:
@@ -116,8 +120,9 @@ class Rehearsed:
         return self.stages[stage].rows if stage in self.stages else ()
 
 
-def rehearse(job: Job, stages: Iterable[str] | None = None) -> Rehearsed:
-    """Rehearse these stages of a job, all if None, and tell the job their rows.
+def rehearse(job: Job, stages: Iterable[str] | None = None, most: float = math.inf) -> Rehearsed:
+    """Rehearse these stages of a job, all if None, and tell the job their rows. Of each source, at
+    most about `most` bytes are read.
 
     Raises BadInput if the sources or the tokenizer of the model to start from can't be found.
     """
@@ -134,7 +139,7 @@ def rehearse(job: Job, stages: Iterable[str] | None = None) -> Rehearsed:
     with tempfile.TemporaryDirectory(prefix="pion-rehearsal-") as name:
         place = Path(name)
         sections = {"data" if part == "pretrain" else part for part in parts}
-        head = cut(job, sections, place / "heads")
+        head = cut(job, sections, place / "heads", most)
         tokenizer = tokenizer_of_base(job, place / "base")
         for part in parts:
             if part == "pretrain" and not _is_in_files(job):
@@ -240,6 +245,7 @@ def _rehearsed(head: Head, part: str, folder: Path, tokenizer: Path | None) -> S
             head.named(words) for one in (report, *sources) for words in one.get("warnings", ())
         ],
         summaries=summaries,
+        fits=max(one.get(f"{split}_fits", 0) for one in sources for split in SPLITS),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_the_job_for_each_layout_passes_check(layout, here, pion, sky_home, plai
     assert job.train_stages == (["sft"] if layout in CHATS else ["pretrain"])
     wrong = [row for row in run_checks(job, None) if row.ok is False]
     assert not wrong
-    assert printed.count("⟦") >= 3
+    assert printed.count("⟦") >= 2
     assert re.search(r"price          (<\$0\.01|\$0\.\d\d): about \d+ min on ", printed)
     if layout == "prompter and bot":
         assert "roles with other names: 'Prompter' as user, 'bot' as assistant" in printed
@@ -86,7 +87,7 @@ NO_COPY = "Correct them. Nothing was written."
 # test_layouts.py and test_decide.py have the other refusals.
 REFUSED = {
     "a line": (own_data.bad_line, NONE, ("articles.jsonl:3 is not valid JSON",)),
-    "CR alone": (old_table("question,answer\ra,b\r"), NONE, ("old.csv:1: the ", NO_COPY)),
+    "two names": (old_table("answer,answer\na,b\n"), NONE, ("old.csv:1: the ", NO_COPY)),
     "no folder": (own_data.jsonl_texts, ("--out", "no/such.yaml"), ("its folder does not exist",)),
     **{
         f"${dollars}": (own_data.jsonl_texts, (f"--dollars={dollars}",), ("must be above 0",))
@@ -162,10 +163,25 @@ def test_rows_and_rate_are_those_of_a_small_start(here, pion, sky_home, chat_bas
     assert int(said) == pytest.approx(report["train_rows"], rel=0.1)
 
 
+def test_a_row_has_room_for_nineteen_of_twenty_conversations(here, pion, sky_home, chat_base):
+    data = own_data.messages(here)
+    records = [json.loads(line) for line in data.read_text().splitlines()]
+    for number, record in enumerate(records):
+        if number % 12:
+            record["messages"][-1]["content"] = "Yes."
+    own_data.write_lines(data, records)
+    job, printed = made(pion, data, "--from", str(chat_base))
+    assert job.seq_len("sft") == 256
+    tokenizer = tokenizer_of_base(job, here / "base")
+    report = prepare_part(job, "sft", here / "prepared", lambda message: None, tokenizer).report
+    assert f"passes over about {report['train_rows']} rows" in printed
+
+
 @pytest.mark.usefixtures("no_price_is_asked")
+@pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("layout", ["messages", "JSON in a text"])
 def test_calls_that_the_template_can_not_write_are_refused_wherever_they_are(
-    layout, here, pion, chat_base
+    layout, copied, here, pion, chat_base
 ):
     """`pion check` would refuse the job: it writes all conversations, as `pion run` does."""
     data = own_data.GOOD[layout](here)
@@ -174,21 +190,42 @@ def test_calls_that_the_template_can_not_write_are_refused_wherever_they_are(
     turns = json.loads(text) if isinstance(text := record["messages"], str) else text
     turns[-1] |= {"content": "", "tool_calls": [CALL]}
     record["messages"] = json.dumps(turns) if isinstance(text, str) else turns
-    data.write_text("\n".join([*lines[:149], json.dumps(record), *lines[150:]]))
+    lines[149] = json.dumps(record)
+    data.write_text("\n".join(lines))
+    if copied:  # a list on lines of its own is no JSON Lines
+        data = data.rename(data.with_suffix(".json"))
+        data.write_text("[" + ",\n".join(lines) + "]")
     said = refused(pion, data, "--from", str(chat_base))
     assert f"{data.name}:150: answer 1 calls 'track_letter', and the chat template does not" in said
 
 
 def test_a_line_says_that_only_a_part_was_tried(here, pion, chat_base, monkeypatch):
-    monkeypatch.setattr("pipeline.new.look.FEW_BYTES", 1000)
+    monkeypatch.setattr("pipeline.new.sample.SAMPLE_BYTES", 5000)
     _, printed = made(pion, own_data.GOOD["messages"](here), "--from", str(chat_base))
-    assert re.search(r"the template wrote the first \d+: `pion check` tries the others", printed)
+    assert re.search("the job was tried on the head of the data: `pion check` tries more", printed)
 
 
 @pytest.mark.usefixtures("no_price_is_asked")
 def test_what_is_too_little_is_said_before_prices_are_asked(here, pion, plain_base):
     data = own_data.sharegpt(here, 1)
-    assert "too little to train on" in refused(pion, data, "--from", str(plain_base))
+    assert "too few conversations" in refused(pion, data, "--from", str(plain_base))
+
+
+def test_what_comes_after_the_sample_can_be_left_out_too(here, pion, sky_home, monkeypatch):
+    monkeypatch.setattr("pipeline.new.sample.SAMPLE_BYTES", 100_000)
+    data = own_data.jsonl_texts(here)
+    data.write_text(data.read_text() + "[1, 2]\n")
+    _, printed = made(pion, data, "--from", "none", "--skip-unreadable")
+    assert "wrote articles-texts.jsonl: 600 records, 1 left out" in printed
+
+
+def test_prices_are_not_waited_for(here, pion, monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr("pipeline.new.proposal.on_the_market", lambda *given: never.wait())
+    monkeypatch.setattr("pipeline.new.proposal.PRICE_SECONDS", 0.1)
+    _, printed = made(pion, own_data.jsonl_texts(here), "--from", "none")
+    assert "no price for any card today (SkyPilot did not say them within 0 s)" in printed
+    never.set()
 
 
 # ---------------------------------------------------------------- one message each
@@ -216,7 +253,7 @@ def test_a_base_without_a_template(here, pion, sky_home, plain_base):
 def test_200_gigabytes_are_looked_at_in_part_and_sized_by_the_money(
     here, pion, sky_home, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.new.sample.LOOK_BYTES", 200_000)
+    monkeypatch.setattr("pipeline.new.sample.SAMPLE_BYTES", 200_000)
     # So long that rows have 2,048 tokens: other tests trace the same models at this length.
     data = own_data.jsonl_texts(here, 200, length=1200)
     with data.open("r+b") as file:
@@ -258,7 +295,7 @@ def test_a_hub_that_is_away_is_said_and_the_job_is_written(here, pion, monkeypat
     data.write_text(json.dumps({"messages": called}) + "\n" + data.read_text())
     code, printed, errors = pion("new", data.name)
     assert code == 0, errors
-    assert "assistant: ⟦Yes.⟧" in printed
+    assert '{"messages": [{"role": "user", "content": "Is it wet?"}' in printed
     assert "HuggingFaceTB/SmolLM2-360M-Instruct can't be looked up now" in printed
     assert "Run the same command again" not in printed  # the file is there, so it would fail
     assert "model: {from: HuggingFaceTB/SmolLM2-360M-Instruct}" in Path("chats.yaml").read_text()
@@ -269,10 +306,9 @@ def test_a_hub_that_is_away_is_said_and_the_job_is_written(here, pion, monkeypat
 
 def test_a_dry_run_prints_the_job_and_writes_nothing(here, pion, sky_home, plain_base):
     data = own_data.alpaca(here)
-    before = sorted(here.iterdir())
     code, printed, _ = pion("new", data.name, "--from", str(plain_base), "--dry-run")
     assert code == 0
-    assert sorted(here.iterdir()) == before
+    assert not [*here.glob("*.yaml"), *here.glob("alpaca-*")]
     assert "\nname: alpaca\n" in printed
     assert "{kind: jsonl, path: alpaca-chats.jsonl}" in printed
 

@@ -1,14 +1,19 @@
-"""A person decides what could mean two things: at a terminal, or by an option."""
+"""What records mean. A person decides what could be two things: at a terminal, or by an option."""
 
+import json
+from itertools import groupby
 from types import SimpleNamespace
 
 import pytest
 
+from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
-from pipeline.new.chats import parse_roles
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
-from pipeline.new.layouts import TextColumn, TurnsColumn, Wishes
+from pipeline.new.look import content_of
+from pipeline.new.options import Wishes, parse_roles
+from pipeline.new.read import ReadItem
+from pipeline.new.sample import sample_of
 from tests.support.own_data import (
     csv_texts,
     customers,
@@ -17,17 +22,29 @@ from tests.support.own_data import (
     prompter,
     sharegpt,
     texts_folder,
+    write_lines,
 )
+from tests.support.peer_layouts import conversation_said, examples
+
+PROSE = "a text of several words, which goes on"
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+CHOSEN = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
 
 
-def decided(path, wishes=None):
-    return decide(find_data(path), wishes or Wishes())
+def decided(path, **wishes):
+    groups, _ = find_data(path)
+    return decide([sample_of(group) for group in groups], Wishes(**wishes))
 
 
-def refusal(path, wishes=None):
+def refusal(path, **wishes):
     with pytest.raises(BadInput) as raised:
-        decided(path, wishes)
+        decided(path, **wishes)
     return str(raised.value)
+
+
+def of(folder, *records, **wishes):
+    (reading,) = decided(write_lines(folder / "data.jsonl", records), **wishes)
+    return reading
 
 
 def type_in(monkeypatch, *lines):
@@ -36,20 +53,136 @@ def type_in(monkeypatch, *lines):
     monkeypatch.setattr("builtins.input", lambda prompt: next(given))
 
 
-def test_without_a_terminal_the_options_that_decide_are_named(tmp_path):
-    said = refusal(csv_texts(tmp_path))
-    assert "the columns 'title' and 'body' could all be the text. Which is it?" in said
-    assert "Decide with --text-column title or --text-column body." in said
+# ---------------------------------------------------------------- what records mean
+
+DIRECT = {}
+BODY = {"body": "text"}
+COLUMNS = [
+    ({"text": "short"}, "pretrain", {"text": "text"}),
+    ({"id": 3, "body": PROSE, "url": "http://x/y"}, "pretrain", BODY),
+    ({"text": PROSE, "title": PROSE}, "pretrain", {"text": "text"}),
+    ({"Unnamed: 0": PROSE, "__index_level_0__": PROSE, "body": PROSE}, "pretrain", BODY),
+    ({"messages": TURNS, "prompt": PROSE}, "sft", DIRECT),
+    ({"messages": json.dumps(TURNS), "conversations": None}, "sft", DIRECT),
+    ({"dialog": [{"speaker": "gpt", "text": "Hi"}]}, "sft", {"dialog": "messages"}),
+    ({"body": "<|im_start|>assistant\nHi<|im_end|>\n"}, "sft", {"body": "messages"}),
+    ({"instruction": "a", "input": "b", "output": "c"}, "sft", DIRECT),
+    ({"input": "a", "output": "c"}, "sft", DIRECT),
+    ({"Question": "a", "Answer": "c"}, "sft", {"Question": "prompt", "Answer": "completion"}),
+    ({"system": "s", "prompt": "a", "response": "c"}, "sft", DIRECT),
+    # Alpaca's text repeats the other columns.
+    ({"instruction": "a", "output": "c", "text": "### a ### c"}, "sft", DIRECT),
+    (CHOSEN, "prefer", DIRECT),
+    ({"prompt": "Why?", "completion": "So.", "label": True}, "prefer", DIRECT),
+    ({"prompt": "6 * 7?", "ground_truth": "42"}, "reinforce", DIRECT),
+    ({"messages": TURNS[:1], "ground_truth": 42}, "reinforce", DIRECT),
+]
 
 
-def test_at_a_terminal_the_person_is_asked(tmp_path, monkeypatch, capsys):
-    data = csv_texts(tmp_path)
-    type_in(monkeypatch, "2")
+@pytest.mark.parametrize(("record", "stage", "columns"), COLUMNS)
+def test_records_are_known_by_their_keys_and_texts(record, stage, columns, tmp_path):
+    reading = of(tmp_path, record)
+    assert (reading.stage, reading.columns) == (stage, columns)
+    assert reading.copied == (stage == "sft" and bool(columns))
+    assert content_of(reading, ReadItem("here", record, 0)).texts
+
+
+def test_one_empty_right_answer_among_many_is_named_and_makes_no_text(tmp_path):
+    good, empty = {"prompt": "6 * 7?", "answer_key": 1, "ground_truth": "42"}, {"prompt": "1 + 1?"}
+    reading = of(tmp_path, good, {**empty, "ground_truth": ""}, good)
+    assert reading.stage == "reinforce"
+    with pytest.raises(BadInput, match=r"data:2: key 'ground_truth': the right answer can't be ''"):
+        content_of(reading, ReadItem("data:2", {**empty, "ground_truth": ""}, 0))
+
+
+ASKED = [
+    ({"title": PROSE, "body": PROSE}, "--text-column", ("title", "body")),
+    ({"a1": "x", "b1": "y"}, "--text-column", ("a1", "b1")),
+    ({"body": "x", "n": 1}, "--text-column", ("body",)),
+    ({"text": PROSE, "role": "user"}, "--text-column", ("text",)),
+    ({"question": PROSE, "n": 1}, "--text-column", ("question",)),
+    ({"messages": TURNS, "dialog": TURNS}, "--turns-column", ("messages", "dialog")),
+    ({"prompt": "a", "query": "b", "answer": "c"}, "--question-column", ("prompt", "query")),
+    ({"prompt": "a", "output": "b", "reply": "c"}, "--answer-column", ("output", "reply")),
+    ({"question": "Why?", "answer": "So.", "text": PROSE}, "--use", ("chats", "text")),
+]
+
+
+@pytest.mark.parametrize(("record", "option", "answers"), ASKED)
+def test_what_could_be_two_things_is_asked_or_refused_with_the_options(
+    record, option, answers, tmp_path, monkeypatch, capsys
+):
+    data = write_lines(tmp_path / "data.jsonl", [record])
+    options = " or ".join(f"{option} {answer}" for answer in answers)
+    said = refusal(data)
+    assert said.startswith(f"{data}: ")
+    assert said.endswith(f"Decide with {options}. Nothing was written.")
+    type_in(monkeypatch, str(len(answers)))
     (reading,) = decided(data)
-    assert reading.layout == TextColumn("body")
-    assert "  1  title\n  2  body\n" in capsys.readouterr().out
+    assert "".join(f"  {n}  {one}\n" for n, one in enumerate(answers, 1)) in capsys.readouterr().out
+    (same,) = decided(data, **{option[2:].replace("-", "_"): answers[-1]})
+    assert reading == same
     type_in(monkeypatch, "3")
     assert "'3' is none of the answers. Nothing was written." in refusal(data)
+
+
+@pytest.mark.parametrize(
+    ("record", "wishes", "columns"),
+    [
+        ({"title": PROSE, "body": PROSE}, {"text_column": "body"}, BODY),
+        ({**CHOSEN, "chosen": TURNS}, {"turns_column": "chosen"}, {"chosen": "messages"}),
+        (
+            {"x": "a", "y": "b", "system": "s", "input": "c"},
+            {"question_column": "x", "answer_column": "y"},
+            {"x": "prompt", "y": "completion", "system": "system", "input": "context"},
+        ),
+        ({"question": "Why?", "answer": "So.", "text": PROSE}, {"use": "chats"}, DIRECT),
+    ],
+)
+def test_an_option_decides(record, wishes, columns, tmp_path):
+    reading = of(tmp_path, record, **wishes)
+    assert reading.columns == columns
+
+
+@pytest.mark.parametrize(
+    ("record", "wishes", "said"),
+    [
+        ({"body": PROSE}, {"text_column": "bdy"}, "data.jsonl has no such column; did you mean"),
+        ({"a": 1, "b": [2]}, {}, "no column has text. Its columns: a (int), b (list)"),
+        ({"body": PROSE}, {"question_column": "body"}, "no two columns have the names of a quest"),
+        ({"text": PROSE}, {"use": "chats"}, "has no chats, only text"),
+    ],
+)
+def test_what_is_not_there_is_refused(record, wishes, said, tmp_path):
+    assert said in refusal(write_lines(tmp_path / "data.jsonl", [record]), **wishes)
+
+
+# ---------------------------------------------------------------- copies
+
+
+def test_a_copy_has_the_chosen_columns_and_what_belongs_to_them(tmp_path):
+    record = {"q1": "Add.", "input": "1, 2", "a1": 3, "system": "", "n": 1}
+    record["history"] = [["Hi", "Hello"]]
+    reading = of(tmp_path, record, question_column="q1", answer_column="a1")
+    said = read_conversation(reading.usable(record), "here").messages
+    assert [(m["role"], m["content"]) for m in said] == [
+        ("user", "Hi"),
+        ("assistant", "Hello"),
+        ("user", "Add.\n\n1, 2"),
+        ("assistant", "3"),
+    ]
+    assert reading.unused(record) == ["n"]
+
+
+def test_names_of_roles_are_given_in_any_letter_case():
+    roles = parse_roles("Agent=assistant, customer = USER,bot=human")
+    assert roles == {"agent": "assistant", "customer": "user", "bot": "user"}
+
+
+@pytest.mark.parametrize("given", ["agent", "agent=", "=user", "agent=boss"])
+def test_roles_that_say_nothing_are_refused(given):
+    with pytest.raises(BadInput, match="should be NAME=ROLE, such as agent=assistant"):
+        parse_roles(given)
 
 
 def test_unknown_roles_are_asked_or_refused_with_their_line(tmp_path, monkeypatch):
@@ -60,16 +193,22 @@ def test_unknown_roles_are_asked_or_refused_with_their_line(tmp_path, monkeypatc
     type_in(monkeypatch, "user", "assistant")
     (reading,) = decided(data)
     assert reading.roles == {"customer": "user", "agent": "assistant"}
-    assert not reading.direct
-    (same,) = decided(data, Wishes(roles=parse_roles("customer=user,agent=assistant")))
+    assert reading.copied
+    (same,) = decided(data, roles=parse_roles("customer=user,agent=assistant"))
     assert same == reading
+    turns = [{"role": "Agent", "content": "Hi", "name": "Ann"}, "no turn"]
+    assert reading.usable({"messages": turns})["messages"] == [
+        {"role": "assistant", "content": "Hi", "name": "Ann"},
+        "no turn",
+    ]
 
 
 def test_roles_that_pion_knows_need_no_option(tmp_path):
     (reading,) = decided(prompter(tmp_path))
-    assert reading.layout == TurnsColumn("conversations", "from", "value")
-    assert reading.direct
-    assert reading.roles == {}
+    assert (reading.roles, reading.copied) == ({}, False)
+
+
+# ---------------------------------------------------------------- several files
 
 
 def test_text_and_conversations_are_mixed(tmp_path):
@@ -78,27 +217,73 @@ def test_text_and_conversations_are_mixed(tmp_path):
     said = refusal(tmp_path)
     assert "text and conversations are mixed" in said
     assert "--use text, --use chats, or --use both" in said
-    (text,) = decided(tmp_path, Wishes(use="text"))
+    (text,) = decided(tmp_path, use="text")
     assert text.group.kind == "text"
-    (chats,) = decided(tmp_path, Wishes(use="chats"))
+    (chats,) = decided(tmp_path, use="chats")
     assert chats.group.kind == "jsonl"
-    assert len(decided(tmp_path, Wishes(use="both"))) == 2
+    assert len(decided(tmp_path, use="both")) == 2
 
 
-def test_text_and_conversations_are_mixed_in_files_of_one_kind(tmp_path):
+def test_what_is_mixed_in_files_of_one_kind_is_refused(tmp_path):
     jsonl_texts(tmp_path)
     chats = messages(tmp_path)
-    said = refusal(tmp_path, Wishes(use="both"))
-    assert f"articles.jsonl is text, and {chats} has conversations" in said
-    assert "Give one of the files" in said
+    said = refusal(tmp_path, use="both")
+    assert f"articles.jsonl has text, and {chats} has conversations. A source of a job has" in said
+    chats.unlink()
+    write_lines(tmp_path / "pairs.jsonl", [CHOSEN])
+    assert "pairs.jsonl has preferences. A source of a job has one of them" in refusal(tmp_path)
 
 
 def test_both_layouts_of_conversations_may_be_in_one_folder(tmp_path):
     messages(tmp_path)
     sharegpt(tmp_path)
     (reading,) = decided(tmp_path)
-    assert reading.direct
+    assert not reading.copied
 
 
-def test_there_is_nothing_of_what_was_asked_for(tmp_path):
-    assert "has no chats, only text" in refusal(jsonl_texts(tmp_path), Wishes(use="chats"))
+def test_the_first_of_several_columns_is_asked_once_for_all_files(tmp_path):
+    csv_texts(tmp_path).rename(tmp_path / "b.csv")
+    write_lines(tmp_path / "a.jsonl", [{"text": PROSE}])
+    assert f"{tmp_path}/b.csv: the columns 'title' and 'body'" in refusal(tmp_path)
+
+
+# ---------------------------------------------------------------- layouts of peers
+
+LAYOUTS = {
+    name: list(found)
+    for name, found in groupby(examples(), lambda example: example.name.partition(":")[0])
+}
+# Of these, `pion new` says which columns it takes, and writes a copy that a job reads.
+COPIED = {"axolotl/oasst_upper_case.jsonl", "hub/complex_cot.jsonl", "services/dialog.jsonl"}
+
+
+def reading_of(found, folder):
+    return of(folder, *(example.value for example in found))
+
+
+def test_what_a_job_reads_is_proposed_without_a_question(tmp_path):
+    for name, every in LAYOUTS.items():
+        if not (found := [example for example in every if "refused" not in example.means]):
+            continue
+        reading = reading_of(found, tmp_path)
+        assert not reading.copied, name
+        if found[0].stage in ("prefer", "text"):
+            assert reading.stage == {"text": "pretrain"}.get(found[0].stage, "prefer"), name
+        else:
+            for example in found:
+                read = read_conversation(reading.usable(example.value), example.where)
+                assert conversation_said(read)["messages"] == example.means["messages"], name
+
+
+def test_what_a_job_refuses_is_not_proposed(tmp_path):
+    for example in (one for name in LAYOUTS.keys() - COPIED for one in LAYOUTS[name]):
+        if "refused" not in example.means or example.value.get("label") == 2:
+            continue
+        try:
+            reading = reading_of([example], tmp_path)
+        except BadInput:
+            continue
+        if reading.stage not in ("prefer", "reinforce"):
+            assert reading.stage == "sft", example.name
+            with pytest.raises(BadInput):
+                content_of(reading, ReadItem(example.where, example.value, 0))

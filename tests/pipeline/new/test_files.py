@@ -16,27 +16,26 @@ def refusal(path):
 
 
 def test_files_of_a_kind_are_one_group(tmp_path):
-    found = find_data(texts_folder(tmp_path))
-    assert [(group.kind, len(group.files)) for group in found.groups] == [("text", 12)]
-    assert found.left_out == ()
+    groups, left_out = find_data(texts_folder(tmp_path))
+    assert [(group.kind, len(group.files)) for group in groups] == [("text", 12)]
+    assert left_out == []
     jsonl_texts(tmp_path)
-    assert [group.kind for group in find_data(tmp_path).groups] == ["text", "jsonl"]
+    assert [group.kind for group in find_data(tmp_path)[0]] == ["text", "jsonl"]
 
 
 def test_what_is_not_read_is_named(tmp_path):
     texts_folder(tmp_path)
     (tmp_path / "my-texts" / "scan.pdf").write_bytes(b"%PDF")
-    (found,) = find_data(tmp_path / "my-texts").left_out
-    assert found.startswith("left out, not read by Pion: 1 file .pdf, such as ")
+    _, (words,) = find_data(tmp_path / "my-texts")
+    assert words.startswith("left out, not read by Pion: 1 file .pdf, such as ")
 
 
 def test_a_file_for_each_conversation_is_read_or_named_and_so_is_a_saved_data_set(tmp_path):
     for number, indent in enumerate((None, None, 1)):
         record = json.dumps({"messages": []}, indent=indent)
         (tmp_path / f"{number}.json").write_text(record)
-    found = find_data(tmp_path)
-    assert [(group.kind, len(group.files)) for group in found.groups] == [("json", 2)]
-    (words,) = found.left_out
+    groups, (words,) = find_data(tmp_path)
+    assert [(group.kind, len(group.files)) for group in groups] == [("json", 2)]
     assert words == f"left out, not read by Pion: 1 file .json, such as {tmp_path}/2.json"
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
@@ -47,18 +46,18 @@ def test_a_readme_and_settings_next_to_data_are_no_data(tmp_path):
     messages(tmp_path)
     (tmp_path / "settings.json").write_text('{\n "a": 1\n}\n')
     (tmp_path / "README.md").write_text("# My chats\n")
-    found = find_data(tmp_path)
-    assert [group.kind for group in found.groups] == ["jsonl"]
-    assert "left out, about the data: README.md" in found.left_out
+    groups, left_out = find_data(tmp_path)
+    assert [group.kind for group in groups] == ["jsonl"]
+    assert "left out, about the data: README.md" in left_out
 
 
 def test_hidden_files_are_left_out_and_a_link_never_hides_the_file_that_it_leads_to(tmp_path):
     for name in ("a.txt", "b.jsonl", ".c.txt", ".d.jsonl"):
         (tmp_path / name).write_text('{"text": "a"}\n')
     (tmp_path / "a-newest").symlink_to("b.jsonl")
-    found = find_data(tmp_path)
-    assert [file.name for group in found.groups for file in group.files] == ["a.txt", "b.jsonl"]
-    assert [words.partition(", such as ")[0] for words in found.left_out] == [
+    groups, left_out = find_data(tmp_path)
+    assert [file.name for group in groups for file in group.files] == ["a.txt", "b.jsonl"]
+    assert [words.partition(", such as ")[0] for words in left_out] == [
         "left out, hidden: 1",
         "left out, hidden: 1",
         "left out, not read by Pion: 1 file without an ending",
@@ -111,5 +110,5 @@ def test_what_is_no_text_is_refused_with_what_to_do(tmp_path, name, content, sai
 
 def test_a_text_of_another_ending_is_text_if_it_is_named(tmp_path):
     (tmp_path / "book.rst").write_text("A book.\n")
-    (group,) = find_data(tmp_path / "book.rst").groups
+    (group,), _ = find_data(tmp_path / "book.rst")
     assert group.kind == "text"

@@ -5,12 +5,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.new.decide import Reading
 from pipeline.new.files import Group
-from pipeline.new.job_text import job_text, scalar, source_of
-from pipeline.new.layouts import TextColumn, TurnsColumn
-from pipeline.new.look import Reading
-
-TURNS = TurnsColumn("messages", "role", "content")
+from pipeline.new.job_text import job_text, reward_for, scalar, source_of
+from pipeline.new.look import Content, Look
+from pipeline.new.sample import Sample
 
 
 @pytest.mark.parametrize(
@@ -26,33 +25,48 @@ def test_a_name_comes_back_as_it_was(text):
     assert "\n" not in scalar(text)
 
 
+def look(path, kind="jsonl", stage="pretrain", columns=None, *, copied=False):
+    reading = Reading(Group(kind, path, (path,)), stage, columns or {"text": "text"}, {}, copied)
+    return Look(reading, Sample(reading.group), path, [Content("here", {}, ["a\n\nb\n\nc"])])
+
+
 def test_a_source_names_the_files_from_the_folder_of_the_job(tmp_path):
     data = tmp_path / "data" / "t.jsonl"
-    reading = Reading(Group("jsonl", data, (data,)), TextColumn("body"), direct=True)
+    seen = look(data, columns={"body": "text"})
     expected = {"kind": "jsonl", "path": "data/t.jsonl", "field": "body"}
-    assert source_of(reading, data, tmp_path) == expected
-    assert source_of(reading, data, tmp_path / "jobs")["path"] == "../data/t.jsonl"
-    assert source_of(reading, data, tmp_path / "a" / "b")["path"] == str(data)
+    assert source_of(seen, data, tmp_path) == expected
+    assert source_of(seen, data, tmp_path / "jobs")["path"] == "../data/t.jsonl"
+    assert source_of(seen, data, tmp_path / "a" / "b")["path"] == str(data)
 
 
-def test_a_copy_is_json_lines_with_the_usual_column(tmp_path):
-    data = tmp_path / "t.csv"
-    reading = Reading(Group("csv", data, (data,)), TextColumn("body"), direct=False)
-    assert source_of(reading, tmp_path / "t-texts.jsonl", tmp_path) == {
-        "kind": "jsonl",
-        "path": "t-texts.jsonl",
-    }
+@pytest.mark.parametrize(
+    ("seen", "source"),
+    [
+        ({"kind": "csv", "columns": {"body": "text"}, "copied": True}, {"kind": "jsonl"}),
+        ({"kind": "text"}, {"kind": "text", "split": "paragraph"}),
+        ({"kind": "parquet", "stage": "sft"}, {"kind": "parquet"}),
+    ],
+)
+def test_a_copy_has_the_usual_column_and_short_files_are_cut_into_paragraphs(
+    seen, source, tmp_path
+):
+    assert source_of(look(tmp_path, **seen), tmp_path / "x", tmp_path) == {**source, "path": "x"}
 
 
-def test_short_files_are_cut_into_paragraphs(tmp_path):
-    reading = Reading(Group("text", tmp_path, ()), TextColumn("text"), direct=True)
-    assert source_of(reading, tmp_path / "x", tmp_path, "paragraph") == {
-        "kind": "text",
-        "path": "x",
-        "split": "paragraph",
-    }
-    chats = Reading(Group("parquet", tmp_path, ()), TURNS, direct=True)
-    assert source_of(chats, tmp_path / "x", tmp_path) == {"kind": "parquet", "path": "x"}
+@pytest.mark.parametrize(
+    ("answers", "kind", "why"),
+    [
+        (["4", "#### 5"], "number", ""),
+        (["4", "\\sqrt{2}"], "math", "1 right answers have no number, the first at t.jsonl:2: "),
+        (["4", "\\pi", "no"], "exact", "1 right answers have no number or formula, the first at t.js"),
+    ],
+)
+def test_the_reward_compares_with_all_answers_and_names_the_first_that_others_can_not(
+    answers, kind, why
+):
+    contents = [Content(f"t.jsonl:{n}", {}, ["Why?"], "", a) for n, a in enumerate(answers, 1)]
+    found, words = reward_for(contents)
+    assert (found, words.startswith(why)) == (kind, True)
 
 
 @given(st.text(max_size=60), st.text(max_size=60))

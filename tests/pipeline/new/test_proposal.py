@@ -8,11 +8,7 @@ from typing import Any
 
 import pytest
 
-from pion.data.preference.rendering import IDENTICAL
 from pipeline.base.job_with_base import read_job
-from pipeline.new.files import find_data
-from pipeline.new.layouts import Preferences
-from pipeline.new.look import Reading, look_at
 from pipeline.rent.check.command import run_checks
 from pipeline.rent.check.data import check_rows
 from tests.pipeline.new.conftest import made, refused
@@ -69,34 +65,18 @@ def test_it_says_what_the_pairs_will_teach(here, pion, sky_home, chat_base):
     code, printed, _ = pion("new", "prefs.jsonl", "--from", str(chat_base), "--dry-run")
     assert code == 0
     assert not (here / "prefs.yaml").exists()
-    assert "40 pairs, " in printed
-    assert "the chosen answer is the longer one in 100%" in printed
-    assert "left out: 1, because chosen and rejected are the same tokens" in printed
-    assert "left out: 1, because chosen and rejected are equally good" in printed
-    assert "note: the chosen answers are mostly the longer ones" in printed
-    assert "note: 40 pairs are few" in printed
+    assert "42 preferences, " in printed
+    assert "the chosen answer is longer in 100% of the pairs" in printed
+    for why in ("chosen and rejected are the same tokens", "chosen and rejected are equally good"):
+        assert re.search(f"left out: .*1, because {why}", printed)
+    assert "warning: the chosen answer is the longer one in 100% of the pairs: the" in printed
+    assert "note: 42 preferences are few" in printed
 
 
 def called(number):
     """A call of a tool, without a text."""
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": number}}}
     return {"role": "assistant", "content": "", "tool_calls": [call]}
-
-
-def test_answers_that_may_be_different_tokens_are_counted(tmp_path):
-    """Some templates write calls. Only the tokens decide, which a look lacks."""
-    prompt = {"role": "user", "content": "Add."}
-    spaces = pair_of(1, chosen="same", rejected=" same ")
-    calls, equal = (
-        {side: [prompt, called(n)] for side, n in (("chosen", 1), ("rejected", other))}
-        for other in (2, 1)
-    )
-    file = write_jsonl(tmp_path / "prefs.jsonl", [spaces, calls, equal])
-    (group,) = find_data(file).groups
-    look = look_at(Reading(group, Preferences(), direct=True))
-    assert not look.problems
-    assert len(look.lengths) == 1
-    assert look.left_out == {IDENTICAL: 2}
 
 
 def with_a_call(number):
@@ -129,12 +109,24 @@ def written(files):
         ([*map(messages_of, range(30)), with_a_call(30)], "p.jsonl:31: answer 1 calls 'add'"),
         (SWAPPED, "lower score"),
         (PAIRS[:1], "prefer"),
+        ([PAIRS[1], label_of(2)], "p.jsonl:2: found an answer with a label, but p.jsonl:1 has"),
+        (
+            [pair_of(1, chosen="")],
+            "1 of 1 pairs are left out, more than 50%: 1, because an answer is empty. Correct",
+        ),
     ],
 )
 def test_what_check_would_refuse_is_refused_before_prices_are_asked(
     records, expected, here, pion, chat_base
 ):
     assert expected in refused(pion, written({"p.jsonl": records}), "--from", str(chat_base))
+
+
+def test_more_is_held_out_if_the_usual_share_holds_out_nothing(here, pion, sky_home, chat_base):
+    data = write_jsonl(here / "prefs.jsonl", [*map(pair_of, range(2, 4))] * 300)
+    job, _ = made(pion, data, "--from", str(chat_base))
+    assert job.prefer is not None
+    assert job.prefer.held_out == 0.2
 
 
 def test_less_money_buys_fewer_passes(here, pion, sky_home, chat_base):
@@ -149,13 +141,11 @@ def test_less_money_buys_fewer_passes(here, pion, sky_home, chat_base):
     ("files", "options", "expected"),
     [
         ({"p.jsonl": [PAIRS[1], pair_of(2, chosen=None)]}, (), "p.jsonl:2: key 'chosen' is miss"),
-        ({"p.jsonl": [PAIRS[1], label_of(2)]}, (), "p.jsonl:2: pairs and single answers are mixed"),
-        ({"p.jsonl": [pair_of(1, chosen="")]}, (), "no preferences that can be learned"),
         ({"p.jsonl": PAIRS[:1]}, ("--from", "none"), "they need a model that answers"),
         (
             {"pairs.jsonl": PAIRS[:1], "texts.jsonl": [{"text": "A text, and no pair."}]},
             (),
-            "preferences and other data are mixed: data/pairs.jsonl",
+            "text and preferences are mixed: data/texts.jsonl has text, and data/pairs.jsonl",
         ),
     ],
 )
@@ -175,7 +165,6 @@ def test_a_job_reads_a_copy_of_a_table_with_pairs(here, pion, sky_home, chat_bas
         table.writerows(records)
     job, printed = made(pion, here / "prefs.csv", "--from", str(chat_base))
     assert "wrote prefs-pairs.jsonl: 200 records" in printed
-    assert "note: the template was not tried on the pairs: `pion check` tries it" in printed
     assert job.train_stages == ["prefer"]
     rows = {row.name: row.words for row in check_rows(job)}
     assert rows["preferences"].startswith("184 pairs in")
@@ -189,7 +178,7 @@ def test_a_few_conversations_pass_check_or_are_refused(count, here, pion, sky_ho
     own_data.sharegpt(here, count)
     code, _, errors = pion("new", "sharegpt.jsonl", "--from", str(plain_base))
     if code:
-        assert f"{count} conversations are too little to train on" in errors
+        assert "too few conversations" in errors
         assert not Path("sharegpt.yaml").exists()
     else:
         assert not [row for row in run_checks(read_job("sharegpt.yaml"), None) if row.ok is False]
@@ -201,7 +190,7 @@ def test_a_little_text_passes_check_or_is_refused(size, here, pion, sky_home):
     Path("t.txt").write_text("\n\n".join(paragraphs)[:size])
     code, _, errors = pion("new", "t.txt", "--from", "none")
     if code:
-        assert "bytes of text are too little to train on" in errors
+        assert "too little text" in errors
         assert not Path("t.yaml").exists()
     else:
         assert not [row for row in run_checks(read_job("t.yaml"), None) if row.ok is False]

@@ -106,29 +106,44 @@ def test_a_base_is_trained_on_text_at_a_low_rate_within_its_context():
     ("conversations", "held_out", "batch"), [(100, 0.1, 4), (2000, 0.05, 16), (50_000, 0.01, 16)]
 )
 def test_conversations_make_thirty_steps_if_they_can(conversations, held_out, batch):
-    stage = fine_tuning(Amount(500 * conversations, conversations, long=700), SMALL)
+    stage = fine_tuning("sft", Amount(500 * conversations, conversations, long=700), SMALL)
     assert (stage.held_out, stage.global_batch, stage.seq_len) == (held_out, batch, 256)
-    assert not stage.lora
-    assert stage.lr is None
+    assert (stage.lora, stage.lr) == (False, None)
 
 
-@pytest.mark.parametrize(("longest", "why"), [(4000, "nine of ten"), (8000, "the most that is")])
-def test_longer_conversations_than_any_row_are_not_said_to_fit(longest, why):
-    stage = fine_tuning(replace(CHATS, long=longest), SMALL)
-    assert stage.seq_len == 2048
-    assert stage.why_rows.startswith(why)
+@pytest.mark.parametrize(
+    ("needed", "seq_len", "why"),
+    [(256, 256, "19 of 20"), (288, 512, "19 of 20"), (2080, 2048, "the most that is proposed; ")],
+)
+def test_a_row_has_room_for_what_a_rehearsal_found(needed, seq_len, why):
+    stage = fine_tuning("sft", CHATS, SMALL, needed=needed)
+    assert (stage.seq_len, stage.why_rows.startswith(why)) == (seq_len, True)
 
 
 def test_a_large_base_gets_lora_and_a_small_model_of_ones_own_a_higher_rate():
-    assert fine_tuning(CHATS, replace(SMALL, parameters=600_000_000)).lora
-    assert fine_tuning(CHATS, None).lr == 1e-4
+    assert fine_tuning("sft", CHATS, replace(SMALL, parameters=600_000_000)).lora
+    assert fine_tuning("sft", CHATS, None).lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "batch"), [(1000, 2000, 32), (120, 200, 4), (1000, 60_000, 1), (10, 20, 4)]
+)
+def test_a_step_of_preferences_has_about_64_of_them_or_there_are_thirty_steps(rows, count, batch):
+    stage = fine_tuning("prefer", CHATS, SMALL, sides=2).of_rows(rows, count)
+    assert (stage.global_batch, stage.epochs) == (batch, 1)
+
+
+def test_a_few_prompts_are_read_until_there_are_a_hundred_steps():
+    few, many = (fine_tuning("reinforce", replace(CHATS, count=n), SMALL) for n in (100, 10_000))
+    assert (few.epochs, few.steps, few.seq_len) == (18, 102, SMALL.context)
+    assert many.epochs == 1
 
 
 def test_less_money_buys_fewer_tokens_and_passes():
     stage = next(pretrainings(text(300)))
     assert shortened(stage, 0.25).tokens == stage.tokens // 4
     assert shortened(stage, 1e-9).steps == 1
-    assert fewer_passes(fine_tuning(CHATS, SMALL), 0.5).epochs == 1.5
+    assert fewer_passes(fine_tuning("sft", CHATS, SMALL), 0.5).epochs == 1.5
 
 
 def test_the_page_about_them_has_their_numbers():

@@ -11,14 +11,16 @@ from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
-from pipeline.new.layouts import Wishes
+from pipeline.new.options import Wishes
+from pipeline.new.sample import sample_of
 from pipeline.new.write_copy import write_copy
 from tests.support.own_data import alpaca, bad_line, csv_texts, cut_gzip
 from tests.support.preference_files import pair_of
 
 
-def reading(path, wishes=None):
-    (found,) = decide(find_data(path), wishes or Wishes())
+def reading(path, **wishes):
+    groups, _ = find_data(path)
+    (found,) = decide([sample_of(group) for group in groups], Wishes(**wishes))
     return found
 
 
@@ -30,7 +32,7 @@ def test_alpaca_in_a_list_becomes_lines_that_a_job_reads(tmp_path):
     copy = tmp_path / "copy.jsonl"
     assert write_copy(reading(alpaca(tmp_path)), copy, skip=False) == (200, 0)
     first, second, *_ = lines(copy)
-    assert list(first) == ["prompt", "context", "completion"]
+    assert list(first) == ["instruction", "input", "output"]
     asked, _ = read_conversation(second, "copy").messages
     assert asked["content"].endswith("?\n\nhere, there")
 
@@ -90,7 +92,7 @@ def test_an_existing_file_is_never_replaced(tmp_path):
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path):
     path = csv_texts(tmp_path)
-    source = reading(path, Wishes(text_column="body"))
+    source = reading(path, text_column="body")
     with path.open("r+b") as file:
         file.truncate(shutil.disk_usage(tmp_path).free + (1 << 30))  # a hole
     with pytest.raises(BadInput, match=r"the copy needs about .* are free"):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import re
 
 import numpy as np
@@ -96,6 +97,13 @@ def test_a_mistake_in_a_head_is_named_with_the_jobs_own_file(tmp_path, monkeypat
     assert not rehearse(job).stages["sft"].exact
     rewrite(tmp_path / "talks.jsonl", lambda n, line: line if n != 7 else {"messages": "none"})
     refusal(job, "sft", f"{tmp_path / 'talks.jsonl'}:8")
+
+
+def test_who_has_less_time_reads_less_of_each_source(tmp_path):
+    job = chat_job(tmp_path)
+    whole, less = (rehearse(job, ["sft"], most).stages["sft"] for most in (math.inf, 1000))
+    assert (whole.exact, less.exact) == (True, False)
+    assert whole.fits % 32 == 0 < whole.fits <= 2 * less.fits
 
 
 def test_tokenized_files_are_counted_by_their_headers_next_to_text(tmp_path):
