@@ -32,7 +32,7 @@ class Wiring(SharedPart):
         self.source = dict(config.wiring.skips)
         self.reads = frozenset(self.source.values())
         self.gates = nn.Parameter(torch.ones(config.n_layers)) if self.source else None
-        mix = torch.tensor([1.0, 0.0]).repeat(config.n_layers, 1)
+        mix = torch.tensor([[1.0, 0.0]] * config.n_layers)
         self.mix = nn.Parameter(mix) if config.wiring.input_mix else None
 
     def give(self, inputs: BlockInputs, block: nn.Module, layer: int, now: Pass) -> BlockInputs:
