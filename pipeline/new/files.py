@@ -143,21 +143,18 @@ def _beginning(file: Path) -> bytes:
 def _refuse_weights(path: Path, files: list[Path]) -> None:
     """Raise BadInput for the folder of a model, and for one of tokenized files."""
     weights = [p for p in files if p.suffix in WEIGHTS]
-    if not weights and not any(p.suffix in TOKENIZED for p in files):
-        return
-    data = tuple(end for kind, ends in SUFFIXES.items() if kind != "json" for end in ends)
-    of_model = any((p.parent / "config.json") in files for p in weights)
-    if not of_model and any(p.name.endswith(data) for p in files):
-        return
-    if not of_model and all(p.suffix in TOKENIZED for p in weights):
-        raise _tokenized(path)
-    inside = {p.parent for p in weights}
-    if path not in inside and any(p.name.endswith(data) and p.parent not in inside for p in files):
+    models = {p.parent for p in weights if (p.parent / "config.json") in files}
+    endings = tuple(end for kind, ends in SUFFIXES.items() if kind != "json" for end in ends)
+    data = any(p.name.endswith(endings) and p.parent not in models for p in files)
+    if data and models and path not in models:
         raise BadInput(
-            f"{path} has data, and a model in {min(inside)}. Give the folder or the file of the "
+            f"{path} has data, and a model in {min(models)}. Give the folder or the file of the "
             "data, or move the model to another folder."
         )
-    raise _weights(path, weights[0].name)
+    if models or (not data and any(p.suffix not in TOKENIZED for p in weights)):
+        raise _weights(path, weights[0].name)
+    if not data and any(p.suffix in TOKENIZED for p in files):
+        raise _tokenized(path)
 
 
 def _tokenized(path: Path) -> BadInput:
