@@ -156,8 +156,8 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _plan_for_dollars(args: argparse.Namespace) -> int:
     with _loading(quiet=args.json):
+        from pipeline.rent.plan.command import show_dollars
         from pipeline.rent.plan.dollars import Asked, Money
-        from pipeline.rent.plan.dollars_command import show_dollars
 
     asked = Asked(
         job=args.job,

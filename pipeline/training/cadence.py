@@ -58,14 +58,15 @@ class SaveCadence:
     def lag(self, step_seconds: float) -> float:
         """Return the most seconds of work that a loss undoes: from one save to the next, and until
         that is committed. `step_seconds` is the longest step."""
-        return self._between_saves(step_seconds) + self.stall + self.write_seconds
+        return self.between_saves(step_seconds) + self.stall + self.write_seconds
 
     def pace(self, step_seconds: float) -> float:
         """Return the seconds that a second of steps takes, because saves stop training."""
-        between = self._between_saves(step_seconds)
+        between = self.between_saves(step_seconds)
         return 1.0 + self.stall / between if between > 0 else 1.0
 
-    def _between_saves(self, step_seconds: float) -> float:
+    def between_saves(self, step_seconds: float) -> float:
+        """Return the seconds between two saves, of steps that take `step_seconds` at most."""
         if self.every_steps is None:
             return self.interval
         steps = self.every_steps * step_seconds

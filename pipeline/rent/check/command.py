@@ -22,6 +22,7 @@ from pipeline.machine.core_waits import slowness
 from pipeline.machine.time_limit import begin, within
 from pipeline.rehearsal.rehearse import lacking
 from pipeline.rent.check import CheckRow, unchecked
+from pipeline.rent.check.budget import check_spent
 from pipeline.rent.check.clean import check_clean
 from pipeline.rent.check.data import check_rows
 from pipeline.rent.check.deadline import check_deadline
@@ -37,7 +38,7 @@ from pipeline.rent.check.job import (
     check_tokenizer,
     check_workers,
 )
-from pipeline.rent.check.machines import check_machines, check_memory, check_spent
+from pipeline.rent.check.machines import check_machines, check_memory
 from pipeline.rent.check.rental import (
     check_controller,
     check_credentials,

@@ -16,9 +16,9 @@ from pipeline.data.sources import SAMPLED
 from pipeline.job import Job
 from pipeline.job.train_sections import FEWEST_STEPS
 from pipeline.rehearsal.head import RECORD_BYTES, TEXT_BYTES
+from pipeline.rehearsal.phases import phases_read, warnings_of
 from pipeline.rehearsal.rehearse import RECORDS, StageData, rehearse
 from pipeline.rent.check import CheckRow, unchecked
-from pipeline.rent.plan.phases import phases_read, warnings_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,13 +10,14 @@ from pipeline.console.formats import duration, hours, moment, money
 from pipeline.job import Job
 from pipeline.machine.time_limit import within
 from pipeline.rent.check import CheckRow
+from pipeline.rent.check.budget import check_worst_case
 from pipeline.rent.check.job import STORE_SECONDS
 from pipeline.rent.check.machines import lowest_spot_price
 from pipeline.rent.deadline.at_launch import held_back
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
 from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.sky_yaml import SkyYaml, trains
-from pipeline.state.head import Head, Spent
+from pipeline.state.head import Head
 from pipeline.state.notes.deadline import Asked, RunDeadline, new_deadline, read_deadline
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError, open_store
@@ -71,7 +72,7 @@ def check_deadline(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
         spot = lowest_spot_price(job, sky_yaml, Known(known.runs))
         refuse_dear_spot(sky_yaml, spot, in_time)
     first = min(in_time, key=lambda machine: machine.by_price)
-    return [*_rows(seen, in_time, first), *_budget(job, head, first)]
+    return [*_rows(seen, in_time, first), *check_worst_case(job, head, first)]
 
 
 def _read(run: RunState) -> tuple[RunDeadline | None, Head | None, float]:
@@ -125,9 +126,9 @@ def refuse_dear_spot(sky_yaml: SkyYaml, spot: float | None, in_time: Sequence[On
     if spot is None or not prices or spot <= min(prices):
         return
     raise BadInput(
-        f"the cheapest spot machine costs ${spot:.2f}/h, more than on demand "
-        f"(${min(prices):.2f}/h), so waiting for spot would save nothing. Remove the spot entries "
-        f"from {sky_yaml.path}, set `prices` in the job, or pass --force"
+        f"the cheapest spot machine costs {money(spot)}/h, more than on demand "
+        f"({money(min(prices))}/h), so waiting for spot would save nothing. Remove the spot "
+        f"entries from {sky_yaml.path}, set `prices` in the job, or pass --force"
     )
 
 
@@ -168,29 +169,6 @@ def _rows(seen: Situation, in_time: Sequence[OnDemand], first: OnDemand) -> list
             CheckRow(f"{machine.gpu} on demand", True if machine in in_time else None, words)
         )
     return rows
-
-
-def _budget(job: Job, head: Head | None, first: OnDemand) -> list[CheckRow]:
-    """Say so if the budget is below the worst case, in which all work is done on demand, on the
-    machine that is requested `first`."""
-    spent = head.spent if head is not None else Spent()
-    needed = (first.work or 0.0) / 3600
-    words = []
-    limit = job.budget.dollars
-    if limit is not None and first.price is not None:
-        worst = needed * first.price + spent.dollars
-        if worst > limit:
-            words.append(f"budget.dollars {limit:g} is below {money(worst)}")
-    limit = job.budget.hours
-    if limit is not None and needed + spent.hours > limit:
-        words.append(f"budget.hours {limit:g} is below {needed + spent.hours:.1f} h")
-    if not words:
-        return []
-    case = (
-        "the worst case, in which all work that is left is done on demand. The budget comes first: "
-        "the run would stop there, with exit code 4"
-    )
-    return [CheckRow("budget", None, f"{' and '.join(words)}, {case}")]
 
 
 def _speed(machine: OnDemand) -> str:

@@ -6,23 +6,20 @@ others, and `pion launch` does not let SkyPilot rent them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pion.errors import BadInput
 from pion.train.micro_batch import HEADROOM
 from pipeline.console.formats import duration, money
-from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Job
-from pipeline.job.digest import digest_job
 from pipeline.job.hardware_section import ALONE
-from pipeline.machine.rented import CPU, PRICE_VARIABLE
-from pipeline.machine.time_limit import within_or
+from pipeline.job.section import made, mistakes_of
 from pipeline.rent.check import CheckRow, unchecked
+from pipeline.rent.check.budget import check_budget_there
 from pipeline.rent.plan.compared import narrow_spot
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up
-from pipeline.rent.plan.speeds import NOTHING_KNOWN, SECONDS, Known, past_speeds
+from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, past_speeds
 from pipeline.rent.plan.what_fits import (
     fine_tuning_stages,
     on_each_gpu,
@@ -33,10 +30,7 @@ from pipeline.rent.plan.what_fits import (
 )
 from pipeline.rent.sky_yaml import Candidate, SkyYaml, trains
 from pipeline.rent.skypilot import cloud_named, enabled_clouds, quiet, sky_module
-from pipeline.run.done_and_changed_stages import plan_stages
 from pipeline.run.preflight import require_a_row_each
-from pipeline.state.run_state import RunState
-from pipeline.state.stores import open_store
 
 
 @dataclass(frozen=True)
@@ -105,8 +99,8 @@ def dear_spot(offer: Offer, num_nodes: int) -> str | None:
     if not (offer.use_spot and offer.spot and offer.on_demand and offer.spot > offer.on_demand):
         return None
     return (
-        f"spot costs ${num_nodes * offer.spot:.2f}/h, more than on demand "
-        f"(${num_nodes * offer.on_demand:.2f}/h)"
+        f"spot costs {money(num_nodes * offer.spot)}/h, more than on demand "
+        f"({money(num_nodes * offer.on_demand)}/h)"
     )
 
 
@@ -115,39 +109,39 @@ def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> str | No
     no reason."""
     offer = guess.offer
     problem = _worker_problem(job, offer, num_nodes)
-    if problem is not None:
+    if problem is not None or offer.gpu is None or offer.gpu_memory is None:
         return problem
-    if offer.gpu is None or offer.gpu_memory is None:
-        return None
     if guess.problem is not None and guess.stages:
-        return guess.problem
+        return str(guess.problem)
     if guess.problem is not None:
         changes = what_to_change(job, [guess], num_nodes)
         if num_nodes == 1 and guess.lacks is not None:
-            changes += what_several_would_fit(job, [offer.gpu])
+            changes += what_several_would_fit(job, [guess])
         return " ".join([f"{guess.problem}.", what_would_fit(job), *changes])
     dear = None if force else dear_spot(offer, num_nodes)
-    return None if dear is None else f"{dear}. Set use_spot: false, or pass --force"
+    return dear and f"{dear}. Set use_spot: false, or pass --force"
 
 
 def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
     """Return why the job's workers can't run on the machine's GPUs; None if they can."""
     gpus, asked = offer.count * num_nodes, job.hardware.min_workers
-    if job.hardware.elastic and num_nodes == 1:
-        return (
-            f"hardware.workers is {job.hardware.workers_in_words}, and a rental has no Ray whose "
-            f"nodes come and go. Set hardware.workers={asked}, or remove it: one per GPU"
-        )
     workers = gpus if asked is None else asked
-    if gpus and workers > gpus:
-        return f"hardware.workers is {workers}, with {gpus} GPU(s); each worker needs one"
-    if gpus and workers == 1 and job.hardware.sharded:
-        return f"hardware.{ALONE.format(workers=1)}, or rent a machine with several GPUs"
-    try:
-        require_a_row_each(job, workers)
-    except BadInput as error:
-        return str(error).partition(". Nothing was started")[0]
-    return None
+    problems = made(
+        {
+            f"hardware.workers is {job.hardware.workers_in_words}, and a rental has no Ray whose "
+            f"nodes come and go. Set hardware.workers={asked}, or remove it: one per GPU": (
+                job.hardware.elastic and num_nodes == 1
+            ),
+            f"hardware.workers is {workers}, with {gpus} GPU(s); each worker needs one": (
+                gpus and workers > gpus
+            ),
+            f"hardware.{ALONE.format(workers=1)}, or rent a machine with several GPUs": (
+                gpus and workers == 1 and job.hardware.sharded
+            ),
+        }
+    )
+    few = mistakes_of(require_a_row_each, job, workers)
+    return next(iter([*problems, *(w.partition(". Nothing was started")[0] for w in few)]), None)
 
 
 # ---------------------------------------------------------------- what is reported
@@ -169,7 +163,7 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
     narrow = narrow_spot(job, sky_yaml, [verdict.candidate for verdict in stay])
     if narrow is not None:
         rows.append(CheckRow("spot", None, narrow))
-    return rows + _budget(job, sky_yaml, offered)
+    return rows + check_budget_there(job, sky_yaml, offered)
 
 
 def _credentials_of(name: str | None) -> CheckRow:
@@ -184,9 +178,9 @@ def _credentials_of(name: str | None) -> CheckRow:
         return CheckRow(title, None, f"{where} has the credentials. Run: sky check")
     if name is None:
         enabled = [str(cloud) for cloud in enabled_clouds()]
-        if enabled:
-            return CheckRow(title, True, f"enabled: {', '.join(enabled)}")
-        return CheckRow(title, False, "no cloud is enabled. Set one up, then run: sky check")
+        words = f"enabled: {', '.join(enabled)}"
+        none = "no cloud is enabled. Set one up, then run: sky check"
+        return CheckRow(title, bool(enabled), words if enabled else none)
     try:
         with quiet():
             ok, reason = cloud_named(name).check_credentials(CloudCapability.COMPUTE)
@@ -206,31 +200,28 @@ def _candidate_row(
 ) -> CheckRow:
     """Return the row of a candidate. `stays`: SkyPilot may rent it. `others`: some candidate will
     do."""
-    title, guess, found = str(verdict.candidate), verdict.guess, verdict.guess.offer
+    title, guess, offer = str(verdict.candidate), verdict.guess, verdict.guess.offer
+    nodes = sky_yaml.num_nodes
     if not stays:
         return CheckRow(title, None, f"pion launch skips this machine: {verdict.problem}")
-    if isinstance(found, NotOffered):
+    if isinstance(offer, NotOffered):
         # SkyPilot rents another candidate if there is one.
-        return CheckRow(title, None if others and not found.misnamed else False, found.note or "")
+        return CheckRow(title, None if others and not offer.misnamed else False, offer.note or "")
     if verdict.problem is not None:
         return CheckRow(title, False, verdict.problem)
-    nodes = sky_yaml.num_nodes
-    if found.gpu is None:
-        if trains(sky_yaml, job):
-            words = f"no GPU: memory and speed are unknown{_cost(guess, nodes)}"
-            return CheckRow(title, None, words)
-        return CheckRow(title, True, f"no GPU, and the rental does not train{_cost(guess, nodes)}")
-    if found.gpu_memory is None:
-        return CheckRow(title, None, found.note or guess.problem or "")
-    ways = [ways_on(job, stage, found, nodes) for stage in fine_tuning_stages(job)]
+    if offer.gpu is None:
+        trained = trains(sky_yaml, job)
+        words = "memory and speed are unknown" if trained else "and the rental does not train"
+        words = f"no GPU{':' if trained else ','} {words}{_cost(guess, nodes)}"
+        return CheckRow(title, None if trained else True, words)
+    if offer.gpu_memory is None:
+        return CheckRow(title, None, offer.note or str(guess.problem))
+    ways = [ways_on(job, stage, offer, nodes) for stage in fine_tuning_stages(job)]
     words = ". ".join([_memory(guess) + _cost(guess, nodes), *map(str, filter(None, ways))])
-    dear = dear_spot(found, nodes)
-    if dear is not None:
-        return CheckRow(title, True, f"{words}; {dear}")
-    if found.price is None:
-        note = found.note or "SkyPilot lists no price"
-        return CheckRow(title, None, f"{words}; {note}. Set prices.{found.gpu} in the job")
-    return CheckRow(title, True, words)
+    note = dear_spot(offer, nodes)
+    if offer.price is None:
+        note = f"{offer.note or 'SkyPilot lists no price'}. Set prices.{offer.gpu} in the job"
+    return CheckRow(title, offer.price is not None or None, f"{words}; {note}" if note else words)
 
 
 def _memory(guess: Estimate) -> str:
@@ -245,7 +236,7 @@ def _cost(guess: Estimate, num_nodes: int) -> str:
     """Return the price of all nodes together, and the job's estimated time and dollars."""
     price = guess.offer.price
     of_all = f" for {num_nodes} nodes" if num_nodes > 1 else ""
-    words = "" if price is None else f", ${num_nodes * price:.2f}/h{of_all}"
+    words = "" if price is None else f", {money(num_nodes * price)}/h{of_all}"
     if guess.hours is not None:
         words += f", about {duration(3600 * guess.hours)}"
         if guess.offer.count * num_nodes > 1 and not guess.measured:
@@ -256,83 +247,9 @@ def _cost(guess: Estimate, num_nodes: int) -> str:
 def check_memory(job: Job) -> list[CheckRow]:
     """Check that some GPU known here can train the job, and name the GPUs that can."""
     guesses = on_each_gpu(job)
-    too_small = {name: guess for name, guess in guesses.items() if not guess.fits}
+    too_small = [guess for guess in guesses if not guess.fits]
     words = what_would_fit(job)
     if too_small:
-        largest, guess = list(too_small.items())[-1]
-        changes = what_to_change(job, list(too_small.values()))
-        words = " ".join([words, f"{largest}: {guess.problem}.", *changes])
+        largest, changes = too_small[-1], what_to_change(job, too_small)
+        words = " ".join([words, f"{largest.offer.gpu}: {largest.problem}.", *changes])
     return [CheckRow("GPU memory", len(too_small) < len(guesses), words)]
-
-
-# ---------------------------------------------------------------- the budget
-
-
-def check_spent(job: Job) -> list[CheckRow]:
-    """Check that the budget is not spent; warn if its dollars can't be counted on this machine."""
-    over = already_spent(job)
-    if over is not None:
-        raise BadInput(over)
-    try:
-        check_budget(job.budget, price_per_hour(job.budget))
-    except BadInput as error:
-        return [CheckRow("budget", None, f"`pion run` on this machine would say: {error}")]
-    return []
-
-
-def _budget(job: Job, sky_yaml: SkyYaml, estimates: Sequence[Estimate]) -> list[CheckRow]:
-    """Check that the budget lets the run begin there, and compare the lowest estimates of dollars
-    and hours with it."""
-    stops = already_spent(job) or _price_missing(job, sky_yaml, estimates)
-    if stops is not None:
-        return [CheckRow("budget", False, stops)]
-    fitting = [e for e in estimates if e.fits]
-    limits: list[tuple[str, float | None, list[float | None], Callable[[float], str]]] = [
-        ("dollars", job.budget.dollars, [e.dollars for e in fitting], money),
-        ("hours", job.budget.hours, [e.hours for e in fitting], lambda h: duration(3600 * h)),
-    ]
-    above, within_it = [], []
-    for name, limit, estimated, words in limits:
-        least = min((amount for amount in estimated if amount is not None), default=None)
-        if limit is not None and least is not None:
-            within_it.append(f"{words(least)} estimated of {words(limit)}")
-            if least > limit:
-                above.append(f"the estimate, {words(least)}, is above budget.{name} {limit:g}")
-    if above:
-        return [CheckRow("budget", None, f"{'; '.join(above)}: the run would stop there")]
-    return [CheckRow("budget", True, "; ".join(within_it))] if within_it else []
-
-
-def already_spent(job: Job) -> str | None:
-    """Return why the run would stop at once, if its cost so far has reached its budget."""
-    if job.budget.dollars is None and job.budget.hours is None:
-        return None
-    head = within_or(None, SECONDS, lambda: RunState(open_store(job.store), job.name).read())
-    over = None if head is None else over_budget(job.budget, head.spent)
-    if over is None or all(
-        plan.state == "done" for plan in plan_stages(job, digest_job(job), head)
-    ):
-        return None  # a finished run ends with 0
-    return over
-
-
-def _price_missing(job: Job, sky_yaml: SkyYaml, estimates: Iterable[Estimate]) -> str | None:
-    """Return why the run would refuse a machine: `budget.dollars` needs the machine's price.
-
-    `pion launch` tells the machine one price for each type of GPU, spot or on demand.
-    """
-    budget = job.budget
-    told = budget.dollars_per_hour is not None or sky_yaml.envs.get(PRICE_VARIABLE)
-    if budget.dollars is None or told:
-        return None
-    offers = [e.offer for e in estimates]
-    priced = {offer.gpu for offer in offers if offer.price is not None}
-    missing = sorted({offer.gpu or CPU for offer in offers if offer.gpu not in priced})
-    if not missing:
-        return None
-    keys = " and ".join(f"prices.{gpu}" for gpu in missing)
-    return (
-        f"budget.dollars is {budget.dollars:g}, but the price of {', '.join(missing)} is not "
-        f"known, so the run would refuse to start there. Set {keys} in the job, or "
-        "budget.dollars_per_hour"
-    )

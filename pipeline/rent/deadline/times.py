@@ -233,7 +233,8 @@ def _seconds(
     """Return the seconds of each stage of which something is left, whether all speeds were
     measured, and where they come from."""
     if guess.problem is not None or not guess.stages:
-        return None, False, guess.problem or "the speed of a machine without a GPU is unknown"
+        words = guess.problem or "the speed of a machine without a GPU is unknown"
+        return None, False, str(words)
     stages = [stage for stage in guess.stages if left[stage.stage] > 0]
     seconds = {}
     for stage in stages:

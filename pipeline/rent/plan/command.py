@@ -1,11 +1,12 @@
-"""`pion plan`: what a job takes and costs on each type of GPU, the cheapest first."""
+"""`pion plan`: what a job takes and costs on each type of GPU, the cheapest first, and what to
+train for so many dollars. Both print rows of estimates."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,19 +22,30 @@ from pipeline.console.formats import (
     minutes_or_hours,
     money,
     printable,
+    short_amount,
+    show,
+    size,
 )
 from pipeline.console.print_and_ask import saying_if_slow, show_table
 from pipeline.job import Job
+from pipeline.rehearsal.phases import PhaseRead, phases_read, warnings_of
 from pipeline.rehearsal.rehearse import expect_rows, rehearse
 from pipeline.rent.plan.compared import Compared, machines_for
+from pipeline.rent.plan.dollars import (
+    SPARE,
+    TOKENS_PER_PARAMETER,
+    Asked,
+    Purchase,
+    best_of_each,
+    command_for,
+    purchases_for,
+)
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, seconds_here
-from pipeline.rent.plan.phases import phases_read, phases_table, warnings_of
 from pipeline.rent.plan.prices import RESTART_SECONDS, market
 from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.plan.what_fits import (
+    COUNTS,
     GIB,
-    Way,
-    Ways,
     fine_tuning_stages,
     on_several,
     ways_on,
@@ -46,9 +58,18 @@ from pipeline.rent.plan.what_fits import (
 BRIEF = 60.0
 # What takes time next to training on its rows, by stage.
 NEXT_TO_STEPS = {
-    "prefer": "the reference pass of prefer, once before its first step",
+    "prefer": "computing the reference of prefer, once before its first step",
     "reinforce": "sampling the answers of reinforce, in each step",
 }
+# The columns of words. All others have numbers.
+LEFT = ("GPU", "way", "model", "steps", "source")
+# How many cards `--dollars` shows. `--json` has all.
+SHOWN = 5
+# A model that answers one person reads all its weights for each token. The memory of a laptop reads
+# so many bytes per second.
+LAPTOP = 50e9
+
+cents = partial(money, sign="")
 
 
 def show_plan(
@@ -71,258 +92,315 @@ def show_plan(
         plan = read_job(job, overrides)
         known = known_speeds(plan, bench)
         uncertain = expect_rows(plan)
-        rows = [*rehearse(plan, ["pretrain"]).rows_of("pretrain")] if plan.mix_phases else []
-        phases = phases_read(plan, rows)
+        sources = rehearse(plan, ["pretrain"]).rows_of("pretrain") if plan.mix_phases else ()
+        phases = phases_read(plan, sources)
     compared = machines_for(plan, gpus, on, quiet=as_json)
-    nodes = compared.num_nodes
-    estimates = ranked([estimate(plan, offer, known, num_nodes=nodes) for offer in compared.offers])
-    changes = what_to_change(plan, estimates, nodes)
-    if on is None and estimates and not any(e.fits for e in estimates):
-        estimates, compared = _on_several(plan, estimates, compared, known)
-    if estimates and not any(e.fits for e in estimates):
-        raise _fits_nowhere(plan, estimates, changes)
-    notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
-    notes += [*compared.warning(plan, estimates), *_passes(estimates, nodes)]
-    notes += [f"warning: {words}" for words in warnings_of(plan, phases, rows)]
-    here = seconds_here(plan, known)
+    nodes, here = compared.num_nodes, seconds_here(plan, known)
+    rows, notes = _rows_and_notes(plan, compared, known)
+    warnings = [*compared.warnings(plan, rows), *warnings_of(plan, phases, sources)]
+    notes += [f"warning: {words}" for words in warnings]
     if here is None:
         notes.append("here, on this machine: known once a run of this model has trained here")
+    notes = [*filter(None, [uncertain]), *notes]
     if as_json:
+        shown = {"run": plan.name, "estimates": [_as_json(plan, row) for row in rows]}
         read = {"phases": [dataclasses.asdict(phase) for phase in phases], "here_seconds": here}
-        print(json.dumps(_as_json(plan, estimates, notes) | read, indent=1))
+        print(json.dumps({**shown, "notes": notes, **read}, indent=1))
         return 0
-    machines = _table(plan, estimates)
-    machines.add_row("here", "own", *[""] * 4, "?" if here is None else duration(here))
-    for table in (machines, *_ways_tables(plan, estimates)):
-        show_table(table)
-    if phases:
-        show_table(phases_table(phases, next((e for e in estimates if e.fits), None), nodes))
+    tokens = next((row.tokens for row in rows if row.stages), 0)
+    title = f"{plan.name}: {amount(tokens)} tokens ({', '.join(plan.train_stages)})"
+    own = {"GPU": "here", "way": "own", "time": _known(here, duration)}
+    _show_rows(title, [*map(_cells, rows), own])
+    for stage in fine_tuning_stages(plan):
+        at_once = f"with so many rows of {plan.seq_len(stage):,} tokens at once"
+        _show_rows(f"{stage} on one GPU: GiB ({at_once})", _ways(plan, stage, rows))
+    title = f"phases of pretrain on {rows[0].offer.gpu or 'CPU'}"
+    _show_rows(title, _phases(phases, rows[0], nodes))
     for note in notes:
         style = "yellow" if note.startswith("warning: ") else "dim"
         show_table(Text(f"· {printable(note)}"), style)
     return 0
 
 
-def _fits_nowhere(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]) -> BadInput:
-    lines = [f"{job.name} fits on none of these GPUs."]
-    lines += [f"  {reason}" for reason in _why_unfit(estimates)]
-    lacking = [e.offer.gpu for e in estimates if e.offer.gpu and e.lacks]
-    several = what_several_would_fit(job, lacking)
-    return BadInput("\n".join([*lines, what_would_fit(job), *changes, *several]))
-
-
-def _on_several(
-    job: Job, estimates: Sequence[Estimate], compared: Compared, known: Known
-) -> tuple[list[Estimate], Compared]:
-    """Return the estimates and the machines of a job that fits on no single GPU, with machines that
-    have the fewest GPUs that it fits on."""
-    offers, notes = list(compared.offers), list(compared.notes)
-    lacking = [e.offer.gpu for e in estimates if e.offer.gpu and e.lacks]
-    by_count: dict[int, list[str]] = {}
-    for guess in on_several(job, lacking):
-        by_count.setdefault(guess.offer.count, []).append(str(guess.offer.gpu))
-    found = []
-    for count, gpus in by_count.items():
-        more, about = market(gpus, job.prices, count=count)
-        offers += more
+def _rows_and_notes(job: Job, compared: Compared, known: Known) -> tuple[list[Estimate], list[str]]:
+    """Return what the job takes on each machine, and on machines with several GPUs if it fits on
+    none of the market; and what to know about it. Raises BadInput if it fits on none."""
+    nodes, notes = compared.num_nodes, list(compared.notes)
+    rows = [estimate(job, offer, known, num_nodes=nodes) for offer in compared.offers]
+    changes = what_to_change(job, rows, nodes)
+    is_rental, fits = compared.sky_yaml is not None, any(row.fits for row in rows)
+    several = [] if is_rental or fits else on_several(job, rows)
+    for count in COUNTS:
+        gpus = [str(guess.offer.gpu) for guess in several if guess.offer.count == count]
+        offers, about = market(gpus, job.prices, count=count) if gpus else ([], [])
+        rows += [estimate(job, offer, known) for offer in offers]
         notes += [note for note in about if note not in notes]
-        found += [estimate(job, offer, known) for offer in more]
-    if found:
+    rows = ranked(rows)
+    if not rows[0].fits:
+        lines = [*(f"  {reason}" for reason in _why_unfit(rows)), what_would_fit(job), *changes]
+        lines += what_several_would_fit(job, rows)
+        raise BadInput("\n".join([f"{job.name} fits on none of these GPUs.", *lines]))
+    if several:
         notes.append(
             "the job fits on none of these GPUs alone. Several GPUs of one machine divide its "
             "weights (hardware.fsdp), or its moments"
         )
-    return ranked([*estimates, *found]), replace(compared, offers=offers, notes=notes)
+    notes += [*_why_unfit(rows), *changes, *_assumptions(job, rows)]
+    return rows, notes
 
 
 def ranked(estimates: Sequence[Estimate]) -> list[Estimate]:
     """Return the estimates by dollars (by $/h if all train briefly), then those without a price by
     hours, then those that don't fit."""
+    brief = _all_brief(estimates)
 
-    brief = all_brief(estimates)
-
-    def rank(e: Estimate) -> tuple[bool, bool, float, float, str]:
-        if brief and e.fits:
-            return False, e.offer.price is None, e.offer.price or 0.0, 0.0, str(e.offer)
-        hours = float("inf") if e.hours is None else e.hours
-        last = hours if e.fits else -float(e.offer.gpu_memory or 0)
-        return not e.fits, e.dollars is None, e.dollars or 0.0, last, str(e.offer)
+    def rank(row: Estimate) -> tuple[bool, bool, float, float, str]:
+        paid = row.offer.price if brief and row.fits else row.dollars
+        last = (row.hours or math.inf) if row.fits else -float(row.offer.gpu_memory or 0)
+        return not row.fits, paid is None, paid or 0.0, last, str(row.offer)
 
     return sorted(estimates, key=rank)
 
 
-def all_brief(estimates: Sequence[Estimate]) -> bool:
+def _all_brief(estimates: Sequence[Estimate]) -> bool:
     """Return whether training takes less than a minute on each GPU that it fits on."""
-    fit = [e for e in estimates if e.fits and e.stages]
-    return bool(fit) and all((e.training_seconds or BRIEF) < BRIEF for e in fit)
+    fit = [row for row in estimates if row.fits and row.stages]
+    return bool(fit) and all((row.training_seconds or BRIEF) < BRIEF for row in fit)
 
 
-def batch_in_words(estimate: Estimate) -> str:
-    """Return micro-batch × accumulation, once per stage if the stages differ; * if activations are
-    recomputed."""
-    words = [f"{s.micro_batch}×{s.grad_accum}{'*' if s.recompute else ''}" for s in estimate.stages]
-    return ", ".join(dict.fromkeys(words))
+# ---------------------------------------------------------------- notes
 
 
-def _assumptions(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]) -> list[str]:
-    """Return notes that say what does not fit, what to change, and what numbers are based on."""
-    notes = [*_why_unfit(estimates), *changes]
-    if job.hardware.elastic:
-        fewest = counted(job.hardware.min_workers or 1, "worker")
-        notes.append(f"hardware.workers {job.hardware.workers_in_words}: planned for {fewest}")
-    count = max((e.offer.count for e in estimates), default=1)
-    if count > 1:
-        notes.append(f"$/h and tokens/s are for a machine's {count} GPUs, one for each worker")
-    notes += [f"tokens/s {s}" for s in sorted({s.speed_from for e in estimates for s in e.stages})]
-    if all_brief(estimates):
-        notes.append(
-            f"training takes less than a minute on each GPU, so a boot of {RESTART_SECONDS:.0f} s "
-            "is nearly all of the time, and the list is sorted by $/h"
-        )
-    notes.append("$/10⁹: dollars for a billion tokens")
-    if any(e.offer.use_spot for e in estimates):
-        notes.append(
-            f"lost: on spot, a preemption every {job.checkpoint.preemption_hours:g} h "
-            f"(checkpoint.preemption_hours) costs a restart of {RESTART_SECONDS:.0f} s and half "
-            "the time between two saves"
-        )
-    ways = (ways_on(job, s, e.offer) for s in fine_tuning_stages(job) for e in estimates)
-    by_lora = [way.lora for way in ways if way is not None and way.lora is not None]
-    if any(part.recompute for part in [s for e in estimates for s in e.stages] + by_lora):
-        notes.append("* activations are recomputed to fit")
-    notes.append(
-        f"time and $: a boot of {RESTART_SECONDS:.0f} s and training; preparing data, evaluation "
-        "and publishing are extra"
-    )
-    return notes
+def _assumptions(job: Job, rows: Sequence[Estimate]) -> list[str]:
+    """Return notes that say what numbers are based on."""
+    stages = [stage for row in rows for stage in row.stages]
+    ways = [ways_on(job, stage, row.offer) for stage in fine_tuning_stages(job) for row in rows]
+    by_lora = [found.ways["lora"] for found in ways if found is not None]
+    count = max(row.offer.count for row in rows)
+    boot = f"a boot of {RESTART_SECONDS:.0f} s"
+    notes = {
+        f"hardware.workers {job.hardware.workers_in_words}: planned for "
+        f"{counted(job.hardware.min_workers or 1, 'worker')}": job.hardware.elastic,
+        f"$/h and tokens/s are for a machine's {count} GPUs, one for each worker": count > 1,
+        **{f"tokens/s {source}": True for source in sorted({s.speed_from for s in stages})},
+        f"training takes less than a minute on each GPU, so {boot} is nearly all of the time, and "
+        "the list is sorted by $/h": _all_brief(rows),
+        "$/10⁹: dollars for a billion tokens": True,
+        f"lost: on spot, a preemption every {job.checkpoint.preemption_hours:g} h "
+        f"(checkpoint.preemption_hours) costs a restart of {RESTART_SECONDS:.0f} s and half "
+        "the time between two saves": any(row.offer.use_spot for row in rows),
+        **{
+            f"of it: the time of {words}": any(
+                s.reference_tokens for s in stages if s.stage == stage
+            )
+            for stage, words in NEXT_TO_STEPS.items()
+        },
+        "* activations are recomputed to fit": any(
+            stage.recompute for stage in [*stages, *by_lora] if stage is not None and stage.fits
+        ),
+        f"time and $: {boot} and training; preparing data, evaluation and publishing are extra": (
+            True
+        ),
+    }
+    return [note for note, holds in notes.items() if holds]
 
 
-def _passes(estimates: Sequence[Estimate], nodes: int) -> list[str]:
-    """Return a line on the pass that computes a reference, and one on sampled answers: what they
-    take on each type of GPU, by its cheapest machine."""
-    found: dict[str, dict[str, str]] = {}
-    fitting = ((e.offer, stage) for e in estimates for stage in e.stages if e.fits)
-    for offer, stage in fitting:
-        seconds, price, gpu = stage.reference_seconds, offer.price, offer.gpu or "CPU"
-        if seconds is not None:
-            dollars = "" if price is None else f", {money(seconds / 3600 * price * nodes)}"
-            found.setdefault(stage.stage, {}).setdefault(gpu, f"{gpu} {duration(seconds)}{dollars}")
-    return [f"of it, {NEXT_TO_STEPS[name]}: {'; '.join(on.values())}" for name, on in found.items()]
-
-
-def _why_unfit(estimates: Sequence[Estimate]) -> list[str]:
+def _why_unfit(rows: Sequence[Estimate]) -> list[str]:
     """Return a line for each reason why GPUs will not do, with these GPUs and what they have."""
-    unfit: dict[str, list[str]] = {}
-    for e in sorted(estimates, key=lambda e: 0 if e.lacks is None else e.lacks.usable):
-        gpu = e.offer.gpu or "CPU"
-        if e.lacks is not None:
-            gpu += f" ({e.lacks.usable / 2**30:.1f} GiB usable)"
-            unfit.setdefault(e.lacks.what, []).append(gpu)
-        elif e.problem is not None:
-            unfit.setdefault(e.problem, []).append(gpu)
-    return [f"{', '.join(dict.fromkeys(gpus))}: {why}" for why, gpus in unfit.items()]
+    unfit: dict[str, dict[str, None]] = {}
+    refused = (row for row in rows if not row.fits)
+    for row in sorted(refused, key=lambda row: row.lacks.usable if row.lacks else 0):
+        gpu, why = row.offer.gpu or "CPU", str(row.problem)
+        if row.lacks is not None:
+            gpu, why = f"{gpu} ({row.lacks.usable / GIB:.1f} GiB usable)", row.lacks.what
+        unfit.setdefault(why, {})[gpu] = None
+    return [f"{', '.join(gpus)}: {why}" for why, gpus in unfit.items()]
 
 
-def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
-    tokens = next((e.tokens for e in estimates if e.stages), 0)
-    title = f"{job.name}: {amount(tokens)} tokens ({', '.join(job.train_stages)})"
-    table = _empty_table(
-        title, ("way", "$/h", "batch", "GiB", "tokens/s", "time", "lost", "$", "$/10⁹")
-    )
-    table.padding = (0, 1, 0, 0)  # 80 columns hold it
-    cents = partial(money, sign="")
-    for e in estimates:
-        gpu = e.offer.gpu or "CPU"
-        cells = [
-            batch_in_words(e),
-            f"{e.peak_bytes / 2**30:.1f}",
-            _known(e.tokens_per_second, "{:,.0f}".format),
-            _known(e.hours, minutes_or_hours),
-            _known(e.lost_hours, minutes_or_hours),
-            _known(e.dollars, cents),
-            _known(e.dollars_per_billion_tokens, cents),
-        ]
-        name = f"{e.offer.count} × {gpu}" if e.offer.count > 1 else gpu
-        table.add_row(
-            f"{name}, sharded" if e.sharded else name,
-            "spot" if e.offer.use_spot else "demand",
-            _known(e.offer.price, cents),
-            *(cells if e.fits else ["no fit"]),
+# ---------------------------------------------------------------- tables
+
+
+def _show_rows(title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table with a column for each cell of the first row, if there are rows. Other rows may
+    have fewer cells."""
+    if not rows:
+        return
+    show_table(Text(title), "italic")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # 80 columns hold it
+    for name in rows[0]:
+        style = "bold" if name == "GPU" else ""
+        table.add_column(
+            name, justify="left" if name in LEFT else "right", style=style, no_wrap=True
         )
-    return table
+    for row in rows:
+        table.add_row(*(row.get(name, "") for name in rows[0]))
+    show_table(table)
 
 
-def _ways_tables(job: Job, estimates: Sequence[Estimate]) -> Iterator[Table]:
-    """Yield a table for each stage that has several ways to train: what it needs on each type of
-    GPU to train all weights, to recompute, and by LoRA."""
-    for stage in fine_tuning_stages(job):
-        ways = {e.offer.gpu: ways_on(job, stage, e.offer) for e in estimates}
-        known = {gpu: found for gpu, found in ways.items() if found is not None}
-        if not known:
-            continue
-        rank = next(iter(known.values())).rank
-        length = job.seq_len(stage)
-        title = f"{stage} on one GPU: GiB (with so many rows of {length:,} tokens at once)"
-        table = _empty_table(title, ("usable", "in full", "recomputed", f"LoRA of rank {rank}"))
-        for gpu, found in known.items():
-            cells = map(_cell, (found.full, found.recomputed, found.lora))
-            table.add_row(gpu, f"{found.usable / GIB:.1f}", *cells)
-        yield table
+def _cells(row: Estimate) -> dict[str, str]:
+    cells = _machine_cells(row)
+    if not row.fits:
+        return cells | {"batch": "no fit"}
+    # Micro-batch × accumulation, once if the stages are alike; * if activations are recomputed.
+    batches = [f"{s.micro_batch}×{s.grad_accum}{'*' if s.recompute else ''}" for s in row.stages]
+    memory = {
+        "batch": ", ".join(dict.fromkeys(batches)),
+        "GiB": f"{row.peak_bytes / GIB:.1f}",
+    }
+    return cells | memory | _cost_cells(row)
 
 
-def _empty_table(title: str, names: Sequence[str]) -> Table:
-    """Return a table with a row to come for each GPU."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("GPU", style="bold", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="left" if name == "way" else "right", no_wrap=True)
-    return table
+def _machine_cells(row: Estimate) -> dict[str, str]:
+    count = f"{row.offer.count} × " if row.offer.count > 1 else ""
+    return {
+        "GPU": f"{count}{row.offer.gpu or 'CPU'}{', sharded' if row.sharded else ''}",
+        "way": "spot" if row.offer.use_spot else "demand",
+        "$/h": _known(row.offer.price, cents),
+    }
 
 
-def _cell(way: Way | None) -> str:
-    if way is None:
-        return "✗"
-    mark, again = "✓" if way.fits else "✗", "*" if way.recompute else ""
-    return f"{mark} {way.peak_bytes / GIB:.1f} ({way.micro_batch}{again})"
+def _cost_cells(row: Estimate) -> dict[str, str]:
+    passes = [stage.reference_seconds for stage in row.stages]
+    of_it = sum(seconds for seconds in passes if seconds is not None)
+    return {
+        "tokens/s": _known(row.tokens_per_second, "{:,.0f}".format),
+        "time": _known(row.hours, minutes_or_hours),
+        **({"of it": minutes_or_hours(of_it / 3600)} if of_it else {}),
+        "lost": _known(row.lost_hours, minutes_or_hours),
+        "$": _known(row.dollars, cents),
+        "$/10⁹": _known(row.dollars_per_billion_tokens, cents),
+    }
 
 
 def _known(value: float | None, words: Callable[[float], str]) -> str:
     return "?" if value is None else words(value)
 
 
-def _ways_as_json(ways: Mapping[str, Ways | None]) -> dict[str, Any]:
-    return {s: None if found is None else dataclasses.asdict(found) for s, found in ways.items()}
-
-
-def _values(stage: StageEstimate) -> dict[str, Any]:
-    return {name: value for name, value in vars(stage).items() if name != "in_memory"}
-
-
-def _as_json(job: Job, estimates: Sequence[Estimate], notes: Sequence[str]) -> dict[str, Any]:
-    stages = fine_tuning_stages(job)
-    ways = [{stage: ways_on(job, stage, e.offer) for stage in stages} for e in estimates]
-    rows = [
+def _ways(job: Job, stage: str, rows: Sequence[Estimate]) -> list[dict[str, str]]:
+    """Return what a stage needs on each type of GPU to train all weights, to recompute, and by
+    LoRA."""
+    ways = {row.offer.gpu or "": ways_on(job, stage, row.offer) for row in rows}
+    return [
         {
-            **dataclasses.asdict(e.offer),
-            "price": e.offer.price,
-            "fits": e.fits,
-            "problem": e.problem,
-            "stages": [
-                _values(stage)
-                | {"peak_bytes": stage.peak_bytes, "reference_seconds": stage.reference_seconds}
-                for stage in e.stages
-            ],
-            "peak_bytes": e.peak_bytes,
-            "sharded": e.sharded,
-            "tokens_per_second": e.tokens_per_second,
-            "hours": e.hours,
-            "dollars": e.dollars,
-            "dollars_per_billion_tokens": e.dollars_per_billion_tokens,
-            "preemption_loss_hours": e.lost_hours,
-            # Of the first of these stages, as before there was `prefer`; and of all of them.
-            "ways": next(iter(_ways_as_json(on_it).values()), None),
-            "ways_by_stage": _ways_as_json(on_it),
+            "GPU": gpu,
+            "usable": f"{found.usable / GIB:.1f}",
+            "in full": _way(found.ways["full"]),
+            "recomputed": _way(found.ways["recomputed"]),
+            f"LoRA of rank {found.rank}": _way(found.ways["lora"]),
         }
-        for e, on_it in zip(estimates, ways, strict=True)
+        for gpu, found in ways.items()
+        if found is not None
     ]
-    return {"run": job.name, "estimates": rows, "notes": list(notes)}
+
+
+def _way(way: StageEstimate | None) -> str:
+    if way is None:
+        return "✗"
+    mark, again = "✓" if way.fits else "✗", "*" if way.recompute else ""
+    return f"{mark} {way.peak_bytes / GIB:.1f} ({way.micro_batch}{again})"
+
+
+def _phases(phases: Sequence[PhaseRead], row: Estimate, nodes: int) -> list[dict[str, str]]:
+    """Return what each phase reads of each source, with its time and dollars on a machine."""
+    speeds = row.stages[0].by_phase if row.stages else ()
+    rows = []
+    for number, phase in enumerate(phases):
+        hours = phase.tokens / speeds[number] / 3600 if speeds else None
+        dollars = None if hours is None or not row.offer.price else hours * row.offer.price * nodes
+        cells = {
+            "steps": f"{phase.first:,}–{phase.last:,}",
+            "rows of": f"{phase.seq_len:,}",
+            "time": _known(hours, minutes_or_hours),
+            "$": _known(dollars, cents),
+        }
+        for source in phase.sources:
+            rows.append(cells | source.cells)
+            cells = dict.fromkeys(cells, "")
+    return rows
+
+
+# ---------------------------------------------------------------- as JSON
+
+
+def _as_json(job: Job, row: Estimate) -> dict[str, Any]:
+    ways = {
+        stage: None if found is None else found.as_json()
+        for stage in fine_tuning_stages(job)
+        for found in [ways_on(job, stage, row.offer)]
+    }
+    return {
+        **dataclasses.asdict(row.offer),
+        "price": row.offer.price,
+        "fits": row.fits,
+        "problem": None if row.fits else str(row.problem),
+        "stages": [stage.as_json() for stage in row.stages],
+        "peak_bytes": row.peak_bytes,
+        "sharded": row.sharded,
+        "tokens_per_second": row.tokens_per_second,
+        "hours": row.hours,
+        "dollars": row.dollars,
+        "dollars_per_billion_tokens": row.dollars_per_billion_tokens,
+        "preemption_loss_hours": row.lost_hours,
+        # Of the first of these stages, as before there was `prefer`; and of all of them.
+        "ways": next(iter(ways.values()), None),
+        "ways_by_stage": ways,
+    }
+
+
+# ---------------------------------------------------------------- what to train for money
+
+
+def show_dollars(asked: Asked, *, as_json: bool) -> int:
+    """Print what to train for the money on each card, the best first.
+
+    Raises BadInput for a job with mistakes, for money that buys too little, and if no machine has a
+    price.
+    """
+    rows, notes = purchases_for(asked, quiet=as_json)
+    best, (command, rental) = rows[0], command_for(asked, rows)
+    use = {
+        "bytes": 2 * best.size.cost.all_params,
+        "laptop_tokens_per_second": LAPTOP / (2 * best.size.cost.active_params),
+    }
+    if as_json:
+        notes += [f"{SPARE:.0%} of the money is kept for other work than training"]
+        options = [
+            dataclasses.asdict(row.estimate.offer)
+            | {"price": row.estimate.offer.price, "chosen": row.as_json()}
+            for row in rows
+        ]
+        money_asked = {"dollars": asked.money.dollars, "hours": asked.money.hours}
+        shown = {"options": options, "inference": use, "command": command, "notes": notes}
+        print(json.dumps(money_asked | shown, indent=1))
+        return 0
+    shown_rows = best_of_each(rows)[:SHOWN]
+    left = len(rows) - len(shown_rows)
+    more = f" ({left} more with --json)" if left > 0 else ""
+    _show_rows(
+        f"What to train for {asked.money}. The best cards{more}:",
+        [*map(_purchase_cells, shown_rows)],
+    )
+    stage, laptop = best.estimate.stages[0], float(f"{use['laptop_tokens_per_second']:.2g}")
+    for line in (
+        f"Train {best.size.name}: the largest model that gets {TOKENS_PER_PARAMETER} tokens for "
+        "each parameter.",
+        f"  settings  {best.settings_in_words}",
+        f"  speed     {stage.tokens_per_second or 0:,.0f} tokens/s, {stage.speed_from}",
+        f"  to use    {size(use['bytes'])} in bf16; a laptop that reads 50 GB/s writes at most "
+        f"{laptop:,.0f} tokens/s",
+        f"A tenth of the money is kept for preparing data, evaluation and publishing. "
+        f"{'Next' if rental is None else f'Next, {rental}, then'}:",
+        f"  {command}",
+    ):
+        show(line)
+    return 0
+
+
+def _purchase_cells(row: Purchase) -> dict[str, str]:
+    cost = _cost_cells(row.estimate)
+    return _machine_cells(row.estimate) | {
+        "model": row.size.name,
+        "tokens": short_amount(row.tokens),
+        "a parameter": f"{row.tokens_per_parameter:.0f}",
+        **{name: cost[name] for name in ("tokens/s", "time", "$")},
+    }

@@ -41,7 +41,7 @@ class Compared:
     num_nodes: int = 1
     sky_yaml: SkyYaml | None = None
 
-    def warning(self, job: Job, estimates: Sequence[Estimate]) -> list[str]:
+    def warnings(self, job: Job, estimates: Sequence[Estimate]) -> list[str]:
         """Return a warning if the machines of the rental that the job fits on are all spot in one
         region or of one type of GPU; else nothing."""
         if self.sky_yaml is None:
@@ -49,8 +49,7 @@ class Compared:
         fitting = {(e.offer.gpu, e.offer.count, e.offer.use_spot) for e in estimates if e.fits}
         candidates = self.sky_yaml.candidates
         left = [c for c in candidates if (c.gpu, c.count, c.use_spot) in fitting]
-        narrow = narrow_spot(job, self.sky_yaml, left)
-        return [] if narrow is None else [f"warning: {narrow}"]
+        return [*filter(None, [narrow_spot(job, self.sky_yaml, left)])]
 
 
 def machines_for(
@@ -109,70 +108,58 @@ def narrow_spot(job: Job, sky_yaml: SkyYaml, candidates: Sequence[Candidate]) ->
     own = all((candidate.cloud or "").lower() in NO_CATALOG for candidate in candidates)
     if own or not all(candidate.use_spot for candidate in candidates):
         return None
-    words, first = [], candidates[0]
+    words: list[str] = []
+    entries: list[Candidate] = []
+    first = candidates[0]
     places = {(candidate.cloud, candidate.region) for candidate in candidates}
-    one_region = len(places) == 1 and first.region is not None
-    one_gpu = len({candidate.gpu for candidate in candidates}) == 1 and first.gpu is not None
-    if not one_region and not one_gpu:
-        return None
-    entries: list[str] = []
-    if one_region:
-        zones = {candidate.zone for candidate in candidates}
-        words.append(_about_region(first, zone=len(zones) == 1))
-        regions = _other_regions(job, sky_yaml, first)[:SUGGESTIONS]
-        entries += [_entry(replace(first, region=region)) for region in regions]
-    if one_gpu:
+    if len(places) == 1 and first.region is not None:
+        zone = first.zone if len({candidate.zone for candidate in candidates}) == 1 else None
+        place = "/".join(filter(None, (first.cloud, first.region, zone)))
+        words.append(
+            f"every machine is spot in {place}: while there is none, the run waits. On recorded "
+            "AWS markets, a second region shortened the median wait of a 28-hour run from 23 h to "
+            "0.5 h; a second zone of the same region did not."
+        )
+        entries += _elsewhere(job, sky_yaml, first)[:SUGGESTIONS]
+    if len({candidate.gpu for candidate in candidates}) == 1 and first.gpu is not None:
         words.append(
             f"every machine is a spot {first.gpu}: while none is free, the run waits. Other types "
             "of GPU may shorten the wait. That is unproven: no recorded market has several types."
         )
-        gpus = _other_gpus(job, sky_yaml, first)[:SUGGESTIONS]
-        entries += [_entry(replace(first, gpu=gpu)) for gpu in gpus]
+        entries += _of_other_gpus(job, sky_yaml, first)[:SUGGESTIONS]
+    if not words:
+        return None
     where = f"the list `ordered:` under `resources:` in {sky_yaml.path}"
-    lines = "".join(f"\n- {entry}" for entry in entries)
+    lines = "".join(f"\n- {_entry(candidate)}" for candidate in entries)
     words.append(f"Add to {where}:{lines}" if entries else f"Add entries to {where}.")
     return " ".join(words)
 
 
-def _about_region(first: Candidate, *, zone: bool) -> str:
-    place = "/".join(filter(None, (first.cloud, first.region, first.zone if zone else None)))
-    return (
-        f"every machine is spot in {place}: while there is none, the run waits. On recorded AWS "
-        "markets, a second region shortened the median wait of a 28-hour run from 23 h to 0.5 h; a "
-        "second zone of the same region did not."
-    )
+def _elsewhere(job: Job, sky_yaml: SkyYaml, first: Candidate) -> list[Candidate]:
+    """Return the machine in the other regions of its cloud that have it, the cheapest first."""
+    resources = first.resources.copy(region=None, zone=None)
+    anywhere = replace(first, region=None, zone=None, resources=resources)
+    prices = look_up(anywhere, sky_yaml.num_nodes, job.prices).elsewhere
+    places = sorted(prices, key=lambda place: (prices[place], place))
+    regions = (place.partition("/")[2] for place in places)
+    return [replace(first, region=region) for region in regions if region != first.region]
 
 
-def _other_regions(job: Job, sky_yaml: SkyYaml, first: Candidate) -> list[str]:
-    """Return the other regions of the cloud of `first` that have the machine, the cheapest
-    first."""
-    anywhere = replace(
-        first,
-        region=None,
-        zone=None,
-        resources=first.resources.copy(region=None, zone=None),
-    )
-    places = look_up(anywhere, sky_yaml.num_nodes, job.prices).elsewhere
-    ranked = sorted(places, key=lambda place: (places[place], place))
-    regions = [place.partition("/")[2] for place in ranked]
-    return [region for region in regions if region != first.region]
-
-
-def _other_gpus(job: Job, sky_yaml: SkyYaml, first: Candidate) -> list[str | None]:
-    """Return the other types of GPU on which the job fits, the cheapest first."""
+def _of_other_gpus(job: Job, sky_yaml: SkyYaml, first: Candidate) -> list[Candidate]:
+    """Return the machine with the other types of GPU on which the job fits, the cheapest first."""
     offers = []
-    for gpu in [gpu for gpu in GPU_TYPES if gpu != first.gpu]:
+    for gpu in GPU_TYPES.keys() - {first.gpu}:
         resources = first.resources.copy(accelerators={gpu: first.count})
         other = replace(first, gpu=gpu, resources=resources)
         if estimate(job, unpriced(other), num_nodes=sky_yaml.num_nodes).fits:
             offers.append(look_up(other, sky_yaml.num_nodes, job.prices))
-    return [offer.gpu for offer in cheapest_first(offers) if offer.price is not None]
+    priced = [offer for offer in cheapest_first(offers) if offer.price is not None]
+    return [replace(first, gpu=offer.gpu) for offer in priced]
 
 
 def _entry(candidate: Candidate) -> str:
     """Return the YAML of a spot machine, in one line."""
-    cloud = (candidate.cloud or "").lower()
-    place = "/".join(filter(None, (cloud, candidate.region)))
+    place = "/".join(filter(None, ((candidate.cloud or "").lower(), candidate.region)))
     infra = f"infra: {place}, " if place else ""
     gpu = "" if candidate.gpu is None else f"accelerators: {candidate.gpu}:{candidate.count}, "
     return f"{{{infra}{gpu}use_spot: true}}"

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -32,7 +32,7 @@ from pipeline.job import Job
 from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
-from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, Speed, speed_on
+from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, Speed, past_speed_on, speed_on
 from pipeline.training.cadence import SaveCadence
 
 # Training takes so many times as long as a forward pass: the backward pass takes twice as long.
@@ -60,8 +60,9 @@ HOST_LIMITS = (
 class StageEstimate:
     """One training stage on a machine. `tokens_per_second` is of all GPUs together.
 
-    `tokens` is None while the steps are not known: they may follow from data to be prepared.
-    `measured` is whether this model's speed was measured on such GPUs, and not estimated.
+    `problem` says why the stage does not fit: then its numbers are those of the smallest
+    micro-batch. `tokens` is None while the steps are not known: they may follow from data to be
+    prepared. `measured` is whether this model's speed was measured on such GPUs, and not estimated.
     Training on `reference_tokens` would take as long as computing the reference of preferences, or
     as sampling the answers of rewards.
     """
@@ -79,12 +80,30 @@ class StageEstimate:
     sharded: bool = False  # whether the GPUs divide the weights (hardware.fsdp)
     joined: int = 1  # how many rows are read as one, where they are longest
     by_phase: tuple[float, ...] = ()  # the tokens per second of each phase of pretraining
+    problem: BadInput | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.problem is None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the values of `--json`, whose keys are pinned (tests/golden/json/keys.txt)."""
+        shown = [name for name in vars(self) if name not in ("in_memory", "problem")]
+        names = [*shown, "peak_bytes", "reference_seconds"]
+        return {name: getattr(self, name) for name in names}
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that the stage needs on one GPU. To compare many machines, nobody asks,
-        and a trace of this very micro-batch takes a second."""
-        return _peak(self.in_memory, self.micro_batch, self.joined, recompute=self.recompute)
+        """The most memory that the stage needs on one GPU, also where rows are read as one. To
+        compare many machines, nobody asks, and a trace of this very micro-batch takes a second."""
+        return max(
+            predict_memory(
+                replace(self.in_memory, seq_len=length * self.in_memory.seq_len),
+                micro_batch=max(1, self.micro_batch // length),
+                recompute=self.recompute,
+            ).total
+            for length in {1, self.joined}
+        )
 
     @property
     def seconds(self) -> float | None:
@@ -103,22 +122,26 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A whole job on an offer. None means unknown; `problem` says why the job does not fit.
+    """A whole job on an offer: a row of `pion plan`. None means unknown.
 
-    `lacks` has the numbers of a problem that is a lack of memory.
+    `problem` is why the job does not fit, or would never finish.
     """
 
     offer: Offer
-    stages: tuple[StageEstimate, ...]
-    problem: str | None
+    stages: tuple[StageEstimate, ...] = ()
+    problem: BadInput | None = None
     hours: float | None = None  # the loss to preemptions included
     lost_hours: float | None = None
     dollars: float | None = None
-    lacks: DoesNotFit | None = None
 
     @property
     def fits(self) -> bool:
         return self.problem is None
+
+    @property
+    def lacks(self) -> DoesNotFit | None:
+        """The numbers of a problem that is a lack of memory."""
+        return self.problem if isinstance(self.problem, DoesNotFit) else None
 
     @property
     def tokens(self) -> int:
@@ -155,6 +178,17 @@ class Estimate:
     def dollars_per_billion_tokens(self) -> float | None:
         return None if self.dollars is None else self.dollars / self.tokens * 1e9
 
+    def tokens_of_first_in(self, hours: float) -> float | None:
+        """Return on how many tokens the first stage would train if the job took so many hours and
+        its other stages stayed: hours grow linearly with tokens. None: its speed is not known."""
+        if not self.training_seconds or self.hours is None:
+            return None
+        first = self.stages[0]
+        paid = RESTART_SECONDS + self.training_seconds
+        others = self.training_seconds - (first.seconds or 0.0)
+        left = 3600 * hours / (3600 * self.hours / paid) - RESTART_SECONDS - others
+        return left * (first.tokens_per_second or 0.0)
+
 
 def estimate(
     job: Job, offer: Offer, known: Known = NOTHING_KNOWN, *, num_nodes: int = 1
@@ -162,62 +196,58 @@ def estimate(
     """Return what `job` takes on `num_nodes` machines of `offer`, with the speeds that are known
     of this model and of cards."""
     if offer.gpu is None:
-        return Estimate(offer, (), None)
+        return Estimate(offer)
     if (why := too_old(offer.gpu)) is not None:
-        return Estimate(offer, (), why)
+        return Estimate(offer, problem=BadInput(why))
     if offer.gpu_memory is None:
-        return Estimate(offer, (), f"the memory of a {offer.gpu} is unknown")
-    try:
-        stages = tuple(_stage(job, stage, offer, num_nodes, known) for stage in job.train_stages)
-    except DoesNotFit as error:
-        return Estimate(offer, (), str(error), lacks=error)
-    except BadInput as error:
-        return Estimate(offer, (), str(error))
-    unpriced = Estimate(offer, stages, None)
+        return Estimate(offer, problem=BadInput(f"the memory of a {offer.gpu} is unknown"))
+    stages: tuple[StageEstimate, ...] = ()
+    for stage in job.train_stages:
+        stages += (estimate_stage(job, stage, offer, known, num_nodes=num_nodes),)
+        if stages[-1].problem is not None:
+            return Estimate(offer, problem=stages[-1].problem)
+    unpriced = Estimate(offer, stages)
     if unpriced.training_seconds is None:
         return unpriced
     paid = work = RESTART_SECONDS + unpriced.training_seconds
     if offer.use_spot:
-        every = 3600 * job.checkpoint.preemption_hours
-        lost = RESTART_SECONDS + _save_interval(job, stages) / 2
+        every, lost = 3600 * job.checkpoint.preemption_hours, _lost_seconds(job, stages)
         if lost >= every:
-            problem = (
+            why = (
                 f"a preemption every {every / 60:.0f} min (checkpoint.preemption_hours) would cost "
                 f"{lost / 60:.0f} min each time, so the job would never finish"
             )
-            return Estimate(offer, stages, problem)
+            return replace(unpriced, problem=BadInput(why))
         paid = work * every / (every - lost)
     hours = paid / 3600
     dollars = None if offer.price is None else hours * offer.price * num_nodes
     return replace(unpriced, hours=hours, lost_hours=(paid - work) / 3600, dollars=dollars)
 
 
-def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> StageEstimate:
-    """Return a stage's plan, as its workers will choose it. Raises BadInput if it does not fit."""
+def estimate_stage(
+    job: Job, stage: str, offer: Offer, known: Known = NOTHING_KNOWN, *, num_nodes: int = 1
+) -> StageEstimate:
+    """Return a stage on GPUs whose memory is known, as its workers will choose to train it."""
     assert offer.gpu is not None
     assert offer.gpu_memory is not None
     section, hardware, gpu = job.section(stage), job.hardware, offer.gpu
     workers = workers_on(job, offer, num_nodes)
     batch = section.rows_of_step(job.seq_len(stage))
     rows, joined = rows_per_rank(batch, workers), job.joined(stage)
-    work = workload_on(offer.gpu, job, stage, workers)
-    in_memory, derived, recompute = choose_sharing(
-        largest_phase(work, job, stage),
-        sharded=hardware.sharded if section.reinforcement is None else False,
-        rows_per_rank=rows,
-        memory_bytes=offer.gpu_memory,
-        recompute=hardware.recompute,
-        joined=joined,
-    )
-    micro_batch = min(hardware.micro_batch or derived, rows)
-    usable = int(offer.gpu_memory * (1 - HEADROOM))
-    if micro_batch > derived:
-        peak = _peak(in_memory, micro_batch, joined, recompute=recompute)
-        if peak > usable:
-            raise BadInput(
-                f"hardware.micro_batch {micro_batch}: {stage} would need {peak / 2**30:.1f} GiB of "
-                f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
-            )
+    work, problem = workload_on(gpu, job, stage, workers), None
+    in_memory = replace(work, config=config_of_largest_phase(phases_of(section), work.config))
+    try:
+        in_memory, fitting, recompute = choose_sharing(
+            in_memory,
+            sharded=hardware.sharded if section.reinforcement is None else False,
+            rows_per_rank=rows,
+            memory_bytes=offer.gpu_memory,
+            recompute=hardware.recompute,
+            joined=joined,
+        )
+    except DoesNotFit as error:
+        fitting, recompute, problem = 1, hardware.recompute is not False, error
+    micro_batch = min(hardware.micro_batch or fitting, rows)
 
     def speed_of(length: int) -> Speed:  # where so many rows are read as one
         read, long = replace(work, seq_len=length * work.seq_len), batch // length
@@ -225,14 +255,13 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         return _of_all(one, read, long, rows_per_rank(long, workers), micro)
 
     reached, by_phase = _over_phases(job.mix_phases if stage == "pretrain" else [], speed_of)
-    tokens = section.total_steps * batch * work.seq_len if section.steps_are_known else None
-    return StageEstimate(
+    found = StageEstimate(
         stage=stage,
         micro_batch=micro_batch,
         grad_accum=-(-rows // micro_batch),
         recompute=recompute,
         in_memory=in_memory,
-        tokens=tokens,
+        tokens=_tokens(job, stage),
         tokens_per_second=reached.tokens_per_second,
         speed_from=reached.words,
         measured=reached.measured,
@@ -240,7 +269,17 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         sharded=in_memory.sharded,
         joined=joined,
         by_phase=by_phase,
+        problem=problem,
     )
+    usable = int(offer.gpu_memory * (1 - HEADROOM))
+    if problem is None and micro_batch > fitting and found.peak_bytes > usable:
+        why = (
+            f"hardware.micro_batch {micro_batch}: {stage} would need "
+            f"{found.peak_bytes / 2**30:.1f} GiB of {usable / 2**30:.1f} GiB. Remove "
+            f"hardware.micro_batch, and {fitting} is used"
+        )
+        found = replace(found, problem=BadInput(why))
+    return found
 
 
 def _over_phases(
@@ -256,18 +295,6 @@ def _over_phases(
     mean = sum(phase.rows for phase in phases) / time
     measured = all(speed.measured for speed in speeds)
     return replace(speeds[0], tokens_per_second=mean, measured=measured), tuple(reached)
-
-
-def _peak(work: Workload, micro_batch: int, joined: int, *, recompute: bool) -> int:
-    """Return the bytes that the work needs, also where `joined` rows are read as one."""
-    return max(
-        predict_memory(
-            replace(work, seq_len=length * work.seq_len),
-            micro_batch=max(1, micro_batch // length),
-            recompute=recompute,
-        ).total
-        for length in {1, joined}
-    )
 
 
 def _of_all(one: Speed, work: Workload, batch: int, rows: int, micro_batch: int) -> Speed:
@@ -292,15 +319,36 @@ def _of_all(one: Speed, work: Workload, batch: int, rows: int, micro_batch: int)
     return replace(reached, words=words, measured=False)
 
 
+def _tokens(job: Job, stage: str) -> int | None:
+    """Return the tokens of a stage; None while its steps are not known."""
+    section, length = job.section(stage), job.seq_len(stage)
+    if not section.steps_are_known:
+        return None
+    return section.total_steps * section.rows_of_step(length) * length
+
+
 def _reference_tokens(job: Job, stage: str) -> int:
     """Return how many trained tokens take as long as what a stage computes next to training: the
     reference, a forward pass over its rows, as far as these are known; or the answers."""
     section = job.section(stage)
-    if section.reinforcement is not None and section.steps_are_known:
-        batch = section.rows_of_step(job.seq_len(stage))
-        return int(SAMPLING * section.total_steps * batch * job.seq_len(stage))
+    if section.reinforcement is not None:
+        return int(SAMPLING * (_tokens(job, stage) or 0))
     rows = section.rows if job.needs_reference(stage) else None
     return 0 if rows is None else rows * job.seq_len(stage) // FORWARD
+
+
+def _lost_seconds(job: Job, stages: tuple[StageEstimate, ...]) -> float:
+    """Return what a preemption costs: a restart, and half the time between two saves, as the run's
+    policy sets it before it measures anything."""
+    checkpoint = job.checkpoint
+    cadence = SaveCadence(
+        checkpoint.every_steps,
+        checkpoint.every_seconds,
+        3600 * checkpoint.preemption_hours,
+        last_save=0.0,
+    )
+    step_seconds = [(s.seconds or 0.0) / job.section(s.stage).total_steps for s in stages]
+    return RESTART_SECONDS + cadence.between_saves(max(step_seconds)) / 2
 
 
 def seconds_here(job: Job, known: Known) -> float | None:
@@ -308,12 +356,11 @@ def seconds_here(job: Job, known: Known) -> float | None:
     reached; None if they don't say it."""
     device, workers, total = device_name(pick_device()), job.hardware.min_workers or 1, 0.0
     for stage in job.train_stages:
-        section, length, lora = job.section(stage), job.seq_len(stage), job.lora(stage) is not None
-        about = device, length, lora
-        past = next((s for s in known.runs if (s.device, s.seq_len, s.lora) == about), None)
-        if past is None or not section.steps_are_known:
+        length, lora = job.seq_len(stage), job.lora(stage) is not None
+        past = past_speed_on(known.runs, device, length, lora=lora)
+        tokens = _tokens(job, stage)
+        if past is None or tokens is None:
             return None
-        tokens = section.total_steps * section.rows_of_step(length) * length
         total += (tokens + _reference_tokens(job, stage)) / (workers * past.tokens_per_second)
     return total
 
@@ -344,30 +391,8 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
     )
 
 
-def largest_phase(work: Workload, job: Job, stage: str) -> Workload:
-    """Return the work of the stage's phase that needs the most memory."""
-    phases = phases_of(job.section(stage))
-    return replace(work, config=config_of_largest_phase(phases, work.config))
-
-
 def workers_on(job: Job, offer: Offer, num_nodes: int = 1) -> int:
     """Return how many workers train on `num_nodes` machines of an offer: at least, if their number
     may change."""
     asked = job.hardware.min_workers
     return offer.count * num_nodes if asked is None else max(1, asked)
-
-
-def _save_interval(job: Job, stages: tuple[StageEstimate, ...]) -> float:
-    """Return the seconds between saves, as the run's policy sets them before it measures
-    anything."""
-    checkpoint = job.checkpoint
-    cadence = SaveCadence(
-        checkpoint.every_steps,
-        checkpoint.every_seconds,
-        3600 * checkpoint.preemption_hours,
-        last_save=0.0,
-    )
-    if checkpoint.every_steps is None or checkpoint.every_seconds is not None:
-        return cadence.interval
-    step_seconds = [(s.seconds or 0.0) / job.section(s.stage).total_steps for s in stages]
-    return checkpoint.every_steps * max(step_seconds)

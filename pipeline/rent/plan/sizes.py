@@ -46,10 +46,9 @@ class Size:
     cost: ModelCost
     known: Known = NOTHING_KNOWN
 
-    @property
-    def d_model(self) -> int:
-        """The width of the model."""
-        return self.job.model_config_resolved().d_model
+    def settings_for(self, tokens: float) -> dict[str, int | float]:
+        """Return the fields of `pretrain` that train on about so many tokens, by rule."""
+        return settings_by_rule(self.reference, self.job.model_config_resolved().d_model, tokens)
 
 
 def sizes_of(path: str | None, overrides: Sequence[str]) -> list[Size]:

@@ -91,10 +91,11 @@ def past_speed_on(
 ) -> PastSpeed | None:
     """Return the newest of the speeds, the newest first, of rows of `seq_len` on this GPU.
 
-    `lora` is whether a frozen model with additions was trained, or all weights.
+    `gpu` is SkyPilot's name of it, or CUDA's. `lora` is whether a frozen model with additions was
+    trained, or all weights.
     """
-    fit = (s for s in runs if (s.seq_len, s.lora) == (seq_len, lora) and gpu in sky_names(s.device))
-    return next(fit, None)
+    alike = (s for s in runs if (s.seq_len, s.lora) == (seq_len, lora))
+    return next((s for s in alike if gpu in (s.device, *sky_names(s.device))), None)
 
 
 def past_speeds(job: Job) -> list[PastSpeed]:

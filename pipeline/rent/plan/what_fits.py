@@ -1,22 +1,19 @@
 """What fits on which GPU: the ways to fine-tune on it, the GPUs with the memory that a job needs,
-and what to change where they have too little."""
+and what to change where they have too little. All of these are estimates of a changed job."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from pion.config.lora import Lora
-from pion.data.order import rows_per_rank
 from pion.errors import BadInput
-from pion.train.memory import Workload, predict_memory
-from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_sharing
+from pion.train.micro_batch import HEADROOM
 from pipeline.console.formats import counted
 from pipeline.job import Job
-from pipeline.job.sft_and_lora_sections import Lora as LoraSection
-from pipeline.job.sft_and_lora_sections import how_to_use_lora
+from pipeline.job.sft_and_lora_sections import Lora, how_to_use_lora
 from pipeline.job.stages import CONVERSING
-from pipeline.rent.plan.estimate import Estimate, estimate, largest_phase, workers_on, workload_on
+from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, estimate_stage
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import Offer
 
@@ -31,47 +28,41 @@ BY_LORA, IN_BOTH = "By LoRA", "By LoRA in both stages"
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to fine-tune on a GPU, with the micro-batch that a run would use.
-
-    If it does not fit, `peak_bytes` is what the smallest micro-batch needs.
-    """
-
-    micro_batch: int
-    recompute: bool
-    peak_bytes: int
-    fits: bool
-
-    def __str__(self) -> str:
-        rows = counted(self.micro_batch, "row")
-        return f"{'✓' if self.fits else '✗'} {self.peak_bytes / GIB:.1f} GiB ({rows})"
-
-
-@dataclass(frozen=True)
 class Ways:
-    """What a stage of fine-tuning needs on one GPU.
+    """What a stage of fine-tuning takes on a GPU, for each way to train it.
 
     Attributes:
-        stage: `sft` or `prefer`.
+        stage: `sft`, `prefer` or `reinforce`.
         usable: the bytes of a GPU that training may use.
-        full: all weights are trained, and all activations are kept.
-        recomputed: all weights are trained, and activations are recomputed.
-        lora: LoRA's additions are trained; None if LoRA can't adapt this model.
         rank: LoRA's rank, the job's or the default.
+        ways: `full` (all weights are trained, and all activations are kept), `recomputed` (all
+            weights, and activations are recomputed) and `lora` (LoRA's additions are trained; None
+            if LoRA can't adapt this model).
     """
 
     stage: str
     usable: int
-    full: Way
-    recomputed: Way
-    lora: Way | None
     rank: int
+    ways: Mapping[str, StageEstimate | None]
 
     def __str__(self) -> str:
-        cells = {f"{self.stage} in full": self.full, "recomputed": self.recomputed}
-        if self.lora is not None:
-            cells[f"by LoRA of rank {self.rank}"] = self.lora
-        return "; ".join(f"{name}: {way}" for name, way in cells.items())
+        names = (f"{self.stage} in full", "recomputed", f"by LoRA of rank {self.rank}")
+        cells = [
+            f"{name}: {'✓' if way.fits else '✗'} {way.peak_bytes / GIB:.1f} GiB "
+            f"({counted(way.micro_batch, 'row')})"
+            for name, way in zip(names, self.ways.values(), strict=True)
+            if way is not None
+        ]
+        return "; ".join(cells)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the values of `--json`, whose keys are pinned."""
+        names = ("micro_batch", "recompute", "peak_bytes", "fits")
+        shown = {
+            key: None if way is None else {name: getattr(way, name) for name in names}
+            for key, way in self.ways.items()
+        }
+        return {"stage": self.stage, "usable": self.usable, "rank": self.rank, **shown}
 
 
 def fine_tuning_stages(job: Job) -> list[str]:
@@ -87,62 +78,58 @@ def fine_tuning_stages(job: Job) -> list[str]:
 
 
 def ways_on(job: Job, stage: str, offer: Offer, num_nodes: int = 1) -> Ways | None:
-    """Return what a stage of fine-tuning needs on one GPU of the offer, for each way to train it.
+    """Return what a stage of fine-tuning takes on one GPU of the offer, for each way to train it.
 
     None without a GPU, and for a GPU whose memory is not known.
     """
-    memory = offer.gpu_memory
-    if offer.gpu is None or memory is None:
+    if offer.gpu is None or offer.gpu_memory is None:
         return None
-    usable = int(memory * (1 - HEADROOM))
-    workers = workers_on(job, offer, num_nodes)
-    work = largest_phase(workload_on(offer.gpu, job, stage, workers), job, stage)
-    rows = rows_per_rank(job.section(stage).rows_of_step(job.seq_len(stage)), workers)
-    asked, lora = job.hardware, work.lora or Lora()
-
-    def way(changed: Workload, recompute: bool | None) -> Way:
+    lora = job.conversations(stage).lora or Lora()
+    changed = {
+        "full": _changed(job, {stage: None}, recompute=False),
+        "recomputed": _changed(job, {stage: None}, recompute=True),
+        "lora": _changed(job, {stage: lora}, recompute=job.hardware.recompute),
+    }
+    ways: dict[str, StageEstimate | None] = {}
+    for name, other in changed.items():
         try:
-            changed, derived, recompute = choose_sharing(
-                changed,
-                sharded=asked.sharded,
-                rows_per_rank=rows,
-                memory_bytes=memory,
-                recompute=recompute,
-            )
-        except DoesNotFit:
-            derived, recompute = 1, recompute is not False
-        micro_batch = min(asked.micro_batch or derived, rows)
-        peak = predict_memory(changed, micro_batch=micro_batch, recompute=recompute).total
-        return Way(micro_batch, recompute, peak, peak <= usable)
+            ways[name] = estimate_stage(other, stage, offer, num_nodes=num_nodes)
+        except BadInput:  # it has no projections that LoRA can adapt
+            ways[name] = None
+    return Ways(stage, int(offer.gpu_memory * (1 - HEADROOM)), lora.rank, ways)
 
-    full = replace(work, lora=None)
-    try:
-        by_lora = way(replace(work, lora=lora, optimizer="adamw"), asked.recompute)
-    except BadInput:  # it has no projections that LoRA can adapt
-        by_lora = None
-    return Ways(stage, usable, way(full, False), way(full, True), by_lora, lora.rank)
+
+def _changed(job: Job, loras: Mapping[str, Lora | None], *, recompute: bool | None) -> Job:
+    """Return the job with this LoRA in these stages, where None trains all weights."""
+    sections = {}
+    for stage, lora in loras.items():
+        changes: dict[str, Any] = {"lora": lora}
+        if lora is not None:
+            changes["optimizer"] = "adamw"
+        sections[stage] = job.section(stage).model_copy(update=changes)
+    hardware = job.hardware.model_copy(update={"recompute": recompute})
+    return job.model_copy(update={**sections, "hardware": hardware})
 
 
 # ---------------------------------------------------------------- GPUs that fit
 
 
-def on_each_gpu(job: Job) -> dict[str, Estimate]:
+def on_gpus(job: Job, gpu: str, count: int = 1) -> Estimate:
+    """Return what the job takes on a machine with so many GPUs of a known type, without a price."""
+    memory = GPU_TYPES[gpu].memory
+    return estimate(job, Offer(gpu, count, None, None, False, None, None, memory, 0))
+
+
+def on_each_gpu(job: Job) -> list[Estimate]:
     """Return what the job takes on one GPU of each type, the smallest memory first."""
-    return {
-        name: estimate(job, Offer(name, 1, None, None, False, None, None, kind.memory, 0))
-        for name, kind in sorted(GPU_TYPES.items(), key=lambda item: item[1].memory)
-    }
-
-
-def gpus_that_fit(job: Job) -> list[str]:
-    """Return the GPU types of which a single GPU can train the job, the smallest memory first."""
-    return [name for name, guess in on_each_gpu(job).items() if guess.fits]
+    return [on_gpus(job, gpu) for gpu in sorted(GPU_TYPES, key=lambda gpu: GPU_TYPES[gpu].memory)]
 
 
 def what_would_fit(job: Job) -> str:
-    """Return a sentence that names the GPU types on which a single GPU can train the job."""
-    found = gpus_that_fit(job)
-    return f"It fits on {_listed(found)}." if found else "It fits on no GPU known here."
+    """Return a sentence that names the GPU types on which a single GPU can train the job, the
+    smallest memory first."""
+    names = [str(guess.offer.gpu) for guess in on_each_gpu(job) if guess.fits]
+    return f"It fits on {_listed(names)}." if names else "It fits on no GPU known here."
 
 
 # ---------------------------------------------------------------- several GPUs
@@ -154,36 +141,28 @@ COUNTS = (2, 4, 8)
 COMMON = 80 * GIB
 
 
-def fewest_that_fit(job: Job, gpu: str) -> Estimate | None:
-    """Return what the job takes on the fewest GPUs of one machine that it fits on; None if it does
-    not fit on the most of COUNTS, or if the job says how many workers there are. Each GPU needs a
-    row of a step."""
-    memory = GPU_TYPES[gpu].memory if gpu in GPU_TYPES else None
-    if job.hardware.workers is not None or memory is None:
-        return None
-    rows = min(job.section(stage).global_batch for stage in job.train_stages)
-    for count in (count for count in COUNTS if count <= rows):
-        guess = estimate(job, Offer(gpu, count, None, None, False, None, None, memory, 0))
-        if guess.fits:
-            return guess
-    return None
+def on_several(job: Job, lacking: Sequence[Estimate]) -> list[Estimate]:
+    """Return what the job takes on the fewest GPUs of one machine that it fits on, of the types
+    that lack memory alone. Each GPU needs a row of a step.
 
-
-def on_several(job: Job, gpus: Sequence[str]) -> list[Estimate]:
-    """Return what the job takes on the fewest GPUs of each type that it fits on, of these types.
-
-    Return nothing for a job that fits on a common GPU alone.
+    Return nothing for a job that fits on a common GPU alone, and for one that says how many workers
+    there are.
     """
-    if any(GPU_TYPES[gpu].memory <= COMMON for gpu in gpus_that_fit(job)):
+    alone = (guess.offer.gpu_memory or 0 for guess in on_each_gpu(job) if guess.fits)
+    if job.hardware.workers is not None or any(memory <= COMMON for memory in alone):
         return []
-    found = (fewest_that_fit(job, gpu) for gpu in dict.fromkeys(gpus))
-    return [guess for guess in found if guess is not None]
+    rows = min(job.section(stage).global_batch for stage in job.train_stages)
+    types = dict.fromkeys(e.offer.gpu for e in lacking if e.lacks and e.offer.gpu in GPU_TYPES)
+    counts = [count for count in COUNTS if count <= rows]
+    guesses = ((on_gpus(job, str(gpu), count) for count in counts) for gpu in types)
+    fewest = (next((guess for guess in of_type if guess.fits), None) for of_type in guesses)
+    return [guess for guess in fewest if guess is not None]
 
 
-def what_several_would_fit(job: Job, gpus: Sequence[str]) -> list[str]:
+def what_several_would_fit(job: Job, lacking: Sequence[Estimate]) -> list[str]:
     """Return a sentence that names machines with several of these GPUs on which the job fits, and
     what to write; nothing if there are none."""
-    guesses = on_several(job, gpus)
+    guesses = on_several(job, lacking)
     if not guesses:
         return []
     names = [
@@ -197,6 +176,9 @@ def what_several_would_fit(job: Job, gpus: Sequence[str]) -> list[str]:
         f"{first.gpu}:{first.count} in the rental, or hardware.workers={first.count} for "
         "`pion plan`."
     ]
+
+
+# ---------------------------------------------------------------- what to change
 
 
 def what_to_change(job: Job, guesses: Sequence[Estimate], num_nodes: int = 1) -> list[str]:
@@ -220,29 +202,22 @@ def what_to_change(job: Job, guesses: Sequence[Estimate], num_nodes: int = 1) ->
 
 def _changes(job: Job) -> Iterator[tuple[str, Job, str]]:
     """Yield the changes that lower the memory of a job: in words, the job, and what to write."""
-    if job.hardware.recompute is False:
-        hardware = job.hardware.model_copy(update={"recompute": None})
-        changed = job.model_copy(update={"hardware": hardware})
+    recompute = job.hardware.recompute
+    if recompute is False:
+        changed = _changed(job, {}, recompute=None)
         yield "With recomputed activations", changed, "remove hardware.recompute: false"
-    full = [stage for stage in fine_tuning_stages(job) if job.lora(stage) is None]
-    for stage in full:
-        yield BY_LORA, _by_lora(job, [stage]), how_to_use_lora(stage, job.same_lora_as(stage))
-    if len(full) > 1:
-        below = " and ".join(f"below {stage}" for stage in full)
-        added = " ".join(f"{stage}.lora.rank=16" for stage in full)
+    loras: dict[str, Lora | None] = {}
+    for stage in fine_tuning_stages(job):
+        if job.lora(stage) is None:
+            other = job.same_lora_as(stage)
+            loras[stage] = Lora() if other is None else job.conversations(other).lora
+            changed = _changed(job, {stage: loras[stage]}, recompute=recompute)
+            yield BY_LORA, changed, how_to_use_lora(stage, other)
+    if len(loras) > 1:
+        below = " and ".join(f"below {stage}" for stage in loras)
+        added = " ".join(f"{stage}.lora.rank=16" for stage in loras)
         how = f"write `lora: {{rank: 16}}` {below}, or add {added} to the command"
-        yield IN_BOTH, _by_lora(job, full), how
-
-
-def _by_lora(job: Job, stages: Sequence[str]) -> Job:
-    """Return the job with LoRA in these stages, too."""
-    sections = {}
-    for stage in stages:
-        other = {"sft": job.sft, "prefer": job.prefer}.get(job.same_lora_as(stage) or "")
-        lora = LoraSection() if other is None else other.lora
-        changes = {"lora": lora, "optimizer": "adamw"}
-        sections[stage] = job.section(stage).model_copy(update=changes)
-    return job.model_copy(update=sections)
+        yield IN_BOTH, _changed(job, loras, recompute=recompute), how
 
 
 def _listed(names: list[str]) -> str:

@@ -6,15 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rich.table import Table
-
 from pion.data.phased_order import shares_of
 from pion.errors import told
-from pipeline.console.formats import minutes_or_hours, money, short_amount
+from pipeline.console.formats import short_amount
 from pipeline.job import Job
 from pipeline.job.mixes import source_names
 from pipeline.job.train_sections import phases_of
-from pipeline.rent.plan.estimate import Estimate
 
 # Up to so many passes, text that is read again is worth about as much as new text (2305.16264).
 MOST_PASSES = 4
@@ -30,15 +27,15 @@ class SourceRead:
     tokens: float | None = None
     passes: float | None = None  # in this phase
 
-    def __str__(self) -> str:
-        return f"{self.name} {self.cells[0]} ({self.cells[1]} tokens, {self.cells[2]})"
-
     @property
-    def cells(self) -> tuple[str, str, str]:
-        """The share, the tokens and the passes in words."""
-        share = str(self.mix) if self.share is None else f"{self.share:.3g} %"
-        tokens = "?" if self.tokens is None else short_amount(self.tokens)
-        return share, tokens, "?" if self.passes is None else f"{self.passes:.2g}x"
+    def cells(self) -> dict[str, str]:
+        """What a table shows of the source."""
+        return {
+            "source": self.name,
+            "share": str(self.mix) if self.share is None else f"{self.share:.3g} %",
+            "tokens": "?" if self.tokens is None else short_amount(self.tokens),
+            "read": "?" if self.passes is None else f"{self.passes:.2g}x",
+        }
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,8 @@ class PhaseRead:
     sources: tuple[SourceRead, ...]
 
     def __str__(self) -> str:
-        read = ", ".join(map(str, self.sources))
+        cells = [source.cells for source in self.sources]
+        read = ", ".join("{source} {share} ({tokens} tokens, {read})".format(**c) for c in cells)
         return f"steps {self.first:,}–{self.last:,}, rows of {self.seq_len:,} tokens: {read}"
 
 
@@ -61,37 +59,39 @@ def phases_read(job: Job, known: Sequence[int]) -> list[PhaseRead]:
     """Return what the phases of pretraining read; nothing if all read the same. `known` has the
     training rows of each source, if they are known. Raises BadInput for a mix that can't be
     read."""
-    found, mix, shares = list[PhaseRead](), dict[str, float | str](), dict[str, Fraction]()
-    rows, section = dict(zip(source_names(job.data), known)), job.pretrain
-    if section is None:
-        return []
-    for phase, trained in zip(job.mix_phases, phases_of(section)):
+    phases, mix, shares = list[PhaseRead](), dict[str, float | str](), dict[str, Fraction]()
+    rows, section, length = dict(zip(source_names(job.data), known)), job.pretrain, job.data.seq_len
+    for phase, trained in zip(job.mix_phases, phases_of(section) if section else ()):
         if phase.mix is not None:
             mix, shares = dict(phase.mix), {}
             if rows or not any(isinstance(share, str) for share in mix.values()):
-                with told(f"pretrain.phases.{len(found)}.mix: "):
+                with told(f"pretrain.phases.{len(phases)}.mix: "):
                     shares = shares_of(mix, rows, phase.rows)
         sources = []
         for name, asked in mix.items():
-            one = SourceRead(name, asked)
-            if name in shares:
-                read = float(shares[name] * phase.rows)
-                passes = read / rows[name] if rows else None
-                one = SourceRead(
-                    name, asked, float(100 * shares[name]), read * job.data.seq_len, passes
+            share = shares.get(name)
+            read = None if share is None else float(share * phase.rows)
+            sources.append(
+                SourceRead(
+                    name,
+                    asked,
+                    None if share is None else float(100 * share),
+                    None if read is None else read * length,
+                    None if read is None or not rows else read / rows[name],
                 )
-            sources.append(one)
-        found.append(
+            )
+        batch = job.section("pretrain").global_batch
+        phases.append(
             PhaseRead(
-                phase.start // section.global_batch + 1,
-                (phase.start + phase.rows) // section.global_batch,
-                phase.length * job.data.seq_len,
+                phase.start // batch + 1,
+                (phase.start + phase.rows) // batch,
+                phase.length * length,
                 trained.rope_theta or job.model_config_resolved().rope_theta,
-                phase.rows * job.data.seq_len,
+                phase.rows * length,
                 tuple(sources),
             )
         )
-    return found
+    return phases
 
 
 def warnings_of(job: Job, phases: Sequence[PhaseRead], known: Sequence[int]) -> Iterator[str]:
@@ -126,27 +126,3 @@ def warnings_of(job: Job, phases: Sequence[PhaseRead], known: Sequence[int]) -> 
             )
     if phases and not known:
         yield "passes, and shares next to them, are known after `pion run JOB --until prepare`"
-
-
-def phases_table(phases: Sequence[PhaseRead], on: Estimate | None, nodes: int) -> Table:
-    """Return a table of the phases, with their time and dollars on a machine."""
-    stage = None if on is None else next((s for s in on.stages if s.stage == "pretrain"), None)
-    where = "" if on is None else f" on {on.offer.gpu or 'CPU'}"
-    speeds = () if stage is None else stage.by_phase
-    table = Table(title=f"phases of pretrain{where}", title_justify="left", box=None)
-    table.pad_edge = False
-    for name in ("steps", "rows of", "time", "$", "source", "share", "tokens", "read"):
-        left = name in ("steps", "source")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    for number, phase in enumerate(phases):
-        time = dollars = "?"
-        if on is not None and speeds:
-            hours = phase.tokens / speeds[number] / 3600
-            time = minutes_or_hours(hours)
-            if on.offer.price is not None:
-                dollars = money(hours * on.offer.price * nodes, sign="")
-        cells = [f"{phase.first:,}–{phase.last:,}", f"{phase.seq_len:,}", time, dollars]
-        for source in phase.sources:
-            table.add_row(*cells, source.name, *source.cells)
-            cells = [""] * len(cells)
-    return table
