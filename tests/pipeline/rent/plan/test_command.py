@@ -16,7 +16,7 @@ from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
 from pipeline.state.stores import open_store
 from tests.paths import JOBS, OWN_JOBS
-from tests.pipeline.rent.check.test_conversations_prefer import job_in
+from tests.pipeline.rehearsal.jobs import pair_job
 from tests.pipeline.rent.fine_tuning import write_fine_tuning
 from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.support.sky_catalog import PRICES, Price
@@ -28,24 +28,34 @@ SMALL, XL = (str(JOBS / f"pion-{size}.yaml") for size in ("small", "xl"))
 def plan(sky_home, tmp_path, capsys):
     """`pion plan --json` of a job in an empty store."""
 
-    def run(job=SMALL, *overrides, gpus=()):
+    def run(job=SMALL, *overrides, gpus=(), on=None):
         store = f"store={tmp_path / 'runs'}"
-        assert show_plan(job, [store, *overrides], gpus=gpus, as_json=True) == 0
+        assert show_plan(job, [store, *overrides], gpus=gpus, as_json=True, on=on) == 0
         return json.loads(capsys.readouterr().out)
 
     return run
 
 
-def test_machines_are_ranked_by_what_the_whole_job_costs(plan):
-    rows = plan()["estimates"]
+@pytest.fixture
+def table(sky_home, tmp_path, capsys):
+    """What `pion plan` prints of a job in an empty store."""
+
+    def run(job, *overrides, gpus=()):
+        store = f"store={tmp_path / 'runs'}"
+        assert show_plan(job, [store, *overrides], gpus=gpus, as_json=False) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_machines_are_ranked_by_what_the_whole_job_costs_and_what_is_assumed_is_said(plan):
+    found = plan()
+    rows, notes = found["estimates"], "\n".join(found["notes"])
     dollars = [row["dollars"] for row in rows]
     assert dollars == sorted(dollars)
     assert len(rows) == 2 * len(PRICES), "spot and on demand"
     assert {(row["gpu"], row["use_spot"]) for row in rows[:2]} == {("A40", True), ("L40S", True)}
-
-
-def test_a_row_has_everything_there_is_to_compare(plan):
-    row = next(row for row in plan()["estimates"] if row["gpu"] == "A40" and row["use_spot"])
+    row = next(row for row in rows if row["gpu"] == "A40" and row["use_spot"])
     assert row["fits"]
     assert row["price"] == 0.2
     assert row["dollars"] == pytest.approx(row["hours"] * 0.2)
@@ -54,6 +64,10 @@ def test_a_row_has_everything_there_is_to_compare(plan):
     assert row["tokens_per_second"] > 0
     assert row["peak_bytes"] == max(stage["peak_bytes"] for stage in row["stages"])
     assert [stage["stage"] for stage in row["stages"]] == ["pretrain", "sft"]
+    assert "tokens/s estimated: 15% MFU assumed" in notes
+    assert "a preemption every 2 h" in notes
+    assert "a restart of 120 s" in notes
+    assert "time and $: a boot of 120 s and training" in notes
 
 
 def test_below_a_minute_of_training_the_price_of_an_hour_decides(plan):
@@ -64,25 +78,17 @@ def test_below_a_minute_of_training_the_price_of_an_hour_decides(plan):
     assert "training takes less than a minute on each GPU" in "\n".join(shown["notes"])
 
 
-def test_what_is_assumed_is_said(plan):
-    notes = "\n".join(plan()["notes"])
-    assert "tokens/s estimated: 15% MFU assumed" in notes
-    assert "a preemption every 2 h" in notes
-    assert "a restart of 120 s" in notes
-    assert "time and $: a boot of 120 s and training" in notes
-
-
-def test_the_pass_of_a_reference_has_its_own_line(plan, tmp_path):
-    job_in(tmp_path, steps=8)
-    found = plan(str(tmp_path / "job.yaml"), gpus=("A40",))
-    (note,) = [note for note in found["notes"] if "reference pass" in note]
-    assert re.fullmatch(
-        r"of it, the reference pass of prefer, once before its first step: A40 \d+ ms, <\$0\.01",
-        note,
-    )
-    for row in found["estimates"]:
-        _, stage = row["stages"]
-        assert stage["reference_seconds"] > 0
+def test_the_pass_of_a_reference_has_its_own_column(plan, table, tmp_path):
+    pair_job(tmp_path, steps=8)
+    path = str(tmp_path / "job.yaml")
+    found = plan(path, gpus=("A40",))
+    assert all(row["stages"][1]["reference_seconds"] > 0 for row in found["estimates"])
+    note = "of it: the time of computing the reference of prefer, once before its first step"
+    assert note in found["notes"]
+    header, first = table(path, gpus=("A40",)).splitlines()[1:3]
+    assert " time  of it   lost " in header
+    assert " 2 min <1 min <1 min " in first
+    assert "of it" not in table(SMALL, gpus=("A40",))
 
 
 def test_what_does_not_fit_comes_last_with_the_reason(plan):
@@ -144,7 +150,7 @@ def test_a_model_that_only_lora_can_fine_tune_there_is_refused_with_what_to_writ
     assert any(note.startswith("By LoRA, it fits on RTXA4000") for note in both["notes"])
 
 
-def test_each_card_says_what_each_way_to_fine_tune_needs(plan, tmp_path, capsys):
+def test_each_card_says_what_each_way_to_fine_tune_needs(plan, table, tmp_path):
     job = str(write_fine_tuning(tmp_path, "Qwen3-0.6B"))
     rows = plan(job, gpus=("RTXA4000", "A40"))["estimates"]
     fits = {
@@ -153,12 +159,9 @@ def test_each_card_says_what_each_way_to_fine_tune_needs(plan, tmp_path, capsys)
     }
     assert fits == {"RTXA4000": [False, True, True], "A40": [True, True, True]}
     assert all(row["ways_by_stage"] == {"sft": row["ways"]} for row in rows)
-    settings = [f"store={tmp_path / 'runs'}", "prices={RTXA4000: 0.25}"]
-    assert show_plan(job, settings, gpus=("RTXA4000",), as_json=False) == 0
-    printed = capsys.readouterr().out
-    (line,) = [line for line in printed.splitlines() if line.startswith("RTXA4000    14.1")]
-    full, recomputed, lora = (cell.split()[0] for cell in line.split("  ") if "(" in cell)
-    assert (full, recomputed, lora) == ("✗", "✓", "✓")
+    printed = table(job, "prices={RTXA4000: 0.25}", gpus=("RTXA4000",))
+    (line,) = [line for line in printed.splitlines() if line.startswith("RTXA4000   14.1")]
+    assert re.findall("[✗✓]", line) == ["✗", "✓", "✓"]
     assert "tokens (sft)" in printed
     assert "billion tokens (sft)" not in printed
 
@@ -191,75 +194,51 @@ def test_of_workers_that_come_and_go_the_fewest_are_planned(sky_home, plan):
     assert "hardware.workers [4, 8]: planned for 4 workers" in found["notes"]
 
 
-def test_the_table_has_a_line_for_each_machine(sky_home, tmp_path, capsys):
+def test_the_table_has_a_line_for_each_machine(sky_home, table):
     sky_home.sell({"A40": Price(0.2, 0.4), "RTXA4000": Price(0.1, 0.25)})
-    store = f"store={tmp_path}"
-    assert show_plan(XL, [store, "hardware.recompute=false"], gpus=(), as_json=False) == 0
-    printed = capsys.readouterr().out
+    printed = table(XL, "hardware.recompute=false")
     lines = [line.split() for line in printed.splitlines() if line[:3] in ("A40", "RTX")]
     assert [line[:2] for line in lines[:2]] == [["A40", "spot"], ["A40", "demand"]]
     assert [line[-2:] for line in lines[2:4]] == [["no", "fit"], ["no", "fit"]]
     assert "22.1 billion tokens (pretrain, sft)" in printed
+    several = table(SMALL, "hardware.workers=2", "prices={A40: 0.4}", gpus=("A40",))
+    assert "2 × A40 demand 0.80" in several
 
 
-def test_the_table_says_how_many_gpus_a_machine_has(sky_home, tmp_path, capsys):
-    settings = [f"store={tmp_path}", "hardware.workers=2", "prices={A40: 0.4}"]
-    assert show_plan(SMALL, settings, gpus=("A40",), as_json=False) == 0
-    assert "2 × A40 demand 0.80" in capsys.readouterr().out
-
-
-def test_a_short_job_is_counted_in_millions_of_tokens_and_minutes(sky_home, tmp_path, capsys):
-    settings = [f"store={tmp_path}", "pretrain.steps=200", "sft=null", "prices={A40: 0.4}"]
-    assert show_plan(SMALL, settings, gpus=("A40",), as_json=True) == 0
-    hours = json.loads(capsys.readouterr().out)["estimates"][0]["hours"]
+def test_a_short_job_is_counted_in_millions_of_tokens_and_minutes(plan, table):
+    settings = ["pretrain.steps=200", "sft=null", "prices={A40: 0.4}"]
+    hours = plan(SMALL, *settings, gpus=("A40",))["estimates"][0]["hours"]
     assert 0.1 < hours < 1
-    assert show_plan(SMALL, settings, gpus=("A40",), as_json=False) == 0
-    printed = capsys.readouterr().out
+    printed = table(SMALL, *settings, gpus=("A40",))
     assert "26.2 million tokens (pretrain)" in printed
     assert f" {60 * hours:.0f} min " in printed
-    assert "a boot of 120 s" in printed
 
 
-def test_a_rental_is_compared_with_its_own_machines_and_its_narrowness_is_said(
-    sky_home, tmp_path, capsys
-):
-    on = sky_home.yaml("accelerators: A40:1\nuse_spot: true")
-    store = f"store={tmp_path / 'runs'}"
-    assert show_plan(SMALL, [store], gpus=(), as_json=True, on=str(on)) == 0
-    found = json.loads(capsys.readouterr().out)
+def test_a_rental_is_compared_with_its_own_machines_and_its_narrowness_is_said(sky_home, plan):
+    found = plan(on=str(sky_home.yaml("accelerators: A40:1\nuse_spot: true")))
     assert [(row["gpu"], row["use_spot"]) for row in found["estimates"]] == [("A40", True)]
     [warning] = [note for note in found["notes"] if note.startswith("warning: ")]
     assert "every machine is a spot A40" in warning
-
-
-def test_a_rental_that_nobody_offers_is_refused(sky_home):
-    on = sky_home.yaml("accelerators: T4:1")
     with pytest.raises(BadInput, match=r"nobody offers a machine of .*\n1 × T4"):
-        show_plan(SMALL, [], gpus=(), as_json=True, on=str(on))
+        plan(on=str(sky_home.yaml("accelerators: T4:1")))
 
 
-def test_80_columns_hold_the_whole_table_of_spot_and_demand(
-    sky_home, tmp_path, capsys, monkeypatch
-):
+def test_80_columns_hold_the_whole_table_of_spot_and_demand(table, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     gpus = "RTXA4000: {spot: 0.11, on_demand: 0.25}, RTXPRO6000-MaxQ: 2.5"
-    settings = [f"store={tmp_path}", "pretrain.global_batch=8", f"prices={{{gpus}}}"]
-    names = ("RTXA4000", "RTXPRO6000-MaxQ")
-    assert show_plan(SMALL, settings, gpus=names, as_json=False) == 0
-    assert "…" not in capsys.readouterr().out
+    settings = ["pretrain.global_batch=8", f"prices={{{gpus}}}"]
+    assert "…" not in table(SMALL, *settings, gpus=("RTXA4000", "RTXPRO6000-MaxQ"))
 
 
-def test_this_machine_has_a_line_with_what_its_runs_reached(sky_home, tmp_path, capsys):
-    job, store = load_job(SMALL, ["sft=null"]), f"store={tmp_path / 'runs'}"
-    shown = []
+def test_this_machine_has_a_line_with_what_its_runs_reached(table, tmp_path):
+    job, few, shown = load_job(SMALL, ["sft=null"]), ["sft=null", "pretrain.steps=4"], []
     for tokens_per_second in (None, 4096.0):
         if tokens_per_second is not None:
             here = device_name(pick_device())
             speed = PastSpeed("mine", 1.0, here, job.seq_len("pretrain"), tokens_per_second)
             model = model_inputs(job.model_config_resolved())
             keep_train_speed(open_store(str(tmp_path / "runs")), model, speed)
-        show_plan(SMALL, [store, "sft=null", "pretrain.steps=4"], gpus=["A40"], as_json=False)
-        shown.append(capsys.readouterr().out)
+        shown.append(table(SMALL, *few, gpus=["A40"]))
     seconds = 4 * job.section("pretrain").global_batch * job.seq_len("pretrain") / 4096
     lines = [re.search(r"here +own +(.*?) *\n", text)[1] for text in shown]
     assert lines == ["?", duration(seconds)]

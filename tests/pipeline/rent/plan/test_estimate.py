@@ -22,7 +22,6 @@ from pipeline.rent.plan.estimate import (
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.speeds import Known, bench_results
-from pipeline.rent.plan.what_fits import gpus_that_fit
 from tests.paths import JOBS
 from tests.support import recorded_traces as traces
 from tests.support.jobs import tiny_job
@@ -91,7 +90,7 @@ def test_a_reference_takes_a_forward_pass():
 def test_a_micro_batch_the_job_fixes_must_fit_too():
     assert on("RTXA4000", "hardware.micro_batch=4").stages[0].micro_batch == 4
     found = on("RTXA4000", "hardware.micro_batch=64")
-    assert "hardware.micro_batch 64: pretrain would need" in (found.problem or "")
+    assert "hardware.micro_batch 64: pretrain would need" in str(found.problem)
 
 
 def test_a_gpu_without_bf16_computes_in_float32():
@@ -101,9 +100,7 @@ def test_a_gpu_without_bf16_computes_in_float32():
 
 @pytest.mark.parametrize("gpu", ["V100", "V100-32GB", "P100", "K80"])
 def test_a_gpu_that_torch_has_no_kernels_for_fits_nothing(gpu):
-    found = on("A40", gpu=gpu)
-    assert "is too old: the installed torch" in (found.problem or "")
-    assert gpu not in gpus_that_fit(small())
+    assert "is too old: the installed torch" in str(on("A40", gpu=gpu).problem)
 
 
 @pytest.mark.skipif(not torch.cuda.get_arch_list(), reason="torch is built without CUDA here")
@@ -175,7 +172,7 @@ def test_saves_every_so_many_steps_lose_half_of_their_time():
 def test_a_machine_that_is_lost_before_it_has_restarted_never_finishes():
     found = on("A40", "checkpoint.preemption_hours=0.02", use_spot=True)
     assert not found.fits
-    assert "the job would never finish" in (found.problem or "")
+    assert "the job would never finish" in str(found.problem)
 
 
 def test_each_of_several_gpus_is_taken_to_reach_a_share_of_its_speed_and_that_is_said():

@@ -10,8 +10,8 @@ import pytest
 from pion.bench.card import shipped_results
 from pion.errors import BadInput
 from pipeline.job.file import load_job
+from pipeline.rent.plan.command import show_dollars
 from pipeline.rent.plan.dollars import Asked, Money
-from pipeline.rent.plan.dollars_command import show_dollars
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.prices import Offer
 from tests.paths import JOBS, REPOSITORY
@@ -53,8 +53,9 @@ def test_without_a_job_it_says_what_to_run(store, capsys):
     lines = lines_of(asked_of(store, job=None), capsys)
     assert len(lines) <= 12
     assert lines[0] == "What to train for $20.00. The best cards:"
-    assert lines[1].split() == ["card", "$/h", "model", "tokens", "a", "parameter", "hours", "$"]
-    assert lines[2].startswith("  A40 spot")
+    names = ["GPU", "way", "$/h", "model", "tokens", "a", "parameter", "tokens/s", "time", "$"]
+    assert lines[1].split() == names
+    assert lines[2].startswith("A40      spot")
     text = "\n".join(lines)
     assert "the largest model that gets 10 tokens for each parameter" in text
     assert "estimated: 15% MFU assumed" in text
@@ -144,7 +145,7 @@ def test_prices_of_a_person_do_without_a_job(store, sky_home, capsys):
     sky_home.lose_catalog()
     asked = Asked(None, [f"store={store}", "prices={A40: 0.4}"], Money(20))
     lines = lines_of(asked, capsys)
-    assert lines[2].startswith("  A40 on demand  0.40")
+    assert lines[2].startswith("A40 demand 0.40")
 
 
 @pytest.mark.parametrize(
