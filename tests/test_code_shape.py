@@ -104,6 +104,24 @@ def test_every_text_has_an_encoding_also_where_ruff_does_not_know_that_it_is_a_p
     assert [path for path in found if bare.search(path.read_text("utf-8"))] == []
 
 
+@pytest.mark.parametrize(
+    ("pattern", "places"),
+    [
+        # Hours are tokens by a speed. Who wants them asks for an estimate.
+        (r"/ [\w.( *]*(tokens_per_second|by_phase)", {"pipeline/rent/plan/estimate.py"}),
+        # Money has a sign, cents, and `<$0.01`.
+        (r"(\$\{[^}]*|\{dollars):,?\.2f", {"pipeline/console/formats.py"}),
+    ],
+    ids=["hours", "money"],
+)
+def test_hours_are_predicted_and_money_is_spelled_in_one_place(
+    pattern: str, places: set[str]
+) -> None:
+    found = (REPOSITORY / "pipeline").rglob("*.py")
+    texts = {str(path.relative_to(REPOSITORY)): path.read_text("utf-8") for path in found}
+    assert {name for name, text in texts.items() if re.search(pattern, text)} == places
+
+
 def test_no_function_takes_more_than_six_parameters() -> None:
     assert shape().many_parameters == MANY_PARAMETERS
 

@@ -163,7 +163,7 @@ def _cost_lines(costs: Costs) -> list[str]:
 def _machine_in_words(machine: MachineCost) -> str:
     words = [f"{machine.describe()}: {duration(3600 * machine.hours)}"]
     if machine.dollars is not None:
-        words.append(f"{money(machine.dollars)} at ${machine.price or 0.0:.2f}/h")
+        words.append(f"{money(machine.dollars)} at {money(machine.price or 0.0)}/h")
     if machine.to_first_step is not None:
         waited = f"first step {duration(machine.to_first_step)} after billing began"
         words.append(waited + machine.phases_in_words())

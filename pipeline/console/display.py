@@ -261,7 +261,7 @@ class Display:
 
     def _facts(self, step: Step) -> list[str]:
         """Return the numbers of a step, each with its name."""
-        price = f" at ${step.dollars_per_hour:.2f}/h" if step.dollars_per_hour else ""
+        price = f" at {money(step.dollars_per_hour)}/h" if step.dollars_per_hour else ""
         facts = [
             f"loss {step.loss:.4f}" if step.reward is None else f"reward {step.reward:.4f}",
             f"lr {step.lr:.2e}",

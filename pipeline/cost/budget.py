@@ -53,8 +53,8 @@ def true_price(
     if told <= SAID_ABOVE * planned:
         return told
     words = (
-        f"this machine costs ${told:.2f} per hour, {told / planned:.2f} times the planned "
-        f"${planned:.2f}"
+        f"this machine costs {money(told)} per hour, {told / planned:.2f} times the planned "
+        f"{money(planned)}"
     )
     if told <= budget.price_tolerance * planned:
         say(f"{words}. The costs of this run are counted with the higher price.")

@@ -271,7 +271,7 @@ def _price(found: Estimate | None, market: Compared) -> str:
     assert found.hours is not None
     return (
         f"{money(found.dollars)}: about {minutes_or_hours(found.hours)} on {found.offer} at "
-        f"${found.offer.price:.2f}/h, the cheapest of "
+        f"{money(found.offer.price or 0.0)}/h, the cheapest of "
         f"{len({offer.gpu for offer in market.offers})} types of GPU today"
     )
 

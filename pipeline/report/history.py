@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.console.formats import moment, printable
+from pipeline.console.formats import moment, money, printable
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import STAGES, Job
 from pipeline.job.stages import CONVERSING
@@ -264,5 +264,5 @@ def _paths(values: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, An
 
 
 def _price(machine: MachineCost) -> str:
-    unknown = machine.price is None
-    return f"{machine.describe()} at {'an unknown price' if unknown else f'${machine.price:.2f}/h'}"
+    price = "an unknown price" if machine.price is None else f"{money(machine.price)}/h"
+    return f"{machine.describe()} at {price}"

@@ -197,7 +197,7 @@ def _judge_machines(facts: Facts) -> Iterator[ListedMachine]:
 
 def _list_pod(pod: Pod, facts: Facts) -> ListedMachine:
     """Judge a pod that has not claimed the run yet, or whose run's store was not read."""
-    price = f", ${pod.price:.2f}/h" if pod.price else ""
+    price = f", {money(pod.price)}/h" if pod.price else ""
     machine = f"{pod.gpu or 'pod'} on RunPod{price}"
     verdict = judge_pod(pod, facts)
     listed = ListedMachine(pod.id, pod.job_id, machine, None, None, None, *verdict)

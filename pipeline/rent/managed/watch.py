@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from pion.errors import PionError, Stopped
-from pipeline.console.formats import printable, show
+from pipeline.console.formats import money, printable, show
 from pipeline.rent.managed.keep.keeper import PATIENT_CANCEL_SECONDS, RentalKeeper
 from pipeline.rent.managed.look.diagnose import Finding
 from pipeline.rent.managed.look.look import Look, Lookout, log_finding
@@ -169,7 +169,7 @@ class Watcher:
         pods = self.lookout.pods
         dollars, names = sum(pod.price or 0.0 for pod in pods), ", ".join(pod.id for pod in pods)
         console = "To end them yourself: https://console.runpod.io/pods"
-        return f" (pods that cost ${dollars:.2f} per hour: {names}. {console})" if pods else ""
+        return f" (pods that cost {money(dollars)} per hour: {names}. {console})" if pods else ""
 
     def say(self, text: str) -> None:
         """Print a line, with the time of day in front."""

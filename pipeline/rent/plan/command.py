@@ -302,10 +302,10 @@ def _way(way: StageEstimate | None) -> str:
 
 def _phases(phases: Sequence[PhaseRead], row: Estimate, nodes: int) -> list[dict[str, str]]:
     """Return what each phase reads of each source, with its time and dollars on a machine."""
-    speeds = row.stages[0].by_phase if row.stages else ()
     rows = []
     for number, phase in enumerate(phases):
-        hours = phase.tokens / speeds[number] / 3600 if speeds else None
+        seconds = row.stages[0].seconds_of_phase(number, phase.tokens) if row.stages else None
+        hours = None if seconds is None else seconds / 3600
         dollars = None if hours is None or not row.offer.price else hours * row.offer.price * nodes
         cells = {
             "steps": f"{phase.first:,}–{phase.last:,}",

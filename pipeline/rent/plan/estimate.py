@@ -119,6 +119,10 @@ class StageEstimate:
             return None
         return self.reference_tokens / self.tokens_per_second
 
+    def seconds_of_phase(self, number: int, tokens: int) -> float | None:
+        """Return how long a phase takes that reads so many tokens; None if that is not known."""
+        return tokens / self.by_phase[number] if self.by_phase else None
+
 
 @dataclass(frozen=True)
 class Estimate:

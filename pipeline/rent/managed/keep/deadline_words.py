@@ -161,7 +161,7 @@ def renting_on_demand(
     words = f"{why}: renting {machines} on demand"
     if price is None or most is None:
         return f"{words}, at an unknown price"
-    return f"{words}, from ${price:.2f}/h; at most {money(most)} more"
+    return f"{words}, from {money(price)}/h; at most {money(most)} more"
 
 
 def none_on_demand(machines: str, waited: float, slack: float) -> str:

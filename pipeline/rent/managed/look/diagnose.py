@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.console.formats import duration
+from pipeline.console.formats import duration, money
 from pipeline.cost.budget import SAID_ABOVE
 from pipeline.machine.gpus import sky_names
 from pipeline.machine.rented import CPU, PRICES_VARIABLE, planned_prices
@@ -305,8 +305,8 @@ def dear_pods(sky: SkyView) -> list[Finding]:
     return [
         Finding(
             "higher price",
-            f"pod {pod.id} costs ${pod.price:.2f} per hour, {pod.price / planned:.2f} times the "
-            f"planned ${planned:.2f}. Costs are counted with the higher price. Above "
+            f"pod {pod.id} costs {money(pod.price)} per hour, {pod.price / planned:.2f} times the "
+            f"planned {money(planned)}. Costs are counted with the higher price. Above "
             "budget.price_tolerance, the run does not start there",
             "note",
             (pod.id,),
