@@ -234,24 +234,12 @@ def estimate_stage(
     """Return a stage on GPUs whose memory is known, as its workers will choose to train it."""
     assert offer.gpu is not None
     assert offer.gpu_memory is not None
-    section, hardware, gpu = job.section(stage), job.hardware, offer.gpu
-    workers = workers_on(job, offer, num_nodes)
-    batch = section.rows_of_step(job.seq_len(stage))
+    workers, gpu = workers_on(job, offer, num_nodes), offer.gpu
+    batch = job.section(stage).rows_of_step(job.seq_len(stage))
     rows, joined = rows_per_rank(batch, workers), job.joined(stage)
-    work, problem = workload_on(gpu, job, stage, workers), None
-    in_memory = replace(work, config=config_of_largest_phase(phases_of(section), work.config))
-    try:
-        in_memory, fitting, recompute = choose_sharing(
-            in_memory,
-            sharded=hardware.sharded if section.reinforcement is None else False,
-            rows_per_rank=rows,
-            memory_bytes=offer.gpu_memory,
-            recompute=hardware.recompute,
-            joined=joined,
-        )
-    except DoesNotFit as error:
-        fitting, recompute, problem = 1, hardware.recompute is not False, error
-    micro_batch = min(hardware.micro_batch or fitting, rows)
+    work = workload_on(gpu, job, stage, workers)
+    in_memory, fitting, recompute, problem = _fit(job, stage, work, rows, offer.gpu_memory)
+    micro_batch = min(job.hardware.micro_batch or fitting, rows)
 
     def speed_of(length: int) -> Speed:  # where so many rows are read as one
         read, long = replace(work, seq_len=length * work.seq_len), batch // length
@@ -275,15 +263,45 @@ def estimate_stage(
         by_phase=by_phase,
         problem=problem,
     )
-    usable = int(offer.gpu_memory * (1 - HEADROOM))
-    if problem is None and micro_batch > fitting and found.peak_bytes > usable:
-        why = (
-            f"hardware.micro_batch {micro_batch}: {stage} would need "
-            f"{found.peak_bytes / 2**30:.1f} GiB of {usable / 2**30:.1f} GiB. Remove "
-            f"hardware.micro_batch, and {fitting} is used"
-        )
-        found = replace(found, problem=BadInput(why))
+    if problem is None and micro_batch > fitting:
+        return _refuse_micro_batch(found, offer.gpu_memory, fitting)
     return found
+
+
+def _fit(
+    job: Job, stage: str, work: Workload, rows: int, memory_bytes: int
+) -> tuple[Workload, int, bool, BadInput | None]:
+    """Return the work of the phase that needs the most memory, as ranks share it; the micro-batch
+    that fits; whether activations are recomputed; and why not even one row fits."""
+    section, hardware = job.section(stage), job.hardware
+    largest = config_of_largest_phase(phases_of(section), work.config)
+    work = replace(work, config=largest)
+    try:
+        fitting = choose_sharing(
+            work,
+            sharded=hardware.sharded if section.reinforcement is None else False,
+            rows_per_rank=rows,
+            memory_bytes=memory_bytes,
+            recompute=hardware.recompute,
+            joined=job.joined(stage),
+        )
+    except DoesNotFit as error:
+        return work, 1, hardware.recompute is not False, error
+    return *fitting, None
+
+
+def _refuse_micro_batch(found: StageEstimate, memory_bytes: int, fitting: int) -> StageEstimate:
+    """Return a stage with the problem of a micro-batch that the job fixes, if it needs more memory
+    than there is. `fitting` rows would be chosen."""
+    usable = int(memory_bytes * (1 - HEADROOM))
+    if found.peak_bytes <= usable:
+        return found
+    why = (
+        f"hardware.micro_batch {found.micro_batch}: {found.stage} would need "
+        f"{found.peak_bytes / 2**30:.1f} GiB of {usable / 2**30:.1f} GiB. Remove "
+        f"hardware.micro_batch, and {fitting} is used"
+    )
+    return replace(found, problem=BadInput(why))
 
 
 def _over_phases(

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from pion.errors import BadInput
+from pipeline.rehearsal.phases import phases_read, warnings_of
 from pipeline.rehearsal.rehearse import rehearse
 from pipeline.rent.check.data import check_rows
-from pipeline.rehearsal.phases import phases_read, warnings_of
 from pipeline.stages.prepare import prepare_part
 from tests.pipeline.job.test_mixes import FIRST, LONG, with_phases
 from tests.support.corpora import sentences
