@@ -1,6 +1,5 @@
 """The models that money can choose from: presets, each with a job."""
 
-import math
 import shutil
 
 import pytest
@@ -102,44 +101,30 @@ def test_a_job_that_starts_from_a_trained_model_is_refused(tmp_path):
 OWN = 22_500 * 64 * 2048  # the tokens of jobs/pion-small.yaml
 
 
-def small(*overrides):
-    return load_job(JOBS / "pion-small.yaml", overrides)
+MUON = ("pretrain.optimizer=muon", "pretrain.muon_lr=0.02", "pretrain.embedding_lr=0.1")
 
 
-def test_the_same_size_and_length_keep_everything():
-    assert settings_by_rule(small(), 640, OWN) == {
-        "steps": 22_500,
-        "global_batch": 64,
-        "lr": 3e-4,
-        "min_lr": 3e-5,
-    }
-
-
-def test_the_batch_grows_with_tokens_and_the_rates_with_its_root():
-    found = settings_by_rule(small(), 640, 10 * OWN)
-    assert found["global_batch"] == 160  # 64 · 10^0.383 is 155
-    assert found["lr"] == pytest.approx(3e-4 * math.sqrt(160 / 64), rel=0.01)
-    assert found["min_lr"] == pytest.approx(3e-5 * math.sqrt(160 / 64), rel=0.01)
-    assert found["steps"] == 10 * OWN // (160 * 2048)
-
-
-def test_a_batch_changes_no_rate_by_more_than_twice():
-    assert settings_by_rule(small(), 640, 1000 * OWN)["lr"] == 6e-4
-    assert settings_by_rule(small(), 640, OWN / 1000)["lr"] == 1.5e-4
-
-
-def test_adamw_takes_smaller_steps_in_a_wider_model_and_muon_does_not():
-    muon = small("pretrain.optimizer=muon", "pretrain.muon_lr=0.02", "pretrain.embedding_lr=0.1")
-    found = settings_by_rule(muon, 2560, OWN)
-    assert (found["lr"], found["embedding_lr"], found["muon_lr"]) == (1.5e-4, 0.05, 0.02)
-    assert "head_lr" not in found
-
-
-def test_a_short_run_warms_up_for_a_tenth_of_its_steps():
-    found = settings_by_rule(small(), 640, OWN / 100)
-    assert found["warmup_steps"] == found["steps"] // 10
-    few = settings_by_rule(small("pretrain.warmup_steps=40"), 640, OWN / 100)
-    assert "warmup_steps" not in few
+@pytest.mark.parametrize(
+    ("d_model", "times", "overrides", "expected"),
+    [
+        # The same size and length keep everything.
+        (640, 1, [], {"steps": 22_500, "global_batch": 64, "lr": 3e-4, "min_lr": 3e-5}),
+        # The batch grows with tokens^0.383, and the rates with its root, at most twice.
+        (640, 10, [], {"steps": 90_000, "global_batch": 160, "lr": 4.74e-4, "min_lr": 4.74e-5}),
+        (640, 1000, [], {"lr": 6e-4}),
+        (640, 0.001, [], {"lr": 1.5e-4}),
+        # AdamW takes smaller steps in a wider model, and Muon does not.
+        (2560, 1, MUON, {"lr": 1.5e-4, "embedding_lr": 0.05, "muon_lr": 0.02, "head_lr": None}),
+        # A short run warms up for a tenth of its steps, unless its job says less.
+        (640, 0.01, [], {"steps": 1440, "warmup_steps": 144}),
+        (640, 0.01, ["pretrain.warmup_steps=40"], {"warmup_steps": None}),
+    ],
+)
+def test_batch_and_rates_follow_by_rule(d_model, times, overrides, expected):
+    found = settings_by_rule(load_job(SMALL, overrides), d_model, times * OWN)
+    assert {name: found.get(name) for name in expected} == expected
+    if times == 1 and not overrides:
+        assert found == expected
 
 
 def test_a_run_of_a_recipe_has_the_settings_by_rule_and_not_those_of_the_recipe():

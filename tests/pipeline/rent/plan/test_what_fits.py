@@ -8,6 +8,7 @@ import pytest
 
 from pion.config.model_config import ModelConfig
 from pipeline.job.file import load_job
+from pipeline.rent.check.job import count_parameters
 from pipeline.rent.check.machines import _problem, _worker_problem
 from pipeline.rent.plan import what_fits
 from pipeline.rent.plan.estimate import estimate
@@ -28,83 +29,49 @@ from tests.support.published_models import PUBLISHED
 
 A4000 = one("RTXA4000")
 in_soak = partial(pytest.param, marks=pytest.mark.soak)
-NO_RECOMPUTE, SFT_8 = "hardware.recompute=false", "sft.lora.rank=8"
-BOTH = ["sft.lora.rank=16", "prefer.lora.rank=16"]
-
-
-def offered(job):
-    """Return what to change with which the job fits on this card."""
-    return what_to_change(job, [estimate(job, A4000)])
+SAME = "write the same `lora` below prefer as below sft."
+# By name: what is offered, the overrides that do it, and how the sentence ends.
+OFFERS = {
+    "sft": ("By LoRA", ["sft.lora.rank=16"], "or add sft.lora.rank=16 to the command."),
+    "prefer": ("By LoRA", ["prefer.lora.rank=16"], "or add prefer.lora.rank=16 to the command."),
+    "the same": ("By LoRA", ["prefer.lora.rank=8"], SAME),
+    "both": (
+        "By LoRA in both stages",
+        ["sft.lora.rank=16", "prefer.lora.rank=16"],
+        "write `lora: {rank: 16}` below sft and below prefer, or add sft.lora.rank=16 "
+        "prefer.lora.rank=16 to the command.",
+    ),
+    "recompute": (
+        "With recomputed activations",
+        ["hardware.recompute=null"],
+        "GiB): remove hardware.recompute: false.",
+    ),
+}
+LONG = ["data.seq_len=40960", "sft.global_batch=1", "hardware.recompute=true"]
 
 
 @pytest.mark.parametrize(
     ("name", "asked", "offers"),
     [
-        # For each offer: what it does, the overrides that do it, and how it says so.
-        in_soak(
-            "Qwen3-1.7B",
-            ["sft=null", *PREFER],
-            [("By LoRA", ["prefer.lora.rank=16"], "or add prefer.lora.rank=16 to the command.")],
-        ),
-        in_soak(
-            "Qwen3-1.7B",
-            [*PREFER, SFT_8],
-            [
-                (
-                    "By LoRA",
-                    ["prefer.lora.rank=8"],
-                    "write the same `lora` below prefer as below sft.",
-                )
-            ],
-        ),
-        (
-            "Qwen3-1.7B",
-            PREFER,
-            [
-                (
-                    "By LoRA in both stages",
-                    BOTH,
-                    "write `lora: {rank: 16}` below sft and below prefer, or add "
-                    f"{' '.join(BOTH)} to the command.",
-                )
-            ],
-        ),
-        (
-            "Qwen3-0.6B",
-            [NO_RECOMPUTE],
-            [
-                (
-                    "With recomputed activations",
-                    ["hardware.recompute=null"],
-                    "GiB): remove hardware.recompute: false.",
-                ),
-                ("By LoRA", ["sft.lora.rank=16"], "or add sft.lora.rank=16 to the command."),
-            ],
-        ),
-        # Nothing is offered that would not help: it fits, or it is too long, or a micro-batch asks
-        # for too much.
+        in_soak("Qwen3-1.7B", ["sft=null", *PREFER], ["prefer"]),
+        in_soak("Qwen3-1.7B", [*PREFER, "sft.lora.rank=8"], ["the same"]),
+        ("Qwen3-1.7B", PREFER, ["both"]),
+        ("Qwen3-0.6B", ["hardware.recompute=false"], ["recompute", "sft"]),
+        # What would not help is not offered: it fits, rows are too long, or a micro-batch is why.
         ("Qwen3-0.6B", [], []),
-        (
-            "Qwen3-1.7B",
-            [
-                "sft.lora.rank=16",
-                "data.seq_len=40960",
-                "sft.global_batch=1",
-                "hardware.recompute=true",
-            ],
-            [],
-        ),
+        ("Qwen3-1.7B", ["sft.lora.rank=16", *LONG], []),
         ("SmolLM2-360M", ["hardware.micro_batch=16"], []),
     ],
 )
 def test_each_change_with_which_a_job_fits_is_offered_and_the_offer_holds(
     tmp_path, name, asked, offers
 ):
-    found = offered(read_fine_tuning(tmp_path, name, *asked))
+    job = read_fine_tuning(tmp_path, name, *asked)
+    found = what_to_change(job, [estimate(job, A4000)])
     assert len(found) == len(offers)
-    for words, (how, overrides, says) in zip(found, offers):
+    for words, (how, overrides, end) in zip(found, map(OFFERS.get, offers)):
         assert words.startswith(f"{how}, it fits on RTXA4000 (")
-        assert words.endswith(says)
+        assert words.endswith(end)
         assert estimate(read_fine_tuning(tmp_path, name, *asked, *overrides), A4000).fits
 
 
@@ -137,13 +104,7 @@ def test_what_a_published_model_needs_on_a_card_of_16_gb(tmp_path, name, fits, g
     least = smallest.ways.values()
     assert [way.micro_batch for way in least] == [1, 1, 1]
     assert tuple(round(way.peak_bytes / GIB, 1) for way in least) == gib
-
-
-def test_the_parameters_of_published_models_are_those_of_their_settings(tmp_path):
-    from pipeline.rent.check.job import count_parameters
-
-    job = read_fine_tuning(tmp_path, "Qwen3-1.7B")
-    assert count_parameters(job) == PUBLISHED["Qwen3-1.7B"][2]
+    assert count_parameters(read_fine_tuning(tmp_path, name)) == PUBLISHED[name][2]
 
 
 @pytest.mark.parametrize(
@@ -185,12 +146,9 @@ def test_a_model_of_experts_has_no_way_by_lora():
     assert "LoRA" not in str(ways)
 
 
-def test_a_job_that_pretrains_has_no_choice_to_make():
+def test_there_is_nothing_to_say_of_a_job_that_pretrains_nor_of_an_unknown_gpu(tmp_path):
     """A GPU that pretrains the model also trains all its weights afterwards."""
     assert fine_tuning_stages(load_job(JOBS / "pion-small.yaml", [])) == []
-
-
-def test_without_a_known_gpu_there_is_nothing_to_say(tmp_path):
     job = read_fine_tuning(tmp_path, "SmolLM2-360M")
     assert ways_on(job, "sft", dataclasses.replace(A4000, gpu=None)) is None
     assert ways_on(job, "sft", dataclasses.replace(A4000, gpu_memory=None)) is None
@@ -214,9 +172,6 @@ def small(**fields):
 def cards(count, gib=1.9):
     """Return a machine whose cards have so little memory that four must divide the model."""
     return dataclasses.replace(offer("A40", count=count), gpu_memory=int(gib * GIB))
-
-
-# ---------------------------------------------------------------- memory
 
 
 def test_the_cards_of_a_machine_divide_a_model_only_if_it_does_not_fit_otherwise():
@@ -265,9 +220,6 @@ def test_machines_with_more_gpus_than_a_step_has_rows_are_not_named(small_gpus):
 
 def test_a_job_that_fits_on_a_common_gpu_is_told_of_no_machine_with_several():
     assert what_several_would_fit(small(), [estimate(small(), cards(1))]) == []
-
-
-# ---------------------------------------------------------------- what is said
 
 
 def test_a_machine_with_one_gpu_is_refused_if_the_job_divides_the_model():
