@@ -134,18 +134,15 @@ def test_numbers_that_are_no_money_are_refused(store, value):
         show_dollars(asked_of(store, hours=value), as_json=False)
 
 
-def test_without_prices_it_says_how_to_give_some(store, sky_home):
+def test_without_a_catalog_it_says_how_to_give_prices_which_do_without_a_job(
+    store, sky_home, capsys
+):
     sky_home.lose_catalog()
     with pytest.raises(BadInput, match="no machine with a GPU has a price here") as refused:
         show_dollars(asked_of(store), as_json=False)
     assert "prices={A40: 0.4}" in str(refused.value)
-
-
-def test_prices_of_a_person_do_without_a_job(store, sky_home, capsys):
-    sky_home.lose_catalog()
-    asked = Asked(None, [f"store={store}", "prices={A40: 0.4}"], Money(20))
-    lines = lines_of(asked, capsys)
-    assert lines[2].startswith("A40 demand 0.40")
+    asked = asked_of(store, job=None, job_overrides=["prices={A40: 0.4}"])
+    assert lines_of(asked, capsys)[2].startswith("A40 demand 0.40")
 
 
 @pytest.mark.parametrize(
@@ -168,5 +165,4 @@ def test_mistakes_on_the_command_line_get_one_message(pion, arguments, said):
 
 def test_the_command_line_needs_no_job(pion, store):
     code, out, _ = pion("plan", "--dollars", "20", f"store={store}", "--gpu", "A40", "--json")
-    assert code == 0
-    assert {option["gpu"] for option in json.loads(out)["options"]} == {"A40"}
+    assert (code, {option["gpu"] for option in json.loads(out)["options"]}) == (0, {"A40"})

@@ -151,22 +151,26 @@ def test_on_demand_pays_for_one_start_and_loses_nothing():
     assert found.lost_hours == 0
     assert found.dollars == pytest.approx(hours * 0.4)
     assert found.dollars_per_billion_tokens == pytest.approx(hours * 0.4 / found.tokens * 1e9)
+    assert found.tokens_of_first_in(found.hours) == pytest.approx(found.stages[0].tokens)
 
 
-def test_a_preemption_costs_a_restart_and_half_a_save_interval():
-    settings = ("checkpoint.preemption_hours=1", "checkpoint.every_seconds=600")
+@pytest.mark.parametrize(
+    ("steps", "seconds", "between"),
+    [
+        (None, 600, lambda step: 600),
+        # So many steps, or seconds if these are shorter.
+        (100, None, lambda step: 100 * step),
+        (100, 10_000, lambda step: 100 * step),
+        (100, 60, lambda step: 60),
+    ],
+)
+def test_a_preemption_costs_a_restart_and_half_the_time_between_saves(steps, seconds, between):
+    saves = {"every_steps": steps, "every_seconds": seconds, "preemption_hours": 1}
+    settings = (*(f"checkpoint.{n}={v}" for n, v in saves.items() if v), "sft=null")
     found, kept = on("A40", *settings, use_spot=True), on("A40", *settings)
-    share = (RESTART_SECONDS + 300) / HOUR
+    share = (RESTART_SECONDS + between(kept.stages[0].seconds / 22_500) / 2) / HOUR
     assert found.hours == pytest.approx(kept.hours / (1 - share))
     assert found.lost_hours == pytest.approx(found.hours * share)
-
-
-def test_saves_every_so_many_steps_lose_half_of_their_time():
-    settings = ("checkpoint.every_steps=100", "sft=null")
-    found, kept = on("A40", *settings, use_spot=True), on("A40", *settings)
-    step = kept.stages[0].seconds / 22_500
-    lost = RESTART_SECONDS + 100 * step / 2
-    assert found.hours == pytest.approx(kept.hours / (1 - lost / (2 * HOUR)))
 
 
 def test_a_machine_that_is_lost_before_it_has_restarted_never_finishes():

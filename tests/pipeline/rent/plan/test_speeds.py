@@ -130,18 +130,21 @@ def test_tiny_models_and_cpus_say_nothing_about_a_gpu(own):
     assert bench_results([]) == []
 
 
-@pytest.mark.parametrize("where", ["given", "own"])
-def test_a_file_that_is_no_result_is_named(own, tmp_path, where):
+@pytest.mark.parametrize(
+    ("where", "text", "said"),
+    [
+        ("given", '{"format": 1, "rows": []}', r"bad\.json is no result of `pion bench`"),
+        ("own", '{"format": 1, "rows": []}', r"bad\.json is no result of `pion bench`"),
+        ("given", None, r"bad\.json can't be read"),
+    ],
+)
+def test_a_file_that_is_no_result_is_named(own, tmp_path, where, text, said):
     path = (own if where == "own" else tmp_path) / "bad.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('{"format": 1, "rows": []}')
-    with pytest.raises(BadInput, match=r"bad\.json is no result of `pion bench`"):
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(BadInput, match=said):
         bench_results([str(path)] if where == "given" else [])
-
-
-def test_a_file_that_is_not_there_is_named(own):
-    with pytest.raises(BadInput, match=r"absent\.json can't be read"):
-        bench_results(["absent.json"])
 
 
 def test_the_plan_says_which_result_its_speed_is_from(sky_home, tmp_path, capsys):
@@ -161,13 +164,19 @@ def train_somewhere(job, speed, device="NVIDIA A40", seq_len=32, *, lora=False):
     keep_train_speed(FileStore(Path(job.store)), model_inputs(job.model_config_resolved()), found)
 
 
-def test_only_the_same_shape_row_length_and_gpu_count_as_measured(tmp_path):
-    job = tiny_job(store=str(tmp_path))
+def test_only_the_same_shape_row_length_and_kind_of_training_as_measured(tmp_path):
+    job = tiny_job(store=str(tmp_path), sft__lora={"rank": 4})
     train_somewhere(job, 5000.0)
+    train_somewhere(job, 9000.0, lora=True)
     runs = past_speeds(job)
-    assert past_speed_on(runs, "A40", 32, lora=False) is not None
-    assert past_speed_on(runs, "A40", 64, lora=False) is None
-    assert past_speed_on(runs, "RTXA4000", 32, lora=False) is None
+    for gpu, seq_len, lora, reached in (
+        ("A40", 32, False, 5000.0),
+        ("NVIDIA A40", 32, True, 9000.0),
+        ("A40", 64, False, None),
+        ("RTXA4000", 32, False, None),
+    ):
+        found = past_speed_on(runs, gpu, seq_len, lora=lora)
+        assert (found and found.tokens_per_second) == reached
     assert past_speeds(tiny_job(store=str(tmp_path), model__d_ff=64)) == []
 
 
@@ -194,16 +203,6 @@ def test_a_record_that_can_not_be_read_says_nothing(tmp_path):
     for content in (b"", b"{", b'{"format": 1}', path.read_bytes().replace(b"99.0", b"-99.0")):
         path.write_bytes(content)
         assert past_speeds(job) == []
-
-
-def test_a_speed_of_lora_says_nothing_about_training_all_weights(tmp_path):
-    job = tiny_job(store=str(tmp_path), sft__lora={"rank": 4})
-    train_somewhere(job, 5000.0, seq_len=96)
-    train_somewhere(job, 9000.0, seq_len=96, lora=True)
-    runs = past_speeds(job)
-    for lora, reached in ((False, 5000.0), (True, 9000.0)):
-        found = past_speed_on(runs, "A40", 96, lora=lora)
-        assert found.tokens_per_second == reached
 
 
 def test_a_store_that_cannot_be_read_measures_nothing(tmp_path):
