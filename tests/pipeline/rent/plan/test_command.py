@@ -71,10 +71,12 @@ def test_machines_are_ranked_by_what_the_whole_job_costs_and_what_is_assumed_is_
 
 
 def test_below_a_minute_of_training_the_price_of_an_hour_decides(plan):
-    few = ("pretrain.steps=4", "pretrain.warmup_steps=1", "pretrain.global_batch=1", "sft=null")
-    shown = plan(SMALL, *few)
-    prices = [row["price"] for row in shown["estimates"] if row["fits"]]
-    assert prices == sorted(prices)
+    few = ("pretrain.steps=6", "pretrain.warmup_steps=1", "sft=null")
+    prices = "prices={RTXA4000: 0.40, A40: 0.42}"
+    shown = plan(SMALL, *few, prices, gpus=("A40", "RTXA4000"))
+    slow, *_, fast = shown["estimates"]
+    assert (slow["gpu"], fast["gpu"]) == ("RTXA4000", "A40")
+    assert slow["dollars"] > fast["dollars"]
     assert "training takes less than a minute on each GPU" in "\n".join(shown["notes"])
 
 

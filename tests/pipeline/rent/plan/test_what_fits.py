@@ -146,6 +146,13 @@ def test_a_model_of_experts_has_no_way_by_lora():
     assert "LoRA" not in str(ways)
 
 
+def test_lora_is_trained_by_adamw_also_where_the_job_trains_all_weights_by_muon(tmp_path):
+    job = read_fine_tuning(tmp_path, "SmolLM2-360M", "sft.optimizer=muon")
+    ways = ways_on(job, "sft", A4000).ways
+    optimizers = {name: way.in_memory.optimizer for name, way in ways.items()}
+    assert optimizers == {"full": "muon", "recomputed": "muon", "lora": "adamw"}
+
+
 def test_there_is_nothing_to_say_of_a_job_that_pretrains_nor_of_an_unknown_gpu(tmp_path):
     """A GPU that pretrains the model also trains all its weights afterwards."""
     assert fine_tuning_stages(load_job(JOBS / "pion-small.yaml", [])) == []
