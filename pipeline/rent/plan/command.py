@@ -114,8 +114,9 @@ def show_plan(
     for stage in fine_tuning_stages(plan):
         at_once = f"with so many rows of {plan.seq_len(stage):,} tokens at once"
         _show_rows(f"{stage} on one GPU: GiB ({at_once})", _ways(plan, stage, rows))
-    title = f"phases of pretrain on {rows[0].offer.gpu or 'CPU'}"
-    _show_rows(title, _phases(phases, rows[0], nodes))
+    for row in rows[:1]:
+        title = f"phases of pretrain on {row.offer.gpu or 'CPU'}"
+        _show_rows(title, _phases(phases, row, nodes))
     for note in notes:
         style = "yellow" if note.startswith("warning: ") else "dim"
         show_table(Text(f"· {printable(note)}"), style)
@@ -136,7 +137,7 @@ def _rows_and_notes(job: Job, compared: Compared, known: Known) -> tuple[list[Es
         rows += [estimate(job, offer, known) for offer in offers]
         notes += [note for note in about if note not in notes]
     rows = ranked(rows)
-    if not rows[0].fits:
+    if rows and not rows[0].fits:
         lines = [*(f"  {reason}" for reason in _why_unfit(rows)), what_would_fit(job), *changes]
         lines += what_several_would_fit(job, rows)
         raise BadInput("\n".join([f"{job.name} fits on none of these GPUs.", *lines]))
@@ -176,7 +177,7 @@ def _assumptions(job: Job, rows: Sequence[Estimate]) -> list[str]:
     stages = [stage for row in rows for stage in row.stages]
     ways = [ways_on(job, stage, row.offer) for stage in fine_tuning_stages(job) for row in rows]
     by_lora = [found.ways["lora"] for found in ways if found is not None]
-    count = max(row.offer.count for row in rows)
+    count = max((row.offer.count for row in rows), default=1)
     boot = f"a boot of {RESTART_SECONDS:.0f} s"
     notes = {
         f"hardware.workers {job.hardware.workers_in_words}: planned for "
