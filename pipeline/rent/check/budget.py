@@ -90,20 +90,17 @@ def check_worst_case(job: Job, head: Head | None, first: OnDemand) -> list[Check
     """Say so if the budget is below the worst case, in which all work is done on demand, on the
     machine that is requested `first`."""
     spent = head.spent if head is not None else Spent()
-    needed = (first.work or 0.0) / 3600
+    hours = (first.work or 0.0) / 3600
+    dollars = None if first.price is None else hours * first.price + spent.dollars
+    hours += spent.hours
+    most, longest = job.budget.dollars, job.budget.hours
     words = []
-    limit = job.budget.dollars
-    if limit is not None and first.price is not None:
-        worst = needed * first.price + spent.dollars
-        if worst > limit:
-            words.append(f"budget.dollars {limit:g} is below {money(worst)}")
-    limit = job.budget.hours
-    if limit is not None and needed + spent.hours > limit:
-        words.append(f"budget.hours {limit:g} is below {needed + spent.hours:.1f} h")
-    if not words:
-        return []
+    if most is not None and dollars is not None and dollars > most:
+        words.append(f"budget.dollars {most:g} is below {money(dollars)}")
+    if longest is not None and hours > longest:
+        words.append(f"budget.hours {longest:g} is below {hours:.1f} h")
     case = (
         "the worst case, in which all work that is left is done on demand. The budget comes first: "
         "the run would stop there, with exit code 4"
     )
-    return [CheckRow("budget", None, f"{' and '.join(words)}, {case}")]
+    return [CheckRow("budget", None, f"{' and '.join(words)}, {case}")] if words else []
