@@ -58,7 +58,11 @@ def test_a_copy_has_the_usual_column_and_short_files_are_cut_into_paragraphs(
     [
         (["4", "#### 5"], "number", ""),
         (["4", "\\sqrt{2}"], "math", "1 right answers have no number, the first at t.jsonl:2: "),
-        (["4", "\\pi", "no"], "exact", "1 right answers have no number or formula, the first at t.js"),
+        (
+            ["4", "\\pi", "no"],
+            "exact",
+            "1 right answers have no number or formula, the first at",
+        ),
     ],
 )
 def test_the_reward_compares_with_all_answers_and_names_the_first_that_others_can_not(
