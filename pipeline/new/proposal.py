@@ -162,7 +162,7 @@ def _tried(p: Proposal, folder: Path, *, again: bool = True) -> tuple[Proposal, 
         if look.reading.copied:
             copies[path.name], path = look, folder / path.name
             lines = (json.dumps(one.record, default=str) + "\n" for one in look.contents)
-            path.write_text("".join(lines), "utf-8")
+            path.write_text("".join(lines), encoding="utf-8")
         sources[look.stage].append(source_of(look, path, p.options.folder))
 
     def named(words: str) -> str:
