@@ -277,13 +277,16 @@ def _pair(columns: Sequence[str], wishes: Wishes, file: Path) -> dict[str, str] 
     # Alpaca's input belongs to its instruction.
     questions = [n for n in questions if n not in contexts] if len(questions) > 1 else questions
     answers = _of_names(columns, ANSWERS)
-    sides = ("question", "prompt", questions), ("answer", "completion", answers)
-    for what, new, there in sides:
-        wish = getattr(wishes, f"{what}_column")
+    sides = (
+        ("question", "question_column", "prompt", questions),
+        ("answer", "answer_column", "completion", answers),
+    )
+    for what, name, new, there in sides:
+        wish = getattr(wishes, name)
         if not wish and len(there) > 1:
             words = f"{file}: the columns {_and(there)} could all be the {what}. Which is it?"
             wish = wishes.ask(words, there, f"--{what}-column")
-            setattr(wishes, f"{what}_column", wish)
+            setattr(wishes, name, wish)
         if not wish and not there:
             return None
         pair[new] = wish or there[0]

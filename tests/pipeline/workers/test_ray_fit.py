@@ -14,6 +14,7 @@ from pipeline.training.train_request import Group, TrainRequest
 from pipeline.workers import resize
 from pipeline.workers.ray_fit import most_failures, scaling_of, train
 from tests.support.jobs import tiny_job
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 def test_ray_is_imported_after_the_settings_that_it_reads_once():
@@ -24,7 +25,8 @@ def test_ray_is_imported_after_the_settings_that_it_reads_once():
             sys.exit(int(sys.modules["ray._private.ray_constants"].RAY_ENABLE_UV_RUN_RUNTIME_ENV))
         ray_fit.start_ray = started; ray_fit.main()"""
     task = {"workers": 1, "address": None, "session": "", "request": {"gpus": 0}}
-    subprocess.run([sys.executable, "-c", check], input=json.dumps(task), text=True, check=True)
+    line, task = [sys.executable, "-c", check], json.dumps(task)
+    subprocess.run(line, input=task, text=True, check=True, timeout=PATIENCE_SECONDS)
 
 
 def test_a_number_of_workers_is_fixed_and_a_range_is_ray_trains_elastic_policy():
