@@ -353,7 +353,7 @@ def _text_column(
     first_one, *others = usual or strings
     odd = {
         f"the columns {_and(usual or strings)} could all be the text. Which is it?": bool(others),
-        "each record is one message of a conversation. Is it a text of its own?": (
+        "each record is one message of a conversation. Is each one a separate text?": (
             first_one == TEXT and "role" in columns
         ),
         f"the column {shown(first_one)} has one half of a conversation. Is it the text?": (

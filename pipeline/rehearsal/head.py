@@ -74,7 +74,7 @@ class Head:
             return times
         return times * (1 - self.held_out) / (1 - HEAD_HELD_OUT)
 
-    def named(self, words: str) -> str:
+    def restore_names(self, words: str) -> str:
         """Return a message with the names of the job's own files."""
         for place, name in self.names.items():
             words = words.replace(place, name)

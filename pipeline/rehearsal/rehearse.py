@@ -124,7 +124,7 @@ def rehearse(job: Job, stages: Iterable[str] | None = None, most: float = math.i
     """Rehearse these stages of a job, all if None, and tell the job their rows. Of each source, at
     most about `most` bytes are read.
 
-    Raises BadInput if the sources or the tokenizer of the model to start from can't be found.
+    Raises BadInput if the tokenizer of the model to start from can't be found.
     """
     if (prepared := _prepared(job)) is not None:
         return prepared
@@ -153,7 +153,7 @@ def rehearse(job: Job, stages: Iterable[str] | None = None, most: float = math.i
                         continue
                 done[part] = _of_part(job, head, part, place / part, tokenizer)
             except BadInput as error:
-                failed[part] = BadInput(head.named(str(error)))
+                failed[part] = BadInput(head.restore_names(str(error)))
             except PionError as error:
                 failed[part] = error
             else:
@@ -206,15 +206,15 @@ def _is_in_files(job: Job) -> bool:
 
 def _of_part(job: Job, head: Head, part: str, folder: Path, tokenizer: Path | None) -> StageData:
     """Return what a part of the data gives, and tell the job. Raises as `prepare_part` does."""
-    found = None
+    data = None
     if part != "pretrain" or head.texts:
-        found = _rehearsed(head, part, folder, tokenizer)
+        data = _rehearsed(head, part, folder, tokenizer)
     if part == "pretrain" and len(head.texts) < len(job.data.sources):
-        found = _with_shards(job, found, tokenizer)
-    assert found is not None
+        data = _with_shards(job, data, tokenizer)
+    assert data is not None
     if part in job.train_stages:
-        job.section(part).know_rows(found.all_rows)
-    return found
+        job.section(part).know_rows(data.all_rows)
+    return data
 
 
 def _rehearsed(head: Head, part: str, folder: Path, tokenizer: Path | None) -> StageData:
@@ -223,7 +223,7 @@ def _rehearsed(head: Head, part: str, folder: Path, tokenizer: Path | None) -> S
     report = prepare_part(head.job, part, folder, lambda message: None, tokenizer).report
     sources = report["sources"]
     keys = [f"{section}.sources.{number}" for number in range(len(sources))]
-    factors = [head.factor(head.named(key)) for key in keys]
+    factors = [head.factor(head.restore_names(key)) for key in keys]
     rows = [round(one["train_rows"] * times) for one, times in zip(sources, factors)]
     of_text = "documents" if part == "pretrain" else "train_rows"
     counts = [one.get("train_conversations", one.get(of_text, 0)) for one in sources]
@@ -235,14 +235,16 @@ def _rehearsed(head: Head, part: str, folder: Path, tokenizer: Path | None) -> S
     return StageData(
         part,
         tuple(rows),
-        round(sum(count * head.more(head.named(key)) for key, count in zip(keys, counts))),
+        round(sum(count * head.more(head.restore_names(key)) for key, count in zip(keys, counts))),
         exact=head.is_whole(section),
         of_hub=any(head.factors.get(key, 1.0) is None for key in keys),
         first=first,
         specials=specials,
-        notes=[head.named(words) for one in sources for words in one.get("remarks", ())],
+        notes=[head.restore_names(words) for one in sources for words in one.get("remarks", ())],
         warnings=[
-            head.named(words) for one in (report, *sources) for words in one.get("warnings", ())
+            head.restore_names(words)
+            for one in (report, *sources)
+            for words in one.get("warnings", ())
         ],
         summaries=summaries,
         fits=max(one.get(f"{split}_fits", 0) for one in sources for split in SPLITS),

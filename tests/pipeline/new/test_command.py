@@ -192,7 +192,7 @@ def test_calls_that_the_template_can_not_write_are_refused_wherever_they_are(
     record["messages"] = json.dumps(turns) if isinstance(text, str) else turns
     lines[149] = json.dumps(record)
     data.write_text("\n".join(lines))
-    if copied:  # a list on lines of its own is no JSON Lines
+    if copied:  # a list over several lines is no JSON Lines
         data = data.rename(data.with_suffix(".json"))
         data.write_text("[" + ",\n".join(lines) + "]")
     said = refused(pion, data, "--from", str(chat_base))
