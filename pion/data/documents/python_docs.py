@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import keyword
 import os
 import re
 import sys
@@ -19,7 +20,8 @@ import sysconfig
 import textwrap
 import tokenize
 import warnings
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.machinery import BuiltinImporter, ExtensionFileLoader
@@ -38,6 +40,9 @@ NOT_IMPORTED = re.compile(r"readline$|_?xx|_test|_ctypes_test")
 RECOGNISED_LETTERS = 40
 # Paragraphs with these words are licenses.
 LICENSE = re.compile(r"copyright|licen[sc]e|warrant|all rights reserved|permission to use", re.I)
+
+TWO_WORDS = re.compile(r"\s*([A-Za-z_]\w*)[ \t]+([A-Za-z_]\w*)")
+PYTHON_WORDS = frozenset(keyword.kwlist + keyword.softkwlist)
 
 
 @dataclass(frozen=True)
@@ -299,29 +304,29 @@ def _paragraph(text: str) -> str:
 
 def comments(text: str, tree: ast.Module) -> Iterator[str]:
     """Yield the English comments of a file, each run of `#` lines unwrapped into paragraphs."""
-    inside_strings = _lines_inside_strings(tree)
-    found = (
-        None
-        if number in inside_strings or line.startswith("#!")
-        else re.match(r"\s*#+ ?(.*)$", line)
-        for number, line in enumerate(text.splitlines(), 1)
-    )
-    for is_comment, block in groupby(found, key=bool):
-        comment = "\n".join(match[1] for match in block if match)
+    lines = text.splitlines()
+    marked = [
+        number
+        for number, line in enumerate(lines, 1)
+        if line.lstrip().startswith("#") and not line.startswith("#!")
+    ]
+    outside = sorted({*marked} - _lines_inside_strings(tree, marked))
+    # Numbers of a run rise as fast as their places in the list.
+    for _, run in groupby(enumerate(outside), key=lambda pair: pair[1] - pair[0]):
+        comment = "\n".join(re.sub(r"^\s*#+ ?", "", lines[number - 1]) for _, number in run)
         # Most comments are short, and to parse one takes long.
         if (
-            is_comment
-            and len(comment.split()) >= 4
+            len(comment.split()) >= 4
             and not _is_code(comment)
             and len((cleaned := prose(comment)).split()) >= 4
         ):
             yield cleaned
 
 
-def _lines_inside_strings(tree: ast.Module) -> set[int]:
-    """Return the numbers of the lines of all strings that have several.
+def _lines_inside_strings(tree: ast.Module, marked: Sequence[int]) -> set[int]:
+    """Return the numbers of the lines of all strings that have several lines, one of them `marked`.
 
-    Most nodes of a tree are on one line, and so is all that is in them: they are not looked into.
+    Most nodes of a tree have no marked line, so nothing in them has one. They are not looked into.
     """
     lines: set[int] = set()
     nodes: list[ast.AST] = [tree]
@@ -329,7 +334,7 @@ def _lines_inside_strings(tree: ast.Module) -> set[int]:
         node = nodes.pop()
         begin: int | None = getattr(node, "lineno", None)
         end: int | None = getattr(node, "end_lineno", None)
-        if begin is not None and begin == end:
+        if begin and end and bisect_left(marked, begin) == bisect_right(marked, end):
             continue
         if isinstance(node, ast.Constant | ast.JoinedStr) and begin and end:
             lines.update(range(begin, end + 1))
@@ -340,6 +345,9 @@ def _lines_inside_strings(tree: ast.Module) -> set[int]:
 
 def _is_code(text: str) -> bool:
     """Return whether a text is code: an example, or code that was commented out."""
+    # Most texts begin with two words. No Python does, and to parse takes a hundred times as long.
+    if (words := TWO_WORDS.match(text)) and PYTHON_WORDS.isdisjoint(words.groups()):
+        return False
     try:
         with warnings.catch_warnings(action="ignore"):
             ast.parse(textwrap.dedent(text))
