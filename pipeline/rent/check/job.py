@@ -3,8 +3,7 @@ the workers and the disk suffice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import amount, counted, size
@@ -24,8 +23,8 @@ from pipeline.job import (
 from pipeline.job.prefer_section import Prefer
 from pipeline.machine.time_limit import within
 from pipeline.rehearsal.rehearse import STORE_SECONDS, prepare_record
-from pipeline.rent.check import CheckRow, unchecked
-from pipeline.run.done_and_changed_stages import WorkLeft, work_left
+from pipeline.rent.check import CheckRow, failure
+from pipeline.run.done_and_changed_stages import work_left
 from pipeline.run.preflight import refuse_one_choice, require_a_row_each, require_room
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
@@ -72,10 +71,10 @@ def count_parameters(job: Job) -> int:
     return cost_of(job.model_config_resolved()).all_params
 
 
-def check_rates(job: Job) -> list[CheckRow]:
+def check_rates(job: Job) -> Iterator[CheckRow]:
     """Warn of rates at which models are often spoiled, or learn nothing."""
-    found = (words for stage in job.train_stages for words in _odd_rates(job, stage))
-    return [CheckRow("rate", None, words) for words in found]
+    for stage in job.train_stages:
+        yield from (CheckRow("rate", None, words) for words in _odd_rates(job, stage))
 
 
 def _odd_rates(job: Job, stage: str) -> Iterator[str]:
@@ -128,22 +127,19 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
     return [CheckRow("tokenizer", True, f"{where}: {found.vocab_size:,} entries")]
 
 
-def check_data(job: Job) -> list[CheckRow]:
+def check_data(job: Job) -> Iterator[CheckRow]:
     """Check that every source exists and that its first record can be read as the job asks.
 
     If the store already has the prepared data, no source is needed.
     """
     if is_prepared(job):
-        return [CheckRow("data", True, "already prepared, in the store")]
-    rows = []
+        yield CheckRow("data", True, "already prepared, in the store")
+        return
     for key, source in job.sources():
         try:
-            rows.append(CheckRow(key, True, _first_record(job, source, key)))
-        except BadInput as error:
-            rows.append(CheckRow(key, False, str(error)))
-        except PionError as error:  # the Hub can't be reached
-            rows.append(unchecked(key, str(error)))
-    return rows
+            yield CheckRow(key, True, _first_record(job, source, key))
+        except PionError as error:
+            yield failure(key, error)
 
 
 def _first_record(job: Job, source: Source, key: str) -> str:
@@ -151,34 +147,25 @@ def _first_record(job: Job, source: Source, key: str) -> str:
     fails."""
     from pion.data.shards import open_shard
     from pipeline.data.hub import hub_shards
-    from pipeline.data.preferences import preferences
-    from pipeline.data.prompts import questions
-    from pipeline.data.sources import Input, conversations, find_input, texts
+    from pipeline.data.sources import find_input
+    from pipeline.rehearsal.first import records_of
 
     if isinstance(source, PythonDocs | PythonDocsQA | PythonDocsPrefer):
         return f"{source.kind}: the standard library of the machine"
-    found = find_input(job, source, key)
-    if isinstance(source, NpyShards | BinShards):
-        for path in found.files:
-            open_shard(path, job.data.seq_len)
-    elif isinstance(source, HubNpyShards):
-        shards = hub_shards(source, found.commit, job.data.seq_len)
+    origin = find_input(job, source, key)
+    if isinstance(source, HubNpyShards):
+        shards = hub_shards(source, origin.commit, job.data.seq_len)
         rows = sum(shard.rows for shard in shards)
-        return f"{source.repo} at {found.commit[:12]}: {len(shards)} shards, {rows:,} rows"
-    else:
-        readers: dict[str, Callable[[Job, Input], Iterable[object]]] = {
-            "sft": partial(conversations, own=job.base is None),
-            "prefer": preferences,
-            "reinforce": questions,
-        }
-        read = readers.get(key.partition(".")[0], texts)(job, found)
-        if next(iter(read), None) is None:
-            raise BadInput(f"{key}: it has no records")
+        return f"{source.repo} at {origin.commit[:12]}: {len(shards)} shards, {rows:,} rows"
+    if isinstance(source, NpyShards | BinShards):
+        for path in origin.files:
+            open_shard(path, job.data.seq_len)
+    elif next(iter(records_of(job, origin)), None) is None:
+        raise BadInput(f"{key}: it has no records")
     if isinstance(source, HubDataset):
-        return f"{source.repo} at {found.commit[:12]}: the first record can be read"
-    total = sum(path.stat().st_size for path in found.files)
-    files = counted(len(found.files), "file")
-    return ". ".join((f"{files}, {size(total)}", *found.left_out))
+        return f"{source.repo} at {origin.commit[:12]}: the first record can be read"
+    total = sum(path.stat().st_size for path in origin.files)
+    return ". ".join((f"{counted(len(origin.files), 'file')}, {size(total)}", *origin.left_out))
 
 
 def is_prepared(job: Job) -> bool:
@@ -216,54 +203,43 @@ def _check_run(job: Job, run: RunState) -> list[CheckRow]:
         try:
             refuse_one_choice(job)
         except BadInput as error:
-            return [CheckRow("model.experts", False, str(error))]
-    elif not left.finished():
-        refuse_other_formats(run, left.head)
-    return [CheckRow("run", True, _left(job, left))]
-
-
-def _left(job: Job, left: WorkLeft) -> str:
-    if left.head is None:
-        return f"{job.name} is new"
+            return [failure("model.experts", error)]
+        return [CheckRow("run", True, f"{job.name} is new")]
     if left.finished():
-        return f"{job.name} is already finished"
-    begun = [f"{p.stage} {p.why}" for p in left.plans if p.state == "resume"]
-    done = [p.stage for p in left.plans if p.state == "done"]
+        return [CheckRow("run", True, f"{job.name} is already finished")]
+    refuse_other_formats(run, left.head)
+    begun = [f"{p.stage} {p.why}" for p in left.plans if p.state == "resume"] or ["continues"]
+    done = [p.stage for p in left.plans if p.state == "done"] or ["nothing"]
     owner = f"; owned by {left.head.owner.describe()}" if left.head.owner else ""
-    return (
-        f"{job.name}: done {', '.join(done) or 'nothing'}; {', '.join(begun) or 'continues'}{owner}"
-    )
+    words = f"{job.name}: done {', '.join(done)}; {', '.join(begun)}{owner}"
+    return [CheckRow("run", True, words)]
 
 
-def check_evaluate(job: Job, *, rented: bool = False) -> list[CheckRow]:
+def check_evaluate(job: Job, *, rented: bool = False) -> Iterator[CheckRow]:
     """Check that questions and the text to compare on can be read, and that the job's metric
     trackers are installed and keep what they write."""
     from pipeline.stages.evaluate_core import read_questions_of
     from pipeline.training.stage_metrics import check_trackers
 
     check_trackers(job, rented=rented)
-    rows = []
     if job.evaluate.text is not None:
-        rows = [CheckRow("evaluate.text", True, f"{check_text(job).path} can be read")]
+        yield CheckRow("evaluate.text", True, f"{check_text(job).path} can be read")
     questions = read_questions_of(job)
     if questions.packs:
-        rows.append(CheckRow("evaluate.packs", True, f"{len(questions.packs)} can be read"))
+        yield CheckRow("evaluate.packs", True, f"{len(questions.packs)} can be read")
     if questions.core is not None:
         words = f"{counted(len(questions.core.tasks), 'task')} can be read, bundle "
-        rows.append(CheckRow("evaluate.core", True, words + questions.core.digest[:12]))
-    return rows
+        yield CheckRow("evaluate.core", True, words + questions.core.digest[:12])
 
 
-def check_publish(job: Job) -> list[CheckRow]:
+def check_publish(job: Job) -> Iterator[CheckRow]:
     """Check that the token may write to the target, and that the target is new or ours."""
     from pipeline.run.preflight_publish import check_target
 
-    if job.publish is None:
-        return []
-    notes = check_target(job)
-    if notes:
-        return [CheckRow("publish", None, "; ".join(notes))]
-    return [CheckRow("publish", True, f"{job.publish.to} can be written")]
+    if job.publish is not None:
+        notes = check_target(job)
+        words = "; ".join(notes) or f"{job.publish.to} can be written"
+        yield CheckRow("publish", None if notes else True, words)
 
 
 def check_workers(job: Job) -> list[CheckRow]:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pion.config.lora import lora_cost
 from pion.errors import BadInput
 from pipeline.console.masking import refuse_endpoint
 from pipeline.job import HubDataset, HubNpyShards, Job
@@ -19,6 +18,7 @@ from pipeline.rent.check.job import count_parameters, is_prepared
 from pipeline.rent.credentials import SESSION_TOKEN, hub_inputs, needed_secrets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
+from pipeline.run.preflight import checkpoint_bytes
 from pipeline.state.stores import FileStore, open_store
 
 # Tests set this to 1, because they "rent" this same machine.
@@ -27,8 +27,6 @@ LOOPBACK_VARIABLE = "PION_ALLOW_LOOPBACK"
 BASE_GB = 15.0
 # How many checkpoints are on the machine's disk at a time: two that are kept, one being written.
 CHECKPOINTS = 3
-# The size of a checkpoint: a float32 weight and AdamW's two moments for each learned number.
-BYTES_PER_PARAMETER = 12
 # A model to start from: in float32 at most, as it was downloaded and as the run's store has it.
 BYTES_OF_BASE = 2 * 4
 RECOVER_CODE = 75
@@ -146,7 +144,7 @@ def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> l
 
 def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
     """Check that each candidate's disk is large enough for packages, checkpoints and data."""
-    checkpoints = CHECKPOINTS * BYTES_PER_PARAMETER * _learned(job) / 1e9
+    checkpoints = CHECKPOINTS * max(sum(checkpoint_bytes(job, s)) for s in job.train_stages) / 1e9
     model = 0.0 if job.base is None else BYTES_OF_BASE * count_parameters(job) / 1e9
     sources = [source for _, source in job.sources()]
     # The copied sources, and the prepared data.
@@ -173,15 +171,6 @@ def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
         )
         return [CheckRow("disk", None, words)]
     return [CheckRow("disk", True, words)]
-
-
-def _learned(job: Job) -> int:
-    """Return how many numbers the largest checkpoint of a stage has."""
-    config = job.model_config_resolved()
-    return max(
-        count_parameters(job) if lora is None else lora_cost(config, lora).params
-        for lora in map(job.lora, job.train_stages)
-    )
 
 
 def check_recovery(sky_yaml: SkyYaml) -> list[CheckRow]:

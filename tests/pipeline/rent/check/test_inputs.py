@@ -210,7 +210,7 @@ def test_a_text_outside_the_workdir_is_not_copied(tmp_path):
 def test_a_text_that_can_not_be_read_is_found_before_anything_is_rented(tmp_path):
     job = job_with(tmp_path, "notes.txt")
     with pytest.raises(BadInput, match=r"evaluate\.text: no such file or folder"):
-        check_evaluate(job)
+        list(check_evaluate(job))
     (tmp_path / "notes.txt").write_text("a text")
     (row,) = check_evaluate(job)
     assert row.ok
