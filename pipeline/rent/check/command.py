@@ -26,14 +26,13 @@ from pipeline.rent.check import CheckRow, failure, unchecked
 from pipeline.rent.check.budget import check_spent
 from pipeline.rent.check.clean import check_clean
 from pipeline.rent.check.data import check_rows
-from pipeline.rent.check.inputs import check_base, check_files, check_inputs
+from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.check.job import (
     check_data,
     check_evaluate,
     check_model,
     check_publish,
     check_rates,
-    check_room,
     check_store,
     check_tokenizer,
     check_workers,
@@ -197,10 +196,8 @@ def checks_of(
         "model.from": partial(check_base, job, sky_yaml),
         "tokenizer": partial(check_tokenizer, job),
         "data": partial(check_data, job),
-        "inputs": partial(check_inputs, job),
         "data.clean": partial(check_clean, job),
         "store": partial(check_store, job),
-        "room": partial(check_room, job),
         "rewards": partial(check_rewards, job),
         "evaluate": partial(check_evaluate, job, rented=sky_yaml is not None),
         "publish": partial(check_publish, job),

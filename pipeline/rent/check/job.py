@@ -3,6 +3,7 @@ the workers and the disk suffice."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 from pion.errors import BadInput, PionError
@@ -21,14 +22,16 @@ from pipeline.job import (
     Source,
 )
 from pipeline.job.prefer_section import Prefer
+from pipeline.job.section import mistakes_of
 from pipeline.machine.time_limit import within
 from pipeline.rehearsal.rehearse import STORE_SECONDS, prepare_record
 from pipeline.rent.check import CheckRow, failure
-from pipeline.run.done_and_changed_stages import work_left
+from pipeline.run.done_and_changed_stages import WorkLeft, work_left
+from pipeline.run.inputs import changed_inputs
 from pipeline.run.preflight import refuse_one_choice, require_a_row_each, require_room
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, open_store
+from pipeline.state.stores import FileStore, StoreError, open_store
 from pipeline.state.stores.errors import before_work
 from pipeline.workers.cluster_size import cluster_of
 
@@ -173,17 +176,19 @@ def is_prepared(job: Job) -> bool:
     return prepare_record(job) is not None
 
 
-def check_store(job: Job) -> list[CheckRow]:
-    """Check that the store can hold the run, and show what the run still has to do."""
+def check_store(job: Job) -> Iterator[CheckRow]:
+    """Check that the store can hold the run, and show what the run still has to do.
+
+    Raises BadInput if it can't, if the job would invalidate committed work, and for checkpoints of
+    another version's format.
+    """
     opened = open_store(job.store)
     run = RunState(opened, job.name)
-
-    def ask() -> tuple[str, list[CheckRow]]:
-        return opened.probe(run.key("")), _check_run(job, run)
-
     try:
         with before_work("The run could not start."):  # the store is down or does not exist
-            note, left = within(STORE_SECONDS, ask)
+            note, left = within(
+                STORE_SECONDS, lambda: (opened.probe(run.key("")), work_left(job, run))
+            )
     except TimeoutError as error:
         raise BadInput(f"{opened.url}: {error}; the store is down or can't be reached") from None
     words = (
@@ -191,28 +196,30 @@ def check_store(job: Job) -> list[CheckRow]:
         if opened.commits
         else "reading, writing, compare-and-swap and deleting work"
     )
-    words = ". ".join(filter(None, (words, note)))
-    return [CheckRow("store", True, f"{opened.url}: {words}"), *left]
-
-
-def _check_run(job: Job, run: RunState) -> list[CheckRow]:
-    """Describe what the run still has to do. Raises BadInput if the job would invalidate committed
-    work, and for checkpoints of another version's format."""
-    left = work_left(job, run)
+    yield CheckRow("store", True, ". ".join(filter(None, (f"{opened.url}: {words}", note))))
     if left.head is None:
-        try:
-            refuse_one_choice(job)
-        except BadInput as error:
-            return [failure("model.experts", error)]
-        return [CheckRow("run", True, f"{job.name} is new")]
+        mistakes = mistakes_of(refuse_one_choice, job)
+        yield from (CheckRow("model.experts", False, words) for words in mistakes)
+    elif not left.finished():
+        refuse_other_formats(run, left.head)
+    yield CheckRow("run", True, f"{job.name}{_in_words(left)}")
+    # A file that changed is named. The first content is in the store, which may be down by now.
+    with contextlib.suppress(BadInput, StoreError):
+        yield from (CheckRow("inputs", None, w) for w in changed_inputs(job, run, left.head))
+    if isinstance(opened, FileStore):
+        mistakes = mistakes_of(require_room, job, run, left)
+        yield from (CheckRow("room", False, words) for words in mistakes)
+
+
+def _in_words(left: WorkLeft) -> str:
+    if left.head is None:
+        return " is new"
     if left.finished():
-        return [CheckRow("run", True, f"{job.name} is already finished")]
-    refuse_other_formats(run, left.head)
-    begun = [f"{p.stage} {p.why}" for p in left.plans if p.state == "resume"] or ["continues"]
+        return " is already finished"
     done = [p.stage for p in left.plans if p.state == "done"] or ["nothing"]
+    begun = [f"{p.stage} {p.why}" for p in left.plans if p.state == "resume"] or ["continues"]
     owner = f"; owned by {left.head.owner.describe()}" if left.head.owner else ""
-    words = f"{job.name}: done {', '.join(done)}; {', '.join(begun)}{owner}"
-    return [CheckRow("run", True, words)]
+    return f": done {', '.join(done)}; {', '.join(begun)}{owner}"
 
 
 def check_evaluate(job: Job, *, rented: bool = False) -> Iterator[CheckRow]:
@@ -251,15 +258,3 @@ def check_workers(job: Job) -> list[CheckRow]:
     there = cluster_of(job)
     words = f"{job.hardware.workers_in_words} in a Ray with {counted(there.gpus, 'GPU')}"
     return [CheckRow("workers", True, f"{words} and {counted(there.cpus, 'CPU')}")]
-
-
-def check_room(job: Job) -> list[CheckRow]:
-    """Check that a store on this disk has room for a checkpoint, if training is left to do."""
-    run = RunState(open_store(job.store), job.name)
-    if isinstance(run.store, FileStore):
-        try:
-            left = work_left(job, run)
-        except BadInput:  # the check of the store says it
-            return []
-        require_room(job, run, left)
-    return []

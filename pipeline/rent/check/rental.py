@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pion.errors import BadInput
 from pipeline.console.masking import refuse_endpoint
 from pipeline.job import HubDataset, HubNpyShards, Job
+from pipeline.job.section import made
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.inputs import local_inputs
 from pipeline.rent.check.job import count_parameters, is_prepared
@@ -85,7 +86,7 @@ def _is_local(host: str) -> bool:
 
 def check_credentials(
     job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str] = os.environ
-) -> list[CheckRow]:
+) -> Iterator[CheckRow]:
     """Check that every credential the run needs is set here, and that the YAML passes it on."""
     needed = needed_secrets(job, environment)
     mistakes = []
@@ -104,39 +105,36 @@ def check_credentials(
     if mistakes:
         raise BadInput("\n".join(mistakes))
     words = f"{', '.join(needed)}: set and passed on" if needed else "none needed"
-    rows = [CheckRow("credentials", True, words)]
+    yield CheckRow("credentials", True, words)
     if SESSION_TOKEN in needed:
         words = (
             f"{SESSION_TOKEN} is set, so these keys expire. If they expire during the run, the run "
             "can't save, and stops. Use permanent keys, and unset AWS_SESSION_TOKEN"
         )
-        rows.append(CheckRow("temporary keys", None, words))
-    return rows + ([] if "HF_TOKEN" in needed else _hub_login(job, sky_yaml, environment))
+        yield CheckRow("temporary keys", None, words)
+    if "HF_TOKEN" not in needed:
+        yield from _hub_login(job, sky_yaml, environment)
 
 
-def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> list[CheckRow]:
+def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> Iterator[CheckRow]:
     """Warn if this machine may read the job's inputs from the Hub, but the rental may not."""
     from huggingface_hub import get_token
 
     inputs = hub_inputs(job)
-    if not inputs or get_token() is None:
-        return []
-    advice = {
-        "export HF_TOKEN=…": not environment.get("HF_TOKEN"),
-        f"add HF_TOKEN to `secrets:` in {sky_yaml.path}": "HF_TOKEN" not in sky_yaml.secrets,
-    }
-    missing = [words for words, needed in advice.items() if needed]
-    if not missing:
-        return []
-    return [
-        CheckRow(
+    missing = made(
+        {
+            "export HF_TOKEN=…": not environment.get("HF_TOKEN"),
+            f"add HF_TOKEN to `secrets:` in {sky_yaml.path}": "HF_TOKEN" not in sky_yaml.secrets,
+        }
+    )
+    if inputs and missing and get_token() is not None:
+        yield CheckRow(
             "Hub login",
             None,
             "this machine is logged in to the Hub, but the rental may not be (SkyPilot copies the "
             f"login, other tools do not). If {' or '.join(inputs)} is private or gated: "
             f"{' and '.join(missing)}",
         )
-    ]
 
 
 # ---------------------------------------------------------------- what is on the machine
@@ -175,20 +173,15 @@ def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
 
 def check_recovery(sky_yaml: SkyYaml) -> list[CheckRow]:
     """Check that SkyPilot replaces a machine when the run ends with the exit code for that."""
-    codes = [
-        (candidate.resources.job_recovery or {}).get("recover_on_exit_codes") or []
-        for candidate in sky_yaml.candidates
-    ]
-    if all(RECOVER_CODE in (found if isinstance(found, list) else [found]) for found in codes):
+    recoveries = [candidate.resources.job_recovery or {} for candidate in sky_yaml.candidates]
+    codes = [recovery.get("recover_on_exit_codes") or [] for recovery in recoveries]
+    if all(RECOVER_CODE in (each if isinstance(each, list) else [each]) for each in codes):
         return [CheckRow("recovery", True, "an interrupted run continues on another machine")]
-    return [
-        CheckRow(
-            "recovery",
-            None,
-            f"{sky_yaml.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a bad "
-            "machine or a long outage of the store stops the job instead of moving it",
-        )
-    ]
+    words = (
+        f"{sky_yaml.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a bad "
+        "machine or a long outage of the store stops the job instead of moving it"
+    )
+    return [CheckRow("recovery", None, words)]
 
 
 # ---------------------------------------------------------------- who replaces lost machines
