@@ -4,6 +4,8 @@ import gzip
 import json
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.json
@@ -160,6 +162,19 @@ def test_only_a_run_and_its_rehearsal_prepare_data():
     files = (REPOSITORY / "pipeline").rglob("*.py")
     callers = {f"{p.parent.name}/{p.name}" for p in files if "prepare_part(" in p.read_text()}
     assert callers == {"stages/prepare.py", "run/prepare.py", "rehearsal/rehearse.py"}
+
+
+def test_a_rehearsal_needs_no_torch(tmp_path):
+    """`pion check` imports torch while the data are rehearsed. Two threads must not import it."""
+    pair_job(tmp_path, TRAINED)
+    code = (
+        "import sys; sys.modules['torch'] = None; from pipeline.job.file import load_job; "
+        "from pipeline.rent.check.data import check_rows; "
+        f"print([row.ok for row in check_rows(load_job('{tmp_path}/job.yaml'))])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "True" in answer.stdout, answer.stderr
+    assert "False" not in answer.stdout
 
 
 def test_what_is_known_in_advance_has_one_place_each():
