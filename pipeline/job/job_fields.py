@@ -356,6 +356,14 @@ class JobFields(Section):
             return self.reinforce.seq_len or max(self.data.seq_len, self.sft_seq_len)
         return self.sft_seq_len if stage == "sft" else self.data.seq_len
 
+    def trained_tokens(self, stage: str) -> int | None:
+        """Return the tokens of all steps of a training stage: steps × rows × length; None while
+        its steps are not known."""
+        section, length = self.section(stage), self.seq_len(stage)
+        if not section.steps_are_known:
+            return None
+        return section.total_steps * section.rows_of_step(length) * length
+
     @property
     def longest_prompt(self) -> int:
         """The most tokens of a prompt of `reinforce`: the rest of a row is for its answer."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -17,13 +18,25 @@ from pipeline.console.formats import beginning
 from pipeline.data.conversations_to_rows import learned_from
 from pipeline.data.preferences import preferences
 from pipeline.data.prompts import questions
-from pipeline.data.sources import Input, conversations
+from pipeline.data.sources import Input, conversations, texts
 from pipeline.job import Job
 
 # The first usable record is looked for in so many.
 LOOKED_AT = 64
 # Lines, and the ids in them.
 Shown = tuple[Sequence[str], Sequence[int]]
+
+
+def records_of(job: Job, origin: Input) -> Iterator[object]:
+    """Yield the records of a source as `prepare` reads them: documents, conversations, preferences
+    or prompts. Raises BadInput for a record that can't be used."""
+    readers: dict[str, Callable[[Job, Input], Iterator[object]]] = {
+        "data": texts,
+        "sft": partial(conversations, own=job.base is None),
+        "prefer": preferences,
+        "reinforce": questions,
+    }
+    return readers[origin.key.partition(".")[0]](job, origin)
 
 
 def _conversation(job: Job, found: Input, tokenizer: Tokenizer, written: ChatFormat) -> Shown:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from pion.data.arrays import open_shard
 from pion.data.chat.chat_format import ChatFormat
@@ -57,6 +56,9 @@ class StageData:
         rows: to train on, of each source.
         items: documents, conversations, pairs or labelled answers, or prompts to train on.
         exact: whether these were counted, and not estimated from heads.
+        steps: that the stage trains.
+        tokens: of all these steps.
+        passes: how often the stage trains on each of these rows.
         of_hub: whether they are only of the first records of a data set on the Hub.
         first: lines that show the first usable record as the model will see it.
         specials: the special tokens in it, by their ids.
@@ -70,6 +72,9 @@ class StageData:
     rows: tuple[int, ...]
     items: int
     exact: bool
+    steps: int = 0
+    tokens: int = 0
+    passes: float = 0.0
     of_hub: bool = False
     first: Sequence[str] = ()
     specials: Mapping[int, str] = field(default_factory=dict)
@@ -88,12 +93,14 @@ class StageData:
         """What the items are, in words. The sources of a job are of one kind."""
         return next((one.what for one in self.summaries.values()), RECORDS[self.stage])
 
-    def passes(self, job: Job) -> float:
-        """Return how often the stage trains on each of these rows."""
-        section = job.section(self.stage)
-        if section.steps is None:
-            return section.passes
-        return section.steps * section.global_batch / self.all_rows
+    def trained_by(self, job: Job) -> StageData:
+        """Return the data with the steps that the job trains on them, if it knows its rows."""
+        section, tokens = job.section(self.stage), job.trained_tokens(self.stage)
+        if tokens is None:
+            return self
+        steps, rows = section.total_steps, max(1, self.all_rows)
+        passes = steps * section.global_batch / rows if section.steps else section.passes
+        return replace(self, steps=steps, tokens=tokens, passes=passes)
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,7 @@ def _prepared(job: Job) -> Rehearsed | None:
     for stage in job.train_stages:
         report = record.result.get(stage, {})
         rows = tuple(source["train_rows"] for source in report.get("sources", ()))
-        done[stage] = StageData(stage, rows, sum(rows), exact=True)
+        done[stage] = StageData(stage, rows, sum(rows), exact=True).trained_by(job)
     return Rehearsed(job, done, prepared=True)
 
 
@@ -212,9 +219,10 @@ def _of_part(job: Job, head: Head, part: str, folder: Path, tokenizer: Path | No
     if part == "pretrain" and len(head.texts) < len(job.data.sources):
         data = _with_shards(job, data, tokenizer)
     assert data is not None
-    if part in job.train_stages:
-        job.section(part).know_rows(data.all_rows)
-    return data
+    if part not in job.train_stages:
+        return data
+    job.section(part).know_rows(data.all_rows)
+    return data.trained_by(job)
 
 
 def _rehearsed(head: Head, part: str, folder: Path, tokenizer: Path | None) -> StageData:
@@ -227,9 +235,13 @@ def _rehearsed(head: Head, part: str, folder: Path, tokenizer: Path | None) -> S
     rows = [round(one["train_rows"] * times) for one, times in zip(sources, factors)]
     of_text = "documents" if part == "pretrain" else "train_rows"
     counts = [one.get("train_conversations", one.get(of_text, 0)) for one in sources]
-    summaries: dict[str, Summary] = {}
-    if part == "prefer":
-        summaries = {key: _summary(one["preferences"]) for key, one in zip(keys, sources)}
+    record, where = closed_record(Summary), "what prepare counted"
+    summaries = {
+        key: build(record, one["preferences"], where)
+        for key, one in zip(keys, sources)
+        if "preferences" in one
+    }
+    if summaries:
         counts = [summary.train.items for summary in summaries.values()]
     first, specials = _first(head.job, part, folder) if part in CONVERSING else ((), {})
     return StageData(
@@ -260,10 +272,6 @@ def _first(job: Job, stage: str, folder: Path) -> tuple[Sequence[str], dict[int,
         lines, ids = FIRST[stage](job, found, tokenizer, written)
     present = set(ids)
     return lines, {n: text for text, n in tokenizer.special_ids.items() if n in present}
-
-
-def _summary(record: Any) -> Summary:
-    return build(closed_record(Summary), record, "what prepare counted")
 
 
 def _with_shards(job: Job, texts: StageData | None, tokenizer: Path | None) -> StageData:

@@ -128,7 +128,7 @@ def _loading(*, quiet: bool = False) -> Iterator[None]:
 
 
 def _check(args: argparse.Namespace) -> int:
-    with _loading(quiet=args.json):
+    with importing():
         from pipeline.rent.check.command import show_check
 
     return show_check(args.job, args.overrides, on=args.on, force=args.force, as_json=args.json)

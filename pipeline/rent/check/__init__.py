@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pion.errors import BadInput
+
 
 @dataclass(frozen=True)
 class CheckRow:
@@ -22,3 +24,10 @@ class CheckRow:
 def unchecked(name: str, words: str) -> CheckRow:
     """Return the row of what could not be found out."""
     return CheckRow(name, None, words, checked=False)
+
+
+def failure(name: str, error: Exception) -> CheckRow:
+    """Return the row of an error: a mistake in the job or its data, or a service that is down."""
+    if isinstance(error, BadInput):
+        return CheckRow(name, False, str(error))
+    return unchecked(name, str(error))

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
 from pipeline.console.formats import duration, money
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
-from pipeline.job import Job
+from pipeline.job import Budget, Job
 from pipeline.job.digest import digest_job
 from pipeline.job.section import mistakes_of
 from pipeline.machine.rented import CPU, PRICE_VARIABLE
 from pipeline.machine.time_limit import within_or
+from pipeline.rehearsal.rehearse import STORE_SECONDS
 from pipeline.rent.check import CheckRow
 from pipeline.rent.deadline.times import OnDemand
-from pipeline.rent.plan.estimate import Estimate
-from pipeline.rent.plan.speeds import SECONDS
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.run.done_and_changed_stages import plan_stages
 from pipeline.state.head import Head, Spent
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds
+    from pipeline.rent.plan.estimate import Estimate
+
+# How an amount of each limit of a budget is written.
+WRITTEN: dict[str, Callable[[float], str]] = {
+    "dollars": money,
+    "hours": lambda hours: duration(3600 * hours),
+}
 
 
 def check_spent(job: Job) -> list[CheckRow]:
@@ -41,24 +50,41 @@ def check_budget_there(
     stops = _already_spent(job) or _price_missing(job, sky_yaml, estimates)
     if stops is not None:
         return [CheckRow("budget", False, stops)]
-    above, within_it = [], []
-    for name, words in (("dollars", money), ("hours", lambda hours: duration(3600 * hours))):
-        limit, of_each = getattr(job.budget, name), [getattr(e, name) for e in estimates if e.fits]
-        least = min((amount for amount in of_each if amount is not None), default=None)
-        if limit is not None and least is not None:
-            within_it.append(f"{words(least)} estimated of {words(limit)}")
-            if least > limit:
-                above.append(f"the estimate, {words(least)}, is above budget.{name} {limit:g}")
-    if above:
-        return [CheckRow("budget", None, f"{'; '.join(above)}: the run would stop there")]
+    fitting = [estimate for estimate in estimates if estimate.fits]
+    least = {name: _least(getattr(estimate, name) for estimate in fitting) for name in WRITTEN}
+    if low := _too_low(job.budget, least):
+        return [CheckRow("budget", None, f"{low}, the estimate: the run would stop there")]
+    within_it = [
+        f"{WRITTEN[name](cost)} estimated of {WRITTEN[name](limit)}"
+        for name, limit, cost in _limits(job.budget, least)
+    ]
     return [CheckRow("budget", True, "; ".join(within_it))] if within_it else []
+
+
+def _least(amounts: Iterable[float | None]) -> float | None:
+    return min((amount for amount in amounts if amount is not None), default=None)
+
+
+def _limits(budget: Budget, costs: Mapping[str, float | None]) -> list[tuple[str, float, float]]:
+    """Return the name of each limit of the budget, the limit, and its cost, if that is known."""
+    limits = [(name, getattr(budget, name), cost) for name, cost in costs.items()]
+    return [(n, limit, cost) for n, limit, cost in limits if limit is not None and cost is not None]
+
+
+def _too_low(budget: Budget, costs: Mapping[str, float | None]) -> str:
+    """Return, in words, the limits of the budget that are below these costs."""
+    return " and ".join(
+        f"budget.{name} {limit:g} is below {WRITTEN[name](cost)}"
+        for name, limit, cost in _limits(budget, costs)
+        if cost > limit
+    )
 
 
 def _already_spent(job: Job) -> str | None:
     """Return why the run would stop at once, if its cost so far has reached its budget."""
     if job.budget.dollars is None and job.budget.hours is None:
         return None
-    head = within_or(None, SECONDS, lambda: RunState(open_store(job.store), job.name).read())
+    head = within_or(None, STORE_SECONDS, lambda: RunState(open_store(job.store), job.name).read())
     over = None if head is None else over_budget(job.budget, head.spent)
     if over is None or all(
         plan.state == "done" for plan in plan_stages(job, digest_job(job), head)
@@ -92,15 +118,10 @@ def check_worst_case(job: Job, head: Head | None, first: OnDemand) -> list[Check
     spent = head.spent if head is not None else Spent()
     hours = (first.work or 0.0) / 3600
     dollars = None if first.price is None else hours * first.price + spent.dollars
-    hours += spent.hours
-    most, longest = job.budget.dollars, job.budget.hours
-    words = []
-    if most is not None and dollars is not None and dollars > most:
-        words.append(f"budget.dollars {most:g} is below {money(dollars)}")
-    if longest is not None and hours > longest:
-        words.append(f"budget.hours {longest:g} is below {hours:.1f} h")
-    case = (
-        "the worst case, in which all work that is left is done on demand. The budget comes first: "
-        "the run would stop there, with exit code 4"
+    if not (low := _too_low(job.budget, {"dollars": dollars, "hours": hours + spent.hours})):
+        return []
+    words = (
+        f"{low}, the worst case, in which all work that is left is done on demand. The budget "
+        "comes first: the run would stop there, with exit code 4"
     )
-    return [CheckRow("budget", None, f"{' and '.join(words)}, {case}")] if words else []
+    return [CheckRow("budget", None, words)]

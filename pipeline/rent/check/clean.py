@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipeline.console.formats import counted
@@ -26,30 +26,27 @@ LEFT_OUT: dict[str, Callable[[Any], str]] = {
 }
 
 
-def check_clean(job: Job) -> list[CheckRow]:
+def check_clean(job: Job) -> Iterator[CheckRow]:
     """Say what is left out of the text, and warn of evaluation sets that may be in it.
 
     Raises BadInput for an evaluation set that can't be read.
     """
     clean = job.data.clean
     if clean is None or is_prepared(job):
-        return []
+        return
     sets = read_sets(job)
     rules = _in_words(clean)
     if sets:
         items = counted(sum(len(one.items) for one in sets), "item")
         rules.append(f"text with any of {items} of {counted(len(sets), 'evaluation set')}")
-    rows = [CheckRow(NAME, True, f"leaves out {', '.join(rules)}")]
+    yield CheckRow(NAME, True, f"leaves out {', '.join(rules)}")
     if missing := _not_removed(job):
-        rows.append(
-            CheckRow(
-                NAME,
-                None,
-                f"{', '.join(missing)}: not in data.clean.decontaminate, so their items may be in "
-                f"the text. To leave such text out, set data.clean.decontaminate=[{OF_EVALUATE}]",
-            )
+        yield CheckRow(
+            NAME,
+            None,
+            f"{', '.join(missing)}: not in data.clean.decontaminate, so their items may be in the "
+            f"text. To leave such text out, set data.clean.decontaminate=[{OF_EVALUATE}]",
         )
-    return rows
 
 
 def _in_words(clean: Clean) -> list[str]:

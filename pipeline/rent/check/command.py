@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from rich.table import Table
 from rich.text import Text
 
 from pion.errors import BadInput, PionError
+from pion.garbage_collection import importing
 from pion.train.memory_trace.remembered import traced_seconds
 from pipeline.base.job_with_base import read_job
 from pipeline.console.formats import printable
@@ -21,24 +22,21 @@ from pipeline.job import HubDataset, Job
 from pipeline.machine.core_waits import slowness
 from pipeline.machine.time_limit import begin, within
 from pipeline.rehearsal.rehearse import lacking
-from pipeline.rent.check import CheckRow, unchecked
+from pipeline.rent.check import CheckRow, failure, unchecked
 from pipeline.rent.check.budget import check_spent
 from pipeline.rent.check.clean import check_clean
 from pipeline.rent.check.data import check_rows
-from pipeline.rent.check.deadline import check_deadline
-from pipeline.rent.check.inputs import check_base, check_files, check_inputs
+from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.check.job import (
     check_data,
     check_evaluate,
     check_model,
     check_publish,
     check_rates,
-    check_room,
     check_store,
     check_tokenizer,
     check_workers,
 )
-from pipeline.rent.check.machines import check_machines, check_memory
 from pipeline.rent.check.rental import (
     check_controller,
     check_credentials,
@@ -76,7 +74,9 @@ LOCAL_SECONDS = 60.0
 # clouds are asked for prices, too, which can take minutes.
 PRICED = ("machines", "deadline")
 
-Check = Callable[[], list[CheckRow]]
+# Waits for the rows of a check while there are seconds left.
+Wait = Callable[[Callable[[], float]], list[CheckRow]]
+Check = Callable[[], Iterable[CheckRow]]
 
 
 def show_check(
@@ -96,7 +96,7 @@ def show_check(
             loaded = read_job(job, overrides)
         refuse_past(job, overrides, loaded)
     except BadInput as error:
-        rows.append(CheckRow("job", False, str(error)))
+        rows.append(failure("job", error))
     if on is not None:
         try:
             # SkyPilot may fetch its list of GPUs to read the file, without a time limit.
@@ -105,7 +105,7 @@ def show_check(
                 found = within(end - JOB_SECONDS - time.monotonic(), partial(read_sky_yaml, on))
             sky_yaml = found if loaded is None else with_until(found, loaded, None)
         except BadInput as error:
-            rows.append(CheckRow("rental", False, str(error)))
+            rows.append(failure("rental", error))
         except TimeoutError:
             words = (
                 f"SkyPilot could not read {on} in time, because it could not fetch its list of "
@@ -155,28 +155,22 @@ def run_checks(
         end += import_within(partial(_import_first, job, sky_yaml))
         with contextlib.suppress(BadInput):  # the store's own check says so
             within(end - time.monotonic(), partial(open_store, job.store))
+        data = _begin(partial(check_rows, job))
+        # A vocabulary is trained outside of Python meanwhile.
+        end += import_within(_import_machines)
     except TimeoutError:
         return [unchecked(CHECKS, f"they did not start in time. Nothing was rented. {AGAIN}")]
-    checks = checks_of(job, sky_yaml, path, force=force)
+    checks, is_local = checks_of(job, sky_yaml, path, force=force), _is_local(job)
+    later = PRICED if lacking(job) else ()
+    begun = {name: _begin(check) for name, check in checks.items() if name not in later}
     words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
     rows = [CheckRow("job", True, words)]
-    data = "rows", begin(partial(check_rows, job))
-    known = all(job.section(stage).steps_are_known for stage in job.train_stages)
-    if not known or (sky_yaml is not None and lacking(job)):
-        # What a machine costs follows from the steps and from the reference of preferences, and
-        # these from the data.
-        soon = time.monotonic() + CONVERSATION_SECONDS
-        soon = soon + LOCAL_SECONDS if _is_local(job) else min(end, soon)
-        rows += outcome(*data, soon, traced)
-        waiting = []
-        if any(row.ok is False for row in rows):
-            checks = [(name, check) for name, check in checks if name not in PRICED]
-    else:
-        waiting = [data]
-    waiting += [(name, begin(check)) for name, check in checks]
-    for name, wait in waiting:
-        slow = name in ("rows", "rewards") and _is_local(job)
-        more = LOCAL_SECONDS if slow else 0.0
+    soon = min(end, time.monotonic() + CONVERSATION_SECONDS) if later else end
+    rows += outcome("rows", data, soon + LOCAL_SECONDS * is_local, traced)
+    if not any(row.ok is False for row in rows):
+        begun |= {name: _begin(checks[name]) for name in later if name in checks}
+    for name, wait in begun.items():
+        more = LOCAL_SECONDS if name == "rewards" and is_local else 0.0
         rows += outcome(name, wait, end + more, traced)
     # Several checks may meet the same mistake. The last one names its source.
     last = {row.words: row for row in rows}
@@ -191,40 +185,39 @@ def _is_local(job: Job) -> bool:
 
 def checks_of(
     job: Job, sky_yaml: SkyYaml | None, path: str | None, *, force: bool
-) -> list[tuple[str, Check]]:
-    """Return the checks that can run at the same time, by name."""
-    everywhere: list[tuple[str, Check]] = [
-        ("model", partial(check_model, job)),
-        ("rate", partial(check_rates, job)),
-        ("model.from", partial(check_base, job, sky_yaml)),
-        ("tokenizer", partial(check_tokenizer, job)),
-        ("data", partial(check_data, job)),
-        ("inputs", partial(check_inputs, job)),
-        ("data.clean", partial(check_clean, job)),
-        ("store", partial(check_store, job)),
-        ("room", partial(check_room, job)),
-        ("rewards", partial(check_rewards, job)),
-        ("evaluate", partial(check_evaluate, job, rented=sky_yaml is not None)),
-        ("publish", partial(check_publish, job)),
-    ]
+) -> dict[str, Check]:
+    """Return the checks that can run at the same time, by name. Imports torch."""
+    from pipeline.rent.check.deadline import check_deadline
+    from pipeline.rent.check.machines import check_machines, check_memory
+
+    everywhere: dict[str, Check] = {
+        "model": partial(check_model, job),
+        "rate": partial(check_rates, job),
+        "model.from": partial(check_base, job, sky_yaml),
+        "tokenizer": partial(check_tokenizer, job),
+        "data": partial(check_data, job),
+        "data.clean": partial(check_clean, job),
+        "store": partial(check_store, job),
+        "rewards": partial(check_rewards, job),
+        "evaluate": partial(check_evaluate, job, rented=sky_yaml is not None),
+        "publish": partial(check_publish, job),
+    }
     if sky_yaml is None:
-        return [
-            *everywhere,
-            ("GPU memory", partial(check_memory, job)),
-            ("workers", partial(check_workers, job)),
-            ("budget", partial(check_spent, job)),
-        ]
-    return [
-        *everywhere,
-        ("store from there", partial(check_reach, job)),
-        ("files", partial(check_files, job, sky_yaml, path)),
-        ("credentials", partial(check_credentials, job, sky_yaml)),
-        ("disk", partial(check_disk, job, sky_yaml)),
-        ("recovery", partial(check_recovery, sky_yaml)),
-        ("controller", check_controller),
-        ("machines", partial(check_machines, job, sky_yaml, force=force)),
-        ("deadline", partial(check_deadline, job, sky_yaml, force=force)),
-    ]
+        return everywhere | {
+            "GPU memory": partial(check_memory, job),
+            "workers": partial(check_workers, job),
+            "budget": partial(check_spent, job),
+        }
+    return everywhere | {
+        "store from there": partial(check_reach, job),
+        "files": partial(check_files, job, sky_yaml, path),
+        "credentials": partial(check_credentials, job, sky_yaml),
+        "disk": partial(check_disk, job, sky_yaml),
+        "recovery": partial(check_recovery, sky_yaml),
+        "controller": check_controller,
+        "machines": partial(check_machines, job, sky_yaml, force=force),
+        "deadline": partial(check_deadline, job, sky_yaml, force=force),
+    }
 
 
 def print_rows(rows: Sequence[CheckRow]) -> None:
@@ -260,9 +253,16 @@ def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
         import sky.server.common  # noqa: F401
 
 
-def outcome(
-    name: str, wait: Callable[[Callable[[], float]], list[CheckRow]], end: float, traced: float
-) -> list[CheckRow]:
+def _import_machines() -> None:
+    with importing():
+        import pipeline.rent.check.deadline  # noqa: F401  it imports torch, which takes seconds
+
+
+def _begin(check: Check) -> Wait:
+    return begin(lambda: list(check()))
+
+
+def outcome(name: str, wait: Wait, end: float, traced: float) -> list[CheckRow]:
     """Return a check's rows, or one row that says why it failed.
 
     What this machine computes ends by itself, so seconds of traces are not counted: the process had
@@ -271,11 +271,9 @@ def outcome(
     try:
         slow = (slowness() - 1) * SECONDS
         return wait(lambda: end + slow + traced_seconds() - traced - time.monotonic())
-    except BadInput as error:
-        return [CheckRow(name, False, str(error))]
     except TimeoutError:
         return [unchecked(name, f"no answer in time. {AGAIN}")]
-    except PionError as error:  # the network, or a service that is down
-        return [unchecked(name, str(error))]
+    except PionError as error:
+        return [failure(name, error)]
     except Exception as error:  # of a library; the job may be fine
         return [unchecked(name, f"can't be checked: {type(error).__name__}: {error}. {AGAIN}")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pion.errors import BadInput
@@ -142,7 +142,7 @@ def _too_slow(machine: OnDemand, seen: Situation) -> str:
     )
 
 
-def _rows(seen: Situation, in_time: Sequence[OnDemand], first: OnDemand) -> list[CheckRow]:
+def _rows(seen: Situation, in_time: Sequence[OnDemand], first: OnDemand) -> Iterator[CheckRow]:
     waited, kept = held_back(seen.sky_yaml)
     spare = (first.slack(seen.deadline, seen.now) or 0.0) - first.margin(seen.deadline)
     words = (
@@ -150,25 +150,23 @@ def _rows(seen: Situation, in_time: Sequence[OnDemand], first: OnDemand) -> list
         f"{moment(seen.now + spare)} ({first.gpu}) at the latest. Somebody must "
         "watch then: keep `pion launch` or `pion watch` running"
     )
-    rows = [CheckRow("deadline", True, words)]
+    yield CheckRow("deadline", True, words)
     if kept and waited:
         words = f"{len(kept)} on-demand entries are held back until time is short"
-        rows.append(CheckRow("deadline", True, words))
+        yield CheckRow("deadline", True, words)
     for machine in seen.machines:
-        if machine in in_time:
+        name = f"{machine.gpu} on demand"
+        if machine.work is None:
+            yield CheckRow(name, None, f"not counted for the deadline: {machine.words}")
+        elif machine not in in_time:
+            yield CheckRow(name, None, f"too slow for the deadline: {_too_slow(machine, seen)}")
+        else:
             slack = machine.slack(seen.deadline, seen.now) or 0.0
             words = (
-                f"{hours(machine.work or 0.0)} of work ({_speed(machine)}), slack "
-                f"{hours(slack)}, margin {duration(machine.margin(seen.deadline))}"
+                f"{hours(machine.work)} of work ({_speed(machine)}), slack {hours(slack)}, margin "
+                f"{duration(machine.margin(seen.deadline))}"
             )
-        elif machine.work is not None:
-            words = f"too slow for the deadline: {_too_slow(machine, seen)}"
-        else:
-            words = f"not counted for the deadline: {machine.words}"
-        rows.append(
-            CheckRow(f"{machine.gpu} on demand", True if machine in in_time else None, words)
-        )
-    return rows
+            yield CheckRow(name, True, words)
 
 
 def _speed(machine: OnDemand) -> str:

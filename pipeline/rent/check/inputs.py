@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +22,7 @@ from pipeline.rent.check.job import is_prepared
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
-from pipeline.run.inputs import changed_inputs
-from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, StoreError, open_store
+from pipeline.state.stores import FileStore
 
 # The files in a folder that a run may read: of a model, of a run, of a task or of CORE's questions.
 READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".yaml", ".csv")
@@ -98,15 +96,6 @@ def _gated(repo: str, token: str | None) -> str:
 # ---------------------------------------------------------------- files
 
 
-def check_inputs(job: Job) -> list[CheckRow]:
-    """Name the files that are others than those that the run was started with."""
-    try:
-        run = RunState(open_store(job.store), job.name)
-        return [CheckRow("inputs", None, words) for words in changed_inputs(job, run, run.read())]
-    except (BadInput, StoreError):  # the check of the store says it
-        return []
-
-
 class LocalInput(NamedTuple):
     """A file or folder that the job reads: its key, what the job calls it, and where it is here."""
 
@@ -115,15 +104,14 @@ class LocalInput(NamedTuple):
     file: Path
 
 
-def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> list[CheckRow]:
+def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> Iterator[CheckRow]:
     """Check that SkyPilot copies the job file `path`, and the files it names, to the machine."""
-    rows = []
     if job.publish is not None and "://" not in job.publish.to:
         words = (
             f"publish.to: {job.publish.to} is a folder, which will be lost with the machine. "
             "Publish to hf://user/name, or fetch the model later: pion export"
         )
-        rows.append(CheckRow("publish from there", None, words))
+        yield CheckRow("publish from there", None, words)
     workdir = sky_yaml.config.get("workdir")
     local = local_inputs(job, prepared=is_prepared(job))
     if path is not None:
@@ -131,14 +119,15 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> list[CheckRow]
     if not isinstance(workdir, str):
         keys = ", ".join(dict.fromkeys(each.key for each in local))
         words = f"{sky_yaml.path} has no local workdir. Copy these to the machine yourself: {keys}"
-        return [*rows, CheckRow("files", None, words)] if local else rows
+        yield from [CheckRow("files", None, words)] if local else []
+        return
     root = expand(workdir).resolve()
     if not root.is_dir():
         raise BadInput(f"{sky_yaml.path}: workdir {root} is not a folder")
     left_out = _left_out(root) if local else set()
     for each in local:
         _require_copied(each, job.folder, root, left_out)
-    return [*rows, CheckRow("files", True, f"{root} is copied to the machine")]
+    yield CheckRow("files", True, f"{root} is copied to the machine")
 
 
 def _require_copied(local: LocalInput, folder: Path, root: Path, left_out: set[Path]) -> None:

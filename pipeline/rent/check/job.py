@@ -3,8 +3,8 @@ the workers and the disk suffice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+import contextlib
+from collections.abc import Iterator
 
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import amount, counted, size
@@ -22,14 +22,16 @@ from pipeline.job import (
     Source,
 )
 from pipeline.job.prefer_section import Prefer
+from pipeline.job.section import mistakes_of
 from pipeline.machine.time_limit import within
 from pipeline.rehearsal.rehearse import STORE_SECONDS, prepare_record
-from pipeline.rent.check import CheckRow, unchecked
+from pipeline.rent.check import CheckRow, failure
 from pipeline.run.done_and_changed_stages import WorkLeft, work_left
+from pipeline.run.inputs import changed_inputs
 from pipeline.run.preflight import refuse_one_choice, require_a_row_each, require_room
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, open_store
+from pipeline.state.stores import FileStore, StoreError, open_store
 from pipeline.state.stores.errors import before_work
 from pipeline.workers.cluster_size import cluster_of
 
@@ -72,10 +74,10 @@ def count_parameters(job: Job) -> int:
     return cost_of(job.model_config_resolved()).all_params
 
 
-def check_rates(job: Job) -> list[CheckRow]:
+def check_rates(job: Job) -> Iterator[CheckRow]:
     """Warn of rates at which models are often spoiled, or learn nothing."""
-    found = (words for stage in job.train_stages for words in _odd_rates(job, stage))
-    return [CheckRow("rate", None, words) for words in found]
+    for stage in job.train_stages:
+        yield from (CheckRow("rate", None, words) for words in _odd_rates(job, stage))
 
 
 def _odd_rates(job: Job, stage: str) -> Iterator[str]:
@@ -128,22 +130,19 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
     return [CheckRow("tokenizer", True, f"{where}: {found.vocab_size:,} entries")]
 
 
-def check_data(job: Job) -> list[CheckRow]:
+def check_data(job: Job) -> Iterator[CheckRow]:
     """Check that every source exists and that its first record can be read as the job asks.
 
     If the store already has the prepared data, no source is needed.
     """
     if is_prepared(job):
-        return [CheckRow("data", True, "already prepared, in the store")]
-    rows = []
+        yield CheckRow("data", True, "already prepared, in the store")
+        return
     for key, source in job.sources():
         try:
-            rows.append(CheckRow(key, True, _first_record(job, source, key)))
-        except BadInput as error:
-            rows.append(CheckRow(key, False, str(error)))
-        except PionError as error:  # the Hub can't be reached
-            rows.append(unchecked(key, str(error)))
-    return rows
+            yield CheckRow(key, True, _first_record(job, source, key))
+        except PionError as error:
+            yield failure(key, error)
 
 
 def _first_record(job: Job, source: Source, key: str) -> str:
@@ -151,34 +150,25 @@ def _first_record(job: Job, source: Source, key: str) -> str:
     fails."""
     from pion.data.shards import open_shard
     from pipeline.data.hub import hub_shards
-    from pipeline.data.preferences import preferences
-    from pipeline.data.prompts import questions
-    from pipeline.data.sources import Input, conversations, find_input, texts
+    from pipeline.data.sources import find_input
+    from pipeline.rehearsal.first import records_of
 
     if isinstance(source, PythonDocs | PythonDocsQA | PythonDocsPrefer):
         return f"{source.kind}: the standard library of the machine"
-    found = find_input(job, source, key)
-    if isinstance(source, NpyShards | BinShards):
-        for path in found.files:
-            open_shard(path, job.data.seq_len)
-    elif isinstance(source, HubNpyShards):
-        shards = hub_shards(source, found.commit, job.data.seq_len)
+    origin = find_input(job, source, key)
+    if isinstance(source, HubNpyShards):
+        shards = hub_shards(source, origin.commit, job.data.seq_len)
         rows = sum(shard.rows for shard in shards)
-        return f"{source.repo} at {found.commit[:12]}: {len(shards)} shards, {rows:,} rows"
-    else:
-        readers: dict[str, Callable[[Job, Input], Iterable[object]]] = {
-            "sft": partial(conversations, own=job.base is None),
-            "prefer": preferences,
-            "reinforce": questions,
-        }
-        read = readers.get(key.partition(".")[0], texts)(job, found)
-        if next(iter(read), None) is None:
-            raise BadInput(f"{key}: it has no records")
+        return f"{source.repo} at {origin.commit[:12]}: {len(shards)} shards, {rows:,} rows"
+    if isinstance(source, NpyShards | BinShards):
+        for path in origin.files:
+            open_shard(path, job.data.seq_len)
+    elif next(iter(records_of(job, origin)), None) is None:
+        raise BadInput(f"{key}: it has no records")
     if isinstance(source, HubDataset):
-        return f"{source.repo} at {found.commit[:12]}: the first record can be read"
-    total = sum(path.stat().st_size for path in found.files)
-    files = counted(len(found.files), "file")
-    return ". ".join((f"{files}, {size(total)}", *found.left_out))
+        return f"{source.repo} at {origin.commit[:12]}: the first record can be read"
+    total = sum(path.stat().st_size for path in origin.files)
+    return ". ".join((f"{counted(len(origin.files), 'file')}, {size(total)}", *origin.left_out))
 
 
 def is_prepared(job: Job) -> bool:
@@ -186,17 +176,19 @@ def is_prepared(job: Job) -> bool:
     return prepare_record(job) is not None
 
 
-def check_store(job: Job) -> list[CheckRow]:
-    """Check that the store can hold the run, and show what the run still has to do."""
+def check_store(job: Job) -> Iterator[CheckRow]:
+    """Check that the store can hold the run, and show what the run still has to do.
+
+    Raises BadInput if it can't, if the job would invalidate committed work, and for checkpoints of
+    another version's format.
+    """
     opened = open_store(job.store)
     run = RunState(opened, job.name)
-
-    def ask() -> tuple[str, list[CheckRow]]:
-        return opened.probe(run.key("")), _check_run(job, run)
-
     try:
         with before_work("The run could not start."):  # the store is down or does not exist
-            note, left = within(STORE_SECONDS, ask)
+            note, left = within(
+                STORE_SECONDS, lambda: (opened.probe(run.key("")), work_left(job, run))
+            )
     except TimeoutError as error:
         raise BadInput(f"{opened.url}: {error}; the store is down or can't be reached") from None
     words = (
@@ -204,66 +196,57 @@ def check_store(job: Job) -> list[CheckRow]:
         if opened.commits
         else "reading, writing, compare-and-swap and deleting work"
     )
-    words = ". ".join(filter(None, (words, note)))
-    return [CheckRow("store", True, f"{opened.url}: {words}"), *left]
-
-
-def _check_run(job: Job, run: RunState) -> list[CheckRow]:
-    """Describe what the run still has to do. Raises BadInput if the job would invalidate committed
-    work, and for checkpoints of another version's format."""
-    left = work_left(job, run)
+    yield CheckRow("store", True, ". ".join(filter(None, (f"{opened.url}: {words}", note))))
     if left.head is None:
-        try:
-            refuse_one_choice(job)
-        except BadInput as error:
-            return [CheckRow("model.experts", False, str(error))]
+        mistakes = mistakes_of(refuse_one_choice, job)
+        yield from (CheckRow("model.experts", False, words) for words in mistakes)
     elif not left.finished():
         refuse_other_formats(run, left.head)
-    return [CheckRow("run", True, _left(job, left))]
+    yield CheckRow("run", True, f"{job.name}{_in_words(left)}")
+    # A file that changed is named. The first content is in the store, which may be down by now.
+    with contextlib.suppress(BadInput, StoreError):
+        yield from (CheckRow("inputs", None, w) for w in changed_inputs(job, run, left.head))
+    if isinstance(opened, FileStore):
+        mistakes = mistakes_of(require_room, job, run, left)
+        yield from (CheckRow("room", False, words) for words in mistakes)
 
 
-def _left(job: Job, left: WorkLeft) -> str:
+def _in_words(left: WorkLeft) -> str:
     if left.head is None:
-        return f"{job.name} is new"
+        return " is new"
     if left.finished():
-        return f"{job.name} is already finished"
-    begun = [f"{p.stage} {p.why}" for p in left.plans if p.state == "resume"]
-    done = [p.stage for p in left.plans if p.state == "done"]
+        return " is already finished"
+    done = [p.stage for p in left.plans if p.state == "done"] or ["nothing"]
+    begun = [f"{p.stage} {p.why}" for p in left.plans if p.state == "resume"] or ["continues"]
     owner = f"; owned by {left.head.owner.describe()}" if left.head.owner else ""
-    return (
-        f"{job.name}: done {', '.join(done) or 'nothing'}; {', '.join(begun) or 'continues'}{owner}"
-    )
+    return f": done {', '.join(done)}; {', '.join(begun)}{owner}"
 
 
-def check_evaluate(job: Job, *, rented: bool = False) -> list[CheckRow]:
+def check_evaluate(job: Job, *, rented: bool = False) -> Iterator[CheckRow]:
     """Check that questions and the text to compare on can be read, and that the job's metric
     trackers are installed and keep what they write."""
     from pipeline.stages.evaluate_core import read_questions_of
     from pipeline.training.stage_metrics import check_trackers
 
     check_trackers(job, rented=rented)
-    rows = []
     if job.evaluate.text is not None:
-        rows = [CheckRow("evaluate.text", True, f"{check_text(job).path} can be read")]
+        yield CheckRow("evaluate.text", True, f"{check_text(job).path} can be read")
     questions = read_questions_of(job)
     if questions.packs:
-        rows.append(CheckRow("evaluate.packs", True, f"{len(questions.packs)} can be read"))
+        yield CheckRow("evaluate.packs", True, f"{len(questions.packs)} can be read")
     if questions.core is not None:
         words = f"{counted(len(questions.core.tasks), 'task')} can be read, bundle "
-        rows.append(CheckRow("evaluate.core", True, words + questions.core.digest[:12]))
-    return rows
+        yield CheckRow("evaluate.core", True, words + questions.core.digest[:12])
 
 
-def check_publish(job: Job) -> list[CheckRow]:
+def check_publish(job: Job) -> Iterator[CheckRow]:
     """Check that the token may write to the target, and that the target is new or ours."""
     from pipeline.run.preflight_publish import check_target
 
-    if job.publish is None:
-        return []
-    notes = check_target(job)
-    if notes:
-        return [CheckRow("publish", None, "; ".join(notes))]
-    return [CheckRow("publish", True, f"{job.publish.to} can be written")]
+    if job.publish is not None:
+        notes = check_target(job)
+        words = "; ".join(notes) or f"{job.publish.to} can be written"
+        yield CheckRow("publish", None if notes else True, words)
 
 
 def check_workers(job: Job) -> list[CheckRow]:
@@ -275,15 +258,3 @@ def check_workers(job: Job) -> list[CheckRow]:
     there = cluster_of(job)
     words = f"{job.hardware.workers_in_words} in a Ray with {counted(there.gpus, 'GPU')}"
     return [CheckRow("workers", True, f"{words} and {counted(there.cpus, 'CPU')}")]
-
-
-def check_room(job: Job) -> list[CheckRow]:
-    """Check that a store on this disk has room for a checkpoint, if training is left to do."""
-    run = RunState(open_store(job.store), job.name)
-    if isinstance(run.store, FileStore):
-        try:
-            left = work_left(job, run)
-        except BadInput:  # the check of the store says it
-            return []
-        require_room(job, run, left)
-    return []

@@ -6,7 +6,7 @@ others, and `pion launch` does not let SkyPilot rent them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pion.train.micro_batch import HEADROOM
@@ -147,23 +147,25 @@ def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
 # ---------------------------------------------------------------- what is reported
 
 
-def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow]:
+def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> Iterator[CheckRow]:
     """Check each candidate (is it offered, at what price, does the model fit), the credentials and
     the budget. A candidate that will not do is only a warning if another one will. Spot in one
     region or on one type of GPU is a warning, too."""
     verdicts = judge(job, sky_yaml, Known(past_speeds(job)), force=force)
-    others = any(verdict.will_do for verdict in verdicts)
     stay = staying(verdicts)
-    rows = [_credentials_of(cloud) for cloud in dict.fromkeys(v.candidate.cloud for v in stay)]
-    rows += [
-        _candidate_row(job, sky_yaml, verdict, stays=verdict in stay, others=others)
-        for verdict in verdicts
-    ]
-    offered = [v.guess for v in stay if not isinstance(v.guess.offer, NotOffered)]
+    yield from (_credentials_of(cloud) for cloud in dict.fromkeys(v.candidate.cloud for v in stay))
+    for verdict in verdicts:
+        if verdict in stay:
+            others = any(other.will_do for other in verdicts)
+            yield _candidate_row(job, sky_yaml, verdict, others=others)
+        else:
+            skipped = f"pion launch skips this machine: {verdict.problem}"
+            yield CheckRow(str(verdict.candidate), None, skipped)
     narrow = narrow_spot(job, sky_yaml, [verdict.candidate for verdict in stay])
     if narrow is not None:
-        rows.append(CheckRow("spot", None, narrow))
-    return rows + check_budget_there(job, sky_yaml, offered)
+        yield CheckRow("spot", None, narrow)
+    offered = [v.guess for v in stay if not isinstance(v.guess.offer, NotOffered)]
+    yield from check_budget_there(job, sky_yaml, offered)
 
 
 def _credentials_of(name: str | None) -> CheckRow:
@@ -195,15 +197,10 @@ def _credentials_of(name: str | None) -> CheckRow:
     return CheckRow(title, False, f"{first.partition('Credentials can be')[0].strip()} Run: {fix}")
 
 
-def _candidate_row(
-    job: Job, sky_yaml: SkyYaml, verdict: Verdict, *, stays: bool, others: bool
-) -> CheckRow:
-    """Return the row of a candidate. `stays`: SkyPilot may rent it. `others`: some candidate will
-    do."""
+def _candidate_row(job: Job, sky_yaml: SkyYaml, verdict: Verdict, *, others: bool) -> CheckRow:
+    """Return the row of a candidate that SkyPilot may rent. `others`: some candidate will do."""
     title, guess, offer = str(verdict.candidate), verdict.guess, verdict.guess.offer
     nodes = sky_yaml.num_nodes
-    if not stays:
-        return CheckRow(title, None, f"pion launch skips this machine: {verdict.problem}")
     if isinstance(offer, NotOffered):
         # SkyPilot rents another candidate if there is one.
         return CheckRow(title, None if others and not offer.misnamed else False, offer.note or "")

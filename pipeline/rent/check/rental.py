@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pion.config.lora import lora_cost
 from pion.errors import BadInput
 from pipeline.console.masking import refuse_endpoint
 from pipeline.job import HubDataset, HubNpyShards, Job
+from pipeline.job.section import made
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.inputs import local_inputs
 from pipeline.rent.check.job import count_parameters, is_prepared
 from pipeline.rent.credentials import SESSION_TOKEN, hub_inputs, needed_secrets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
+from pipeline.run.preflight import checkpoint_bytes
 from pipeline.state.stores import FileStore, open_store
 
 # Tests set this to 1, because they "rent" this same machine.
@@ -27,8 +28,6 @@ LOOPBACK_VARIABLE = "PION_ALLOW_LOOPBACK"
 BASE_GB = 15.0
 # How many checkpoints are on the machine's disk at a time: two that are kept, one being written.
 CHECKPOINTS = 3
-# The size of a checkpoint: a float32 weight and AdamW's two moments for each learned number.
-BYTES_PER_PARAMETER = 12
 # A model to start from: in float32 at most, as it was downloaded and as the run's store has it.
 BYTES_OF_BASE = 2 * 4
 RECOVER_CODE = 75
@@ -87,7 +86,7 @@ def _is_local(host: str) -> bool:
 
 def check_credentials(
     job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str] = os.environ
-) -> list[CheckRow]:
+) -> Iterator[CheckRow]:
     """Check that every credential the run needs is set here, and that the YAML passes it on."""
     needed = needed_secrets(job, environment)
     mistakes = []
@@ -106,39 +105,36 @@ def check_credentials(
     if mistakes:
         raise BadInput("\n".join(mistakes))
     words = f"{', '.join(needed)}: set and passed on" if needed else "none needed"
-    rows = [CheckRow("credentials", True, words)]
+    yield CheckRow("credentials", True, words)
     if SESSION_TOKEN in needed:
         words = (
             f"{SESSION_TOKEN} is set, so these keys expire. If they expire during the run, the run "
             "can't save, and stops. Use permanent keys, and unset AWS_SESSION_TOKEN"
         )
-        rows.append(CheckRow("temporary keys", None, words))
-    return rows + ([] if "HF_TOKEN" in needed else _hub_login(job, sky_yaml, environment))
+        yield CheckRow("temporary keys", None, words)
+    if "HF_TOKEN" not in needed:
+        yield from _hub_login(job, sky_yaml, environment)
 
 
-def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> list[CheckRow]:
+def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> Iterator[CheckRow]:
     """Warn if this machine may read the job's inputs from the Hub, but the rental may not."""
     from huggingface_hub import get_token
 
     inputs = hub_inputs(job)
-    if not inputs or get_token() is None:
-        return []
-    advice = {
-        "export HF_TOKEN=…": not environment.get("HF_TOKEN"),
-        f"add HF_TOKEN to `secrets:` in {sky_yaml.path}": "HF_TOKEN" not in sky_yaml.secrets,
-    }
-    missing = [words for words, needed in advice.items() if needed]
-    if not missing:
-        return []
-    return [
-        CheckRow(
+    missing = made(
+        {
+            "export HF_TOKEN=…": not environment.get("HF_TOKEN"),
+            f"add HF_TOKEN to `secrets:` in {sky_yaml.path}": "HF_TOKEN" not in sky_yaml.secrets,
+        }
+    )
+    if inputs and missing and get_token() is not None:
+        yield CheckRow(
             "Hub login",
             None,
             "this machine is logged in to the Hub, but the rental may not be (SkyPilot copies the "
             f"login, other tools do not). If {' or '.join(inputs)} is private or gated: "
             f"{' and '.join(missing)}",
         )
-    ]
 
 
 # ---------------------------------------------------------------- what is on the machine
@@ -146,7 +142,7 @@ def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> l
 
 def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
     """Check that each candidate's disk is large enough for packages, checkpoints and data."""
-    checkpoints = CHECKPOINTS * BYTES_PER_PARAMETER * _learned(job) / 1e9
+    checkpoints = CHECKPOINTS * max(sum(checkpoint_bytes(job, s)) for s in job.train_stages) / 1e9
     model = 0.0 if job.base is None else BYTES_OF_BASE * count_parameters(job) / 1e9
     sources = [source for _, source in job.sources()]
     # The copied sources, and the prepared data.
@@ -175,31 +171,17 @@ def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
     return [CheckRow("disk", True, words)]
 
 
-def _learned(job: Job) -> int:
-    """Return how many numbers the largest checkpoint of a stage has."""
-    config = job.model_config_resolved()
-    return max(
-        count_parameters(job) if lora is None else lora_cost(config, lora).params
-        for lora in map(job.lora, job.train_stages)
-    )
-
-
 def check_recovery(sky_yaml: SkyYaml) -> list[CheckRow]:
     """Check that SkyPilot replaces a machine when the run ends with the exit code for that."""
-    codes = [
-        (candidate.resources.job_recovery or {}).get("recover_on_exit_codes") or []
-        for candidate in sky_yaml.candidates
-    ]
-    if all(RECOVER_CODE in (found if isinstance(found, list) else [found]) for found in codes):
+    recoveries = [candidate.resources.job_recovery or {} for candidate in sky_yaml.candidates]
+    codes = [recovery.get("recover_on_exit_codes") or [] for recovery in recoveries]
+    if all(RECOVER_CODE in (each if isinstance(each, list) else [each]) for each in codes):
         return [CheckRow("recovery", True, "an interrupted run continues on another machine")]
-    return [
-        CheckRow(
-            "recovery",
-            None,
-            f"{sky_yaml.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a bad "
-            "machine or a long outage of the store stops the job instead of moving it",
-        )
-    ]
+    words = (
+        f"{sky_yaml.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a bad "
+        "machine or a long outage of the store stops the job instead of moving it"
+    )
+    return [CheckRow("recovery", None, words)]
 
 
 # ---------------------------------------------------------------- who replaces lost machines

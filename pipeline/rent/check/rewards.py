@@ -3,6 +3,7 @@ small model on this machine is asked, too, whether rewards would teach it anythi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import mean
 
 from pion.errors import BadInput
@@ -26,7 +27,7 @@ SHOWN, MOST_CHARACTERS = 3, 1500
 ROW = "rewards"
 
 
-def check_rewards(job: Job) -> list[CheckRow]:
+def check_rewards(job: Job) -> Iterator[CheckRow]:
     """Judge the right answers of the first records, empty answers, and those of a small model.
 
     Raises BadInput for rewards that can't be used or teach nothing, and for records that they can't
@@ -34,42 +35,34 @@ def check_rewards(job: Job) -> list[CheckRow]:
     """
     section = job.reinforce
     if section is None:
-        return []
-    own, totals, spent = judge_first(job)
-    rows = [
-        CheckRow(ROW, True, f"{name} of the first records get {mean(total):.3g} on average")
-        for name, total in zip(("the right answers", "empty answers"), totals, strict=True)
-        if total
-    ]
-    if spent > SLOW:
-        rows.append(
-            CheckRow(
-                ROW,
-                None,
-                f"judging takes {duration(spent)} an answer, "
-                f"{duration(spent * section.global_batch * section.answers)} a step",
-            )
+        return
+    right_answers, totals, spent = judge_first(job)
+    for name, total in zip(("the right answers", "empty answers"), totals, strict=True):
+        if total:
+            average = f"{mean(total):.3g} on average"
+            yield CheckRow(ROW, True, f"{name} of the first records get {average}")
+    if right_answers and set(totals[0]) == set(totals[1]) and len(set(totals[0])) == 1:
+        yield CheckRow(
+            ROW,
+            None,
+            "right answers get what empty answers get. Is the answer in the form that the rewards "
+            "look for?",
         )
-    if own and set(totals[0]) == set(totals[1]) and len(set(totals[0])) == 1:
-        rows.append(
-            CheckRow(
-                ROW,
-                None,
-                "right answers get what empty answers get. Is the answer in the form "
-                "that the rewards look for?",
-            )
-        )
-    return rows + ([] if spent > SLOW else _answers_of_start(job))
+    if spent <= SLOW:
+        yield from _answers_of_start(job)
+        return
+    step = duration(spent * section.global_batch * section.answers)
+    yield CheckRow(ROW, None, f"judging takes {duration(spent)} an answer, {step} a step")
 
 
-def _answers_of_start(job: Job) -> list[CheckRow]:
+def _answers_of_start(job: Job) -> Iterator[CheckRow]:
     """Let a small model on this machine answer the first prompts, as before the first step.
 
     Raises BadInput if nothing can be learned from its answers.
     """
     section, base = job.reinforce, job.base
     if section is None or base is None or base.commit or job.train_stages[0] != "reinforce":
-        return []
+        return
     from torch import Tensor
 
     from pion.train.gradients import Ranks
@@ -81,7 +74,7 @@ def _answers_of_start(job: Job) -> list[CheckRow]:
     each = section.answers * section.max_tokens * sum(map(Tensor.numel, model.parameters()))
     counts = [n for n in (FEW, of_stage.FIRST_PROMPTS) if n * each <= SMALL]
     if is_prepared(job) or not counts:
-        return []
+        return
     with prepared_head(job, "reinforce") as folder:
         data = open_data(folder)
         stream = data.stream("train", job.seed, job.data.window, documents=job.within_documents)
@@ -97,4 +90,4 @@ def _answers_of_start(job: Job) -> list[CheckRow]:
         of_stage.signal_in_words(section, found),
         *(f"{one.prompt}\n{one.best_and_worst()}" for one in prompts.said()[:SHOWN]),
     ]
-    return [CheckRow(ROW, None if why else True, beginning("\n".join(words), MOST_CHARACTERS))]
+    yield CheckRow(ROW, None if why else True, beginning("\n".join(words), MOST_CHARACTERS))

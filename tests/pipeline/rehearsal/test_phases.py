@@ -93,6 +93,6 @@ def test_a_mix_that_the_rows_can_not_give_is_refused_before_anything_is_trained(
 
 
 def test_check_counts_small_texts_and_shows_what_the_phases_read(tmp_path):
-    rows = check_rows(text_of(tmp_path, pretrain__steps=2000))
+    rows = list(check_rows(text_of(tmp_path, pretrain__steps=2000)))
     assert [row.name for row in rows if row.ok] == ["documents", "phase 1", "phase 2"]
     assert any("qa 2x" in str(row) or "2x)" in str(row) for row in rows)

@@ -4,6 +4,8 @@ import gzip
 import json
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.json
@@ -43,7 +45,11 @@ def test_the_rows_are_those_that_the_run_will_have(tmp_path, tokenizer):
     assert rehearsed.stages["pretrain"].items == text["documents"]
     assert rehearsed.rows_of("sft") == (chats["train_rows"],)
     assert all(one.exact for one in rehearsed.stages.values())
-    assert job.section("sft").total_steps == -(-2 * chats["train_rows"] // 4)
+    documents, talks = (rehearsed.stages[stage] for stage in ("pretrain", "sft"))
+    assert talks.steps == job.section("sft").total_steps == -(-2 * chats["train_rows"] // 4)
+    assert (talks.passes, talks.tokens) == (2, 4 * talks.steps * job.seq_len("sft"))
+    assert documents.passes == documents.steps * 4 / text["train_rows"]
+    assert documents.tokens == 4 * documents.steps * 32 == job.trained_tokens("pretrain")
     assert expect_rows(job) is None
     assert not (tmp_path / "runs").exists()
 
@@ -156,6 +162,38 @@ def test_only_a_run_and_its_rehearsal_prepare_data():
     files = (REPOSITORY / "pipeline").rglob("*.py")
     callers = {f"{p.parent.name}/{p.name}" for p in files if "prepare_part(" in p.read_text()}
     assert callers == {"stages/prepare.py", "run/prepare.py", "rehearsal/rehearse.py"}
+
+
+def test_a_rehearsal_needs_no_torch(tmp_path):
+    """`pion check` imports torch while the data are rehearsed. Two threads must not import it."""
+    pair_job(tmp_path, TRAINED)
+    code = (
+        "import sys; sys.modules['torch'] = None; from pipeline.job.file import load_job; "
+        "from pipeline.rent.check.data import check_rows; "
+        f"print([row.ok for row in check_rows(load_job('{tmp_path}/job.yaml'))])"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "True" in answer.stdout, answer.stderr
+    assert "False" not in answer.stdout
+
+
+def test_what_is_known_in_advance_has_one_place_each():
+    """Only these lines count: others ask a stage's section, the job, or what was rehearsed."""
+    place = {
+        "self._rows = rows": {"job/train_sections.py"},
+        ".know_rows(": {
+            "new/proposal.py",
+            "rehearsal/rehearse.py",
+            "state/status/recorded_job.py",
+            "training/setup.py",
+        },
+        "total_steps * section.rows_of_step(": {"job/job_fields.py", "rent/plan/estimate.py"},
+        "marked_text(tokenizer": {"rehearsal/first.py"},
+    }
+    texts = {file: file.read_text() for file in (REPOSITORY / "pipeline").rglob("*.py")}
+    for words, files in place.items():
+        having = {file for file, text in texts.items() if words in text}
+        assert {str(file.relative_to(REPOSITORY / "pipeline")) for file in having} == files, words
 
 
 def test_a_vocabulary_that_can_not_be_trained_leaves_the_other_stages_alone(tmp_path):

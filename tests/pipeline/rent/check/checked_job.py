@@ -41,6 +41,8 @@ CHECK_OF = {
     "data.sources.0": "data",
     "sft.sources.0": "data",
     "run": "store",
+    "inputs": "store",
+    "room": "store",
     "model.experts": "store",
     "temporary keys": "credentials",
     "Hub login": "credentials",
@@ -51,9 +53,9 @@ CHECK_OF = {
 def row_of(name, job, on=None, path=None, *, force=False):
     """Return one row as `pion check` shows it, by the check that it belongs to alone; None if there
     is no such row."""
-    checks = {"rows": partial(check_rows, job), **dict(checks_of(job, on, path, force=force))}
+    checks = {"rows": partial(check_rows, job), **checks_of(job, on, path, force=force)}
     check = name if name in checks else CHECK_OF.get(name, "machines")
-    rows = outcome(check, lambda left: checks[check](), math.inf, 0.0)
+    rows = outcome(check, lambda left: list(checks[check]()), math.inf, 0.0)
     return next((row for row in rows if row.name == name), None)
 
 

@@ -29,7 +29,7 @@ def case(tmp_path):
 
 
 def test_nothing_is_said_of_a_job_that_does_not_clean(case):
-    assert check_clean(case.job()) == []
+    assert not list(check_clean(case.job()))
 
 
 def test_each_rule_is_named_with_its_bound(case):
@@ -49,13 +49,15 @@ def test_a_pack_that_the_text_is_not_cleaned_of_is_a_warning(case):
     assert row.ok is None
     assert row.words.startswith("evaluate.packs.0: not in data.clean.decontaminate")
     clean = {"decontaminate": ["pack.jsonl"]}
-    assert len(check_clean(case.job(data__clean=clean, evaluate__packs=["./pack.jsonl"]))) == 1
+    assert (
+        len(list(check_clean(case.job(data__clean=clean, evaluate__packs=["./pack.jsonl"])))) == 1
+    )
 
 
 def test_a_set_that_cannot_be_read_is_refused_with_its_key(case):
     (case.folder / "bundle" / "core.yaml").unlink()
     with pytest.raises(BadInput, match=r"^data\.clean\.decontaminate\.1: .*core\.yaml"):
-        check_clean(case.job(data__clean=CLEAN))
+        list(check_clean(case.job(data__clean=CLEAN)))
 
 
 def test_the_sets_travel_to_a_rented_machine_unless_the_data_is_prepared(case):

@@ -6,7 +6,6 @@ import threading
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from pion.errors import BadInput, PionError
@@ -18,6 +17,8 @@ from pipeline.state.stores import FileStore
 from tests.pipeline.rent.check.checked_job import unknown, wrong
 from tests.support.hub_server import READ_TOKEN
 from tests.support.light_run import JOB, light_run
+
+HUB_DATA = {"kind": "hub", "repo": "user/data"}
 
 
 def test_a_good_job_passes_every_check(case, capsys):
@@ -55,58 +56,9 @@ def test_a_mistake_that_several_checks_meet_is_said_once(case, capsys):
     assert [row["name"] for row in rows if row["ok"] is False] == ["sft.sources.0"]
 
 
-def test_data_without_the_field_it_is_read_from(case):
-    (case.folder / "corpus.jsonl").write_text('{"body": "a text"}\n')
-    row = case.row("data.sources.0", data__sources=[{"kind": "jsonl", "path": "corpus.jsonl"}])
-    wrong(row, "corpus.jsonl:1", "no field 'text'")
-
-
-def test_a_record_that_is_no_conversation(case):
-    (case.folder / "talks.jsonl").write_text('{"say": "hello"}\n')
-    wrong(case.row("sft.sources.0"), "talks.jsonl:1", "not a conversation")
-
-
-def test_shards_whose_rows_have_another_length(case):
-    np.save(case.folder / "shard_0.npy", np.zeros((4, 48), np.uint16))
-    row = case.row("data.sources.0", data__sources=[{"kind": "npy", "path": "shard_0.npy"}])
-    wrong(row, "shard_0.npy", "48")
-
-
-def test_a_vocabulary_that_the_text_can_not_fill_is_a_warning(case):
-    few, many = (
-        case.row("vocabulary", tokenizer={"train": {"vocab_size": size}}, model__vocab_size=size)
-        for size in (320, 500_000)
-    )
-    assert few is None
-    unknown(many, "500,000 entries are more than one for each kilobyte", "=4096")
-
-
-@pytest.mark.parametrize(
-    ("changes", "name", "words"),
-    [
-        ({"pretrain__global_batch": 5000}, "documents", "pretrain: the corpus is smaller than one"),
-        ({"data__held_out": 0.0001}, "documents", "the held_out split does not fill a row"),
-        ({"hardware__workers": 64}, "workers", "less than one row for each of the 64 workers"),
-        ({"hardware__workers": [1, 2]}, "workers", "PION_RAY_ADDRESS is not set"),
-        (
-            {"model__experts": {"n": 4, "top_k": 1, "shared": 0}},
-            "model.experts",
-            "teaches the router nothing",
-        ),
-        (
-            {"data__sources": [{"kind": "text", "path": "nowhere"}]},
-            "data.sources.0",
-            "data.sources.0.path: ",
-        ),
-        (
-            {"tokenizer": {"file": "gone.json"}, "model__vocab_size": 400},
-            "tokenizer",
-            "gone.json does not exist",
-        ),
-    ],
-)
-def test_what_run_refuses_is_refused(case, changes, name, words):
-    wrong(case.row(name, **changes), words)
+def test_a_vocabulary_that_the_text_fills_is_no_warning(case):
+    changes = {"tokenizer": {"train": {"vocab_size": 320}}, "model__vocab_size": 320}
+    assert case.row("vocabulary", **changes) is None
 
 
 def test_a_store_without_room_for_a_checkpoint(case, monkeypatch):
@@ -116,7 +68,6 @@ def test_a_store_without_room_for_a_checkpoint(case, monkeypatch):
 
 def test_a_budget_that_run_would_not_start_with(case, monkeypatch):
     monkeypatch.delenv("PION_DOLLARS_PER_HOUR", raising=False)
-    unknown(case.row("budget", budget__dollars=5.0), "the price of this machine is not known")
     assert case.row("budget", budget__dollars=5.0, budget__dollars_per_hour=1.0) is None
     light_run(FileStore(case.folder / "runs"), "tiny")
     wrong(case.row("budget", budget__hours=1e-9), "The budget is spent", "raise budget.hours")
@@ -137,14 +88,9 @@ def test_every_source_is_looked_at(case):
     assert found == named | {"sft.sources.0": True}
 
 
-def test_a_data_set_that_the_hub_lacks(case, hub):
-    row = case.row("data.sources.0", data__sources=[{"kind": "hub", "repo": "user/data"}])
-    wrong(row, "Hub data set user/data", "no such repository")
-
-
 def test_a_hub_out_of_reach_is_not_found_out(case, hub, monkeypatch):
     hub.fail("/api/datasets", status=503, times=99)
-    row = case.row("data.sources.0", data__sources=[{"kind": "hub", "repo": "user/data"}])
+    row = case.row("data.sources.0", data__sources=[HUB_DATA])
     unknown(row, "user/data", "can't be reached")
 
 
@@ -169,10 +115,6 @@ def test_a_change_that_would_invalidate_committed_work(case):
     wrong(case.row("store", pretrain__lr=2e-2), "pretrain.lr: 0.01 → 0.02", "--redo pretrain")
 
 
-def test_a_bucket_that_is_not_there(case, proxy):
-    wrong(case.row("store", store="s3://no-such-bucket/runs"), "no-such-bucket")
-
-
 def test_a_store_that_is_down_is_not_waited_for(case, proxy, s3, monkeypatch):
     monkeypatch.setattr("pipeline.rent.check.job.STORE_SECONDS", 0.3)
     proxy.fail(".", times=math.inf, status=503)
@@ -184,7 +126,7 @@ def test_what_does_not_answer_in_time_is_not_found_out(case, hub, monkeypatch):
     monkeypatch.setattr(command, "SECONDS", 0.3)
     checked = threading.Event()
     hub.before("/api/datasets", lambda: checked.wait(60), times=9)
-    rows = command.run_checks(case.job(data__sources=[{"kind": "hub", "repo": "user/data"}]), None)
+    rows = command.run_checks(case.job(data__sources=[HUB_DATA]), None)
     checked.set()
     unknown(next(row for row in rows if row.name == "data"), "no answer in time")
 
@@ -261,20 +203,9 @@ def test_a_machine_is_not_rented_if_no_check_could_begin(case):
         require_checks(order, force=False)
 
 
-def test_a_token_that_may_not_publish(case, hub, monkeypatch):
+def test_a_token_that_may_not_publish_and_a_name_that_is_taken(case, hub, monkeypatch):
     publish = {"to": "hf://tester/model", "license": "apache-2.0"}
-    assert case.row("publish", publish=publish).ok
-    wrong(case.row("publish", publish=publish | {"to": "hf://someone/model"}), "tester")
+    hub.add_repo("tester/model")
+    wrong(case.row("publish", publish=publish), "exists and is public")
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
     wrong(case.row("publish", publish=publish), "is read-only", "HF_TOKEN")
-
-
-def test_a_name_to_publish_under_that_is_taken(case, hub):
-    hub.add_repo("tester/model")
-    publish = {"to": "hf://tester/model", "license": "apache-2.0"}
-    wrong(case.row("publish", publish=publish), "exists and is public")
-
-
-def test_a_condition_on_results_that_there_are_not(case):
-    publish = {"to": str(case.folder / "model"), "require": ["perplexty < 9"]}
-    wrong(case.row("publish", publish=publish), "perplexty")

@@ -107,13 +107,9 @@ def test_committed_steps_are_no_longer_work(case, mixed):
 # ---------------------------------------------------------------- what is refused
 
 
-def test_without_a_deadline_nothing_is_said_or_refused(case, sky_home):
+def test_only_spot_machines_are_refused_if_there_is_a_deadline(case, sky_home):
     only_spot = read_sky_yaml(sky_home.yaml("accelerators: A40\nuse_spot: true"))
     assert rows(case, only_spot) == {}
-
-
-def test_a_file_with_only_spot_machines_is_refused(case, sky_home):
-    only_spot = read_sky_yaml(sky_home.yaml("accelerators: A40\nuse_spot: true"))
     words = refused(case, only_spot, deadline={"hours": 100})
     assert "has no on-demand machine" in words
     assert "use_spot: false" in words

@@ -2,7 +2,6 @@
 
 import json
 import threading
-from functools import partial
 
 import pytest
 import yaml
@@ -20,42 +19,19 @@ from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
 from tests.paths import RENTALS
 from tests.pipeline.rent.check.checked_job import row_of, unknown, wrong
-from tests.pipeline.rent.conftest import YAML
+from tests.pipeline.rent.check.conftest import WORKDIR
 from tests.support.hub_server import READ_TOKEN, hub_server
 from tests.support.light_run import light_run
 from tests.support.rehearsal import PAGE, steps_of
 from tests.support.s3_server import SECRET_KEY
 from tests.support.sky_catalog import Price
 
-WORKDIR = "workdir: {folder}\n" + YAML
+TWO = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
 HUGE = {"d_model": 8192, "n_layers": 40, "n_heads": 64, "n_kv_heads": 8, "d_ff": 22016}
 # Fits on the A40, but not on the RTXA4000.
 LARGE = HUGE | {"n_layers": 3}
 
-ON_A40 = "1 × A40 on demand on RunPod"
-
-
-@pytest.fixture
-def on_runpod(case, sky_home, runpod_api):
-    """Return one row of the tiny job on a rental. Everything is fine except what a test changes,
-    and except the store, which is a folder: a bucket takes time to connect to."""
-
-    def find(
-        name, resources="accelerators: A40", *, text=WORKDIR, path=None, force=False, **changes
-    ):
-        text = text.replace("{folder}", str(case.folder))
-        sky_yaml = read_sky_yaml(sky_home.yaml(resources, text))
-        path = path or case.folder / "job.yaml"
-        return row_of(name, case.job(**changes), sky_yaml, str(path), force=force)
-
-    return find
-
-
-@pytest.fixture
-def with_bucket(on_runpod, s3_store, monkeypatch):
-    """The same with a store in a bucket, so that everything is fine except what a test changes."""
-    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
-    return partial(on_runpod, store=s3_store)
+ON_A40, ON_A4000 = (f"1 × {gpu} on demand on RunPod" for gpu in ("A40", "RTXA4000"))
 
 
 def with_controller_here(sky_home):
@@ -83,64 +59,12 @@ def test_a_good_rental_passes_every_check_and_shows_no_secret(
     assert SECRET_KEY not in repr(rows)
 
 
-def test_a_folder_as_the_store_goes_with_the_machine(on_runpod, case):
+def test_the_store_can_be_reached_from_there(on_runpod, with_bucket, case, monkeypatch, s3):
     row = on_runpod("store from there", store=str(case.folder / "runs"))
     wrong(row, "lost with the rented machine", "store=s3://")
-
-
-NOT_PASSED_ON = WORKDIR.replace('AWS_ACCESS_KEY_ID: "", ', "")
-NOT_SECRET = NOT_PASSED_ON.replace("envs: {{", 'envs: {{AWS_ACCESS_KEY_ID: "", ')
-HF_REQUIRED = WORKDIR.replace('HF_TOKEN: ""', "HF_TOKEN: null")
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "words"),
-    [
-        ("credentials", {"text": NOT_PASSED_ON}, ["does not pass AWS_ACCESS_KEY_ID on"]),
-        ("credentials", {"text": NOT_SECRET}, ["move it from `envs:` to `secrets:`"]),
-        ("credentials", {"text": HF_REQUIRED}, ["requires HF_TOKEN", "export HF_TOKEN="]),
-        (
-            "disk",
-            {"text": WORKDIR.replace("disk_size: 60", "disk_size: 12")},
-            ["15 GB needed", "disk_size is 12 GB", "Set disk_size: 18"],
-        ),
-        (ON_A40, {"hardware": {"workers": 2}}, ["hardware.workers is 2", "1 GPU(s)"]),
-        (
-            ON_A40,
-            {"hardware": {"workers": [1, 4]}},
-            ["hardware.workers is [1, 4]", "no Ray whose nodes come and go", "=1, or remove it"],
-        ),
-    ],
-)
-def test_what_would_fail_there_is_refused(with_bucket, name, changes, words):
-    wrong(with_bucket(name, **changes), *words)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "words"),
-    [
-        ("recovery", WORKDIR.replace("[75]", "[33]"), ["recover_on_exit_codes lacks 75"]),
-        ("controller", WORKDIR, ["rent an extra machine", "consolidation_mode: true"]),
-    ],
-)
-def test_what_a_person_may_want_otherwise_is_said(on_runpod, name, text, words):
-    unknown(on_runpod(name, text=text), *words)
-
-
-def test_a_store_at_an_address_of_this_machine(with_bucket, monkeypatch):
-    monkeypatch.delenv(LOOPBACK_VARIABLE)
-    wrong(with_bucket("store from there"), "http://127.0.0.1", "A rented machine can't reach it")
-
-
-def test_an_endpoint_that_is_known_on_this_machine_only(with_bucket, monkeypatch, s3):
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url)
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
     wrong(with_bucket("store from there"), f"export AWS_ENDPOINT_URL={s3.url}")
-
-
-def test_credentials_that_are_not_set(with_bucket, monkeypatch):
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    wrong(with_bucket("credentials"), "export AWS_SECRET_ACCESS_KEY=")
 
 
 def test_temporary_keys_travel_whole_and_expire(with_bucket, monkeypatch):
@@ -203,48 +127,22 @@ def test_a_cloud_out_of_reach_is_not_found_out(on_runpod, monkeypatch):
     unknown(on_runpod("RunPod"), "can't be reached")
 
 
-def test_a_gpu_that_nobody_knows(on_runpod):
-    two = "any_of: [{accelerators: A40}, {accelerators: RTX4000A}]"
-    wrong(on_runpod("1 × RTX4000A on demand on RunPod", two), "did you mean", "RTXA4000")
-    assert on_runpod(ON_A40, two).ok
-
-
-def test_a_gpu_the_cloud_lacks_matters_only_if_it_has_no_other(on_runpod):
-    two, name = "any_of: [{accelerators: A40}, {accelerators: A30}]", "1 × A30 on demand on RunPod"
-    unknown(on_runpod(name, two), "RunPod has no A30; it has A40,")
-    wrong(on_runpod("1 × A30 on demand on RunPod", "accelerators: A30"), "RunPod has no A30")
-
-
-def test_a_machine_too_small_is_left_out_where_another_will_do(with_bucket, case, sky_home, capsys):
-    two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
-    room = WORKDIR.replace("disk_size: 60", "disk_size: 200")
-    row = with_bucket("1 × RTXA4000 on demand on RunPod", two, text=room, model=LARGE)
-    unknown(row, "pion launch skips this machine", "does not fit")
-    job, on = case.folder / "job.yaml", sky_home.folder / "rental.yaml"  # as checked just now
+def test_a_machine_too_small_does_not_fail_the_check(
+    case, sky_home, runpod_api, s3_store, capsys, monkeypatch
+):
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
+    room = WORKDIR.replace("disk_size: 60", "disk_size: 200").replace("{folder}", str(case.folder))
+    job, on = case.path(store=s3_store, model=LARGE), sky_home.yaml(TWO, room)
     assert show_check(str(job), [], on=str(on), force=False, as_json=True) == 0
     shown = {row["name"]: row["ok"] for row in json.loads(capsys.readouterr().out)}
-    assert (shown[ON_A40], shown[row.name]) == (True, None)
-
-
-@pytest.mark.parametrize(
-    ("gpu", "words"),
-    [
-        ("L4", ("does not fit", "It fits on A100, A40")),
-        ("RTXA4000", ("does not fit", "It fits on A100, A40")),
-        ("A30", ("RunPod has no A30",)),
-    ],
-)
-def test_machines_of_which_none_will_do_are_all_wrong(on_runpod, gpu, words):
-    three = "any_of: [{accelerators: L4}, {accelerators: RTXA4000}, {accelerators: A30}]"
-    wrong(on_runpod(f"1 × {gpu} on demand on RunPod", three, model=LARGE), *words)
+    assert (shown[ON_A40], shown[ON_A4000]) == (True, None)
 
 
 def test_the_price_of_what_is_left_out_need_not_be_known(on_runpod, sky_home):
     sky_home.lose_catalog()
-    two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
     budget = {"budget": {"dollars": 500}, "prices": {"A40": 0.4}}
-    wrong(on_runpod("budget", two, **budget), "price of RTXA4000 is not known")
-    assert on_runpod("budget", two, model=LARGE, **budget).ok
+    wrong(on_runpod("budget", TWO, **budget), "price of RTXA4000 is not known")
+    assert on_runpod("budget", TWO, model=LARGE, **budget).ok
 
 
 def test_spot_above_the_on_demand_price_is_left_out_or_refused_unless_forced(on_runpod, sky_home):
@@ -276,11 +174,6 @@ def test_a_job_file_that_is_not_copied(on_runpod, case, tmp_path):
     wrong(on_runpod("files"), "the job file", "job.yaml", ".skyignore")
 
 
-def test_a_published_folder_would_go_with_the_machine(on_runpod, case):
-    row = on_runpod("publish from there", publish={"to": str(case.folder / "model")})
-    unknown(row, "lost with the machine", "hf://")
-
-
 def test_the_first_rental_is_within_its_budget(tmp_path, sky_home):
     """On the page. Only a rental test runs its commands."""
     (words,) = {step.command for step in steps_of(PAGE.read_text()) if "pion check" in step.command}
@@ -290,10 +183,10 @@ def test_the_first_rental_is_within_its_budget(tmp_path, sky_home):
 
 
 def test_a_budget_below_the_estimate(on_runpod):
-    unknown(on_runpod("budget", budget={"dollars": 0.001}), "above budget.dollars 0.001")
+    unknown(on_runpod("budget", budget={"dollars": 0.001}), "budget.dollars 0.001 is below $")
     assert on_runpod("budget", budget={"dollars": 5}).ok
     row = on_runpod("budget", budget={"dollars": 5, "hours": 0.01})
-    unknown(row, "the estimate, 2 min", "above budget.hours 0.01")
+    unknown(row, "budget.hours 0.01 is below 2 min", "the estimate: the run would stop there")
     row = on_runpod("budget", budget={"dollars": 5, "hours": 5})
     assert row.ok
     assert "estimated of $5.00; 2 min" in row.words
@@ -322,7 +215,9 @@ def test_a_budget_that_is_spent_would_stop_the_run_after_boot(on_runpod, case):
     for stage, digest in digest_job(job).stages.items():
         claim.finish_stage(stage, digest, {})
     claim.release()
-    unknown(on_runpod("budget", **spent), "above budget.hours")  # finished, so it costs nothing
+    unknown(
+        on_runpod("budget", **spent), "budget.hours 1e-09 is below"
+    )  # finished, so it costs nothing
 
 
 def test_the_price_is_that_of_all_nodes(on_runpod, monkeypatch):
