@@ -148,13 +148,6 @@ class FakeProvider(Provider):
         self.change(job_id, status=status, **changes)
 
 
-def watched_rental():
-    """Return JOB, running on one pod."""
-    provider = FakeProvider(JOB)
-    provider.listed = [provider.pod("a", "RUNNING")]
-    return provider
-
-
 def note_machine(run, epoch, pod, **about):
     """Write what a rented machine says of itself once it has claimed the run."""
     machine = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "count": 1, "spot": True} | about
@@ -166,13 +159,3 @@ def note_machine(run, epoch, pod, **about):
 def beat(claim, **status):
     claim.heartbeat.report(**status)
     claim.heartbeat.beat()
-
-
-def during(time, *events):
-    """Let one of the events happen after each look, until none is left."""
-    left = list(events)
-    time.during_sleep = lambda: left.pop(0)() if left else None
-
-
-def succeed(provider):
-    return lambda: provider.now("SUCCEEDED")

@@ -24,7 +24,7 @@ def day(sky_home, run, time, said):
     """A rental that waits for spot, and a note that says who rents."""
     launched = launched_on_spot(read_sky_yaml(sky_home.yaml(MIXED)), time)
     day = TwoMarketsDay(TwoMarkets(run, time, launched), run, time, said)
-    day.rented("first")
+    day.rented("")
     return day
 
 
