@@ -8,7 +8,6 @@ import httpx
 import pytest
 import yaml
 
-from pion.errors import PionError
 from pipeline.cli import main
 from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.request import rental_lock
@@ -64,7 +63,7 @@ a window that only shows a rental says once what is wrong, and ends nothing
   end → return 0
   end once dead pod
 
-a dead pod is terminated at the first look, that of another job is not, and the run remembers why
+a dead pod is terminated at the first look, one of another job is not, and the run remembers why
   0   claim
   0   pods x:EXITED other:EXITED:8
   10  → terminate x
@@ -72,6 +71,7 @@ a dead pod is terminated at the first look, that of another job is not, and the 
   end → return 0
   end says dead pod: pod x is EXITED in RunPod's list while SkyPilot says RUNNING
   end wrote dead pod: terminated pod x
+  end wrote
 
 a job that SkyPilot does not list can not be judged
   0   provider jobs=[]

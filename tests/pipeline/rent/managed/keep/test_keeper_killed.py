@@ -1,7 +1,6 @@
 """A watcher that is killed at any of its calls leaves what the next one completes: each machine is
 requested once, and nothing that is needed is cancelled."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import pytest

@@ -4,8 +4,6 @@ import contextlib
 
 import pytest
 
-from pion.errors import PionError
-from pipeline.rent.managed.keep.keeper import PATIENT_CANCEL_SECONDS
 from pipeline.rent.managed.keep.replace_rental import Renter
 from pipeline.rent.managed.request import submitting_alone
 from pipeline.rent.managed.watch import follow_or_leave
@@ -143,7 +141,8 @@ a restart that is impossible is reported once
   UNNOTICED+60  job 7 status=SUCCEEDED
   end           → return 0
   end           once HF_TOKEN must be set
-  end           wrote loss not noticed: left the job alone, because it can't be submitted again: HF_TOKEN must be set in the environment
+  end           wrote loss not noticed: left the job alone, because it can't be submitted again
+  end           wrote
 
 dead pods are ended whatever happens to one of them
   0   pods a:EXITED b:EXITED c:EXITED
