@@ -174,7 +174,7 @@ class RentedDay(Day):
         assert (note.launch_id if note is not None else "none") == self.launch(launch)
 
     def wrote(self, words):
-        """The run remembers what a watcher has done first, or next, and why. Without words: no more."""
+        """The run remembers what a watcher did first, or next, and why. Without words: no more."""
         events = [e for e in read_events(self.run.store, self.run.name) if e["event"] == "watch"]
         texts = [f"{event['what']}: {'; '.join(event['done'])}" for event in events]
         text = (texts[self.events_read :] or [""])[0]

@@ -23,7 +23,8 @@ from pipeline.state.status.recorded_job import find_job_file
 from tests.pipeline.rent.conftest import YAML
 from tests.support.fake_provider import ANOTHER, ME, FakeProvider
 from tests.support.light_run import JOB
-from tests.support.two_launches import NEW, OLD, head_of
+from tests.support.states import NEW, OLD
+from tests.support.states import read as head_of
 
 # ---------------------------------------------------------------- the job
 
