@@ -23,22 +23,33 @@ JOB = ManagedJob(
 ME, ANOTHER = "0123abcd", "99999999"
 
 
+class Killed(BaseException):
+    """The watcher was killed."""
+
+
 class FakeProvider(Provider):
     """SkyPilot with some jobs, RunPod with some pods, and a record of every order.
 
     At first, nothing is rented. A test may replace a method.
+
+    Attributes:
+        orders: what was ordered, such as "cancel 7", "submit 7" (again), or "terminate a".
+        failures: what the next calls raise, by name: "list", "submit" and "cancel" before they do
+            anything, "submitted" and "cancelled" after they have done it.
+        refuses: the pods that RunPod does not end.
+        only: the only place that the YAML allows.
+        kill_at: the number of the call, from 1, at which the watcher is killed.
     """
 
     def __init__(self, *jobs):
         self.jobs = list(jobs)
         self.listed = []
-        self.terminated = []
-        self.cancelled = []
-        self.submitted = []
-        # The only place that the YAML allows.
+        self.orders = []
+        self.failures = {}
+        self.refuses = set()
         self.only = None
         self.down = False
-        self.here = True
+        self.calls, self.kill_at = 0, 0
         self.clusters = {}
         self.recorded = {}
 
@@ -46,31 +57,44 @@ class FakeProvider(Provider):
         """Nothing to start."""
 
     def managed_jobs(self, name=None, *, with_task=False):
+        self._call("list")
         if self.down:
             raise PionError("SkyPilot could not list the managed jobs.")
         found = [job for job in self.jobs if name in (None, job.name)]
         return sorted(found, key=lambda job: -job.id)
 
     def submit(self, task, name):
-        assert not any(job.live for job in self.jobs)  # never two machines at a time
-        self.submitted.append(task)
-        new = max(job.id for job in self.jobs) + 1
-        self.jobs.append(dataclasses.replace(JOB, id=new))
-        self.listed = [self.pod("b", "RUNNING", new)]
-        return new
+        self._call("submit")
+        job = self.rent(max(job.id for job in self.jobs) + 1, task, name)
+        self.jobs.append(job)
+        self._call("submitted")
+        return job.id
+
+    def rent(self, job_id, task, name):
+        """Note an order that SkyPilot has accepted; return its job."""
+        like, avoid = task
+        # Never two machines of a launch at a time.
+        assert not any(job.live and job.task == like.task for job in self.jobs)
+        self.orders.append(" avoiding ".join([f"submit {like.id}", *map(str, avoid)]))
+        self.listed = [self.pod("b", "RUNNING", job_id)]
+        new = dataclasses.replace(JOB, status="STARTING", submitted_at=None, started_at=None)
+        return dataclasses.replace(new, id=job_id, task=like.task)
 
     def task_of(self, wanted):
-        if self.only is not None and self.only in wanted.avoid:
+        self._call("task")
+        if self.only in map(str, wanted.avoid):
             raise BadInput("the YAML allows nothing but that")
-        return wanted.like.id, set(wanted.avoid)
+        return wanted.like, wanted.avoid
 
     def cancel(self, job_ids):
-        self.cancelled += job_ids
+        self._call("cancel")
         for job_id in job_ids:
-            self.change(job_id, status="CANCELLED")
+            self.orders.append(f"cancel {job_id}")
+            self.end(job_id, "CANCELLED")
+        self._call("cancelled")
 
     def controller_is_here(self):
-        return self.here
+        return True
 
     def my_hash(self):
         return ME
@@ -79,7 +103,9 @@ class FakeProvider(Provider):
         return self.listed
 
     def terminate_pod(self, pod_id):
-        self.terminated.append(pod_id)
+        if pod_id in self.refuses:
+            raise PionError(f"RunPod could not terminate pod {pod_id}: timed out.")
+        self.orders.append(f"terminate {pod_id}")
         self.listed = [pod for pod in self.listed or () if pod.id != pod_id]
 
     def clusters_now(self):
@@ -88,9 +114,21 @@ class FakeProvider(Provider):
     def clusters_recorded(self, names):
         return {name: status for name, status in self.recorded.items() if name in names}
 
+    def _call(self, name):
+        self.calls += 1
+        if self.calls == self.kill_at:
+            raise Killed
+        if self.failures.get(name):
+            raise self.failures[name].pop()
+
     # Called by tests.
 
-    def pod(self, name, status, job_id=7, created=None):
+    def fail(self, name, times=1000, error=None):
+        """Let the next calls of that name fail."""
+        error = error or PionError(f"SkyPilot could not {name}: timed out")
+        self.failures[name] = [error] * times
+
+    def pod(self, name, status="RUNNING", job_id=7, created=None):
         """Return a pod of JOB, or of a job that replaced JOB."""
         named = f"{cluster_name(JOB.name, job_id)}-{ME}-head"
         return Pod(name, named, status, "A40", 0.36, created=created)
@@ -105,34 +143,9 @@ class FakeProvider(Provider):
             dataclasses.replace(job, **changes) if job.id == job_id else job for job in self.jobs
         ]
 
-
-def watched_rental():
-    """Return JOB, running on one pod."""
-    provider = FakeProvider(JOB)
-    provider.listed = [provider.pod("a", "RUNNING")]
-    return provider
-
-
-def fail_to_submit(provider, times):
-    """Let the next submissions fail."""
-    submit = provider.submit
-    failures = [PionError("SkyPilot could not submit: timed out") for _ in range(times)]
-
-    def submit_at_last(task, name):
-        if failures:
-            raise failures.pop()
-        return submit(task, name)
-
-    provider.submit = submit_at_last
-
-
-def lose_secrets(provider):
-    """Unset a job's secrets, so the job can't be submitted again."""
-
-    def task_of(wanted):
-        raise BadInput("HF_TOKEN must be set in the environment")
-
-    provider.task_of = task_of
+    def end(self, job_id, status, **changes):
+        """End a job."""
+        self.change(job_id, status=status, **changes)
 
 
 def note_machine(run, epoch, pod, **about):
@@ -146,24 +159,3 @@ def note_machine(run, epoch, pod, **about):
 def beat(claim, **status):
     claim.heartbeat.report(**status)
     claim.heartbeat.beat()
-
-
-def during(time, *events):
-    """Let one of the events happen after each look, until none is left."""
-    left = list(events)
-    time.during_sleep = lambda: left.pop(0)() if left else None
-
-
-def succeed(provider):
-    return lambda: provider.now("SUCCEEDED")
-
-
-def succeed_when_submitted(provider, time):
-    """Let the run be done as soon as a job was submitted again."""
-    time.during_sleep = lambda: provider.now("SUCCEEDED") if provider.submitted else None
-
-
-def succeed_after(provider, time, seconds):
-    """Let the job succeed that long from now, whatever happens to it."""
-    start = time.time
-    time.during_sleep = lambda: provider.now("SUCCEEDED") if time.time - start > seconds else None

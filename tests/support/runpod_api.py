@@ -26,6 +26,8 @@ class RunPodApi:
         self.listed = []
         # The time and the GraphQL of every request that does not list pods.
         self.requests = []
+        # The pods that it does not end.
+        self.locked = set()
         # If set, the API answers every request with this.
         self.status = 200
         self.error = None
@@ -56,6 +58,8 @@ class RunPodApi:
 
     def terminate(self, pod_id):
         """End a pod. Raises ValueError with what RunPod would say."""
+        if pod_id in self.locked:
+            raise ValueError("pod is locked")
         if pod_id not in self.ids:
             raise ValueError("pod not found")
         self.listed = [pod for pod in self.listed if pod["id"] != pod_id]

@@ -18,6 +18,11 @@ def someone(**changes):
     return dataclasses.replace(Owner.me(), **{**elsewhere, **changes})
 
 
+# The owners before and after a hop.
+OLD = someone(host="pod-old", launch_id="launch-old")
+NEW = someone(host="pod-new", launch_id="launch-new")
+
+
 def read(run):
     head = run.read()
     assert head is not None

@@ -30,56 +30,28 @@ class Enough(BaseException):
     """The watcher has watched for long enough."""
 
 
-class Killed(BaseException):
-    """The watcher was killed."""
-
-
 class TwoMarkets(FakeProvider):
-    """`offered` says which markets have machines. `kill_at` kills whoever makes that call (from 1).
-
-    `submitted_to` are the markets of all submissions, in their order.
-    """
+    """`offered` says which markets have machines. Requests are orders such as "request spot"."""
 
     def __init__(self, run, time, launched):
         super().__init__(launched)
         self.run, self.time = run, time
         self.offered = {SPOT: False, ON_DEMAND: True}
-        self.submitted_to = []
-        self.calls, self.kill_at = 0, 0
         self.claim = None
-        self.listed = []
 
     # What the watcher calls.
 
-    def managed_jobs(self, name=None, *, with_task=False):
-        self._call()
-        return super().managed_jobs(name, with_task=with_task)
-
     def task_of(self, wanted):
+        self._call("task")
         return task_of(wanted)
 
-    def submit(self, task, name):
-        self._call()
-        job_id = max(job.id for job in self.jobs) + 1
+    def rent(self, job_id, task, name):
         text = yaml.safe_dump(task.to_yaml_config())
         job = _pending(job_id, name, text, self.time.time)
-        assert market_of(job) not in [market_of(other) for other in self.living]
-        self.jobs.append(job)
-        self.submitted_to.append(market_of(job))
-        self._call()  # killed before SkyPilot's answer
-        return job_id
-
-    def cancel(self, job_ids):
-        self._call()
-        for job_id in job_ids:
-            self.end(job_id, "CANCELLED")
-        self.cancelled += job_ids
-        self._call()
-
-    def _call(self):
-        self.calls += 1
-        if self.calls == self.kill_at:
-            raise Killed
+        market = market_of(job)
+        assert market not in [market_of(other) for other in self.living]
+        self.orders.append(f"request {market.value}")
+        return job
 
     # What happens by itself, or to the jobs.
 

@@ -25,7 +25,7 @@ from tools.golden.place import Texts
 
 KEEP = "tests/pipeline/rent/managed"
 # Scenarios of a watcher with a simulated SkyPilot. Those that are killed at each call are left out.
-DAYS = ("deadline", "held", "restart", "restart_hop", "trouble")
+DAYS = ("deadline", "restart", "trouble")
 
 
 def decisions() -> Texts:

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 
 from pion.formats import load
-from pipeline.rent.managed.watch import Watcher
 from pipeline.state.stores import FileStore
-from tests.support.fake_provider import JOB, watched_rental
 from tests.support.light_run import light_run
 from tests.support.runpod_api import API_KEY, CONFIG, RunPodApi, serve_runpod
 from tests.support.sky_catalog import PRICES, write_catalog
@@ -151,19 +149,8 @@ def run(tmp_path, time):
 
 
 @pytest.fixture
-def provider():
-    """A running rental, whose machines the test controls."""
-    return watched_rental()
-
-
-@pytest.fixture
 def said():
     return []
-
-
-@pytest.fixture
-def watcher(run, provider, said):
-    return Watcher(run, JOB.name, JOB.id, said.append, provider)
 
 
 @pytest.fixture(autouse=True)

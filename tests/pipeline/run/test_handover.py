@@ -20,8 +20,7 @@ from pipeline.state.status.run_status import run_status
 from pipeline.state.stores import FileStore, open_store
 from tests.support.jobs import SilentDisplay
 from tests.support.light_run import light_run, save_checkpoint
-from tests.support.states import someone
-from tests.support.two_launches import NEW, OLD, head_of
+from tests.support.states import NEW, OLD, read, someone
 from tests.support.waiting import join
 from tests.support.whole_runs import write_job
 
@@ -120,15 +119,15 @@ def test_a_launch_that_had_the_run_asks_nobody_when_it_is_restarted(run):
 
 def test_a_machine_that_comes_late_leaves_a_run_alone_that_has_moved(run):
     claim_run(run, OLD).release()  # the first machine was taken away, and another one is booting
-    assert arrive(run, head_of(run).epoch) == []
-    assert arrive(run, head_of(run).epoch) == []  # its boot was interrupted
+    assert arrive(run, read(run).epoch) == []
+    assert arrive(run, read(run).epoch) == []  # its boot was interrupted
     assert pending_stop(run, launch_id="launch-new") is None
     assert pending_stop(run, launch_id="launch-old") is not None
     assert clear_stops(run) == 1
 
 
 def test_a_run_that_somebody_had_and_released_meanwhile_is_asked_nothing(run):
-    before = head_of(run).epoch
+    before = read(run).epoch
     claim_run(run, someone(host="desk")).release()
     assert arrive(run, before) == []
     assert pending_stop(run) is None
@@ -149,10 +148,10 @@ def test_an_epoch_that_is_none_is_refused(run):
 def test_status_calls_a_run_stopped_by_a_hop_only_while_the_old_owner_has_it(run):
     old = claim_run(run, OLD)
     arrive(run, old.epoch)
-    assert run_status(run, head_of(run), 0.0)["stop"]["except_launch"] == "launch-new"
+    assert run_status(run, read(run), 0.0)["stop"]["except_launch"] == "launch-new"
     old.release()
     claim_run(run, NEW)
-    assert run_status(run, head_of(run), 0.0)["stop"] is None
+    assert run_status(run, read(run), 0.0)["stop"] is None
 
 
 def test_pion_run_on_the_new_machine_asks_waits_and_continues_to_the_end(tmp_path, monkeypatch):
@@ -176,5 +175,5 @@ def test_pion_run_on_the_new_machine_asks_waits_and_continues_to_the_end(tmp_pat
     join(worker)
     notes = [m.text for m in display.messages if isinstance(m, Note)]
     assert f"asked {OLD.describe()} to save its work and hand the run over" in notes
-    assert head_of(run).claims[1].owner.launch_id == "launch-new"
+    assert read(run).claims[1].owner.launch_id == "launch-new"
     assert read_rental_note(run)[0] is None  # the rental is over

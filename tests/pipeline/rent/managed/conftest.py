@@ -1,11 +1,31 @@
-"""A launch whose task goes no further than this process."""
+"""Rentals with a deadline and without one, and a launch whose task stays in this process."""
 
 import pytest
 import yaml
 
 from pipeline.rent.managed import launch as launching
-from tests.support.fake_provider import FakeProvider
+from pipeline.rent.sky_yaml import read_sky_yaml
+from tests.pipeline.rent.managed.day import MIXED, Rental, TwoMarketsDay
+from tests.support.fake_provider import JOB, FakeProvider
 from tests.support.jobs import tiny_dict
+from tests.support.two_markets import TwoMarkets, launched_on_spot
+
+
+@pytest.fixture
+def rental(run, time, said):
+    """A rental whose job runs on pod `a`."""
+    provider = FakeProvider(JOB)
+    provider.listed = [provider.pod("a", "RUNNING")]
+    return Rental(provider, run, time, said)
+
+
+@pytest.fixture
+def day(sky_home, run, time, said):
+    """A rental that waits for spot, and a note that says who rents."""
+    launched = launched_on_spot(read_sky_yaml(sky_home.yaml(MIXED)), time)
+    day = TwoMarketsDay(TwoMarkets(run, time, launched), run, time, said)
+    day.rented("")
+    return day
 
 
 def checkout_in(folder, monkeypatch, store):

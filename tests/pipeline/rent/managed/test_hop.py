@@ -23,7 +23,8 @@ from pipeline.state.status.recorded_job import find_job_file
 from tests.pipeline.rent.conftest import YAML
 from tests.support.fake_provider import ANOTHER, ME, FakeProvider
 from tests.support.light_run import JOB
-from tests.support.two_launches import NEW, OLD, head_of
+from tests.support.states import NEW, OLD
+from tests.support.states import read as head_of
 
 # ---------------------------------------------------------------- the job
 
@@ -96,11 +97,10 @@ class Sky(FakeProvider):
         if head_of(self.run).owner == OLD and self.launch_id:
             self.takes_over()
 
-    def submit(self, task, name):
+    def rent(self, job_id, task, name):
         self.launch_id = task.envs["PION_LAUNCH_ID"]
         self.from_epoch = task.envs.get(FROM_EPOCH)
-        self.jobs.append(ManagedJob(2, name, "STARTING"))
-        return 2
+        return ManagedJob(job_id, name, "STARTING")
 
     def takes_over(self):
         """Let the new machine claim the run that the old machine has released."""
@@ -140,33 +140,26 @@ def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_rec
     assert "managed job 1 has stopped" in out
     assert "first row 36 = last + 1" in out
     assert sky.from_epoch == "4"
-    assert sky.cancelled == []
+    assert sky.orders == []
 
 
 def test_an_old_pod_that_can_not_be_ended_costs_no_other_and_is_named(sky):
-    end = sky.terminate_pod
-
-    def terminate(pod):
-        if pod == "a":
-            raise PionError("RunPod could not terminate pod a: timed out.")
-        end(pod)
-
     def live():
         sky.relieve()
         sky.change(1, status="FAILED", failure="Job exited with exit code 4")
 
-    sky.terminate_pod, sky.time.during_sleep = terminate, live
+    sky.refuses, sky.time.during_sleep = {"a"}, live
     cluster = cluster_name(sky.name, 1)
     sky.listed = [Pod(name, f"{cluster}-{ME}-head", "RUNNING") for name in "ab"]
     with pytest.raises(PionError, match=r"has moved to managed job 2, but .* pod a: timed out"):
         sky.hop()
-    assert sky.terminated == ["b"]
+    assert sky.orders == ["terminate b"]
 
 
 def test_an_old_rental_that_does_not_end_by_itself_is_cancelled(sky, capsys):
     sky.time.during_sleep = sky.relieve
     sky.hop()
-    assert sky.cancelled == [1]
+    assert sky.orders == ["cancel 1"]
     assert "cancelled managed job 1" in capsys.readouterr().out
 
 
@@ -182,7 +175,7 @@ def test_a_launch_that_fails_leaves_the_old_one_running_and_its_note_as_it_was(s
     assert "managed job 2 stopped before it took over the run" in message
     assert "no RTX A4000 anywhere" in message
     assert f"{OLD.describe()} still owns demo, and continues" in message
-    assert sky.cancelled == []
+    assert sky.orders == []
     assert pending_stop(sky.run) is None
     assert read_rental_note(sky.run)[0] == old
 
@@ -214,7 +207,7 @@ def test_a_machine_that_never_comes_is_given_up_and_the_old_one_continues(sky):
         PionError, match=r"did not take over the run within 30 min 00 s.*still owns"
     ):
         sky.hop()
-    assert sky.cancelled == [2]
+    assert sky.orders == ["cancel 2"]
     assert head_of(sky.run).owner == OLD
 
 
@@ -259,7 +252,7 @@ def test_a_run_that_is_finished_before_the_new_machine_is_up_needs_it_no_more(sk
 
     sky.time.during_sleep = finish
     sky.hop()
-    assert sky.cancelled == [2]
+    assert sky.orders == ["cancel 2"]
     assert "demo had already finished. Pion cancelled managed job 2" in capsys.readouterr().out
     assert read_rental_note(sky.run)[0] is None  # nothing is rented now
 
@@ -280,7 +273,7 @@ def test_a_run_with_a_deadline_is_moved_from_the_jobs_of_both_markets(sky):
 
     sky.time.during_sleep = sky.relieve
     sky.hop()
-    assert set(sky.cancelled) == {0, 1}
+    assert set(sky.orders) == {"cancel 0", "cancel 1"}
 
 
 def test_skypilot_being_down_for_a_moment_ends_no_hop(sky):
@@ -306,7 +299,7 @@ def test_a_hop_clears_a_request_to_stop_and_continues_after_ctrl_c(sky, capsys):
     sky.leave_during_the_hop()
     assert pending_stop(sky.run) is None
     assert "to cancel it before its machine is up: sky jobs cancel 2" in capsys.readouterr().out
-    assert sky.cancelled == []
+    assert sky.orders == []
 
 
 def test_overrides_that_make_it_another_run_are_refused(sky):

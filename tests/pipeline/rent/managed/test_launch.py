@@ -21,8 +21,7 @@ from pipeline.state.stores import FileStore
 from tests.pipeline.rent.conftest import YAML
 from tests.pipeline.rent.managed.conftest import checkout_in, submit_by
 from tests.support.sky_catalog import Price
-from tests.support.states import someone
-from tests.support.two_launches import head_of
+from tests.support.states import read, someone
 
 SECRET = "never-to-be-seen"
 WORKDIR = "workdir: .\n" + YAML
@@ -184,7 +183,7 @@ JOB = ManagedJob(7, "pion-demo", "RUNNING", cloud="RunPod", region="CA")
 def test_a_second_launch_of_a_run_is_refused(run, status):
     job = dataclasses.replace(JOB, status=status)
     with pytest.raises(BadInput) as refused:
-        refuse_second(run, head_of(run), [job])
+        refuse_second(run, read(run), [job])
     message = str(refused.value)
     assert f"managed job 7 is {status} on RunPod CA" in message
     assert f"`pion watch {run.store.url}/demo`" in message
@@ -196,16 +195,16 @@ def test_a_run_that_works_elsewhere_is_not_rented_for(run, time):
     claim.heartbeat.beat()
     time.time += 30
     with pytest.raises(BadInput, match=r"is being run by pid 77 on desk.*30 s ago.*pion hop"):
-        refuse_second(run, head_of(run), [])
+        refuse_second(run, read(run), [])
 
 
 def test_a_run_whose_owner_is_silent_or_gone_may_be_launched(run, time):
     ended = [dataclasses.replace(JOB, status=status) for status in ENDED]
     refuse_second(run, None, ended)
-    refuse_second(run, head_of(run), ended)
+    refuse_second(run, read(run), ended)
     claim_run(run, someone()).heartbeat.beat()
     time.time += 61
-    refuse_second(run, head_of(run), [])
+    refuse_second(run, read(run), [])
 
 
 def test_skypilots_errors_say_what_failed_and_what_to_do(sky_home):

@@ -230,18 +230,10 @@ def test_a_pod_is_not_ended_because_skypilot_has_forgotten_its_job_while_its_run
 def test_an_orphan_that_can_not_be_ended_keeps_no_other_from_its_end(account):
     account.pod("one", 1)
     account.pod("two", 2)
-
-    really_terminate = account.provider.terminate_pod
-
-    def terminate(pod):
-        if pod == "one":
-            raise PionError("RunPod could not terminate pod one: timed out")
-        really_terminate(pod)
-
-    account.provider.terminate_pod = terminate
+    account.api.locked = {"one"}
     said = account.table(reap=True, code=1)
     assert account.api.ids == ["one"]
-    assert "RunPod could not terminate pod one: timed out" in said
+    assert "could not terminate pod one: " in said
 
 
 def test_the_table_says_how_to_end_orphans(account):

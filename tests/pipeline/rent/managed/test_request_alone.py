@@ -1,5 +1,6 @@
 """Of two launches from two machines only one rents, although neither SkyPilot knows the other."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -40,32 +41,38 @@ def of_a_worker(error):
 @pytest.fixture(autouse=True)
 def rented_from_desk(run):
     """Let the run be rented from the desk as `desk-1`."""
-    announce_rental(run, from_host("desk", run, "desk-1"))
+    announce(run, "desk")
+
+
+def announce(run, host="laptop", **more):
+    """Announce a rental from that computer, as `host-1`."""
+    announce_rental(run, from_host(host, run, f"{host}-1"), **more)
+
+
+def is_refused(run, *words, **more):
+    """Assert that the laptop can't rent, and is told so in these words."""
+    with pytest.raises(BadInput) as refused:
+        announce(run, **more)
+    for word in ("was rented from desk", *words):
+        assert word in str(refused.value)
+    assert announced_by(run) == "desk"
 
 
 @pytest.mark.parametrize("moving", [False, True], ids=["launch", "hop"])
-def test_while_a_machine_boots_no_other_computer_rents_one(run, time, moving):
+def test_while_a_machine_boots_no_other_computer_rents_one_unless_forced(run, time, moving):
     time.time += 120
-    with pytest.raises(BadInput) as refused:
-        announce_rental(run, from_host("laptop", run, "laptop-1"), moving=moving)
-    message = str(refused.value)
-    assert "was rented from desk 2 min" in message
-    assert "has not claimed the run yet" in message
-    assert f"pion status {run.store.url}/{run.name}" in message
-    assert "--force" in message
-    assert announced_by(run) == "desk"
+    status = f"pion status {run.store.url}/{run.name}"
+    words = "was rented from desk 2 min", "has not claimed the run yet", status, "--force"
+    is_refused(run, *words, moving=moving)
+    announce(run, moving=moving, force=True)
+    assert announced_by(run) == "laptop"
 
 
 def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(run, time):
     claim_run(run, someone()).release()  # as a machine does before it is taken away
     time.time += 3 * 24 * 3600.0  # there may be no machine for days
-    with pytest.raises(BadInput) as refused:
-        announce_rental(run, from_host("laptop", run, "laptop-1"))
-    message = str(refused.value)
-    assert "was rented from desk 3 d 0 h ago, and that rental is not over" in message
-    assert f"pion hop {run.store.url}/{run.name} --on SKY" in message
-    assert "--force" in message
-    assert announced_by(run) == "desk"
+    ago = "was rented from desk 3 d 0 h ago, and that rental is not over"
+    is_refused(run, ago, f"pion hop {run.store.url}/{run.name} --on SKY", "--force")
 
 
 @pytest.mark.parametrize("error", [BadInput("the task is refused"), PionError("timed out")])
@@ -86,7 +93,7 @@ def test_status_says_who_rents_until_that_is_over(run, capsys):
 
 def test_a_hop_from_another_computer_takes_a_run_from_a_rental_that_was_up(run):
     claim_run(run, someone()).release()
-    announce_rental(run, from_host("laptop", run, "laptop-1"), moving=True)
+    announce(run, moving=True)
     assert announced_by(run) == "laptop"
     withdraw_rental_note(run, "desk-1")  # the machine that handed over ends, and its rental with it
     assert announced_by(run) == "laptop"
@@ -95,10 +102,9 @@ def test_a_hop_from_another_computer_takes_a_run_from_a_rental_that_was_up(run):
 
 def test_the_note_of_a_run_that_does_not_exist_yet_makes_no_run(tmp_path):
     new = RunState(FileStore(tmp_path / "runs"), "new")
-    announce_rental(new, from_host("desk", new, "desk-1"))
+    announce(new, "desk")
     assert new.read() is None
-    with pytest.raises(BadInput, match="was rented from desk"):
-        announce_rental(new, from_host("laptop", new, "laptop-1"))
+    is_refused(new)
 
 
 def test_the_computer_that_rented_may_rent_again(run):
@@ -107,30 +113,32 @@ def test_the_computer_that_rented_may_rent_again(run):
     assert note.launch_id == "desk-2"
 
 
-@pytest.mark.parametrize(
-    "ending",
-    [None, Stopped("asked to"), BadInput("no"), ValueError("a bug"), of_a_worker(NotDurable("no"))],
-)
-def test_once_a_rental_is_over_anybody_may_rent(run, ending):
-    try:
-        with over_unless_interrupted(run, "desk-1"):
-            if ending is not None:
-                raise ending
-    except type(ending or ValueError):
-        pass
-    announce_rental(run, from_host("laptop", run, "laptop-1"))
-    assert announced_by(run) == "laptop"
+# How a process of a rental, or another, ends, and whether anybody may rent then.
+INTERRUPTED = Interrupted("preempted"), of_a_worker(Interrupted("preempted")), KeyboardInterrupt()
+ENDED = (
+    None, Stopped("asked to"), BadInput("no"), ValueError("a bug"), of_a_worker(NotDurable("no"))
+)  # fmt: skip
+ENDINGS = [
+    *((ending, "desk-1", True) for ending in ENDED),
+    *((ending, by, False) for ending in INTERRUPTED for by in ("desk-1", "another", None)),
+    (None, "another", False),
+    (None, None, False),
+]
 
 
-@pytest.mark.parametrize("launch_id", ["desk-1", "another", None])
-@pytest.mark.parametrize(
-    "ending", [Interrupted("preempted"), of_a_worker(Interrupted("preempted")), KeyboardInterrupt()]
-)
-def test_an_interrupted_run_is_not_over(run, launch_id, ending):
-    with pytest.raises(type(ending)), over_unless_interrupted(run, launch_id):
-        raise ending
-    with pytest.raises(BadInput, match="was rented from desk"):
-        announce_rental(run, from_host("laptop", run, "laptop-1"))
+@pytest.mark.parametrize(("ending", "launch_id", "over"), ENDINGS)
+def test_a_rental_is_over_once_its_process_has_ended_and_was_not_interrupted(
+    run, ending, launch_id, over
+):
+    expected = contextlib.nullcontext() if ending is None else pytest.raises(type(ending))
+    with expected, over_unless_interrupted(run, launch_id):
+        if ending is not None:
+            raise ending
+    if over:
+        announce(run)
+        assert announced_by(run) == "laptop"
+    else:
+        is_refused(run)
 
 
 @pytest.mark.parametrize("by", ["desk-1", "a stranger's"])
@@ -142,23 +150,9 @@ def test_a_rental_that_is_fenced_is_over_unless_by_the_machine_that_it_rented_ne
     assert (note is not None) == (by == "desk-1")
 
 
-@pytest.mark.parametrize("launch_id", ["another", None])
-def test_what_else_runs_does_not_end_a_rental(run, launch_id):
-    with over_unless_interrupted(run, launch_id):
-        pass
-    with pytest.raises(BadInput, match="was rented from desk"):
-        announce_rental(run, from_host("laptop", run, "laptop-1"))
-
-
 def test_a_hop_does_not_wait_forever_for_a_machine_that_never_came(run, time):
     time.time += BOOT_SECONDS
-    announce_rental(run, from_host("laptop", run, "laptop-1"), moving=True)
-
-
-@pytest.mark.parametrize("moving", [False, True], ids=["launch", "hop"])
-def test_a_user_who_cancelled_the_other_rental_can_force_this_one(run, moving):
-    announce_rental(run, from_host("laptop", run, "laptop-1"), moving=moving, force=True)
-    assert announced_by(run) == "laptop"
+    announce(run, moving=True)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +161,7 @@ def test_a_user_who_cancelled_the_other_rental_can_force_this_one(run, moving):
 def test_a_note_that_can_not_be_read_prevents_no_rental(run, text):
     run.store.write(run.key(NOTE), text)
     withdraw_rental_note(run, "desk-1")
-    announce_rental(run, from_host("laptop", run, "laptop-1"))
+    announce(run)
     assert announced_by(run) == "laptop"
 
 

@@ -8,51 +8,221 @@ import httpx
 import pytest
 import yaml
 
-from pion.errors import PionError
 from pipeline.cli import main
-from pipeline.rent.managed.look.diagnose import HANG_SECONDS, LOST_BOOT_SECONDS
 from pipeline.rent.managed.names import rental_name
-from pipeline.rent.managed.provider.jobs import BOOT_SECONDS
 from pipeline.rent.managed.request import rental_lock
-from pipeline.rent.managed.watch import Watcher, follow_or_leave, watch
+from pipeline.rent.managed.watch import follow_or_leave, watch
 from pipeline.state.claim import claim_run
-from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write_rental_note
-from pipeline.state.notes.stop_requests import ask_stop
-from pipeline.state.rows.metrics import EventLog, read_events
-from pipeline.state.stores import StoreError
 from pipeline.web.address import Address
-from tests.pipeline.rent.managed.look.test_diagnose import job
-from tests.support.fake_provider import (
-    JOB,
-    FakeProvider,
-    beat,
-    during,
-    succeed,
-    succeed_after,
-    succeed_when_submitted,
-)
+from tests.pipeline.rent.managed.days import days
+from tests.support.fake_provider import JOB, FakeProvider
 from tests.support.light_run import JOB as LIGHT
 from tests.support.states import someone
 from tests.support.waiting import PATIENCE_SECONDS
 
-TASK = "name: pion-demo\n---\nenvs:\n  PION_LAUNCH_ID: 0123abcd\nrun: pion run\n"
+# In these days, JOB runs on pod `a` at first.
+DAYS = """
+a job that ends well is followed to its end
+  0   claim
+  10  beat stage=sft step=6 steps=10 loss=1.25 tokens_per_second=900.0
+  20  release
+  30  job 7 status=SUCCEEDED
+  end → return 0
+  end says managed job 7: RUNNING on RunPod CA, 1x[spot](A40:1, cpus=9, mem=50)
+  end says on elsewhere owns the run (epoch 3)
+  end says sft step 6/10, loss 1.2500, 900 tokens/s, saved: sft step 5
+  end last managed job 7 is done
+
+a run that was stopped after its controller was lost ends with 4 and without a machine
+  0   claim
+  0   beat stage=sft step=6
+  0   job 7 status=FAILED_CONTROLLER
+  20  stop
+  20  release
+  end → terminate a, return 4
+
+a rental that ended without its machine saying so is over for other computers
+  0   job 7 PION_LAUNCH_ID=first
+  0   rented
+  0   job 7 status=FAILED_NO_RESOURCE
+  end → return 1
+  end note none
+
+a window that only shows a rental does not withdraw its note while another restarts the run
+  0   onlooks
+  0   job 7 PION_LAUNCH_ID=first
+  0   rented
+  0   job 7 status=CANCELLED
+  end → return 1
+  end note first
+
+a window that only shows a rental says once what is wrong, and ends nothing
+  0   onlooks
+  0   pods x:EXITED
+  30  job 7 status=SUCCEEDED
+  end → return 0
+  end once dead pod
+
+a dead pod is terminated at the first look, one of another job is not, and the run remembers why
+  0   claim
+  0   pods x:EXITED other:EXITED:8
+  10  → terminate x
+  10  job 7 status=SUCCEEDED
+  end → return 0
+  end says dead pod: pod x is EXITED in RunPod's list while SkyPilot says RUNNING
+  end wrote dead pod: terminated pod x
+  end wrote
+
+a job that SkyPilot does not list can not be judged
+  0   provider jobs=[]
+  0   look
+  0   → fail
+  0   says no longer lists managed job 7
+
+one look returns 1 if anything is wrong, and fixes it
+  0   look
+  0   pods x:EXITED
+  0   look
+  0   → return 0, terminate x, return 1
+
+the error of an attempt is said once its run is released
+  0   claim
+  0   event end code=1 message='it went wrong' stage=sft step=3
+  0   release
+  20  job 7 status=FAILED
+  end → return 1
+  end once it went wrong
+  end says with exit code 1, in sft step 3: it went wrong
+
+heartbeats without a step for a quarter of an hour are a hang
+  0        claim
+  0        beats stage=sft step=6
+  HANG-10  →
+  HANG+20  → terminate a
+  HANG+20  job 7 status=SUCCEEDED
+  end      → return 0
+  end      says hang: the heartbeat continues, but there has been no step for 15 min
+
+(slow) a run whose store was down may catch up before it counts as hanging
+  0              claim
+  0              beats stage=sft step=6
+  100            beats
+  2000           beats stage=sft step=6
+  2000+HANG-60   job 7 status=SUCCEEDED
+  end            → return 0
+
+evaluation at the end, whose status names no step, is no hang
+  0         claim
+  0         beats stage=evaluate
+  HANG+120  job 7 status=SUCCEEDED
+  end       → return 0
+
+a pod that is lost while it boots is not waited for forever
+  0         asks
+  70        pods
+  LOST-10   →
+  LOST+120  → cancel 7, submit 7
+  LOST+120  job 8 status=SUCCEEDED
+  end       → return 0
+
+(slow) a pod that comes after a long wait gets the full time to boot
+  0                  pods
+  0                  asks
+  BOOT+BOOT          pods late:CREATED
+  BOOT+BOOT+BOOT-60  job 7 status=SUCCEEDED
+  end                → return 0
+  end                says no machine available
+
+a pod that can not see the request to stop is ended with its job
+  0        stop
+  0        asks
+  BOOT-10  →
+  end      → terminate a, cancel 7, return 4
+  end      says terminated pod a; cancelled managed job 7
+
+a run that has hopped is not taken for one that was asked to stop
+  0        claim launch_id=launch-old
+  0        release
+  0        hand-over first
+  0        job 7 PION_LAUNCH_ID=first
+  0        asks
+  BOOT-10  →
+  BOOT+10  → terminate a, cancel 7, submit 7 avoiding A40 spot on RunPod/CA
+  BOOT+10  job 8 status=SUCCEEDED
+  end      → return 0
+
+a window that follows a run goes with it when it hops
+  10  job 8
+  20  ends 7 FAILED Job exited with exit code 4
+  30  ends 8 SUCCEEDED
+  end → return 0
+  end last managed job 8 is done
+
+a look that fails is reported once and repeated
+  0   provider down=true
+  30  provider down=false
+  40  job 7 status=SUCCEEDED
+  end → return 0
+  end once something failed, and is tried again
+
+a store that is down ends no watch
+  0   store-down
+  10  store-up
+  20  job 7 status=SUCCEEDED
+  end → return 0
+
+a pod that costs more than planned is said once and left to itself
+  0   job 7 PION_PRICES='{"A40":0.09}'
+  20  job 7 status=SUCCEEDED
+  end → return 0
+  end once higher price
+  end says pod a costs $0.36 per hour, 4.00 times the planned $0.09
+
+a rental that ends after a stage is over then, and the next stage is said
+  0   job 7 PION_LAUNCH_ID=l PION_UNTIL=sft
+  0   claim launch_id=l
+  0   beat stage=sft step=6
+  10  release sft
+  20  job 7 status=SUCCEEDED
+  end → return 0
+  end says managed job 7 is done
+  end last next: evaluate. Rent a machine for it: pion launch JOB --on SKY
+
+a controller that is lost after the last stage of a rental is not replaced, and its pod is ended
+  0   job 7 PION_LAUNCH_ID=l PION_UNTIL=sft
+  0   claim launch_id=l
+  0   release sft
+  0   job 7 status=FAILED_CONTROLLER
+  end → terminate a, return 0
+  end last next: evaluate
+
+a machine that SkyPilot seeks after the last stage of a rental is not needed
+  0   job 7 PION_LAUNCH_ID=l PION_UNTIL=sft
+  0   claim launch_id=l
+  0   release sft
+  0   job 7 status=RECOVERING
+  0   pods
+  0   look
+  0   → cancel 7, return 1
+  0   says The run has done sft, so Pion will not rent a new machine
+
+a stage that was done before, under other settings, is done again to its end
+  0   claim
+  0   release sft
+  0   passes 60
+  0   claim launch_id=l
+  0   beat
+  0   job 7 PION_LAUNCH_ID=l PION_UNTIL=sft
+  0   job 7 status=RECOVERING
+  0   pods
+  0   look
+  0   → return 0
+"""
 
 
-def test_a_job_that_ends_well_is_followed_to_its_end(watcher, provider, run, time, said):
-    claim = claim_run(run, someone(host="pod-1"))
-
-    def train():
-        beat(claim, stage="sft", step=6, steps=10, loss=1.25, tokens_per_second=900.0)
-
-    during(time, train, lambda: claim.release(), succeed(provider))
-    assert watcher.follow() == 0
-    text = "\n".join(said)
-    assert "managed job 7: RUNNING on RunPod CA, 1x[spot](A40:1, cpus=9, mem=50)" in text
-    assert "on pod-1 owns the run (epoch 3)" in text
-    assert "sft step 6/10, loss 1.2500, 900 tokens/s, saved: sft step 5" in text
-    assert "managed job 7 is done" in said[-1]
-    assert not provider.terminated
-    assert not provider.cancelled
+@pytest.mark.parametrize("lines", days(DAYS))
+def test_a_rental_is_watched(rental, lines):
+    rental.play(lines)
 
 
 @pytest.mark.parametrize(
@@ -64,83 +234,9 @@ def test_a_job_that_ends_well_is_followed_to_its_end(watcher, provider, run, tim
         ("To see the details, run: …", 1, "stopped with status FAILED"),
     ],
 )
-def test_a_job_that_fails_gives_its_exit_code_and_where_its_output_is(
-    watcher, provider, said, failure, code, words
-):
-    provider.now("FAILED", failure=failure)
-    assert watcher.follow() == code
-    assert words in said[-1]
-    assert "sky jobs logs 7" in said[-1]
-
-
-def test_a_rental_that_ended_without_its_machine_saying_so_is_over_for_other_computers(
-    watcher, provider, run
-):
-    write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 1), None)
-    provider.now("FAILED_NO_RESOURCE", task=TASK)
-    watcher.follow()
-    assert read_rental_note(run)[0] is None
-
-
-def test_a_window_that_only_shows_a_rental_does_not_withdraw_its_note(run, provider, said):
-    write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 1), None)
-    provider.now("CANCELLED", task=TASK)  # by another window, which restarts the run
-    onlooker = Watcher(run, JOB.name, JOB.id, said.append, provider, acting=False)
-    onlooker.follow()
-    assert read_rental_note(run)[0] is not None
-
-
-def test_a_run_that_was_stopped_after_its_controller_was_lost_ends_with_4_and_without_a_machine(
-    watcher, provider, run, time
-):
-    claim = claim_run(run, someone())
-    beat(claim, stage="sft", step=6)
-    provider.now("FAILED_CONTROLLER")
-
-    def stop():
-        ask_stop(run, "pion stop")
-        claim.release()
-
-    during(time, lambda: None, stop)
-    assert watcher.follow() == 4
-    assert (provider.terminated, provider.submitted) == (["a"], [])
-
-
-def test_a_dead_pod_is_terminated_at_the_first_look_and_the_run_remembers_why(
-    watcher, provider, run, time, said
-):
-    claim_run(run, someone())
-    provider.listed = [provider.pod("x", "EXITED"), provider.pod("other", "EXITED", job_id=8)]
-    during(time, succeed(provider))
-    watcher.follow()
-    assert provider.terminated == ["x"]
-    text = "\n".join(said)
-    assert "dead pod: pod x is EXITED in RunPod's list while SkyPilot says RUNNING" in text
-    (event,) = [e for e in read_events(run.store, run.name) if e["event"] == "watch"]
-    assert (event["what"], event["done"]) == ("dead pod", ["terminated pod x"])
-
-
-def test_the_error_of_an_attempt_is_said_once_its_run_is_released(
-    watcher, provider, run, time, said
-):
-    claim = claim_run(run, someone())
-    events = EventLog(run.store, run.name, claim.epoch)
-    events.append("end", code=1, message="it went wrong", stage="sft", step=3)
-    events.flush()
-    claim.release()
-    during(time, lambda: None, lambda: provider.now("FAILED"))
-    watcher.follow()
-    (line,) = [line for line in said if "it went wrong" in line]
-    assert "with exit code 1, in sft step 3: " in line
-
-
-def test_a_second_window_only_says_what_is_wrong(run, provider, time, said):
-    provider.listed = [provider.pod("x", "EXITED")]
-    onlooker = Watcher(run, JOB.name, JOB.id, said.append, provider, acting=False)
-    during(time, lambda: None, lambda: None, succeed(provider))
-    onlooker.follow()
-    assert not provider.terminated
-    assert len([line for line in said if "dead pod" in line]) == 1  # not at every look
+def test_a_job_that_fails_gives_its_exit_code_and_where_its_output_is(rental, failure, code, words):
+    rental.play(f"0 ends 7 FAILED {failure}\n end → return {code}\n end last {words}")
+    rental.last("sky jobs logs 7")
 
 
 def test_only_one_window_keeps_a_rental_going():
@@ -155,185 +251,22 @@ def test_only_one_window_keeps_a_rental_going():
         assert again()
 
 
-def test_a_second_window_acts_once_the_first_has_gone(run, provider, time, capsys):
-    provider.listed = [provider.pod("x", "EXITED")]
+def test_a_second_window_acts_once_the_first_has_gone(rental, capsys):
+    rental.pods("x:EXITED")
     first = contextlib.ExitStack()
     assert first.enter_context(rental_lock(JOB.name))()
-    done_while_the_first_acted = []
 
     def leave():
-        done_while_the_first_acted.extend(provider.terminated)
+        assert rental.sky.orders == []
         first.close()
+        rental.time.during_sleep = lambda: rental.job("7 status=SUCCEEDED")
 
-    during(time, leave, succeed(provider))
-    assert follow_or_leave(run, JOB.name, JOB.id, provider) == 0
-    assert not done_while_the_first_acted
-    assert provider.terminated == ["x"]
+    rental.time.during_sleep = leave
+    assert follow_or_leave(rental.run, JOB.name, JOB.id, rental.sky) == 0
+    assert rental.sky.orders == ["terminate x"]
     out = capsys.readouterr().out
     assert "another window restarts this run if it fails" in out
     assert "the other window has closed. From now on, this window restarts the run" in out
-
-
-def test_heartbeats_without_a_step_for_a_quarter_of_an_hour_are_a_hang(
-    watcher, provider, run, time, said
-):
-    claim = claim_run(run, someone())
-    start = time.time
-
-    def live():
-        beat(claim, stage="sft", step=6)
-        if provider.terminated:
-            provider.now("SUCCEEDED")
-
-    time.during_sleep = live
-    watcher.follow()
-    assert provider.terminated == ["a"]
-    assert HANG_SECONDS <= time.time - start < HANG_SECONDS + 60
-    assert "hang: the heartbeat continues, but there has been no step for 15 min" in "\n".join(said)
-
-
-@pytest.mark.slow
-def test_a_run_whose_store_was_down_may_catch_up_before_it_counts_as_hanging(
-    watcher, provider, run, time
-):
-    claim = claim_run(run, someone())
-    start = time.time
-
-    def live():
-        since = time.time - start
-        if not 100 < since < 2000:  # no heartbeat gets through in between
-            beat(claim, stage="sft", step=6)
-        if since > 2000 + HANG_SECONDS - 60:
-            provider.now("SUCCEEDED")
-
-    time.during_sleep = live
-    watcher.follow()
-    assert not provider.terminated
-
-
-def test_evaluation_at_the_end_is_no_hang(watcher, provider, run, time):
-    claim = claim_run(run, someone())  # its status names no step
-    start = time.time
-
-    def live():
-        claim.heartbeat.beat()
-        if time.time - start > HANG_SECONDS + 120:
-            provider.now("SUCCEEDED")
-
-    time.during_sleep = live
-    watcher.follow()
-    assert not provider.terminated
-
-
-def test_a_pod_that_is_lost_while_it_boots_is_not_waited_for_forever(watcher, provider, time):
-    provider.now("STARTING", submitted_at=time.time)
-    start = time.time
-
-    def live():
-        if time.time - start > 60:
-            provider.listed = []
-        if provider.submitted:
-            provider.now("SUCCEEDED", id=8)
-
-    time.during_sleep = live
-    assert watcher.follow() == 0
-    assert (provider.cancelled, provider.submitted) == ([7], [(7, set())])
-    assert LOST_BOOT_SECONDS <= time.time - start < LOST_BOOT_SECONDS + 120
-
-
-@pytest.mark.slow
-def test_a_pod_that_comes_after_a_long_wait_gets_the_full_time_to_boot(
-    watcher, provider, time, said
-):
-    provider.listed = []
-    provider.now("STARTING", submitted_at=time.time)
-    start = time.time
-
-    def live():
-        if time.time - start > 2 * BOOT_SECONDS and not provider.listed:
-            provider.listed = [provider.pod("late", "CREATED")]
-        if time.time - start > 3 * BOOT_SECONDS - 60:
-            provider.now("SUCCEEDED")
-
-    time.during_sleep = live
-    assert watcher.follow() == 0
-    assert not provider.terminated
-    assert not provider.submitted
-    assert "no machine available" in "\n".join(said)
-
-
-def test_a_pod_that_can_not_see_the_request_to_stop_is_ended_with_its_job(
-    watcher, provider, run, time, said
-):
-    ask_stop(run, "pion stop")
-    provider.now("STARTING", submitted_at=time.time)
-    start = time.time
-    succeed_after(provider, time, 2 * BOOT_SECONDS)
-    assert watcher.follow() == 4
-    assert BOOT_SECONDS <= time.time - start < BOOT_SECONDS + 60
-    assert (provider.terminated, provider.cancelled, provider.submitted) == (["a"], [7], [])
-    assert "terminated pod a; cancelled managed job 7" in "\n".join(said)
-
-
-def test_a_run_that_has_hopped_is_not_taken_for_one_that_was_asked_to_stop(
-    watcher, provider, run, time
-):
-    claim_run(run, someone(launch_id="launch-old")).release()
-    ask_stop(run, "pion hop to pod-new", except_launch="0123abcd")
-    provider.now("STARTING", submitted_at=time.time, task=TASK)
-    succeed_when_submitted(provider, time)
-    assert watcher.follow() == 0
-    assert (provider.cancelled, len(provider.submitted)) == ([7], 1)  # restarted, not ended
-
-
-def test_a_window_that_follows_a_run_goes_with_it_when_it_hops(watcher, provider, time, said):
-    def hop():
-        provider.jobs.append(dataclasses.replace(JOB, id=8))
-
-    def old_one_ends():
-        provider.jobs[0] = job("FAILED", failure="Job exited with exit code 4")
-
-    def done():
-        provider.jobs[1] = dataclasses.replace(JOB, id=8, status="SUCCEEDED")
-
-    during(time, hop, old_one_ends, done)
-    assert watcher.follow() == 0
-    assert "managed job 8 is done" in said[-1]
-
-
-def test_a_failed_look_is_reported_once_and_repeated(watcher, provider, time, said):
-    provider.down = True
-
-    def back():
-        provider.down = False
-
-    during(time, lambda: None, lambda: None, back, succeed(provider))
-    assert watcher.follow() == 0
-    assert len([line for line in said if "something failed, and is tried again" in line]) == 1
-
-
-def test_a_job_that_skypilot_does_not_list_can_not_be_judged(watcher, provider):
-    provider.jobs = []
-    with pytest.raises(PionError, match="no longer lists managed job 7"):
-        watcher.look_once()
-
-
-def test_a_store_that_is_down_ends_no_watch(watcher, provider, run, time, monkeypatch):
-    read = run.store.read_versioned
-
-    def down(key):
-        raise StoreError("read", key, "no route to host")
-
-    monkeypatch.setattr(run.store, "read_versioned", down)
-    during(time, lambda: monkeypatch.setattr(run.store, "read_versioned", read), succeed(provider))
-    assert watcher.follow() == 0
-
-
-def test_one_look_returns_1_if_anything_is_wrong_and_fixes_it(watcher, provider):
-    assert watcher.look_once() == 0
-    provider.listed = [provider.pod("x", "EXITED")]
-    assert watcher.look_once() == 1
-    assert provider.terminated == ["x"]
 
 
 @pytest.mark.parametrize(
@@ -370,94 +303,21 @@ def test_the_page_is_there_while_the_watch_acts(run, monkeypatch, capsys):
     assert shown == [run.url]
 
 
-def test_ctrl_c_names_the_job_that_continues(run, provider, time, capsys):
+def test_ctrl_c_names_the_job_that_continues(rental, capsys):
     def leave():
         raise KeyboardInterrupt
 
-    claim_run(run, someone())
-    provider.now("FAILED_CONTROLLER")  # so the run is restarted
-    during(time, leave)
-    assert follow_or_leave(run, JOB.name, JOB.id, provider) == 0
+    rental.claim("")
+    rental.job("7 status=FAILED_CONTROLLER")  # so the run is restarted
+    rental.time.during_sleep = leave
+    assert follow_or_leave(rental.run, JOB.name, JOB.id, rental.sky) == 0
     out = capsys.readouterr().out
     assert "managed job 8 continues" in out
     assert "sky jobs logs 8" in out
-    assert f"pion stop {run.store.url}/demo" in out
+    assert f"pion stop {rental.run.store.url}/demo" in out
 
 
-def test_a_pod_that_costs_more_than_planned_is_said_once_and_left_to_itself(
-    watcher, provider, time, said
-):
-    task = "name: pion-demo\n---\nenvs:\n  PION_PRICES: '{\"A40\": 0.09}'\nrun: pion run\n"
-    provider.change(JOB.id, task=task)
-    during(time, lambda: None, succeed(provider))
-    watcher.follow()
-    (line,) = [line for line in said if "higher price" in line]
-    assert "pod a costs $0.36 per hour, 4.00 times the planned $0.09" in line
-    assert not provider.terminated
-    assert not provider.cancelled
-
-
-# ---------------------------------------------------------------- a rental that ends after a stage
-
-UNTIL_SFT = "name: pion-demo\n---\nenvs:\n  PION_LAUNCH_ID: l\n  PION_UNTIL: sft\nrun: pion run\n"
-
-
-@pytest.fixture
-def claim(run, provider, time):
-    """The machine of a rental until sft has claimed the run."""
-    provider.now("RUNNING", task=UNTIL_SFT)
-    claim = claim_run(run, someone(launch_id="l"))
-    beat(claim, stage="sft", step=6)
-    return claim
-
-
-def finish(claim):
-    claim.finish_stage("sft", "d", {})
-    claim.release()
-
-
-def test_it_is_over_and_the_next_stage_is_said(watcher, provider, claim, time, said):
-    during(time, lambda: finish(claim), succeed(provider))
-    assert watcher.follow() == 0
-    assert "managed job 7 is done" in said[-2]
-    assert "next: evaluate. Rent a machine for it: pion launch JOB --on SKY" in said[-1]
-    assert (provider.submitted, provider.cancelled, provider.terminated) == ([], [], [])
-
-
-def test_a_controller_that_is_lost_after_its_last_stage_is_not_replaced(
-    watcher, provider, claim, said
-):
-    finish(claim)
-    provider.now("FAILED_CONTROLLER")
-    assert watcher.follow() == 0
-    assert provider.submitted == []
-    assert provider.terminated == ["a"], "nobody else would end it"
-    assert "next: evaluate" in said[-1]
-
-
-def test_a_machine_that_skypilot_seeks_after_its_last_stage_is_not_needed(
-    watcher, provider, claim, said
-):
-    finish(claim)
-    provider.now("RECOVERING")
-    provider.listed = []
-    watcher.look_once()
-    assert provider.cancelled == [7]
-    assert "The run has done sft, so Pion will not rent a new machine" in "\n".join(said)
-
-
-def test_a_stage_that_was_done_before_is_done_again_to_its_end(run, watcher, provider, time):
-    """It was done under other settings, or the machine would not have claimed the run."""
-    finish(claim_run(run, someone()))
-    time.time += 60
-    claim_run(run, someone(launch_id="l")).heartbeat.beat()
-    provider.now("RECOVERING", task=UNTIL_SFT)
-    provider.listed = []
-    watcher.look_once()
-    assert provider.cancelled == []
-
-
-def test_a_finished_run_that_is_launched_again_is_not_over_for_the_new_job(run, watcher, provider):
+def test_a_finished_run_that_is_launched_again_is_not_over_for_the_new_job(run, rental):
     """The job may have more to do now. The store knows only once the new machine has claimed."""
     run.write_job("0123", yaml.safe_dump(LIGHT))
     claim = claim_run(run, someone(launch_id="before"))
@@ -465,7 +325,9 @@ def test_a_finished_run_that_is_launched_again_is_not_over_for_the_new_job(run, 
     for stage in ("prepare", "pretrain", "sft", "evaluate", "publish"):
         claim.finish_stage(stage, "d", {})
     claim.release()
-    provider.now("STARTING", task=UNTIL_SFT.replace("  PION_UNTIL: sft\n", ""))
-    provider.listed = []
-    watcher.look_once()
-    assert provider.cancelled == []
+    rental.play("""
+        0  job 7 PION_LAUNCH_ID=l status=STARTING
+        0  pods
+        0  look
+        0  → return 1
+    """)

@@ -28,7 +28,7 @@ from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.head import ClaimRecord, Head
 from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
-from tests.pipeline.rent.managed.keep.day import MIXED
+from tests.pipeline.rent.managed.day import MIXED
 from tests.support.light_run import JOB, save_checkpoint
 from tests.support.states import read, someone
 from tests.support.two_markets import launched_on_spot

@@ -1,153 +1,135 @@
 """The events of a run keep the cost of pods that end before they own the run."""
 
-import dataclasses
-from functools import partial
-
 import pytest
 
 from pipeline.cost.costs import costs_of
 from pipeline.rent.managed.look.between_looks import claimed_machines, each_once
 from pipeline.rent.managed.look.diagnose import Attempt
-from pipeline.rent.managed.watch import Watcher
 from pipeline.state.claim import claim_run
 from pipeline.state.head import Head
-from pipeline.state.rows.metrics import EventLog, read_events
+from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, StoreError
+from pipeline.state.stores import FileStore
+from tests.pipeline.rent.managed.day import Rental
+from tests.pipeline.rent.managed.days import days
 from tests.pipeline.rent.managed.look.test_diagnose import A40, A4000
-from tests.support.fake_provider import JOB, beat, during, note_machine, succeed
 from tests.support.states import someone
 
+# In these days, JOB runs on pod `a` at first. `lost a 0-10` is what the run keeps of a pod that was
+# lost: when it was first and last seen.
+DAYS = """
+a pod that goes before it owns the run is kept with what it cost
+  0   asks
+  20  job 7 status=RECOVERING
+  20  pods
+  30  job 7 status=SUCCEEDED
+  end → return 0
+  end lost a 0-10
 
-def lost_pods(run):
-    """Return the events in the run's store about pods that never owned it."""
-    return [e for e in read_events(run.store, run.name) if e["event"] == "lost"]
+the shown cost includes a machine that never owned the run
+  0   claim
+  0   beat stage=sft step=6
+  0   pods a:RUNNING:7:now-3600
+  10  job 7 status=FAILED
+  end → return 1
+  end says sft step 6, saved: sft step 5 ($0.36 so far)
+  end last stopped with status FAILED ($0.36 so far)
 
+an exited pod costs nothing more although it is still listed
+  10  pods a:EXITED
+  20  → terminate a
+  30  job 7 status=SUCCEEDED
+  end → return 0
+  end lost a 0-0
 
-def lose(provider):
-    """Return a function that removes the pod from RunPod's list and lets SkyPilot recover."""
+a terminated pod costs nothing more although it is still listed
+  10  pods a:TERMINATED
+  20  → terminate a
+  30  job 7 status=SUCCEEDED
+  end → return 0
+  end lost a 0-0
 
-    def gone():
-        provider.listed = []
-        provider.now("RECOVERING")
+the pod of a job that has ended is kept too, because this is the last look
+  0   job 7 status=FAILED_SETUP
+  0   look
+  0   → return 1
+  0   lost a 0-0
 
-    return gone
+a pod that owned the run speaks for itself
+  10  claim host=a
+  10  machine a rented_at=now
+  20  job 7 status=RECOVERING
+  20  pods
+  30  job 7 status=SUCCEEDED
+  end → return 0
+  end lost
 
+every lost pod is kept, and those of other runs are not
+  0   pods a x:RUNNING:other
+  10  pods b
+  20  job 7 status=RECOVERING
+  20  pods
+  30  job 7 status=SUCCEEDED
+  end → return 0
+  end lost a 0-0 b 10-10
 
-def owns_the_run(run, pod):
-    """Let the pod claim the run and report itself."""
-    epoch = claim_run(run, someone(host=pod)).epoch
-    times = {"rented_at": run.clock.now(), "phases": {}, "price": 0.36, "host": pod}
-    note_machine(run, epoch, pod, managed_job="7", **times)
+a lost pod is recorded later if the store is down
+  10  job 7 status=RECOVERING
+  10  pods
+  10  store-down
+  30  store-up
+  50  job 7 status=SUCCEEDED
+  end → return 0
+  end lost a 0-0
 
-
-def test_a_pod_that_goes_before_it_owns_the_run_is_kept_with_what_it_cost(
-    watcher, provider, run, time
-):
-    start = time.time
-    provider.now("STARTING", submitted_at=start)
-    during(time, lambda: None, lose(provider), succeed(provider))
-    watcher.follow()
-    (event,) = lost_pods(run)
-    assert (event["id"], event["gpu"], event["managed_job"]) == ("a", "A40", "7")
-    assert (event["begin"], event["end"], event["price"]) == (start, start + 10, 0.36)
-
-
-def test_the_shown_cost_includes_a_machine_that_never_owned_the_run(
-    watcher, provider, run, time, said
-):
-    claim = claim_run(run, someone(host="desk"))
-    beat(claim, stage="sft", step=6)
-    provider.listed = [provider.pod("a", "RUNNING", created=time.time - 3600)]
-    during(time, lambda: provider.now("FAILED"))
-    watcher.follow()
-    assert "sft step 6, saved: sft step 5 ($0.36 so far)" in "\n".join(said)
-    assert "stopped with status FAILED ($0.36 so far)" in said[-1]
-
-
-@pytest.mark.parametrize("status", ["EXITED", "TERMINATED"])
-def test_an_exited_pod_costs_nothing_more_although_it_is_still_listed(
-    watcher, provider, run, time, status
-):
-    start = time.time
-
-    def exits():
-        provider.listed = [provider.pod("a", status)]
-
-    during(time, exits, lambda: None, succeed(provider))
-    watcher.follow()
-    (event,) = lost_pods(run)
-    assert (event["begin"], event["end"]) == (start, start)
-
-
-def test_the_pod_of_an_ended_job_is_kept_too_because_this_is_the_last_look(watcher, provider, run):
-    provider.now("FAILED_SETUP")
-    assert watcher.look_once() == 1
-    assert [event["id"] for event in lost_pods(run)] == ["a"]
-
-
-def test_a_pod_that_owned_the_run_speaks_for_itself(watcher, provider, run, time):
-    during(time, lambda: owns_the_run(run, "a"), lose(provider), succeed(provider))
-    watcher.follow()
-    assert lost_pods(run) == []
-
-
-def test_every_lost_pod_is_kept_and_those_of_other_runs_are_not(watcher, provider, run, time):
-    other = dataclasses.replace(provider.pod("x", "RUNNING"), name="pion-other-7-0123abcd-head")
-    provider.listed.append(other)
-
-    def another():
-        provider.listed = [provider.pod("b", "RUNNING")]
-
-    during(time, another, lose(provider), succeed(provider))
-    watcher.follow()
-    assert {event["id"] for event in lost_pods(run)} == {"a", "b"}
+a machine that claims the run before SkyPilot says that it runs counts once
+  0   job 7 status=STARTING
+  10  claim host=one
+  10  machine one rented_at=now
+  20  job 7 status=RUNNING recoveries=0 recovered_at=now
+  30  job 7 status=RECOVERING
+  40  claim host=two
+  40  machine two rented_at=now
+  50  job 7 status=RUNNING recoveries=1 recovered_at=now
+  60  job 7 status=RECOVERING
+  70  job 7 status=SUCCEEDED
+  end → return 0
+  end never bad place
+"""
 
 
-def test_two_windows_keep_a_lost_pod_once(run, provider, time, said):
-    windows = [
-        Watcher(run, JOB.name, JOB.id, said.append, provider, acting=acting)
-        for acting in (True, False)
-    ]
+@pytest.mark.parametrize("lines", days(DAYS))
+def test_what_machines_cost_is_kept_though_they_never_own_the_run(rental, lines):
+    rental.play(lines)
+
+
+def test_two_windows_keep_a_lost_pod_once(rental):
+    windows = [rental.watcher(acting=acting) for acting in (True, False)]
     for window in windows:
         window.lookout.look()
-        time.time += 5
-    lose(provider)()
+        rental.passes("5")
+    rental.pods("")
+    rental.job("7 status=RECOVERING")
     for window in windows:
         window.lookout.look()
-    assert len(lost_pods(run)) == 1
+    rental.lost("a 0-0")
 
 
-def test_a_pod_lost_before_any_machine_owned_the_run_is_kept_too(tmp_path, provider, time, said):
+def test_a_pod_lost_before_any_machine_owned_the_run_is_kept_too(rental, tmp_path, time, said):
     new = RunState(FileStore(tmp_path / "new"), "demo", time.clock())
-    provider.now("STARTING", submitted_at=time.time)
-    during(time, lambda: None, lose(provider), succeed(provider))
-    Watcher(new, JOB.name, JOB.id, said.append, provider).follow()
+    day = Rental(rental.sky, new, time, said)
+    day.play("""
+        0   asks
+        20  job 7 status=RECOVERING
+        20  pods
+        30  job 7 status=SUCCEEDED
+        end → return 0
+        end lost a 0-10
+    """)
     assert new.read() is None
     assert costs_of(new, Head(), time.time).dollars == pytest.approx(0.001)  # 10 s at $0.36
     claim_run(new, someone()).release()
-    head = new.read()
-    assert costs_of(new, head, time.time).dollars == pytest.approx(0.001)
-
-
-def test_a_lost_pod_is_recorded_later_if_the_store_is_down(
-    watcher, provider, run, time, monkeypatch
-):
-    swap = run.store.compare_and_swap
-
-    def down(*arguments):
-        raise StoreError("write", "events", "no route to host")
-
-    def fails():
-        lose(provider)()
-        monkeypatch.setattr(run.store, "compare_and_swap", down)
-
-    start = time.time
-    up = partial(monkeypatch.setattr, run.store, "compare_and_swap", swap)
-    during(time, fails, lambda: None, up, lambda: None, succeed(provider))
-    watcher.follow()
-    (event,) = lost_pods(run)
-    assert event["end"] == start
+    assert costs_of(new, new.read(), time.time).dollars == pytest.approx(0.001)
 
 
 # ---------------------------------------------------------------- the machines of a managed job
@@ -176,22 +158,3 @@ def test_a_machine_that_the_store_and_skypilot_know_is_one():
         claimed[1],
     ]
     assert each_once([], [futile]) == [futile]
-
-
-def test_a_machine_that_claims_the_run_before_skypilot_says_that_it_runs_counts_once(
-    watcher, provider, run, time, said
-):
-    def claims():
-        epoch = claim_run(run, someone(), take_over=True).epoch
-        note_machine(run, epoch, f"pod{time.time}", rented_at=time.time, managed_job="7")
-
-    def runs(recoveries):
-        return lambda: provider.now("RUNNING", recoveries=recoveries, recovered_at=time.time)
-
-    def recovers():
-        provider.now("RECOVERING")
-
-    provider.now("STARTING")
-    during(time, claims, runs(0), recovers, claims, runs(1), recovers, succeed(provider))
-    assert watcher.follow() == 0
-    assert "bad place" not in "\n".join(said)  # two machines
