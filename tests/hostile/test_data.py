@@ -214,7 +214,10 @@ def bin_header(*values):
 
 
 BINS = {
-    "more tokens than bytes": (bin_header(20240520, 1, 2**31 - 1) + b"\0" * 64, "truncated"),
+    "more tokens than bytes": (
+        bin_header(20240520, 1, 2**31 - 1) + bytes(64),
+        " 4,294,968,318 bytes, the file has 1,088",
+    ),
     "fewer tokens than bytes": (bin_header(20240520, 1, 1) + b"\0" * 64, "too long"),
     "negative tokens": (bin_header(20240520, 1, -32) + b"\0" * 64, "a.bin"),
     "another number": (bin_header(20240521, 1, 32) + b"\0" * 64, "magic 20240520 and version 1"),
