@@ -7,11 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from safetensors.torch import save
 
-from pipeline.cli import main
 from pipeline.state.claim import claim_run
 from pipeline.state.head import (
     CheckpointEntry,
@@ -33,7 +31,6 @@ from tests.support.light_run import save_checkpoint
 NAME = "demo"
 JOB = "0123"
 NOW = 1_700_000_000.0
-CHOICES = {"accuracy": 0.5, "accuracy_sem": 0.1, "chance": 0.25, "questions": 40}
 CALIBRATION: dict[str, Any] = {
     "ece": 0.023,
     "ece_sem": 0.002,
@@ -45,52 +42,6 @@ CALIBRATION: dict[str, Any] = {
     "accuracy_sem": 0.004,
     "near_70": {"confidence": 0.7, "accuracy": 0.62, "accuracy_sem": 0.01, "tokens": 812},
     "tokens": 37485,
-}
-ASKED = {
-    "form": "chat",
-    "shots": 5,
-    "version": "1.0",
-    "lm_eval": "0.4.13",
-    "fewshot_seed": 1234,
-    "questions": 20,
-    "of": 40,
-    "cropped": 0.5,
-    "until": ["Question:"],
-    "max_gen_toks": 256,
-    "cut_off": 0.25,
-}
-EVALUATED: dict[str, Any] = {
-    "pretrain": {
-        "loss": 2.5,
-        "loss_sem": 0.1,
-        "perplexity": 12.2,
-        "bits_per_byte": 1.5,
-        "bits_per_byte_sem": 0.1,
-        "calibration": CALIBRATION,
-        "continuations": CHOICES,
-    },
-    "sft": {
-        "response_loss": 2.0,
-        "response_loss_sem": 0.1,
-        "stop_accuracy": 0.9,
-        "stop_accuracy_sem": 0.1,
-        "bits_per_byte": 1.5,
-        "packs": {"trivia": CHOICES},
-    },
-    "untrained": {"loss": 5.5},
-    "ngram": {"order": 3, "loss": 3.5, "train_tokens": 5888},
-    "lm_eval": {"arc_easy": {"acc,none": 0.3, "acc_stderr,none": 0.01, "asked": ASKED}},
-    "base": {"response_loss": 2.5, "text": {"bits_per_byte": 1.0, "bits_per_byte_sem": 0.1}},
-    "change": {"response_loss": -0.5, "response_loss_sem": 0.1, "text": {"bits_per_byte": 0.1}},
-    "compared_text": {"sha256": "e" * 64},
-    "checkpoint": {"step": 4, "held_out_loss": 2.0, "last_step": 5, "last_held_out_loss": 2.1},
-    "normalization": "NFC",
-}
-PUBLISHED: dict[str, Any] = {
-    "parameters": 6336,
-    "url": "https://huggingface.co/u/m",
-    "path": "published",
-    "card": "published/README.md",
 }
 
 
@@ -177,22 +128,3 @@ def replace(run: RunState, path: str, data: bytes) -> None:
     found = path_of(run, path)
     found.parent.mkdir(parents=True, exist_ok=True)
     found.write_bytes(data)
-
-
-def pion(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Run a command in this process; return its exit code and everything that it printed.
-
-    Whatever it has read, it must not end as a bug.
-    """
-    code = main(list(arguments))
-    output = "".join(capsys.readouterr())
-    assert "bug in Pion" not in output, output
-    assert "Traceback" not in output, output
-    return code, output
-
-
-def ends_with(code: int, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command, which must end with this code; return everything that it printed."""
-    found, output = pion(capsys, *arguments)
-    assert found == code, output
-    return output

@@ -5,13 +5,12 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import pytest
 import torch  # noqa: F401 (imported under the limit, torch would not fit)
 
 from pipeline.cli import main
@@ -44,25 +43,6 @@ def little_memory(most: int = MEMORY) -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
 
 
-def ended(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:
-    """Return the exit code of `pion arguments…` and what it printed, which is no traceback."""
-    with little_memory():
-        code = main([str(argument) for argument in arguments])
-    printed = "".join(capsys.readouterr())
-    assert "bug in Pion" not in printed, printed[-2000:]
-    assert "Traceback" not in printed
-    return code, printed
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
-    """Return the message of `pion arguments…`, which must end with exit code 2."""
-    code, printed = ended(capsys, *arguments)
-    assert code == 2, printed[-2000:]
-    message = printed[printed.index("error: ") :]
-    assert len(message) < 20_000
-    return message
-
-
 @dataclass(frozen=True)
 class Ended:
     """How a command ended: exit code, standard output and standard error."""
@@ -72,30 +52,48 @@ class Ended:
     err: str
 
 
-def pion(*arguments: str | Path, typed: str | bytes = "") -> Ended:
-    """Run `pion arguments…` with `typed` on its standard input."""
-    given = io.BytesIO(typed if isinstance(typed, bytes) else typed.encode())
+def pion(*arguments: str | Path, typed: str | bytes = "", memory: int | None = 2 * MEMORY) -> Ended:
+    """Run `pion arguments…` with `typed` on its standard input. It must not end as a bug.
+
+    `memory` is how many bytes it may add; None: any number.
+    """
+    stdin = io.BytesIO(typed if isinstance(typed, bytes) else typed.encode())
     out, err = io.StringIO(), io.StringIO()
     with (
-        patch("sys.stdin", io.TextIOWrapper(given, "utf-8")),
+        patch("sys.stdin", io.TextIOWrapper(stdin, "utf-8")),
         redirect_stdout(out),
         redirect_stderr(err),
-        little_memory(2 * MEMORY),
+        little_memory(memory) if memory is not None else nullcontext(),
     ):
         code = main([str(argument) for argument in arguments])
+    printed = out.getvalue() + err.getvalue()
+    assert "bug in Pion" not in printed, printed[-2000:]
+    assert "Traceback" not in printed, printed[-2000:]
     return Ended(code, out.getvalue(), err.getvalue())
 
 
-def refused(*arguments: str | Path) -> str:
-    """Return the one line of a command that ends with code 2, and with nothing else to see."""
-    ended = pion(*arguments)
+def ends_with(code: int, *arguments: str | Path) -> str:
+    """Return all that a command printed, which must end with this code. Its store may be large."""
+    ended = pion(*arguments, memory=None)
+    assert ended.code == code, ended
+    return ended.out + ended.err
+
+
+def refusal(*arguments: str | Path) -> str:
+    """Return the message of a command, which must end with code 2."""
+    ended = pion(*arguments, memory=MEMORY)
     assert ended.code == 2, ended
-    assert "Traceback" not in ended.err, ended.err
-    assert "bug in Pion" not in ended.err, ended.err
-    last = ended.err.rstrip("\n").split("\n")[-1]
-    assert last.startswith("error: "), ended.err
-    assert len(last) < 1000, last
-    return last
+    message = ended.err[ended.err.index("error: ") :]
+    assert len(message) < 20_000
+    return message
+
+
+def refused(*arguments: str | Path) -> str:
+    """Return the message of a command that ends with code 2, which is one short line."""
+    message = refusal(*arguments).rstrip("\n")
+    assert "\n" not in message, message
+    assert len(message) < 1000, message
+    return message
 
 
 def _hangs(*_: Any) -> None:

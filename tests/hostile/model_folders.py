@@ -5,7 +5,6 @@ import json
 import shutil
 import struct
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pion.config.primitives import Primitives
 from pion.config.slots import Slots
 from pion.formats.huggingface.architectures import to_transformers
 from pion.model.decoder import Decoder
+from tests.hostile.attacks import nested
 from tests.support.capped_models import MIXED
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.tiny_config import tiny_config
@@ -41,49 +41,8 @@ SCALED = replace(
     heads=Heads(qk_norm=False),
     rope_scaling=RopeScaling(factor=4.0, original_max_position_embeddings=16),
 )
-DEEP = "[" * 100_000 + "]" * 100_000
+DEEP = nested(100_000)
 ESCAPE = "\x1b]0;owned\x07"
-
-
-class Verbatim(str):
-    """A value of a JSON file that is written as it is."""
-
-
-def to_json(record: Mapping[str, Any]) -> str:
-    """Return a record as JSON, with the `Verbatim` values in it as they are."""
-    fields = (
-        f"{json.dumps(name)}: {value if isinstance(value, Verbatim) else json.dumps(value)}"
-        for name, value in record.items()
-    )
-    return "{" + ", ".join(fields) + "}"
-
-
-def changed(record: Mapping[str, Any], path: tuple[str, ...], value: Any) -> str:
-    """Return a record as JSON, with another value at `path`; without it if `value` is ABSENT."""
-    name, *rest = path
-    fields = dict(record)
-    if rest:
-        fields[name] = Verbatim(changed(record[name], tuple(rest), value))
-    elif value is ABSENT:
-        del fields[name]
-    else:
-        fields[name] = value
-    return to_json(fields)
-
-
-ABSENT = object()
-# By name, what may stand in any field of a record: a wrong kind is given for each field.
-HOSTILE: dict[str, Any] = {
-    "missing": ABSENT,
-    "null": None,
-    "nan": Verbatim("NaN"),
-    "1e300": Verbatim("1e300"),
-    "-1": -1,
-    "deep": Verbatim(DEEP),
-    "escape": ESCAPE,
-    "huge": Verbatim("9" * 200),
-    "object": {"a": [1]},
-}
 
 
 @functools.cache
@@ -113,7 +72,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 def edit(folder: Path, **settings: Any) -> None:
     """Change some settings of a model."""
-    (folder / "config.json").write_text(to_json(record_of(folder) | settings))
+    (folder / "config.json").write_text(json.dumps(record_of(folder) | settings))
 
 
 def edit_tokenizer(folder: Path, **settings: Any) -> None:

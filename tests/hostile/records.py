@@ -1,17 +1,21 @@
-"""The records of a store, for the tests that attack them: a good document of each, and its reader.
+"""The records that others may have written, for the tests that attack them: a good document of
+each, its reader, and which attacks leave values that it may have.
 
-A record that is attacked has its place in `RECORDS`. The attacks are those of record_attacks.py.
+A record that is attacked has its place in `RECORDS`. The attacks are those of attacks.py.
 """
 
 import dataclasses
 import json
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
+from unittest.mock import patch
 
+from pion.data.shards import Manifest, Shard
 from pion.errors import BadInput
+from pion.evaluation.questions import read_questions
+from pion.train.settings import ComputePlan
+from pipeline.data.prepared import DATASET, open_data
 from pipeline.models.find import find_model
 from pipeline.report.lm_eval_rows import asked_in_words, asked_rows, lm_eval_rows
 from pipeline.report.result_tables import choice_rows, chosen_checkpoint, language_rows, whose_bytes
@@ -23,65 +27,62 @@ from pipeline.state.notes.rental_note import NOTE, RentalNote, read_rental_note
 from pipeline.state.notes.stop_requests import pending_stop
 from pipeline.state.notes.watcher_beat import BEAT, read_beat
 from pipeline.state.owner import Author
-from pipeline.state.record_json import Number, build, parse, parse_record
+from pipeline.state.record_json import build, parse, parse_record
 from pipeline.state.rows.row_types import event_row, metrics_row
 from pipeline.state.run_state import RunState, heartbeat_path
 from pipeline.state.shared.records import DataState, Unneeded, Writer, read_state, state_key
 from pipeline.state.workspace import read_files
 from pipeline.training.setup import SavedState
-from tests.hostile.hostile_run import (
-    EVALUATED,
-    NAME,
-    NOW,
-    PUBLISHED,
-    as_json,
-    full_head,
-    path_of,
-    replace,
-)
-from tests.hostile.record_attacks import Attack, Place
+from tests.hostile.attacks import ALL_ATTACKS, ATTACKS, HALF, LONG, TEXTS, Attack, attacks_on
+from tests.hostile.hostile_run import NAME, NOW, as_json, full_head, path_of, replace
+from tests.hostile.of_types import SHA256, example, fits
 from tests.hostile.rows import FREE, ROWS
+
+# Places in a document by the attacks after which it is still read; or, given an attack, whether it
+# is (None: either).
+May = Mapping[str | tuple[str, ...], str] | Callable[[Attack], bool | None]
 
 
 @dataclass(frozen=True)
 class Record:
-    """A record of a store.
+    """A record that others may have written.
 
     Attributes:
         good: a document with every field.
         where: the end of its name, which its refusal says.
         read: returns what is read of the bytes in a run; None if the record can't be read and is a
             courtesy, which then counts as absent. Raises BadInput.
-        may: whether an attack leaves values that the record may have; None: either.
+        may: which attacks leave values that the record may have.
         within: what the refusal says before the place in the document; empty: it says the whole
             place; None: it says no place.
         shown: the words of `pion status` if the record can be read; None: the command reads more
             of it than `read`, or nothing.
         hidden: the words of `pion status` if it can't be read.
+        attacks: what stands at each place of the document.
     """
 
     good: Any
     where: str
     read: Callable[[RunState, bytes], Any]
-    may: Callable[[Attack], bool | None]
+    may: May
     within: str | None = None
     shown: str | None = None
     hidden: str = ""
+    attacks: tuple[str, ...] = ATTACKS
 
+    def cases(self) -> list[Attack]:
+        """Return all attacks on the record."""
+        return attacks_on(self.good, self.attacks)
 
-def is_text(case: Attack) -> bool:
-    """Return whether the attack leaves a text, though a hostile one."""
-    return case.what == "escape" and isinstance(case.good, str)
-
-
-def is_null(case: Attack, *names: str) -> bool:
-    """Return whether the attack makes a field of these names null."""
-    return case.what == "null" and case.place[-1] in names
-
-
-def is_missing(case: Attack, *names: str | int) -> bool:
-    """Return whether the attack takes a field of these names away."""
-    return case.what == "missing" and case.place[-1] in names
+    def allows(self, case: Attack) -> bool | None:
+        """Return whether the record may have the attack's value; None: either."""
+        if callable(self.may):
+            return self.may(case)
+        return any(
+            case.path in places.split()
+            for attacks, places in self.may.items()
+            if case.what in ((attacks,) if isinstance(attacks, str) else attacks)
+        )
 
 
 # ---------------------------------------------------------------- HEAD
@@ -99,42 +100,14 @@ def read_head(run: RunState, data: bytes) -> Head:
 
 
 def head_may(case: Attack) -> bool:
-    """Return whether the types of HEAD's fields allow the attack's value."""
-    outer, kind = without_none(kind_of(case.place[:-1])), kind_of(case.place)
-    if (case.place in NEEDED_IN_HEAD and case.what == "missing") or case.what in ("deep", "NaN"):
+    if case.place == ("format",) or (case.place in NEEDED_IN_HEAD and case.what == "missing"):
         return False
-    if case.what == "missing":
-        if not dataclasses.is_dataclass(outer):
-            return True  # an item of a list, or a key of a free object
-        field = next(f for f in dataclasses.fields(outer) if f.name == case.place[-1])
-        required = (dataclasses.MISSING, dataclasses.MISSING)
-        return (field.default, field.default_factory) != required
-    if case.what == "null":
-        return kind is Any or NoneType in get_args(kind)
-    if case.what == "wrong type":
-        return kind is Any
-    if case.what in ("1e300", "-1"):
-        return kind is Any or kind == Number
-    return kind is Any or kind in (str, str | None)
+    return is_of_type(Head, HEAD, case)
 
 
-def kind_of(place: Place) -> Any:
-    """Return the type of the value at a place in HEAD."""
-    kind: Any = Head
-    for part in place:
-        kind = without_none(kind)
-        if dataclasses.is_dataclass(kind):
-            kind = typing.get_type_hints(kind, include_extras=True)[part]
-        elif kind is not Any:
-            arguments = get_args(kind)
-            kind = arguments[1] if issubclass(get_origin(kind), Mapping) else arguments[0]
-    return kind
-
-
-def without_none(kind: Any) -> Any:
-    if get_origin(kind) is UnionType:
-        return next(arg for arg in get_args(kind) if arg is not NoneType)
-    return kind
+def is_of_type(kind: Any, good: Any, case: Attack) -> bool:
+    """Return whether the attacked document is JSON, and of this type."""
+    return case.what not in ("deep", "NaN") and fits(kind, json.loads(case.on(good)))
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -151,6 +124,8 @@ LISTED: dict[str, Any] = {
     "ancestor": "checkpoints/pretrain/10-1",
     "files": {"model.safetensors": FILE, "state.json": FILE},
 }
+PLAN = dataclasses.asdict(ComputePlan(micro_batch=4, threads=1, rollout_rows=2))
+OF_PLAN = [f"plan.{name}" for name in PLAN]
 SAVED: dict[str, Any] = {
     "step": 5,
     "next_row": 20,
@@ -158,16 +133,7 @@ SAVED: dict[str, Any] = {
     "recent_losses": [2.5],
     "optimizer": {"steps": 5},
     "rng": {"cpu": "AAAA"},
-    "plan": {
-        "device": "cpu",
-        "dtype": "float32",
-        "micro_batch": 4,
-        "world_size": 1,
-        "recompute": False,
-        "compile": False,
-        "threads": 1,
-        "deterministic": False,
-    },
+    "plan": PLAN,
 }
 MODEL_STATE: dict[str, Any] = {"stage": "sft", "step": 5, "tokenizer": "data/1234/tokenizer.json"}
 
@@ -177,23 +143,9 @@ def read_manifest(run: RunState, data: bytes) -> Any:
     return read_files(data, f"store/{MANIFEST}")
 
 
-def manifest_may(case: Attack) -> bool:
-    text = is_text(case) and case.place[-1] != "sha256"
-    return text or is_null(case, "ancestor") or is_missing(case, *LISTED["files"])
-
-
 def read_saved(run: RunState, data: bytes) -> bool:
     build(SavedState, parse_record(data, f"5-1/{STATE}"), f"5-1/{STATE}")
     return True
-
-
-def saved_may(case: Attack) -> bool:
-    """Return whether a trainer may get the state: an object of the same types."""
-    loss = case.place == ("recent_losses", 0) and case.what in ("1e300", "-1")
-    left_out = is_missing(case, 0, "recent_losses", "cpu", *SAVED["plan"])
-    text = is_text(case) and case.place != ("plan", "dtype")
-    missing = left_out and case.place != ("skipped", 0, 0)
-    return text or missing or is_null(case, "threads") or loss
 
 
 def read_model(run: RunState, data: bytes) -> bool:
@@ -208,20 +160,53 @@ def read_model(run: RunState, data: bytes) -> bool:
     return True
 
 
-def model_may(case: Attack) -> bool:
-    step = case.place == ("step",) and case.what not in ("deep", "NaN")
-    stage = case.place == ("stage",) and is_text(case)
-    return case.what == "missing" or step or stage or is_null(case, "tokenizer")
-
-
 # ---------------------------------------------------------------- results
+
+MEASURED = example(Evaluated, 3)
+ASKED = {
+    "form": "chat",
+    "shots": 5,
+    "version": "1.0",
+    "lm_eval": "0.4.13",
+    "fewshot_seed": 1234,
+    "questions": 20,
+    "of": 40,
+    "cropped": 0.5,
+    "until": ["Question:"],
+    "max_gen_toks": 256,
+    "cut_off": 0.25,
+}
+LANGUAGE = ("loss", "loss_sem", "perplexity", "bits_per_byte", "bits_per_byte_sem")
+ANSWERS = ("response_loss", "response_loss_sem", "stop_accuracy", "stop_accuracy_sem")
+
+
+def part_of(model: str, *names: str) -> dict[str, Any]:
+    """Return some of what is measured of a model. test_results.py has all of it."""
+    return {name: MEASURED[model][name] for name in names}
+
+
+EVALUATED: dict[str, Any] = {
+    "pretrain": part_of("pretrain", *LANGUAGE, "calibration", "continuations"),
+    "sft": part_of("sft", *ANSWERS, "bits_per_byte", "packs"),
+    "untrained": part_of("untrained", "loss"),
+    "ngram": part_of("ngram", "order", "loss", "train_tokens"),
+    "lm_eval": {"arc_easy": {"acc,none": 0.3, "acc_stderr,none": 0.01, "asked": ASKED}},
+    "base": part_of("base", "response_loss") | {"text": part_of("base", *LANGUAGE[3:])},
+    "change": part_of("change", *ANSWERS[:2]) | {"text": part_of("change", "bits_per_byte")},
+    **{name: MEASURED[name] for name in ("compared_text", "checkpoint", "normalization")},
+}
+PUBLISHED: dict[str, Any] = {
+    "parameters": 6336,
+    "url": "https://huggingface.co/u/m",
+    "path": "published",
+    "card": "published/README.md",
+}
 
 
 def with_result(stage: str, data: bytes) -> Head:
     """Return a HEAD that was read with this result."""
-    text = json.dumps(dataclasses.asdict(Head(stages={stage: StageRecord("d", NOW)})))
-    text = text.replace('"result": {}', f'"result": {data.decode()}')
-    return Head.from_json(text.encode(), HEAD_IN)
+    head = json.dumps(dataclasses.asdict(Head(stages={stage: StageRecord("d", NOW)}))).encode()
+    return Head.from_json(head.replace(b'"result": {}', b'"result": ' + data), HEAD_IN)
 
 
 def read_evaluated(run: RunState, data: bytes) -> bool:
@@ -234,36 +219,11 @@ def read_evaluated(run: RunState, data: bytes) -> bool:
     return True
 
 
-MAY_BE_NULL = ("continuations", "trivia", "train_tokens", "near_70")
-
-
-def evaluated_may(case: Attack) -> bool:
-    """Return whether a report can show the attack's value."""
-    name = case.place[-1]
-    if case.what in ("deep", "NaN"):
-        return False
-    if case.place[:2] == ("lm_eval", "arc_easy") and len(case.place) >= 3:
-        return True  # lm-eval's own values may be anything
-    if case.what == "missing":
-        whole = case.place[0] in ("checkpoint", "compared_text") and len(case.place) == 2
-        inside = "calibration" in case.place[:-1]
-        return not (name in ("questions", "order") or whole or inside)
-    if case.what == "escape" and name == "normalization":
-        return True
-    if case.what == "null":
-        return isinstance(case.good, float) or name in MAY_BE_NULL
-    return case.what in ("1e300", "-1") and isinstance(case.good, float)
-
-
 def read_published(run: RunState, data: bytes) -> Any:
     return result_of(Published, with_result("publish", data), "publish", "store/demo")
 
 
-def published_may(case: Attack) -> bool:
-    return case.what == "missing" or is_text(case) or is_null(case, "url", "path", "card")
-
-
-# ---------------------------------------------------------------- shared data
+# ---------------------------------------------------------------- data
 
 FINGERPRINT = "f" * 64
 OLD, NEW, LEFT = "a" * 32, "b" * 32, "c" * 32
@@ -277,6 +237,13 @@ DATA = DataState(
     unneeded=(Unneeded(LEFT, NOW),),
     deleted=("d" * 32,),
 )
+REMOTE = {"repo": "user/data", "revision": "abc", "path": "x/a.npy"}
+SHARD = Shard("a.npy", 3, SHA256, 100, "uint16", 1, SHA256, 50, REMOTE)
+ROWS_OF_DATA = Manifest("tokens", 8, 100, (SHARD,), pad=1, records=SHA256)
+ROWS_LISTED = {"format": 1, "fingerprint": FINGERPRINT, **as_json(ROWS_OF_DATA)}
+SOURCE = {"kind": "text", "weight": 1.0, "folder": "0"}
+DATA_SET = {"part": "pretrain", "sources": [SOURCE], "report": {}}
+QUESTION = {"context": "Return a", "choices": [" new", " jumps"], "answer": 0}
 
 
 def read_data(run: RunState, data: bytes) -> DataState:
@@ -287,19 +254,23 @@ def read_data(run: RunState, data: bytes) -> DataState:
         run.store.delete(state_key(FINGERPRINT))
 
 
-def data_may(case: Attack) -> bool:
-    """Return whether the attack leaves a record: a field has its default, and that may be null."""
-    if case.what == "missing":
-        item = case.place in (("unneeded", 0), ("deleted", 0), ("sources", 0))
-        return (
-            item
-            or case.place == ("writer", "replaces")
-            or (len(case.place) == 1 and case.place != ("format",))
-        )
-    if case.what == "null":
-        return case.place in (("folder",), ("writer",), ("delete_after",), ("writer", "replaces"))
-    texts = (("sources", 0), ("writer", "session"), ("writer", "host"))
-    return case.what == "escape" and case.place in texts
+def read_rows_listed(run: RunState, data: bytes) -> Manifest:
+    """Read a manifest with a fingerprint that fits: anyone can write one."""
+    replace(run, "data/manifest.json", data)
+    with patch.object(Manifest, "fingerprint", FINGERPRINT):
+        return Manifest.read(path_of(run, "data/manifest.json"))
+
+
+def read_data_set(run: RunState, data: bytes) -> Any:
+    replace(run, "data/tokenizer.json", b"{}")
+    replace(run, f"data/{DATASET}", data)
+    return open_data(path_of(run, "data"))
+
+
+def read_question(run: RunState, data: bytes) -> Any:
+    replace(run, "pack.jsonl", json.dumps(QUESTION).encode() + b"\n" + data + b"\n")
+    questions = read_questions(path_of(run, "pack.jsonl"))
+    return questions if len(questions) == 2 else None  # a blank line is none
 
 
 # ---------------------------------------------------------------- what people and machines ask
@@ -355,26 +326,11 @@ def read_request(run: RunState, data: bytes) -> Any:
     return request
 
 
-def request_may(case: Attack) -> bool | None:
-    refused = case.what == "deep" or case.place[0] in ("at", "kind", "format")
-    return False if refused else None
-
-
 def read_rental(run: RunState, data: bytes) -> Any:
     replace(run, NOTE, data)
     note, version = read_rental_note(run)
     assert version is not None
     return note
-
-
-def deadline_may(case: Attack) -> bool:
-    return is_text(case) or is_missing(case, "asked") or is_null(case, "at", "asked", "hours")
-
-
-def watched_may(case: Attack) -> bool:
-    left_out = is_missing(case, "knows_deadlines", "risk_at", "saw")
-    late = case.place[-1] == "slack" and case.what == "-1"
-    return is_text(case) or left_out or is_null(case, "risk_at", "saw") or late
 
 
 # ---------------------------------------------------------------- rows of metrics and events
@@ -405,21 +361,106 @@ def row_may(kind: str) -> Callable[[Attack], bool | None]:
 
 RECORDS = {
     "HEAD": Record(HEAD, HEAD_IN, read_head, head_may, within=""),
-    "manifest": Record(LISTED, f"store/{MANIFEST}", read_manifest, manifest_may),
-    "trainer's state": Record(SAVED, f"5-1/{STATE}", read_saved, saved_may),
-    "model's state": Record(MODEL_STATE, STATE, read_model, model_may),
+    "manifest": Record(
+        LISTED,
+        f"store/{MANIFEST}",
+        read_manifest,
+        {
+            "escape": "stage digest ancestor",
+            "null": "ancestor",
+            "missing": "files.model.safetensors files.state.json",
+        },
+    ),
+    "trainer's state": Record(
+        SAVED,
+        f"5-1/{STATE}",
+        read_saved,
+        {
+            "escape": "rng.cpu plan.device",
+            "null": "plan.threads plan.rollout_rows",
+            ("1e300", "-1"): "recent_losses.0",
+            "missing": " ".join(("skipped.0 recent_losses recent_losses.0 rng.cpu", *OF_PLAN)),
+        },
+    ),
+    "model's state": Record(
+        MODEL_STATE,
+        STATE,
+        read_model,
+        {
+            ("wrong type", "1e300", "-1"): "step",
+            "escape": "stage step",
+            "null": "step tokenizer",
+            "missing": "stage step tokenizer",
+        },
+    ),
     "evaluation": Record(
-        EVALUATED, HEAD_IN, read_evaluated, evaluated_may, within="stages.evaluate.result."
+        EVALUATED,
+        HEAD_IN,
+        read_evaluated,
+        lambda case: is_of_type(Evaluated, EVALUATED, case),
+        within="stages.evaluate.result.",
     ),
     "publication": Record(
-        PUBLISHED, HEAD_IN, read_published, published_may, within="stages.publish.result."
+        PUBLISHED,
+        HEAD_IN,
+        read_published,
+        {("null", "escape"): "url path card", "missing": "parameters url path card"},
+        within="stages.publish.result.",
     ),
-    "shared data": Record(as_json(DATA), f"{FINGERPRINT}/state.json", read_data, data_may),
+    "shared data": Record(
+        as_json(DATA),
+        f"{FINGERPRINT}/state.json",
+        read_data,
+        {
+            "escape": "sources.0 writer.session writer.host",
+            "null": "folder writer writer.replaces delete_after",
+            "missing": "folder bytes at sources sources.0 writer writer.replaces delete_after "
+            "unneeded unneeded.0 deleted deleted.0",
+        },
+    ),
+    "manifest of rows": Record(
+        ROWS_LISTED,
+        "data/manifest.json",
+        read_rows_listed,
+        {
+            # What older manifests lack.
+            "missing": "shards.0 shards.0.start shards.0.flags_sha256 shards.0.flags_bytes "
+            "shards.0.remote pad info records",
+            "null": "shards.0.flags_sha256 shards.0.remote pad records",
+            "an object": "info",
+            # The Hub's client checks the names of repositories.
+            TEXTS: "shards.0.remote.repo shards.0.remote.revision",
+            LONG: "shards.0.name",
+            ("escape", "a text", "NUL", LONG): "shards.0.remote.path",
+        },
+        attacks=ALL_ATTACKS,
+    ),
+    "data set": Record(
+        DATA_SET,
+        f"data/{DATASET}",
+        read_data_set,
+        {
+            TEXTS: "sources.0.kind",  # only a label
+            "missing": "sources.0",
+            "2 ** 63": "sources.0.weight",
+            LONG: "sources.0.folder",
+            "an object": "report",
+        },
+        attacks=ALL_ATTACKS,
+    ),
+    "question": Record(
+        QUESTION,
+        "pack.jsonl:2",
+        read_question,
+        {(HALF, *TEXTS): "context", (HALF, *TEXTS[:-1]): "choices.0"},
+        attacks=ALL_ATTACKS,
+    ),
     "deadline": Record(
         as_json(DUE),
         f"{NAME}/{DEADLINE}",
         read_at(DEADLINE, read_deadline),
-        deadline_may,
+        {"escape": "by.host by.user how", "null": "at asked asked.hours asked.at"}
+        | {"missing": "asked"},
         hidden="deadline can't be read",
     ),
     "heartbeat": Record(
@@ -433,7 +474,7 @@ RECORDS = {
         REQUEST,
         REQUESTED,
         read_request,
-        request_may,
+        {"escape": "by.host by.user reason except_launch", ("null", "missing"): "except_launch"},
         shown="asked to stop",
         hidden="a request was ignored",
     ),
@@ -441,10 +482,16 @@ RECORDS = {
         RENTAL,
         NOTE,
         read_rental,
-        lambda case: is_text(case) or is_missing(case, "over"),  # it is false
+        {"escape": "host rented_from launch_id", "missing": "over"},  # it is false
         shown="machines: rented from",
     ),
-    "watcher": Record(WATCHED, BEAT, read_at(BEAT, read_beat), watched_may),
+    "watcher": Record(
+        WATCHED,
+        BEAT,
+        read_at(BEAT, read_beat),
+        {"escape": "by.host by.user pion saw.state", "null": "risk_at saw", "-1": "saw.slack"}
+        | {"missing": "knows_deadlines risk_at saw"},
+    ),
     **{
         f"row of {kind}" if kind == "metrics" else f"event {kind}": Record(
             row, "", read_row(metrics_row if kind == "metrics" else event_row), row_may(kind)
@@ -462,20 +509,23 @@ IN_STATUS = {
 }
 
 
-def read_or_refused(record: Record, run: RunState, case: Attack) -> Any:
-    """Return what is read of the attacked record; None if it is refused, with its name, or absent.
-
-    The refusal is short, and names the place in a record that says so.
-    """
+def read_or_refused(record: Record, run: RunState, data: bytes) -> tuple[Any, str]:
+    """Return what is read of a record, and "". If it is refused: None, and the message, which is
+    short and names the file. A courtesy that can't be read is None without a message."""
     try:
-        return record.read(run, case.on(record.good))
+        return record.read(run, data), ""
     except BadInput as error:
-        text = str(error)
-        assert record.where in text.partition(" ")[0], (case, text)
-        assert len(text) < 500, case
-        said = case.what not in ("deep", "NaN") and case.place not in NEEDED_IN_HEAD
-        if record.within is not None and said:
-            whole = case.what != "missing" and not record.within
-            place = ".".join(map(str, case.place)) if whole else ""
-            assert record.within + place in text, (case, text)
-        return None
+        message = str(error)
+    assert record.where in message.partition(" ")[0], message
+    assert len(message) < 500, message
+    return None, message
+
+
+def attacked(record: Record, run: RunState, case: Attack) -> Any:
+    """Return what is read of the attacked record; None if it is refused, or absent."""
+    found, message = read_or_refused(record, run, case.on(record.good))
+    names_it = case.what not in ("deep", "NaN") and case.place not in NEEDED_IN_HEAD
+    if message and record.within is not None and names_it:
+        whole = case.what != "missing" and not record.within
+        assert record.within + (case.path if whole else "") in message, (case, message)
+    return found

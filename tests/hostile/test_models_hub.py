@@ -23,10 +23,10 @@ def settings(**changes) -> Callable[[Files], Files]:
     }
 
 
-# By what is wrong: the files that differ from an honest repository, and the file to name.
+# By what is wrong: the files that differ from an honest repository, and what is said. A downloaded
+# model is read as any folder is, so one attack on each file is enough.
 ATTACKS = {
     "layers without end": (settings(num_hidden_layers=10**8), "n_layers is 100,000,000"),
-    "a width of a billion": (settings(hidden_size=10**9), "300,000,000,000 numbers for vocab_size"),
     "deep settings": (lambda _: {"config.json": DEEP.encode()}, "config.json"),
     "code": (settings(architectures=["Evil"], model_type="evil"), "evil"),
     "a header of a terabyte": (
@@ -35,15 +35,7 @@ ATTACKS = {
         },
         "model.safetensors",
     ),
-    "weights that are cut": (
-        lambda files: {"model.safetensors": files["model.safetensors"][:-1]},
-        "model.safetensors",
-    ),
     "a deep tokenizer": (lambda _: {"tokenizer.json": DEEP.encode()}, "tokenizer.json"),
-    "a tokenizer of half characters": (
-        lambda _: {"tokenizer.json": rb'{"model": "\ud800"}'},
-        "tokenizer.json",
-    ),
 }
 
 

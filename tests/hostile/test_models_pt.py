@@ -37,56 +37,123 @@ def repacked(path, files, method=zipfile.ZIP_STORED):
     return path
 
 
-def not_imported(folder, path):
-    """Return the line with which `pion import-seed` refuses a file, and writes nothing."""
-    message = refused("import-seed", path, folder / "out")
-    assert str(path) in message
-    assert not (folder / "out").exists()
-    return message
+# ---------------------------------------------------------------- files that are refused
+
+Write = Callable[[Path], object]
 
 
-# ---------------------------------------------------------------- tensors
+def tensors(**more) -> Write:
+    """Return what writes a checkpoint with these tensors. seeds/test_read.py has tensors of other
+    shapes and kinds."""
+    return lambda path: saved(path, model=read_seed(SEED)["model"] | more)
 
-# tests/pion/formats/seeds/test_read.py has tensors of other shapes and kinds.
-TENSORS = {
-    "5 GB of one number": torch.zeros(1).expand(10**5, 12_500),
-    "4 TB of one number": torch.zeros(1).expand(10**6, 10**6),
-    "a row again and again": torch.zeros(1, 48).expand(10**8, 48),
+
+def of_daisy(name) -> Write:
+    """Return what writes a Daisy-Wee with one more tensor, of this name."""
+
+    def write(path):
+        checkpoint = torch.load(SEEDS / "daisy_ckpt.pt", weights_only=True)
+        model = checkpoint["model"]
+        like = next(tensor for key, tensor in model.items() if key.endswith("qkvo_w"))
+        write_seed(checkpoint | {"model": model | {name: like}}, path)
+
+    return write
+
+
+def archive(method=zipfile.ZIP_STORED, **files) -> Write:
+    """Return what writes an archive with these files: None is left out."""
+
+    def write(path):
+        every = files_of() | {name.replace("_", "."): data for name, data in files.items()}
+        repacked(path, {name: data for name, data in every.items() if data is not None}, method)
+
+    return write
+
+
+def asks_for(module, name, argument) -> Write:
+    """Return what writes an archive that calls a function that torch allows with a whole number."""
+    return archive(data_pkl=b"\x80\x02c" + f"{module}\n{name}\n".encode() + argument + b"\x85R.")
+
+
+def legacy(path):
+    write_seed(read_seed(SEED), path, _use_new_zipfile_serialization=False)
+
+
+def overlapping(path):
+    """Let the directory list one file a thousand times."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data/0", bytes(10**5))
+        archive.filelist += archive.filelist * 999
+
+
+def encrypted(path):
+    data = bytearray(repacked(path, files_of()).read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(data)
+
+
+def with_comment(path):
+    with zipfile.ZipFile(repacked(path, files_of()), "a") as archive:
+        archive.comment = b"PK\5\6" + bytes(18)
+
+
+NUMBER = torch.zeros(1)
+MATRIX = torch.zeros(200, 200)
+COPIES = {f"layers.{i}.ffn.w1.weight": MATRIX for i in range(2, 800)}
+FIVE_BILLION = b"\x8a\x05" + (5 * 10**9).to_bytes(5, "little")
+ENDLESS_NUMBER = b"\x80\x02\x8b\xff\xff\xff\x7f" + bytes(100) + b"."
+NO_CHECKPOINT = "is not a PyTorch checkpoint, or is damaged"
+MORE_THAN_THE_FILE = "more elements than the file has"
+REFUSED: dict[str, tuple[Write, str]] = {
+    "5 GB of one number": (tensors(**{EMBED: NUMBER.expand(10**5, 12_500)}), MORE_THAN_THE_FILE),
+    "4 TB of one number": (tensors(**{EMBED: NUMBER.expand(10**6, 10**6)}), MORE_THAN_THE_FILE),
+    "a row again and again": (
+        tensors(**{EMBED: torch.zeros(1, 48).expand(10**8, 48)}),
+        "embed.weight claims shape",
+    ),
+    "one tensor under many names": (tensors(**COPIES), "its tensors claim"),
+    "a layer of a thousand digits": (of_daisy(f"blocks.{'9' * 1000}.attn.qkvo_w"), ""),
+    "a layer of a hundred digits": (of_daisy(f"blocks.{'9' * 100}.attn.qkvo_w"), ""),
+    "a layer of other digits": (of_daisy("blocks.٣.attn.qkvo_w"), ""),
+    "a table of a hundred digits": (of_daisy(f"value_embeds.{'9' * 100}.weight"), ""),
+    "a name with an escape": (of_daisy(f"blocks.0.{ESCAPE}"), ""),
+    "of PyTorch 1.5": (legacy, "load it in Python and save it again with torch.save"),
+    "compressed": (
+        archive(zipfile.ZIP_DEFLATED, data_pkl=bytes(1 << 26)),
+        "compressed or encrypted",
+    ),
+    "encrypted": (encrypted, "compressed or encrypted"),
+    "one file a thousand times": (overlapping, "claim more bytes than"),
+    "with a comment": (with_comment, NO_CHECKPOINT),
+    "behind a script": (
+        lambda path: path.write_bytes(b"#!/bin/sh\n" + SEED.read_bytes()),
+        NO_CHECKPOINT,
+    ),
+    "a large pickle": (
+        archive(data_pkl=bytes(LARGEST_PICKLE + 1)),
+        "its pickle has more than 4,194,304 bytes",
+    ),
+    "no pickle": (archive(data_pkl=None), NO_CHECKPOINT),
+    "a number of 2 GB": (archive(data_pkl=ENDLESS_NUMBER), NO_CHECKPOINT),
+    "5 GB of zeros": (asks_for("builtins", "bytearray", FIVE_BILLION), "builtins.bytearray"),
+    "a tensor of 20 GB": (asks_for("torch", "Tensor", FIVE_BILLION), "torch.Tensor"),
+    "a command": (asks_for("os", "system", b"X\x04\0\0\0true"), "os.system"),
+    "a call with escapes": (asks_for("os\x1b]0;x\x07", "y", b"N"), r"os\x1b]0;x\x07.y"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
 }
 
 
-@pytest.mark.parametrize("tensor", TENSORS)
-def test_a_tensor_that_is_no_part_of_the_file_is_refused(tmp_path, tensor):
-    model = read_seed(SEED)["model"] | {EMBED: TENSORS[tensor]}
-    message = not_imported(tmp_path, saved(tmp_path / "x.pt", model=model))
-    assert "embed.weight claims shape" in message
-    assert "more elements than the file has" in message
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_hostile_file_is_refused_in_one_line_and_nothing_is_written(tmp_path, what):
+    write, words = REFUSED[what]
+    write(tmp_path / "x.pt")
+    message = refused("import-seed", tmp_path / "x.pt", tmp_path / "out")
+    assert str(tmp_path / "x.pt") in message
+    assert words in message
+    assert not (tmp_path / "out").exists()
 
 
-NAMES = {
-    "a layer of a thousand digits": f"blocks.{'9' * 1000}.attn.qkvo_w",
-    "a layer of a hundred digits": f"blocks.{'9' * 100}.attn.qkvo_w",
-    "a layer of other digits": "blocks.٣.attn.qkvo_w",
-    "a table of a hundred digits": f"value_embeds.{'9' * 100}.weight",
-    "an escape": f"blocks.0.{ESCAPE}",
-}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_no_daisy_wee_has_is_refused(tmp_path, name):
-    checkpoint = torch.load(SEEDS / "daisy_ckpt.pt", weights_only=True)
-    model = checkpoint["model"]
-    like = next(tensor for key, tensor in model.items() if key.endswith("qkvo_w"))
-    write_seed(checkpoint | {"model": model | {NAMES[name]: like}}, tmp_path / "x.pt")
-    assert len(not_imported(tmp_path, tmp_path / "x.pt")) < 1000
-
-
-def test_one_tensor_under_many_names_does_not_multiply_the_file(tmp_path):
-    model = read_seed(SEED)["model"]
-    matrix = torch.zeros(200, 200)
-    copies = {f"layers.{i}.ffn.w1.weight": matrix for i in range(2, 800)}
-    path = saved(tmp_path / "x.pt", model=model | copies)
-    assert "its tensors claim" in not_imported(tmp_path, path)
+# ---------------------------------------------------------------- files that are read
 
 
 def test_a_storage_that_claims_more_than_its_file_in_the_archive_reads_nothing_else(tmp_path):
@@ -154,89 +221,7 @@ def test_a_context_of_1e11_costs_nothing(tmp_path):
     assert import_seed(saved(tmp_path / "x.pt", config=config)).config.seq_len == 10**11
 
 
-# ---------------------------------------------------------------- archives
-
-
-def legacy(path):
-    write_seed(read_seed(SEED), path, _use_new_zipfile_serialization=False)
-
-
-def deflated(path):
-    repacked(path, files_of() | {"data.pkl": bytes(1 << 26)}, zipfile.ZIP_DEFLATED)
-
-
-def overlapping(path):
-    """Let the directory list one file a thousand times."""
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x/data/0", bytes(10**5))
-        archive.filelist += archive.filelist * 999
-
-
-def encrypted(path):
-    repacked(path, files_of())
-    data = bytearray(path.read_bytes())
-    start = data.index(b"PK\1\2")
-    data[start + 8] |= 1
-    path.write_bytes(data)
-
-
-def with_comment(path):
-    repacked(path, files_of())
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.comment = b"PK\5\6" + bytes(18)
-
-
-def behind_something(path):
-    path.write_bytes(b"#!/bin/sh\n" + SEED.read_bytes())
-
-
-def large_pickle(path):
-    repacked(path, files_of() | {"data.pkl": bytes(LARGEST_PICKLE + 1)})
-
-
-def no_pickle(path):
-    repacked(path, {name: data for name, data in files_of().items() if name != "data.pkl"})
-
-
-def endless_number(path):
-    repacked(path, files_of() | {"data.pkl": b"\x80\x02\x8b\xff\xff\xff\x7f" + bytes(100) + b"."})
-
-
-def asks_for(module, name, argument) -> Callable[[Path], None]:
-    """Return an attack that calls a function that torch allows with a whole number."""
-    data = b"\x80\x02c" + f"{module}\n{name}\n".encode() + argument + b"\x85R."
-    return lambda path: repacked(path, files_of() | {"data.pkl": data}) and None
-
-
-FIVE_BILLION = b"\x8a\x05" + (5 * 10**9).to_bytes(5, "little")
-ARCHIVES = {
-    "of PyTorch 1.5": (legacy, "load it in Python and save it again with torch.save"),
-    "compressed": (deflated, "compressed or encrypted"),
-    "encrypted": (encrypted, "compressed or encrypted"),
-    "one file a thousand times": (overlapping, "claim more bytes than"),
-    "with a comment": (with_comment, "is not a PyTorch checkpoint, or is damaged"),
-    "behind a script": (behind_something, "is not a PyTorch checkpoint, or is damaged"),
-    "a large pickle": (large_pickle, "its pickle has more than 4,194,304 bytes"),
-    "no pickle": (no_pickle, "is not a PyTorch checkpoint, or is damaged"),
-    "a number of 2 GB": (endless_number, "is not a PyTorch checkpoint, or is damaged"),
-    "5 GB of zeros": (asks_for("builtins", "bytearray", FIVE_BILLION), "builtins.bytearray"),
-    "a tensor of 20 GB": (asks_for("torch", "Tensor", FIVE_BILLION), "torch.Tensor"),
-    "a command": (asks_for("os", "system", b"X\x04\0\0\0true"), "os.system"),
-    "a name with escapes": (asks_for("os\x1b]0;x\x07", "y", b"N"), r"os\x1b]0;x\x07.y"),
-}
-
-
-@pytest.mark.parametrize("archive", ARCHIVES)
-def test_an_archive_that_torch_would_not_write_is_refused(tmp_path, archive):
-    write, why = ARCHIVES[archive]
-    write(tmp_path / "x.pt")
-    assert why in not_imported(tmp_path, tmp_path / "x.pt")
-
-
-def test_what_is_no_file_is_refused(tmp_path):
-    (tmp_path / "x.pt").symlink_to("/dev/zero")
-    with pytest.raises(BadInput, match="not a regular file"):
-        import_seed(tmp_path / "x.pt")
+# ---------------------------------------------------------------- bounds
 
 
 def test_half_as_many_files_and_half_as_large_a_pickle_are_read(tmp_path, monkeypatch):

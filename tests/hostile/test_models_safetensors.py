@@ -1,7 +1,6 @@
 """Weights in the safetensors format that lie about themselves."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from pion.errors import BadInput
 from pion.formats.load import load_decoder
 from pion.formats.weights import MOST_TENSORS, read_tensors
 from pion.untrusted import LARGEST_RECORD
-from tests.hostile.in_process import refused
+from tests.hostile.in_process import NO_FILES, refused
 from tests.hostile.model_folders import DEEP, model_folder, raw_safetensors, weights
 
 
@@ -43,51 +42,42 @@ HEADERS = {
 }
 
 
-def lying(folder, lie):
-    """Return the folder of a model with this lie."""
-    given = dict(HEADERS[lie])
-    if isinstance(given["header"], dict):
-        given["header"] = json.dumps(given["header"])
-    raw_safetensors(weights(model_folder(folder)), **given)
-    return folder
-
-
 @pytest.mark.parametrize("lie", HEADERS)
 def test_a_file_that_lies_is_refused(tmp_path, lie):
+    header = HEADERS[lie]["header"]
+    text = json.dumps(header) if isinstance(header, dict) else header
+    raw_safetensors(weights(model_folder(tmp_path)), **HEADERS[lie] | {"header": text})
     with pytest.raises(BadInput) as error:
-        load_decoder(lying(tmp_path, lie))
+        load_decoder(tmp_path)
     assert str(tmp_path) in str(error.value)
     assert len(str(error.value)) < 1000
     # An empty tensor is no lie, but no model either.
     assert ("model.safetensors" in str(error.value)) == (lie != "a shape of nothing")
 
 
-def test_what_is_no_file_is_refused(tmp_path):
-    folder = model_folder(tmp_path)
-    weights(folder).unlink()
-    os.mkfifo(weights(folder))
+@pytest.mark.parametrize("kind", ["pipe", "link to a device"])
+def test_what_is_no_file_is_refused(tmp_path, kind):
+    NO_FILES[kind](tmp_path / "x.safetensors")
     with pytest.raises(BadInput, match="not a regular file"):
-        read_tensors(weights(folder))
-    weights(folder).unlink()
-    weights(folder).symlink_to("/dev/zero")
-    with pytest.raises(BadInput, match="not a regular file"):
-        read_tensors(weights(folder))
+        read_tensors(tmp_path / "x.safetensors")
+
+
+def with_norm(folder, norm):
+    """Return a model's folder whose last norm is this tensor."""
+    path = weights(model_folder(folder))
+    save_file(load_file(path) | {"norm.weight": norm}, path)
+    return folder
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.uint8])
 def test_weights_that_are_no_real_numbers_are_refused(tmp_path, kind):
-    folder = model_folder(tmp_path)
-    state = load_file(weights(folder))
-    save_file(state | {"norm.weight": torch.ones(32).to(kind)}, weights(folder))
     with pytest.raises(BadInput, match=r"norm\.weight is not an array of real numbers"):
-        load_decoder(folder)
+        load_decoder(with_norm(tmp_path, torch.ones(32).to(kind)))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_end_generation(tmp_path, bad):
-    folder = model_folder(tmp_path)
-    state = load_file(weights(folder))
-    save_file(state | {"norm.weight": torch.full((32,), bad)}, weights(folder))
+    folder = with_norm(tmp_path, torch.full((32,), bad))
     assert "predicts NaN or infinity" in refused("generate", folder, "--prompt", "Return")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.hostile.hostile_run import ends_with
+from tests.hostile.in_process import ends_with
 from tests.paths import SEEDS
 from tests.support.finished_run import make_run
 from tests.support.jobs import tiny_dict
@@ -37,26 +37,26 @@ def _here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_name_that_can_not_exist_is_bad_input(capsys, command):
+def test_a_name_that_can_not_exist_is_bad_input(command):
     for name in NAMES:
         words = (name if word == "NAME" else word for word in command.split())
-        printed = ends_with(2, capsys, *words)
+        printed = ends_with(2, *words)
         assert printed.startswith("error: ")
         assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.parametrize("store", [LONG, MANY_PARTS, "a\0b", f"file:///{LONG}"])
-def test_a_job_whose_store_can_not_exist_is_bad_input(capsys, store):
+def test_a_job_whose_store_can_not_exist_is_bad_input(store):
     Path("job.yaml").write_text(yaml.safe_dump(tiny_dict(store=store)))
-    printed = ends_with(2, capsys, "run", "job.yaml")
+    printed = ends_with(2, "run", "job.yaml")
     assert "too long" in printed or "NUL" in printed
 
 
-def test_the_current_folder_is_not_replaced_by_a_model(capsys, tmp_path):
+def test_the_current_folder_is_not_replaced_by_a_model(tmp_path):
     make_run(tmp_path / "runs")
     seed = str(SEEDS / "pion_nocap_ckpt.pt")
     for folder in (".", "./", "..", "../here", "/"):
         for source in (("export", f"{tmp_path}/runs/demo"), ("import-seed", seed)):
-            printed = ends_with(2, capsys, *source, folder)
+            printed = ends_with(2, *source, folder)
             assert "is the folder that you are in, or above it" in printed
             assert list(Path.cwd().iterdir()) == []

@@ -9,8 +9,9 @@ import pytest
 from pipeline.cost.costs import read_log
 from pipeline.state.record_json import finite_json
 from pipeline.state.rows.row_types import LARGEST_LINE, Unreadable, event_row, metrics_row
-from tests.hostile.hostile_run import ends_with, path_of, pion, replace
-from tests.hostile.record_attacks import DEPTH, attacks_on, nested
+from tests.hostile.attacks import DEPTH, attacks_on, nested
+from tests.hostile.hostile_run import path_of, replace
+from tests.hostile.in_process import ends_with
 from tests.hostile.rows import EVENTS, METRICS, ROWS
 
 BAD_LINES = [
@@ -47,26 +48,26 @@ UNDRAWN = {key: METRICS[key] for key in ("step", "epoch", "at", "sample")}
 
 
 @pytest.mark.parametrize("kind", ROWS)
-def test_hostile_rows_are_counted_and_reports_leave_them_out(kind, run, capsys):
+def test_hostile_rows_are_counted_and_reports_leave_them_out(kind, run):
     cases = [case.on(ROWS[kind]) for case in attacks_on(ROWS[kind])]
     around = [(name, json.dumps(event).encode()) for name, event in EVENTS.items()]
     around.append(("metrics", json.dumps(UNDRAWN).encode()))
     write_rows(run, [*around, *((kind, line) for line in cases)])
     unreadable = sum(parsed(kind, line) is None for line in dict.fromkeys(cases))
-    output = ends_with(0, capsys, "status", run.url, "--json")
+    output = ends_with(0, "status", run.url, "--json")
     assert json.loads(output)["unreadable_rows"] == unreadable > 0
-    output = ends_with(0, capsys, "status", run.url)
+    output = ends_with(0, "status", run.url)
     assert f"{unreadable} rows of metrics and events could not be read. The first is in" in output
     assert "\x1b" not in output
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        output = ends_with(0, capsys, "report", run.url)
+        output = ends_with(0, "report", run.url)
     assert not [str(each.message) for each in heard if issubclass(each.category, UserWarning)]
     page = path_of(run, "report.html").read_text()
     assert f"{unreadable} rows of metrics and events could not be read" in page
 
 
-def test_unreadable_lines_and_foreign_files_are_counted(run, capsys):
+def test_unreadable_lines_and_foreign_files_are_counted(run):
     lines = dict.fromkeys([*BAD_LINES, json.dumps(EVENTS["phase"]).encode()])
     write_rows(run, [("events", line) for line in lines])
     foreign = ["events/x/0.jsonl", "events/0.jsonl", "events/1/a b.jsonl", "events/1/2/3.jsonl"]
@@ -78,13 +79,13 @@ def test_unreadable_lines_and_foreign_files_are_counted(run, capsys):
     log = read_log(run)
     assert [event["event"] for event in log.events] == ["phase"]
     assert log.unreadable.count == len(BAD_LINES) + len(foreign)
-    output = ends_with(0, capsys, "status", run.url)
+    output = ends_with(0, "status", run.url)
     assert "14 rows of metrics and events could not be read. The first is in file://" in output
 
 
-def test_without_unreadable_rows_nothing_is_said(run, capsys):
+def test_without_unreadable_rows_nothing_is_said(run):
     write_rows(run, [("metrics", json.dumps(METRICS).encode())])
-    assert "could not be read" not in pion(capsys, "status", run.url)[1]
+    assert "could not be read" not in ends_with(0, "status", run.url)
     assert Unreadable().describe() is None
 
 

@@ -6,12 +6,10 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NotRequired, Required, get_args, get_origin
+from typing import Any
 
 import pytest
 import yaml
-from typing_extensions import get_type_hints, is_typeddict
 
 from pion.errors import BadInput
 from pipeline.job import Job
@@ -26,8 +24,9 @@ from pipeline.stages.requirements import check_requirements
 from pipeline.state.head import Head, StageRecord
 from pipeline.state.record_json import Damaged
 from pipeline.state.status.recorded_job import know_rows
+from tests.hostile.attacks import Attack, attacks_on
 from tests.hostile.hostile_run import NOW
-from tests.hostile.record_attacks import Attack, attacks_on
+from tests.hostile.of_types import example
 from tests.support.jobs import tiny_dict
 from tests.support.tiny_config import tiny_config
 
@@ -44,35 +43,15 @@ READ = Job.model_validate(JOB)
 DIGESTS = digest_job(READ).stages
 
 
-def of_type(kind: Any, count: int, name: str = "") -> Any:
-    """Return a value of a record's type, with everything that may be there, and this count."""
-    if is_typeddict(kind):
-        hints = get_type_hints(kind, include_extras=True)
-        return {name: of_type(own, count, name) for name, own in hints.items()}
-    kinds, outer = [one for one in get_args(kind) if one is not NoneType], get_origin(kind)
-    if outer is Literal:
-        return kinds[0]
-    if outer is Mapping:
-        return {"1": of_type(kinds[1], count)}
-    if outer is list:
-        return [of_type(kinds[0], count)]
-    if outer is Annotated and kinds[0] is str:
-        return "a" * 64
-    if outer in (Annotated, Required, NotRequired, UnionType) or kinds:
-        return of_type(kinds[0], count, name)
-    error = 0.01 if name.endswith("_sem") else 0.5  # so that differences are more than chance
-    return {int: count, str: "text", bool: True}.get(kind, error)
-
-
 def good(count: int) -> dict[str, Any]:
     """Return a result of each stage, with every field."""
-    prepared = of_type(Prepared, count)
+    prepared = example(Prepared, count)
     for stage in READ.train_stages:
         prepared[stage] = prepared.get(stage, {}) | {"train_rows": 100, "train_tokens": 1000}
     return {
         "prepare": prepared,
-        "evaluate": of_type(Evaluated, count),
-        "publish": of_type(Published, count) | {"target": "model"},
+        "evaluate": example(Evaluated, count),
+        "publish": example(Published, count) | {"target": "model"},
     }
 
 
@@ -111,9 +90,9 @@ def show(history, run, monkeypatch):
 def cases(results: Mapping[str, Any], *attacks: str) -> list[Attack]:
     """Return attacks on results; on what is the same for all models, of one model alone."""
     found = {}
-    for case in attacks_on(results):
+    for case in attacks_on(results, attacks):
         own = len(case.place) < 4 or "text" in case.place
-        if case.what in attacks and len(case.place) > 1:
+        if len(case.place) > 1:
             found[case.place if own else case.place[2:], case.what] = case
     return [*found.values()]
 

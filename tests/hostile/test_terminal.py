@@ -3,8 +3,6 @@
 import ast
 import io
 import json
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import yaml
@@ -21,6 +19,9 @@ from pipeline.console.messages import (
     Summary,
 )
 from pipeline.state.stores import FileStore
+from tests.hostile.attacks import ESCAPE
+from tests.hostile.hostile_run import full_head, replace
+from tests.hostile.records import RECORDS
 from tests.paths import REPOSITORY
 from tests.support.jobs import tiny_dict, write_tiny_data
 from tests.support.light_run import light_run
@@ -74,39 +75,21 @@ def test_an_error_about_a_job_is_printable(pion, attack, tmp_path):
     assert (code, "job.yaml" in printed) == (2, True)
 
 
-def hostile(run, change: Callable[[dict[str, Any]], None]):
-    """Change the HEAD of a run."""
-    path = run.store.folder / run.name / "HEAD.json"
-    head = json.loads(path.read_text())
-    change(head)
-    path.write_text(json.dumps(head))
+def said_by_others(run, text):
+    """Write a HEAD with this text in place of every text that may be any."""
+    head, record = json.loads(full_head().to_json()), RECORDS["HEAD"]
+    for case in record.cases():
+        if case.what == "escape" and isinstance(case.good, str) and record.allows(case):
+            head = json.loads(case.on(head))
+    head["job"] = run.read().job  # the name of a file
+    written = json.dumps(head).replace(json.dumps(ESCAPE), json.dumps(text))
+    replace(run, "HEAD.json", written.encode())
 
 
-def skipped_rows(why):
-    return {"first": 0, "stop": 4, "step": 1, "epoch": 1, "digest": "0", "at": 1.0, "why": why}
-
-
-# What somebody may have written to a HEAD.
-CHANGES = [
-    lambda head: head["checkpoints"][0].update(stage=f"sft{ALL}"),
-    lambda head: head["checkpoints"][0].update(model_sha256=ALL),
-    lambda head: head["stages"]["pretrain"].update(digest=ALL),
-    lambda head: head["stages"].update({f"a{ALL}": head["stages"]["pretrain"]}),
-    lambda head: head["claims"][0]["owner"].update(host=ALL, commit=ALL, dirty=ALL),
-    lambda head: head.update(owner=head["claims"][0]["owner"] | {"host": ALL, "commit": ALL}),
-    lambda head: head.update(skipped={"pretrain": [skipped_rows(ALL)]}),
-    lambda head: head.update({ALL: 1}),
-]
-
-
-def test_what_a_store_says_is_printable(pion, tmp_path):
-    run = light_run(FileStore(tmp_path / "runs"))
-    good = run.store.read("demo/HEAD.json")
-    for change in CHANGES:
-        run.store.write("demo/HEAD.json", good)
-        hostile(run, change)
-        for command in (("status",), ("status", "demo"), ("checkpoints", "demo"), ("stop", "demo")):
-            assert pion(*command)[0] in (0, 2)
+@pytest.mark.parametrize("command", ["status", "status demo", "checkpoints demo", "stop demo"])
+def test_what_a_store_says_is_printable(pion, tmp_path, command):
+    said_by_others(light_run(FileStore(tmp_path / "runs")), f"said{ALL}")
+    assert pion(*command.split())[0] == 0
 
 
 def test_the_fields_of_a_line_of_data_are_printable(pion, tmp_path):
@@ -151,12 +134,7 @@ MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&$body${title}
 def test_what_a_store_says_is_escaped_in_the_report(pion, tmp_path):
     run = light_run(FileStore(tmp_path / "runs"))
 
-    def change(head):
-        head["claims"][0]["owner"] |= {"host": MARKUP + ALL, "commit": MARKUP, "dirty": MARKUP}
-        head["claims"][0]["owner"]["versions"] = {MARKUP: MARKUP}
-        head["skipped"] = {"pretrain": [skipped_rows(MARKUP + ALL)]}
-
-    hostile(run, change)
+    said_by_others(run, MARKUP + ALL)
     for path in (run.store.folder / run.name / "events").rglob("*.jsonl"):
         events = [json.loads(line) for line in path.read_text().splitlines()]
         for event in events:

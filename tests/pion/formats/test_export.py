@@ -191,14 +191,6 @@ def test_every_file_follows_the_umask(umask, decoder, tokenizer_path, tmp_path):
     assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o777 & ~umask
 
 
-def test_the_current_folder_is_refused(decoder, tokenizer_path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for folder in (".", str(tmp_path), ".."):
-        with pytest.raises(BadInput, match="is the folder that you are in, or above it"):
-            export_model(decoder, tokenizer_path, folder)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_an_architecture_that_does_not_fit_is_refused_with_the_reason(
     tokenizer, tokenizer_path, tmp_path
 ):

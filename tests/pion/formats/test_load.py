@@ -78,15 +78,8 @@ def test_missing_files_are_named(tmp_path, decoder):
         load_decoder(tmp_path)
 
 
-def test_damaged_files_are_named(tmp_path, decoder):
-    write(tmp_path, CONFIG.to_dict(), decoder.state_dict())
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(BadInput, match=r"model.safetensors is damaged"):
-        load_decoder(tmp_path)
-    (tmp_path / "config.json").write_text('{"d_model": ')
-    with pytest.raises(BadInput, match=r"config.json is not valid JSON"):
-        load_decoder(tmp_path)
+def test_settings_that_are_no_object_are_refused(tmp_path):
+    """tests/hostile/test_models_*.py have settings and weights that are damaged."""
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(BadInput, match="should be a JSON object"):
         load_decoder(tmp_path)

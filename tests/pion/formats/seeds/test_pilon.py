@@ -7,13 +7,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pion.errors import BadInput
 from pion.formats.seeds import import_seed
 from pion.model.decoder import Decoder
 from tests.paths import SEEDS
 from tests.pion.formats.seeds.adamw_traces import digest
 from tests.pion.formats.seeds.pilon_traces import GRAD_ACCUM, seed_tensors, steps_of
-from tests.support.seed_files import read_seed, tensors_of, write_seed
 
 # By the trace: its start, the bounds of losses, weights and norms, and changes of the settings.
 TRACES = {
@@ -148,15 +146,6 @@ def test_gates_train_as_the_seeds_do():
         assert (gates[f"blocks.{layer}.gate.{name}"] - gate).abs().max() <= 1e-6
 
 
-def test_a_router_with_two_matrices_is_refused(tmp_path):
-    content = read_seed(SEEDS / "pilon_moe_ckpt.pt")
-    name = "layers.0.ffn.router.router"
-    tensors_of(content)[f"{name}.0.weight"] = tensors_of(content).pop(f"{name}.weight")
-    write_seed(content, tmp_path / "x.pt")
-    with pytest.raises(BadInput, match="whose router has two matrices"):
-        import_seed(tmp_path / "x.pt")
-
-
 def test_a_fine_tuned_model_has_the_seeds_larger_vocabulary_and_logits():
     reference, model = reference_of("sft"), model_of("sft")
     assert model.config.vocab_size == 133
@@ -218,33 +207,3 @@ def test_fine_tuning_repeats_the_seeds_steps():
             apart = digest(weights[tensor]) - trace["param_digest"][step + 1, number]
             assert apart.abs().max() <= 1e-4, (step, tensor)
     assert step == 19
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("bands", [{"layers": [0, 1]}], "layer 2 in no band"),
-        ("bands", [{"layers": [0]}, {"layers": [2, 3]}], "layer 1 in no band"),
-        ("bands", [{"layers": [0, 1]}, {"layers": [1, 2, 3]}], "layer 1 twice"),
-        ("bands", [{"layers": [0, 1]}, {"layers": [2, 3, 4]}], "names layer 4"),
-        ("bands", "none", "primitives.bands"),
-        ("bands", [1, 2], "primitives.bands"),
-        ("top_k", 9, "top_k 9 is more than primitives.n 8"),
-        ("top_k", None, "primitives.top_k"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(tmp_path, field, value, message):
-    content = read_seed(SEEDS / "pilon_comp_ckpt.pt")
-    setattr(content["config"].primitive_config, field, value)
-    write_seed(content, tmp_path / "x.pt")
-    with pytest.raises(BadInput) as refusal:
-        import_seed(tmp_path / "x.pt")
-    assert message in str(refusal.value)
-
-
-def test_without_a_config_the_heads_are_unknown(tmp_path):
-    content = read_seed(SEEDS / "pilon_comp_ckpt.pt")
-    del content["config"]
-    write_seed(content, tmp_path / "x.pt")
-    with pytest.raises(BadInput, match="the file has no config"):
-        import_seed(tmp_path / "x.pt")

@@ -119,6 +119,8 @@ def test_a_tensor_of_another_shape_is_refused(seed, tmp_path, shape):
 HOT = "primitive_banks.fc1_banks.early.hot_indices"
 WARM = HOT.replace("hot", "warm")
 BANK = "primitive_banks.fc2_banks.late"
+ROUTER = "layers.0.ffn.router.router"
+TWICE = "_orig_mod.embed.weight"
 # A checkpoint, tensors that are replaced or added (None: missing), and what is said.
 LAYOUTS = [
     (
@@ -135,6 +137,7 @@ LAYOUTS = [
     ("tachyon_moe", {"layers.1.moe.bias": torch.zeros(1)}, "unexpected tensor layers.1.moe.bias"),
     ("tachyon_moe", {"tok_emb.weight": torch.zeros(1)}, "this is a Lepton. A Lepton's forward"),
     ("tachyon_moe", {f"{BANK}.A": torch.zeros(1)}, "the tensors are mixed"),
+    ("tachyon_moe", {TWICE: torch.zeros(1)}, f"{TWICE[10:]} and {TWICE} differ"),
     ("daisy", {"scalars": None}, "no `scalars`, 5 for each layer"),
     ("daisy", {"scalars": torch.zeros(5 * 10**6)}, "the weights have no blocks.8.mlp.fc_w"),
     ("daisy", {"blocks.3.mlp.fc_w": None}, "the weights have no blocks.3.mlp.fc_w"),
@@ -152,6 +155,7 @@ LAYOUTS = [
     ("pilon_comp", {f"{BANK}.B": torch.zeros(8, 5, 32)}, f"{BANK}.A and {BANK}.B"),
     ("pilon_comp", {"position_embedding.weight": None}, "position_embedding.weight"),
     ("pilon_comp", {"layers.1.ffn.bias": torch.zeros(1)}, "unexpected tensor layers.1.ffn.bias"),
+    ("pilon_moe", {f"{ROUTER}.0.weight": torch.zeros(1)}, "whose router has two matrices"),
 ]
 
 
@@ -163,4 +167,33 @@ def test_other_layouts_are_refused_with_the_tensor_and_the_reason(tmp_path, name
             del tensors_of(content)[tensor]
         else:
             tensors_of(content)[tensor] = value
+    assert why in refusal(tmp_path / "x.pt", content)
+
+
+BANDS = "config.primitive_config.bands"
+TOP_K = "config.primitive_config.top_k"
+# A checkpoint, where it has a setting, the value there (None may be missing), and what is said.
+SETTINGS = [
+    ("pilon_comp", BANDS, [{"layers": [0, 1]}], "layer 2 in no band"),
+    ("pilon_comp", BANDS, [{"layers": [0]}, {"layers": [2, 3]}], "layer 1 in no band"),
+    ("pilon_comp", BANDS, [{"layers": [0, 1]}, {"layers": [1, 2, 3]}], "layer 1 twice"),
+    ("pilon_comp", BANDS, [{"layers": [0, 1]}, {"layers": [2, 3, 4]}], "names layer 4"),
+    ("pilon_comp", BANDS, "none", "primitives.bands"),
+    ("pilon_comp", BANDS, [1, 2], "primitives.bands"),
+    ("pilon_comp", TOP_K, 9, "top_k 9 is more than primitives.n 8"),
+    ("pilon_comp", TOP_K, None, "primitives.top_k"),
+    ("pilon_comp", "config", None, "the file has no config"),
+    *(("daisy", "hparams.head_dim", value, "hparams: head_dim") for value in (0, "16", 5, None)),
+    ("daisy", "hparams", None, "no hparams, and no published Daisy-Wee has 8 layers"),
+]
+
+
+@pytest.mark.parametrize(("name", "path", "value", "why"), SETTINGS)
+def test_settings_that_can_not_be_are_refused_with_the_reason(tmp_path, name, path, value, why):
+    content = read_seed(SEEDS / f"{name}_ckpt.pt")
+    section, (*parents, setting) = content, path.split(".")
+    for parent in parents:
+        inner = section[parent]
+        section = inner if isinstance(inner, dict) else vars(inner)
+    section[setting] = value
     assert why in refusal(tmp_path / "x.pt", content)
