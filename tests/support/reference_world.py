@@ -83,9 +83,7 @@ class World:
                 context.owned.release()
 
 
-def begin(
-    context: TrainingContext, streams: dict[str, RowStream], start: StageModel
-) -> Reference:
+def begin(context: TrainingContext, streams: dict[str, RowStream], start: StageModel) -> Reference:
     """Return the reference of a stage that begins."""
     return with_reference(context, streams, start, None, resumes=False)[0]
 

@@ -134,8 +134,7 @@ def finish(world, **about):
     folder, numbers = world.folder / "finished", {}
     for split, stream in world.streams().items():
         rows = numbers[split] = [
-            [-1.0 - 10 * n - k for k in range(len(row))]
-            for n, row in enumerate(numbers_of(stream))
+            [-1.0 - 10 * n - k for k in range(len(row))] for n, row in enumerate(numbers_of(stream))
         ]
         done = 0
         for column in columns_of({split: stream}):
