@@ -56,8 +56,8 @@ def compute_columns(
     if known:
         words = f"continuing after row {known:,} of {total:,}"
         context.report(Note(f"prefer: {REFERENCE_PASS}: {words}"))
-    tell = partial(_tell, context, total, known, clock.monotonic())
-    flushed = clock.monotonic()
+    before, began = known, clock.monotonic()
+    flushed = began
     with unchanged(start.model), start.measuring(), smaller_plans(context, start):
         for column in columns:
             rows, size = done.pop(column.name, []), start.plan.micro_batch
@@ -70,7 +70,10 @@ def compute_columns(
                 if due or parts[-1].stop == column.rows:
                     write_unfinished(context, key, column.name, rows, flush=due)
                     flushed = clock.monotonic() if due else flushed
-                tell(known)
+                eta = (total - known) * (clock.monotonic() - began) / (known - before)
+                progress = PrepareProgress(REFERENCE_PASS, known, "rows", total, "prefer", eta)
+                context.watchdog.progress()
+                context.report(progress)
                 if stop:
                     raise context.stopped(
                         "Interrupted while the reference was computed. Its numbers so far are "
@@ -78,13 +81,6 @@ def compute_columns(
                     )
             if group.rank == 0:
                 write_column(folder / column.name, rows)
-
-
-def _tell(context: TrainingContext, total: int, before: int, began: float, known: int) -> None:
-    """Say how far the pass is, which `began` (seconds of the run's clock) after `before` rows."""
-    eta = (total - known) * (context.run.clock.monotonic() - began) / (known - before)
-    context.watchdog.progress()
-    context.report(PrepareProgress(REFERENCE_PASS, known, "rows", total, "prefer", eta))
 
 
 def batches(first: int, stop: int, size: int, ranks: int) -> Iterator[list[range]]:

@@ -40,20 +40,19 @@ from pipeline.training.reference.columns import (
 from pipeline.training.reference.compute import compute_columns, smaller_plans
 
 if TYPE_CHECKING:
-    from pion.data.stream import Batch, RowStream
+    from pion.data.stream import RowStream
     from pion.train.settings import ComputePlan
     from pipeline.state.checkpoints.restore import Loaded
     from pipeline.training.context import TrainingContext
     from pipeline.training.stage_model import StageModel
 
-    Streams = Mapping[str, RowStream]
 
 Result = TypeVar("Result")
 
 
 def with_reference(
     context: TrainingContext,
-    streams: Streams,
+    streams: Mapping[str, RowStream],
     start: StageModel,
     saved: Loaded | None,
     *,
@@ -96,7 +95,7 @@ def _ready(context: TrainingContext, start: StageModel) -> StageModel:
 
 
 def make_reference(
-    context: TrainingContext, streams: Streams, start: StageModel, weights: str
+    context: TrainingContext, streams: Mapping[str, RowStream], start: StageModel, weights: str
 ) -> Reference:
     """Return the numbers of the model that a stage starts from, computed unless the store has them.
 
@@ -176,7 +175,7 @@ def _share(context: TrainingContext, claim: Claim, key: str, folder: Path, *, ag
 # ---------------------------------------------------------------- what HEAD names
 
 
-def bound_reference(context: TrainingContext, streams: Streams) -> Reference:
+def bound_reference(context: TrainingContext, streams: Mapping[str, RowStream]) -> Reference:
     """Return the numbers that HEAD names, for a stage that has learned with them. Every rank calls
     this.
 
@@ -219,7 +218,7 @@ def require_base(context: TrainingContext, reference: Reference, start: StageMod
 
 
 def _usable(
-    context: TrainingContext, streams: Streams, start: StageModel
+    context: TrainingContext, streams: Mapping[str, RowStream], start: StageModel
 ) -> tuple[Reference | None, str | None]:
     """Return the numbers that HEAD names, or why they are of no use for this model."""
     reference, wrong = _named_by_head(context, streams)
@@ -229,7 +228,7 @@ def _usable(
 
 
 def _named_by_head(
-    context: TrainingContext, streams: Streams
+    context: TrainingContext, streams: Mapping[str, RowStream]
 ) -> tuple[Reference | None, str | None]:
     """Return the numbers that HEAD names, or why a rank can't read them."""
 
@@ -251,18 +250,14 @@ def _other_numbers(context: TrainingContext, reference: Reference, start: StageM
         for stream in reference.streams.values():
             # A rank that can't read its rows must say so before the others compute: they would
             # wait for its part of the weights.
-            batch, wrong = _on_all_ranks(context, partial(first_batch, plan, stream))
+            rows = range(min(plan.micro_batch, stream.total_rows))
+            batch, wrong = _on_all_ranks(context, partial(stream.batch, rows))
             if batch is not None:
                 check = partial(check_reference, model, batch, plan, "prefer")
                 _, wrong = _on_all_ranks(context, partial(check, computed_in=reference.dtype))
             if wrong is not None:
                 break
     return wrong
-
-
-def first_batch(plan: ComputePlan, stream: RowStream) -> Batch:
-    """Return the first rows of a split, as many as are computed at once. Raises BadInput."""
-    return stream.batch(range(min(plan.micro_batch, stream.total_rows)))
 
 
 def _on_all_ranks(
