@@ -70,13 +70,18 @@ def with_reference(
         weights = start.weights_sha256()
         start = _ready(context, start)
         return make_reference(context, streams, start, weights), start
-    reference = bound_reference(context, streams)
-    require_same(context, reference, None if saved is None else saved.folder)
+    reference = _learned_with(context, streams, None if saved is None else saved.folder)
     if (note := _other_dtype(reference, start.plan)) is not None:
         context.report(Note(note))
     if start.adapter is not None:  # LoRA adds what it does at the start: this is the reference
         start = _ready(context, start)
-        require_base(context, reference, start)
+        wrong = _other_numbers(context, reference, start)
+        if wrong is not None:
+            raise PionError(
+                f"{wrong}. The checkpoints are safe, but prefer would learn with wrong numbers on "
+                "this machine. Run the same command on a machine that computes as before, or train "
+                "the stage again with --redo prefer"
+            )
     return reference, start
 
 
@@ -175,11 +180,13 @@ def _share(context: TrainingContext, claim: Claim, key: str, folder: Path, *, ag
 # ---------------------------------------------------------------- what HEAD names
 
 
-def bound_reference(context: TrainingContext, streams: Mapping[str, RowStream]) -> Reference:
-    """Return the numbers that HEAD names, for a stage that has learned with them. Every rank calls
-    this.
+def _learned_with(
+    context: TrainingContext, streams: Mapping[str, RowStream], folder: Path | None
+) -> Reference:
+    """Return the numbers that HEAD names, for a stage that has learned with them. Rank 0 has the
+    `folder` of its checkpoint.
 
-    Raises PionError if they are missing or damaged.
+    Raises PionError if they are missing or damaged, or if the checkpoint was trained with others.
     """
     reference, wrong = _named_by_head(context, streams)
     if reference is None:
@@ -188,12 +195,6 @@ def bound_reference(context: TrainingContext, streams: Mapping[str, RowStream]) 
             "prefer can't continue with other numbers. To train it again from its start, use "
             "--redo prefer: then they are computed again"
         )
-    return reference
-
-
-def require_same(context: TrainingContext, reference: Reference, folder: Path | None) -> None:
-    """Raise PionError if the checkpoint in rank 0's `folder` was trained with other numbers than
-    HEAD's. Every rank calls this."""
     path = None if folder is None else folder / REFERENCE_FILE
     same = path is None or (path.is_file() and path.read_bytes() == reference.record)
     other = context.group.from_rank_0(None if same else str(path))
@@ -203,18 +204,7 @@ def require_same(context: TrainingContext, reference: Reference, folder: Path | 
             "that HEAD names. Nothing was changed. To train the stage again from its start, "
             "use --redo prefer"
         )
-
-
-def require_base(context: TrainingContext, reference: Reference, start: StageModel) -> None:
-    """Raise PionError if a stage with LoRA would resume with numbers that are not of its base,
-    which `start` has. Every rank calls this."""
-    wrong = _other_numbers(context, reference, start)
-    if wrong is not None:
-        raise PionError(
-            f"{wrong}. The checkpoints are safe, but prefer would learn with wrong numbers on this "
-            "machine. Run the same command on a machine that computes as before, or train the "
-            "stage again with --redo prefer"
-        )
+    return reference
 
 
 def _usable(
