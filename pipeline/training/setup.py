@@ -247,12 +247,8 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     start, reference = stage_model(context, stage, data, plan, saved), None
     _tell_card(context, stage, plan, start.model.config)
     if context.job.needs_reference(stage):
-        from pipeline.training.reference.of_stage import with_reference
-
-        streams, resumes = {"train": data.train, "held_out": data.held_out}, recorded is not None
-        reference, start = with_reference(context, streams, start, saved, resumes=resumes)
-        train, held_out = (reference.streams[split] for split in streams)
-        data = dataclasses.replace(data, train=train, held_out=held_out)
+        resumes = recorded is not None
+        data, reference, start = _with_reference(context, data, start, saved, resumes=resumes)
     rows: RowStream | Prompts = data.train
     if context.job.section(stage).reinforcement is not None:
         data = with_prompts(context, data)
@@ -334,6 +330,22 @@ def _resume(context: TrainingContext, trainer: Trainer, restored: Restored) -> s
     whole = None if saved is None else TrainState(saved.model, saved.optimizer, saved.state)
     trainer.load(whole)
     return f"continues after step {trainer.step:,}"
+
+
+def _with_reference(
+    context: TrainingContext,
+    data: StageData,
+    start: StageModel,
+    saved: Loaded | None,
+    *,
+    resumes: bool,
+) -> tuple[StageData, Reference, StageModel]:
+    from pipeline.training.reference.of_stage import with_reference
+
+    streams = {"train": data.train, "held_out": data.held_out}
+    reference, start = with_reference(context, streams, start, saved, resumes=resumes)
+    train, held_out = (reference.streams[split] for split in streams)
+    return dataclasses.replace(data, train=train, held_out=held_out), reference, start
 
 
 def _find(context: TrainingContext, stage: str, head: Head) -> Restored:
