@@ -21,22 +21,11 @@ from pipeline.training.reference.columns import (
     write_reference,
     write_unfinished,
 )
-from tests.support.reference_world import World, make_world, numbers_of
+from tests.support.reference_world import numbers_of
 
 KEY = "ab" * 32
 ABOUT = {"weights": "w", "dtype": "float32", "residual": "float32"}
 SHARDS = [f"train/0/shard_{number:05}.reference.npy" for number in range(3)]
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("rows"))
-
-
-@pytest.fixture
-def world(rows, tmp_path):
-    (tmp_path / "rows").symlink_to(rows.folder / "rows")
-    return World(tmp_path)
 
 
 def test_what_decides_the_numbers_is_in_their_name():

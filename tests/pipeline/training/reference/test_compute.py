@@ -21,24 +21,12 @@ from tests.support.reference_world import (
     Threads,
     World,
     begin,
-    make_world,
     model_of_the_world,
     numbers_of,
 )
 from tests.support.waiting import wait_until
 
-ROWS = 14  # 10 to train on, in shards of 4, 4 and 2, and 4 held out
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("rows")).folder
-
-
-@pytest.fixture
-def world(rows, tmp_path):
-    (tmp_path / "rows").symlink_to(rows / "rows")
-    return World(tmp_path)
+ROWS = 14
 
 
 @pytest.fixture(autouse=True)

@@ -26,23 +26,11 @@ from tests.support.reference_world import (
     Threads,
     World,
     begin,
-    make_world,
     model_of_the_world,
     numbers_of,
 )
 
 PLAN = ComputePlan(micro_batch=2, threads=1)
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("rows"), pairs=12).folder
-
-
-@pytest.fixture
-def world(rows, tmp_path):
-    (tmp_path / "rows").symlink_to(rows / "rows")
-    return World(tmp_path)
 
 
 def resume(world, start=None, checkpoint=None):
@@ -165,8 +153,8 @@ def test_another_dtype_than_that_of_the_reference_is_said(world, changes, words,
 
 
 def damage(world, wrong):
-    """Damage the numbers of training rows in the store."""
-    (path,) = (world.folder / "runs/_data").glob("*/*/train/0/shard_00000.reference.npy")
+    """Damage the numbers of held-out rows in the store."""
+    (path,) = (world.folder / "runs/_data").glob("*/*/held_out/0/shard_00000.reference.npy")
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.unlink()  # other names may be links to the same file
@@ -214,9 +202,9 @@ def test_numbers_of_another_model_are_not_used(world, monkeypatch):
 
 
 def shifted(rows):
-    """Each row has the numbers of the next one with as many."""
+    """Each row has the numbers of the next one with as many, if there is one."""
     return [
-        next(row for row in rows[n + 1 :] + rows[:n] if len(row) == len(rows[n]))
+        next((row for row in rows[n + 1 :] + rows[:n] if len(row) == len(rows[n])), rows[n])
         for n in range(len(rows))
     ]
 
