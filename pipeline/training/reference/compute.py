@@ -52,11 +52,11 @@ def compute_columns(
     read = partial(read_unfinished, context, key, columns)
     done = context.patiently(read) if group.rank == 0 else {}
     first = group.from_rank_0({name: len(rows) for name, rows in done.items()})
-    total, known = sum(column.rows for column in columns), sum(first.values())
-    if known:
-        words = f"continuing after row {known:,} of {total:,}"
+    total, finished = sum(column.rows for column in columns), sum(first.values())
+    if finished:
+        words = f"continuing after row {finished:,} of {total:,}"
         context.report(Note(f"prefer: {REFERENCE_PASS}: {words}"))
-    before, began = known, clock.monotonic()
+    before, began = finished, clock.monotonic()
     flushed = began
     with unchanged(start.model), start.measuring(), smaller_plans(context, start):
         for column in columns:
@@ -64,14 +64,14 @@ def compute_columns(
             for parts in batches(first[column.name], column.rows, size, group.world_size):
                 new, stop = _computed_together(context, streams, start, column, parts)
                 rows += new
-                known += len(new)
+                finished += len(new)
                 seconds_apart = max(KEPT_SECONDS, context.run.store.save_seconds)
                 due = stop or clock.monotonic() - flushed >= seconds_apart
                 if due or parts[-1].stop == column.rows:
                     write_unfinished(context, key, column.name, rows, flush=due)
                     flushed = clock.monotonic() if due else flushed
-                eta = (total - known) * (clock.monotonic() - began) / (known - before)
-                progress = PrepareProgress(REFERENCE_PASS, known, "rows", total, "prefer", eta)
+                eta = (total - finished) * (clock.monotonic() - began) / (finished - before)
+                progress = PrepareProgress(REFERENCE_PASS, finished, "rows", total, "prefer", eta)
                 context.watchdog.progress()
                 context.report(progress)
                 if stop:
