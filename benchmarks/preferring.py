@@ -150,7 +150,10 @@ def by_turns(shape: Shape, stream: RowStream, steps: list[Batch], folder: Path) 
     turns, begun = Turns(), [0.0]
     decoder = decoder_of(shape.config)
     reference = {}
-    for place in stream.places():  # a stage computes them all before its first step
+    # A stage computes them all before its first step.
+    shards = stream.shards()
+    places = [(source, n, row) for source, n, shard in shards for row in range(shard.rows)]
+    for place in places:
         with torch.no_grad():
             (reference[place],) = sums_of(decoder, stream.batch_at([place]), PLAN)
     settings = TrainSettings(

@@ -14,6 +14,8 @@ from pion.untrusted import open_file, read_file
 
 # Of an .npy file: more than the longest header that numpy reads.
 NPY_HEADER_BYTES = 16_384
+# The most bytes of a file with an array whose length nobody knows before it is read.
+LARGEST_ARRAY = 1 << 30
 # The header of Daisy's .bin shards has 256 int32: magic, version, number of tokens, and zeros.
 BIN_HEADER_BYTES = 1024
 BIN_MAGIC = 20240520
@@ -49,29 +51,53 @@ def open_npy(path: str | Path, seq_len: int) -> np.ndarray:
 
 
 def read_array(
-    path: str | Path, dtype: npt.DTypeLike, length: int, sha256: str | None = None
+    path: str | Path,
+    dtype: npt.DTypeLike,
+    shape: tuple[int | None, ...],
+    sha256: str | None = None,
 ) -> np.ndarray:
-    """Return the array ``(length,)`` of one dtype in an ``.npy`` file. It can't be written to.
+    """Return the array of one dtype in an ``.npy`` file. It can't be written to.
+
+    In ``shape``, None is any length. Then the file may have LARGEST_ARRAY bytes.
 
     Raises:
-        BadInput: the file is missing, isn't a regular one or ``.npy``, has another hash than
-            ``sha256``, or has another array.
+        BadInput: the file is missing, isn't a regular one or ``.npy``, is too large, has another
+            hash than ``sha256``, or has another array.
     """
-    wanted = np.dtype(dtype)
+    size = prod(length or 0 for length in shape) * np.dtype(dtype).itemsize
     try:
-        data = read_file(path, NPY_HEADER_BYTES + max(0, length) * wanted.itemsize)
+        data = read_file(path, LARGEST_ARRAY if None in shape else NPY_HEADER_BYTES + max(0, size))
     except OSError as error:
         raise BadInput(f"{path}: can't read this array ({error.strerror})") from None
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise BadInput(f"{path}: has been altered (its sha256 differs)")
-    shape, fortran_order, found, offset = parse_npy_header(data[:NPY_HEADER_BYTES], str(path))
-    held = found.str, shape, len(data) - offset
-    if fortran_order or held != (wanted.str, (length,), length * wanted.itemsize):
+    return parse_array(data, dtype, shape, str(path))
+
+
+def parse_array(
+    data: bytes, dtype: npt.DTypeLike, shape: tuple[int | None, ...], where: str
+) -> np.ndarray:
+    """Return the array of one dtype in the bytes of an ``.npy`` file. It can't be written to.
+
+    In ``shape``, None is any length.
+
+    Raises:
+        BadInput: the bytes have another array, or none; the message names ``where``.
+    """
+    wanted = np.dtype(dtype)
+    header = parse_npy_header(data[:NPY_HEADER_BYTES], where)
+    size = len(data) - header.offset
+    fits = len(header.shape) == len(shape) and all(
+        length in (None, actual) for length, actual in zip(shape, header.shape)
+    )
+    expected = wanted.str, False, prod(header.shape) * wanted.itemsize
+    if not fits or (header.dtype.str, header.fortran_order, size) != expected:
+        lengths = " × ".join("any" if length is None else f"{length:,}" for length in shape)
         raise BadInput(
-            f"{path}: has {found} of shape {shape} in {held[2]:,} bytes, not {length:,} numbers "
-            f"of {wanted}"
+            f"{where}: has {header.dtype} of shape {header.shape} in {size:,} bytes, not "
+            f"{lengths} numbers of {wanted}"
         )
-    return np.frombuffer(data, wanted, length, offset)
+    return np.frombuffer(data, wanted, prod(header.shape), header.offset).reshape(header.shape)
 
 
 class NpyHeader(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 from pion.data.order import MixtureOrder, RowOrder
 from pion.data.phased_order import PhasedOrder
 from pion.data.sequences import Sequences, sequences_of_rows
-from pion.data.shards import IGNORED, PREFERENCES, Row, Rows
+from pion.data.shards import IGNORED, PREFERENCES, Row, Rows, Shard
 from pion.errors import BadInput
 
 
@@ -164,11 +164,11 @@ class RowStream:
         stream._references = references
         return stream
 
-    def places(self) -> Iterator[Place]:
-        """Yield the place of each row, by source, shard and row: not in training order."""
+    def shards(self) -> Iterator[tuple[int, int, Shard]]:
+        """Yield the number of the source, the number in it, and the description of each shard."""
         for source, rows in enumerate(self._rows):
-            for shard, count in enumerate(rows.manifest.shard_rows):
-                yield from ((source, shard, row) for row in range(count))
+            for number, shard in enumerate(rows.manifest.shards):
+                yield source, number, shard
 
     def place(self, i: int) -> Place:
         """Return where training row ``i`` >= 0 is."""
@@ -179,7 +179,7 @@ class RowStream:
         return self._order.length_at(i) if isinstance(self._order, PhasedOrder) else 1
 
     def number_of(self, place: Place) -> int:
-        """Return the number of a row among `places`, from 0."""
+        """Return the number of a row from 0, through the shards of all sources."""
         source, shard, row = place
         return self._first_rows[source][shard] + row
 

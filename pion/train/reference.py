@@ -7,15 +7,14 @@ reference are equal at the first step, but for rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pion.data.stream import Batch, RowStream, to_device
+from pion.data.stream import Batch, to_device
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
@@ -32,36 +31,28 @@ AT_LEAST = {"float32": 1e-3, "bfloat16": 0.3}
 MOST = 1e-3
 
 
-@dataclass(frozen=True)
-class ReferenceSums:
-    """The numbers of a reference for the rows of a split, by the number of the row.
+def column_of(rows: Sequence[Sequence[float]]) -> np.ndarray:
+    """Return the numbers of rows as a column of a shard, fp64 ``(rows, S)``, a line for each row.
 
-    Attributes:
-        sums: what the reference gives for each sequence, in nats, fp64 ``(sequences,)``.
-        starts: how many sequences come before each row, and in all, int64 ``(rows + 1,)``.
+    ``S`` is the most numbers of a row. NaN follows the numbers of a row that has fewer.
     """
+    column = np.full((len(rows), max(map(len, rows), default=0)), np.nan)
+    for line, row in zip(column, rows):
+        line[: len(row)] = row
+    return column
 
-    sums: np.ndarray
-    starts: np.ndarray
 
-    def check(self, rows: int, where: str) -> None:
-        """Raise BadInput, naming `where`, unless these are numbers for so many rows."""
-        fits = len(self.starts) == rows + 1 and self.starts[0] == 0
-        if not fits or (np.diff(self.starts) < 1).any() or self.starts[-1] != len(self.sums):
-            raise BadInput(
-                f"{where}: has {len(self.sums):,} numbers for {len(self.starts) - 1:,} rows, and "
-                f"the data has {rows:,} rows"
-            )
-        check_sums(self.sums, where)
+def numbers_in(line: np.ndarray) -> list[float]:
+    """Return the numbers of a row, by its line in a column."""
+    numbers: list[float] = line[~np.isnan(line)].tolist()
+    return numbers
 
-    def of(self, number: int) -> list[float]:
-        """Return the numbers of a row, one for each of its sequences."""
-        found: list[float] = self.sums[self.starts[number] : self.starts[number + 1]].tolist()
-        return found
 
-    def in_stream(self, stream: RowStream) -> RowStream:
-        """Return the stream with these numbers."""
-        return stream.with_references(lambda place: self.of(stream.number_of(place)))
+def check_column(column: np.ndarray, where: str) -> None:
+    """Raise BadInput, naming `where`, for what is no column of sums of log-probabilities."""
+    if np.isnan(column[:, :1]).any() or (len(column) and not column.shape[1]):
+        raise BadInput(f"{where}: has a row without a number")
+    check_sums(column[~np.isnan(column)], where)
 
 
 def check_sums(sums: np.ndarray, where: str) -> None:

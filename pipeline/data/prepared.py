@@ -90,7 +90,7 @@ class PreparedData:
         for source, split in itertools.product(self.sources, SPLITS):
             path = self.folder / source.folder / split / SEQUENCES
             with told(after=". Prepare the data again: --redo prepare"):
-                starts = read_array(path, np.int32, self.manifest(source, split).rows + 1)
+                starts = read_array(path, np.int32, (self.manifest(source, split).rows + 1,))
             most = max(most, int(np.diff(starts).max(initial=0)))
         return most
 

@@ -92,7 +92,7 @@ FAILURES_BEFORE_COMMIT = 3
 # A checkpoint has this many files, written and uploaded one after the other.
 MARKS_PER_SAVE = 5
 COMMITS_PER_START = 6
-# Before and after a chunk of each split, and when the whole is written and when it is bound.
+# Before and after a column of each split, and when all are written and when HEAD names them.
 MARKS_OF_REFERENCE = 6
 # The share of the random kills that land before the first step.
 START_SHARE = 0.3

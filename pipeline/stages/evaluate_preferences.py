@@ -24,13 +24,11 @@ from pion.evaluation.item_scores import (
     pack,
     unpack,
 )
-from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
 from pipeline.data.prepared import SPLITS
 from pipeline.stages.measures import NAMES
 from pipeline.state.run_state import BY_ITEM
-from pipeline.state.shared.folder import REFERENCE_FILE
 
 if TYPE_CHECKING:
     from pion.data.stream import RowStream
@@ -113,25 +111,22 @@ class _Answers:
         Damaged numbers are not used, nor those of another precision than the evaluation's: the
         model is measured instead.
         """
-        from pipeline.training.reference.share import read_reference
+        from pipeline.training.reference.columns import read_reference
 
         folder = self.start.reference
         if folder is None:
             return stream, {}
-        rows = {split: self.measures.rows_of(split, STAGE).total_rows for split in SPLITS}
         try:
-            bound = read_reference(folder, rows)
-            where = folder / REFERENCE_FILE
-            weights = str(parse_object(read_file(where), str(where))["weights"])
-            dtype, residual = bound.dtype, bound.residual
-        except (PionError, OSError, KeyError) as error:
+            streams = {split: self.measures.rows_of(split, STAGE) for split in SPLITS}
+            reference = read_reference(folder, streams)
+        except PionError as error:
             self.say(Note(f"the numbers of the reference are not used: {error}"))
             return stream, {}
         # An evaluation keeps hidden states in fp32 between blocks.
         ours = str(self.measures.dtype).removeprefix("torch."), "float32"
-        if (dtype, residual) != ours:
+        if (reference.dtype, reference.residual) != ours:
             return stream, {}
-        return bound.splits["held_out"].in_stream(stream), {"reference": weights}
+        return reference.streams["held_out"], {"reference": reference.weights}
 
 
 # ---------------------------------------------------------------- written answers

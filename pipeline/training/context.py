@@ -147,6 +147,11 @@ class TrainingContext:
             return f"Stopped by request ({request}). Every finished step is saved."
         return over_budget(self.job.budget, claim.spent)
 
+    def stopped(self, interrupted: str) -> PionError:
+        """Return the error of a stop: by a request or the budget, or else with these words."""
+        reason = self.stop_reason
+        return Interrupted(interrupted) if reason is None else Stopped(reason)
+
     def patiently(self, work: Callable[[], Result]) -> Result:
         """Return what `work` returns; while the store is down, retry for `checkpoint.linger`.
 
@@ -253,9 +258,7 @@ class TrainingContext:
             if left <= 0:
                 return
             time.sleep(min(left, POLL_SECONDS))
-        if self.stop_reason is not None:
-            raise Stopped(self.stop_reason)
-        raise Interrupted(
+        raise self.stopped(
             "Interrupted while the store was down. Everything committed earlier is safe. Run the "
             "same command again to resume."
         )

@@ -39,7 +39,7 @@ from pipeline.training.hop_receipt import record_machine, record_step_down
 from pipeline.training.prompts import require_signal, with_prompts
 from pipeline.training.rewind import rows_to_skip
 from pipeline.training.stage_data import StageData, open_stage_data
-from pipeline.training.stage_model import stage_model
+from pipeline.training.stage_model import StageModel, stage_model
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
@@ -49,12 +49,10 @@ if TYPE_CHECKING:
     from pion.evaluation.held_out import Evaluation
     from pion.model.decoder import Decoder
     from pion.train.rollout_feed import Prompts
-    from pion.train.sharding import Shards
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer
     from pipeline.training.context import TrainingContext
-    from pipeline.training.reference.of_stage import Start
-    from pipeline.training.reference.share import Bound
+    from pipeline.training.reference.columns import Reference
 
 
 # Tokens of a sample, at most.
@@ -103,7 +101,7 @@ class Setup:
     restored: Restored
     why: str
     adapter: Adapter | None = None
-    reference: Bound | None = None
+    reference: Reference | None = None
 
     @property
     def on_cpu(self) -> bool:
@@ -229,7 +227,6 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     """
     from pion.train.hardware import configure
     from pipeline.data.shard_cache import fetching_from
-    from pipeline.training.reference.of_stage import Start
 
     def bring() -> tuple[Path, str, Restored]:
         head = context.run.read()
@@ -247,18 +244,17 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     if plan.compile:
         use_private_compile_cache()
     configure(plan)  # before anything computes: cuBLAS reads its settings once
-    model, weights, why, adapter = stage_model(context, stage, data, plan, saved)
-    _tell_card(context, stage, plan, model.config)
-    start, reference, shards = Start(model, adapter, plan, weights), None, None
+    start, reference = stage_model(context, stage, data, plan, saved), None
+    _tell_card(context, stage, plan, start.model.config)
     if context.job.needs_reference(stage):
         resumes = recorded is not None
-        data, reference, shards = _with_reference(context, data, start, saved, resumes=resumes)
+        data, reference, start = _with_reference(context, data, start, saved, resumes=resumes)
     rows: RowStream | Prompts = data.train
     if context.job.section(stage).reinforcement is not None:
         data = with_prompts(context, data)
         assert data.prompts is not None
         rows = data.prompts["train"]
-    trainer = _trainer(context, stage, rows, start, shards)
+    trainer, why = _trainer(context, stage, rows, start), start.why
     if recorded is not None:
         why = _resume(context, trainer, restored)
     elif data.prompts is not None:
@@ -269,7 +265,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     )
     # The trainer has copied what it needs. Mapped files keep their room on the disk, also deleted.
     restored = dataclasses.replace(restored, saved=None)
-    return Setup(context, stage, trainer, data, restored, why, adapter, reference)
+    return Setup(context, stage, trainer, data, restored, why, start.adapter, reference)
 
 
 def _tell_card(
@@ -297,8 +293,7 @@ def _trainer(
     context: TrainingContext,
     stage: str,
     rows: RowStream | Prompts,
-    start: Start,
-    shards: Shards | None,
+    start: StageModel,
 ) -> Trainer:
     from pion.train.trainer import Trainer
 
@@ -309,7 +304,7 @@ def _trainer(
         start.plan,
         rank=context.group.rank,
         weights=start.weights,
-        shards=shards,
+        shards=start.shards,
     )
     # A model in parts can't sample answers.
     trainer.may_divide = context.job.hardware.sharded is None and start.plan.rollout_rows is None
@@ -340,17 +335,17 @@ def _resume(context: TrainingContext, trainer: Trainer, restored: Restored) -> s
 def _with_reference(
     context: TrainingContext,
     data: StageData,
-    start: Start,
+    start: StageModel,
     saved: Loaded | None,
     *,
     resumes: bool,
-) -> tuple[StageData, Bound, Shards | None]:
+) -> tuple[StageData, Reference, StageModel]:
     from pipeline.training.reference.of_stage import with_reference
 
     streams = {"train": data.train, "held_out": data.held_out}
-    found, bound, shards = with_reference(context, streams, start, saved, resumes=resumes)
-    data = dataclasses.replace(data, train=found["train"], held_out=found["held_out"])
-    return data, bound, shards
+    reference, start = with_reference(context, streams, start, saved, resumes=resumes)
+    train, held_out = (reference.streams[split] for split in streams)
+    return dataclasses.replace(data, train=train, held_out=held_out), reference, start
 
 
 def _find(context: TrainingContext, stage: str, head: Head) -> Restored:

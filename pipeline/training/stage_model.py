@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.state.shared.folder import WITH_ADDITIONS
 from pipeline.training.first_weights import (
     adapter_before,
     cost_of_rounding,
@@ -19,9 +22,50 @@ if TYPE_CHECKING:
     from pion.model.decoder import Decoder
     from pion.model.saved_weights import Saved
     from pion.train.settings import ComputePlan
+    from pion.train.sharding import Shards
     from pipeline.state.checkpoints.restore import Loaded
     from pipeline.training.context import TrainingContext
     from pipeline.training.stage_data import StageData
+
+
+@dataclass(frozen=True)
+class StageModel:
+    """The model that a stage starts from.
+
+    Attributes:
+        why: where its weights come from, in words.
+        adapter: what LoRA trains of it; None: the whole model is trained.
+        weights: the weights that the model itself lacks; None: it has them all.
+        shards: this rank's part, if the ranks have divided the weights by now.
+    """
+
+    model: Decoder
+    plan: ComputePlan
+    why: str = ""
+    adapter: Adapter | None = None
+    weights: Saved | None = None
+    shards: Shards | None = None
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Return what frees the weights that are gathered in the block."""
+        return nullcontext() if self.shards is None else self.shards.measuring()
+
+    def weights_sha256(self) -> str:
+        """Return the hash of the weights, before they are divided: with LoRA, of the base and of
+        what LoRA adds already."""
+        from pion.model.lora_projections import B, additions
+        from pion.model.parameters import tensors_sha256
+        from pion.model.saved_weights import Tensors
+
+        if self.adapter is None:
+            own = self.model.state_dict()
+            return tensors_sha256(own if self.weights is None else Tensors(self.weights, own))
+        rounded = self.adapter.lora.base_dtype
+        weights = str(self.adapter.base.sha256) + ("" if rounded is None else f" in {rounded}")
+        added = additions(self.model)
+        if any(bool(tensor.any()) for name, tensor in added.items() if name.endswith(f".{B}")):
+            weights += f"{WITH_ADDITIONS}{tensors_sha256(added)}"
+        return weights
 
 
 def stage_model(
@@ -30,9 +74,8 @@ def stage_model(
     data: StageData,
     plan: ComputePlan,
     saved: Loaded | None,
-) -> tuple[Decoder, Saved | None, str, Adapter | None]:
-    """Return the model to train, its weights if it has none itself, where they come from, and what
-    LoRA trains of it.
+) -> StageModel:
+    """Return the model to train.
 
     Of a stage that resumes, rank 0 has `saved` the checkpoint, and the trainer loads its weights.
     """
@@ -47,12 +90,11 @@ def stage_model(
         else:
             (model, why), weights = first_model(context, stage), None
         show_first_rows(model, data.train)
-        return model, weights, why, None
+        return StageModel(model, plan, why, weights=weights)
     config = context.job.config_after(context.job.stage_before(stage))
     if plan.sharded:
-        return without_values(config), None, "", None
-    model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
-    return model, None, "", None
+        return StageModel(without_values(config), plan)
+    return StageModel(Decoder.from_state(config, saved.model) if saved else Decoder(config), plan)
 
 
 def with_additions(
@@ -61,10 +103,9 @@ def with_additions(
     data: StageData,
     plan: ComputePlan,
     saved: Loaded | None,
-) -> tuple[Decoder, Saved | None, str, Adapter]:
+) -> StageModel:
     """Return a frozen base with LoRA's additions, as the stage starts with them: new ones, or those
-    of the stage before; and the base's weights if it has none itself. It is found again for each
-    attempt.
+    of the stage before. The base is found again for each attempt.
 
     Raises BadInput on every rank if it is not the base of the checkpoint `saved`.
     """
@@ -97,10 +138,10 @@ def with_additions(
         model, weights = lazily_adapted(
             config, weights, lora, seed=seed, dtype=dtype, tensors=added
         )
-        return model, weights, why, Adapter(lora, identity)
+        return StageModel(model, plan, why, Adapter(lora, identity), weights)
     whole = Decoder.from_state(config, dict(Tensors(weights)))
     model = adapted(whole, lora, seed=seed, dtype=dtype, tensors=added)
-    return model, None, why, Adapter(lora, identity)
+    return StageModel(model, plan, why, Adapter(lora, identity))
 
 
 def _about_base(

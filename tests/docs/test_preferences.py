@@ -8,7 +8,7 @@ import yaml
 from pion.data.preference.layouts import Pair, parse_preference
 from pion.train.preference import BETA, WITHOUT_REFERENCE
 from pipeline.stages.requirements import check_names
-from pipeline.training.reference.compute import CHUNK_SECONDS
+from pipeline.training.reference.compute import KEPT_SECONDS
 from tests.paths import REPOSITORY
 from tests.support.jobs import tiny_job
 from tests.support.published_models import load_shipped
@@ -62,4 +62,4 @@ def test_its_table_has_every_loss_that_can_be_trained():
 
 
 def test_what_a_death_costs_is_what_the_code_says():
-    assert f"loses at most {CHUNK_SECONDS:.0f} seconds" in TEXT
+    assert f"loses at most {KEPT_SECONDS:.0f} seconds" in TEXT

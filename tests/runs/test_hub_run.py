@@ -61,7 +61,7 @@ def test_a_run_with_preferences_on_the_hub_is_killed_twice_and_ends_elsewhere_wi
         process = start(job, env=with_slow_steps(tmp_path).environment())
         resumed = wait_for(process, "prefer step 3/8")
         kill(process)
-        assert "reference pass: continuing train after row" in resumed, resumed
+        assert "reference pass: continuing after row" in resumed, resumed
         shutil.rmtree(tmp_path / "cache")
         output = finish(job)
         assert "sft: done" in output

@@ -51,7 +51,7 @@ def prefer_job(folder, **changes):
 def killed_in_the_pass(folder, job, arrival):
     """Kill a run with SIGKILL at its `arrival` at a chunk of the reference; return its output."""
     chunks = Meddling(folder)
-    chunks.run("import_module('pipeline.training.reference.compute').CHUNK_SECONDS = 0.0")
+    chunks.run("import_module('pipeline.training.reference.compute').KEPT_SECONDS = 0.0")
     halted = folder / f"halted-{arrival}"
     process = start(job, env=chunks.environment() | {HALT_AT: f"reference:{arrival}:{halted}"})
     wait_until(lambda: halted.exists() or process.poll() is not None, "the run to reach a chunk")

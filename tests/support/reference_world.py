@@ -14,14 +14,15 @@ from pion.config.model_config import ModelConfig
 from pion.data.order import RowOrder
 from pion.data.stream import RowStream
 from pion.model.decoder import Decoder
-from pion.model.parameters import tensors_sha256
 from pion.train.settings import ComputePlan
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
-from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore
+from pipeline.state.stores import FileStore, Store
+from pipeline.state.workspace import Workspace
 from pipeline.training.context import TrainingContext
-from pipeline.training.reference.compute import StartingModel
+from pipeline.training.reference.columns import Reference
+from pipeline.training.reference.of_stage import with_reference
+from pipeline.training.stage_model import StageModel
 from pipeline.training.train_request import Group, TrainRequest
 from tests.support.jobs import tiny_job
 from tests.support.preference_files import pair_of, read_rows, write_jsonl, write_rows
@@ -41,16 +42,25 @@ class World:
         """Return the rows of both splits."""
         return {split: _stream(self.folder, split, out) for split in ("train", "held_out")}
 
-    def start(self, model: Decoder | None = None, **plan: Any) -> StartingModel:
+    def start(self, model: Decoder | None = None, **plan: Any) -> StageModel:
         """Return the model that the stage starts from: always the same, unless one is given."""
-        model = model or model_of_the_world()
         settings = {"micro_batch": self.micro_batch, "threads": 1} | plan
-        return StartingModel(model, tensors_sha256(model.state_dict()), ComputePlan(**settings))
+        return StageModel(model or model_of_the_world(), ComputePlan(**settings))
+
+    def make(self, name: str = "tiny", model: Decoder | None = None, **plan: Any) -> Reference:
+        """Let the stage of a run begin, and return its reference."""
+        with self.context(name) as context:
+            return begin(context, self.streams(), self.start(model, **plan))
 
     @contextmanager
-    def context(self, name: str = "tiny", group: Group | None = None) -> Iterator[TrainingContext]:
-        """Yield what a training process has that owns the run `name`, if it is rank 0."""
-        group = group or Group()
+    def context(
+        self, name: str = "tiny", group: Group | None = None, store: Store | None = None
+    ) -> Iterator[TrainingContext]:
+        """Yield what a training process has that owns the run `name`, if it is rank 0.
+
+        A process before it in the same `store` may have died.
+        """
+        group, store = group or Group(), store or FileStore(self.folder / "runs")
         job = tiny_job(sft=None, name=name)
         request = TrainRequest(
             job=job.model_dump(mode="json"),
@@ -60,9 +70,10 @@ class World:
             stages=["pretrain"],
             digests={},
         )
-        context = TrainingContext(request, group, self.said.append, lambda: self.asked)
-        run = RunState(FileStore(self.folder / "runs"), name)
-        context.owned = claim_run(run, Owner.me()) if group.rank == 0 else None
+        workspace, said = Workspace(store, name), self.said.append
+        context = TrainingContext(request, group, said, lambda: self.asked, workspace)
+        if group.rank == 0:
+            context.owned = claim_run(context.run, Owner.me(), take_over=True)
         try:
             yield context
         finally:
@@ -70,6 +81,11 @@ class World:
             if context.owned is not None:
                 context.owned.heartbeat.stop()
                 context.owned.release()
+
+
+def begin(context: TrainingContext, streams: dict[str, RowStream], start: StageModel) -> Reference:
+    """Return the reference of a stage that begins."""
+    return with_reference(context, streams, start, None, resumes=False)[0]
 
 
 class Threads:
@@ -123,3 +139,14 @@ def _stream(folder: Path, split: str, out: str) -> RowStream:
     rows = read_rows(folder, split, out)
     manifest = rows.manifest
     return RowStream([(rows, RowOrder(manifest.shard_rows, manifest.fingerprint, 0, 2))])
+
+
+def numbers_of(stream: RowStream) -> list[list[float]]:
+    """Return the numbers of each row, in the order of the shards; zeros if there are none."""
+    rows = []
+    for source, number, shard in stream.shards():
+        for row in range(shard.rows):
+            sequences = stream.batch_at([(source, number, row)]).sequences
+            assert sequences is not None
+            rows.append(sequences.reference[0][sequences.side[0] != 0].tolist())
+    return rows

@@ -219,7 +219,7 @@ def _decided(inputs: Sequence[Input], folder: Path) -> Cleaned | None:
         return None
     record = parse_object(read_file(path, LARGEST_LISTING), str(path))
     try:
-        verdicts = read_array(folder / VERDICTS, np.uint8, sum(record["documents"]))
+        verdicts = read_array(folder / VERDICTS, np.uint8, (sum(record["documents"]),))
     except (BadInput, ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{folder / VERDICTS} is damaged ({error!r:.200}). Prepare the data again: "

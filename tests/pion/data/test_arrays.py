@@ -80,11 +80,11 @@ def test_an_array_of_the_dtype_length_and_hash_that_are_asked_for_is_read(tmp_pa
     array = np.arange(5, dtype=np.float64)
     path = saved(tmp_path / "a.npy", array)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert read_array(path, np.float64, 5, sha256).tolist() == array.tolist()
+    assert read_array(path, np.float64, (5,), sha256).tolist() == array.tolist()
     saved(path, -array)
-    assert read_array(path, np.float64, 5).tolist() == (-array).tolist()
+    assert read_array(path, np.float64, (5,)).tolist() == (-array).tolist()
     with pytest.raises(BadInput, match=r"a\.npy: has been altered"):
-        read_array(path, np.float64, 5, sha256)
+        read_array(path, np.float64, (5,), sha256)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_an_array_of_the_dtype_length_and_hash_that_are_asked_for_is_read(tmp_pa
 )
 def test_another_array_is_refused_with_the_file(tmp_path, array):
     with pytest.raises(BadInput, match=r"a\.npy"):
-        read_array(saved(tmp_path / "a.npy", array), np.float64, 5)
+        read_array(saved(tmp_path / "a.npy", array), np.float64, (5,))
 
 
 @pytest.mark.parametrize(
@@ -123,4 +123,4 @@ def test_what_is_no_whole_file_is_refused_at_once(tmp_path, change):
     path = saved(tmp_path / "a.npy", np.zeros(5))
     change(path)
     with pytest.raises(BadInput, match=r"a\.npy"):
-        read_array(path, np.float64, 5)
+        read_array(path, np.float64, (5,))

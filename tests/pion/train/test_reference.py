@@ -3,44 +3,44 @@
 import dataclasses
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pion.train.reference import ReferenceSums, check_reference, sums_of, unchanged
+from pion.train.reference import (
+    check_column,
+    check_reference,
+    column_of,
+    numbers_in,
+    sums_of,
+    unchanged,
+)
 from pion.train.settings import ComputePlan
 from tests.support.pair_rows import CONFIG, PairRows, random_pairs
 
 PLAN = ComputePlan()
 
 
-def sums(numbers, starts):
-    return ReferenceSums(np.array(numbers), np.array(starts, dtype=np.int64))
-
-
 def test_each_row_has_its_own_numbers():
-    found = sums([-1.0, -2.0, -3.0], [0, 2, 3])
-    found.check(2, "here")
-    assert (found.of(0), found.of(1)) == ([-1.0, -2.0], [-3.0])
+    column = column_of([[-1.0, -2.0], [-3.0]])
+    check_column(column, "here")
+    assert [*map(numbers_in, column)] == [[-1.0, -2.0], [-3.0]]
 
 
 @pytest.mark.parametrize(
-    ("numbers", "starts", "expected"),
+    ("rows", "expected"),
     [
-        ([-1.0, -2.0], [0, 1, 2, 3], "has 2 numbers for 3 rows"),
-        ([-1.0, -2.0], [0, 2], "for 1 rows, and the data has 2 rows"),
-        ([-1.0, -2.0], [0, 0, 2], "has 2 numbers"),
-        ([-1.0, -2.0], [1, 1, 2], "has 2 numbers"),
-        ([-1.0, math.nan], [0, 1, 2], "number 1 is nan"),
-        ([-1.0, -math.inf], [0, 1, 2], "number 1 is -inf"),
-        ([0.1, -1.0], [0, 1, 2], "number 0 is 0.1"),
+        ([[-1.0], []], "without a number"),
+        ([[], []], "without a number"),
+        ([[-1.0], [math.nan]], "without a number"),
+        ([[-1.0], [-math.inf]], "number 1 is -inf"),
+        ([[0.1], [-1.0]], "number 0 is 0.1"),
     ],
 )
-def test_numbers_that_can_not_be_right_are_refused(numbers, starts, expected):
+def test_numbers_that_can_not_be_right_are_refused(rows, expected):
     with pytest.raises(BadInput, match="here: ") as refused:
-        sums(numbers, starts).check(2, "here")
+        check_column(column_of(rows), "here")
     assert expected in str(refused.value)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -14,16 +15,16 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.evaluation.item_scores import difference, mean, unpack
 from pion.generation.generate import generate
-from pion.train.reference import ReferenceSums
 from pipeline.data.compared_text import find_text
 from pipeline.data.prepared import SPLITS, open_data
 from pipeline.job import Job
 from pipeline.models.load import load_model_in
 from pipeline.stages.evaluate import MeasuredStart
 from pipeline.stages.measures import StageStart
-from pipeline.training.reference.share import write_reference
+from pipeline.training.reference.columns import columns_of, write_column, write_reference
 from tests.pipeline.stages.test_evaluate import SEQ_LEN, Folder, World
 from tests.pipeline.stages.test_evaluate_before_after import start_of
+from tests.support.reference_world import numbers_of
 
 ROW = 2 * SEQ_LEN
 WORDS = ["on the mat.", "the dog ate.", "a bone.", "return a new list.", "of items."]
@@ -55,17 +56,15 @@ class PreferWorld(World):
 
     def reference(self, folder, sums, dtype, residual="float32"):
         """Write the stored numbers of a reference for as many answers as each split has."""
-        data = open_data(self.data["prefer"])
-        splits = {}
+        data, streams = open_data(self.data["prefer"]), {}
         for split in SPLITS:
-            stream = data.stream(split, 0, 1)
-            sides = [stream.batch_at([place]).sequences for place in stream.places()]
-            counts = [int((one.side != 0).sum()) for one in sides if one is not None]
-            starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-            splits[split] = ReferenceSums(sums(int(starts[-1])), starts)
-        write_reference(
-            folder, "k" * 64, splits, {"weights": "5" * 64, "dtype": dtype, "residual": residual}
-        )
+            streams[split] = data.stream(split, 0, 1)
+            counts = [*map(len, numbers_of(streams[split]))]
+            rows = iter(np.split(sums(sum(counts)), np.cumsum(counts)[:-1]))
+            for column in columns_of({split: streams[split]}):
+                write_column(folder / column.name, [*islice(rows, column.rows)])
+        about = {"weights": "5" * 64, "dtype": dtype, "residual": residual}
+        write_reference(folder, "k" * 64, about)
         return folder
 
     def _pairs(self, folder):
@@ -249,7 +248,7 @@ def test_numbers_that_do_not_fit_are_not_used_and_the_start_is_measured(
     dtype, residual = (dtypes.get(name, "float32") for name in ("dtype", "residual"))
     folder = world.reference(tmp_path / "reference", lambda n: np.full(n, -3.0), dtype, residual)
     if wrong == "damaged":
-        (folder / "held_out.sums.npy").write_bytes(b"no numbers")
+        (folder / "held_out/0/shard_00000.reference.npy").write_bytes(b"no numbers")
     start = StageStart("sft", world.models["sft"], folder)
     result, said, _ = world.evaluated(world.job(), start=start)
     assert result["preferences"] == unbroken[0]["preferences"]
