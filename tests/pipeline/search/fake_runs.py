@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,6 @@ from tests.support.light_run import save_checkpoint, use_data
 
 # A fake run takes so many hours, and so many more for each FLOP.
 START_HOURS, HOURS_PER_FLOP = 0.01, 1e-10
-DATA = "ab" * 32
 
 
 class Killed(BaseException):
@@ -50,7 +50,7 @@ class FakeRuns:
         meddle: called with the number of the call and the moment ("before" or "after").
         loss: the held-out loss of a job at a step, for a search.
         sources: the same on each source, of a job whose phases mix them. Its runs can be forked.
-        data: the fingerprint of the data that runs prepare.
+        content: that of the data which runs prepare.
         steps: those that runs which can be forked have trained.
     """
 
@@ -58,7 +58,7 @@ class FakeRuns:
     meddle: Callable[[int, str], None] = lambda number, moment: None
     loss: Callable[[Job, int], float] = lambda job, step: 1.0
     sources: Callable[[Job, int], dict[str, float]] = lambda job, step: {}
-    data: str = DATA
+    content: str = "rows"
     started: list[str] = field(default_factory=list)
     steps: int = 0
 
@@ -76,10 +76,11 @@ class FakeRuns:
         digests = digest_job(job)
         run = RunState(open_store(job.store), job.name)
         claim = claim_run(run, Owner.me(), unattended=True)
-        folder = data_key(self.data, "cd" * 16)
-        claim.commit(lambda head: head.with_data({"pretrain": folder}))
+        content = f"{self.content} {job.seed}"  # as in the fingerprint of prepared data
+        key = data_key(hashlib.sha256(content.encode()).hexdigest(), "cd" * 16)
+        claim.commit(lambda head: head.with_data({"pretrain": key}))
         if job.mixes:
-            use_data(claim, digests.data)
+            use_data(claim, digests.data, content)
             inputs = {"format": 1, "inputs": stage_inputs("pretrain", digests)}
             run.write_stage("pretrain", digests.stages["pretrain"], inputs)
         try:

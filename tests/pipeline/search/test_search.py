@@ -13,10 +13,9 @@ import pytest
 
 from pion.errors import BadInput, Interrupted, PionError, Stopped
 from pipeline.commands.fork import fork_for
-from pipeline.search.cap import Cap
-from pipeline.search.runs import Runs
+from pipeline.search.search import Search
+from pipeline.search.trials import Request
 from pipeline.search.try_command import run_try
-from pipeline.search.vary import Comparison, settings_of
 from pipeline.state.stores import StoreError
 from tests.pipeline.search.fake_runs import FakeRuns, Killed, write_job
 
@@ -33,10 +32,9 @@ def best_at_2e3(job, step):
     return 3.0 + 0.1 * abs(math.log2(rate / 2e-3)) + 0.05 * (job.seed % 3) + noise + 1.0 / step
 
 
-def search(job, runs, *overrides, varied=VARY, seeds=3, hours=None, as_json=False):
-    settings = settings_of(varied)
-    started = Runs("try", job, overrides, runs, as_json=as_json)
-    return run_try(started, settings, Comparison(seeds), Cap(hours), fork_for)
+def search(job, runs, *, varied=VARY, as_json=False, **options):
+    request = Request(path=job, vary=varied, **options)
+    return run_try(request, fork_for, as_json=as_json, execute=runs)
 
 
 def job_in(folder):
@@ -134,16 +132,38 @@ def test_a_setting_that_diverges_comes_last(tmp_path, capsys):
     assert "pretrain.lr=1e-3 is" in out or "pretrain.lr=4e-3 is" in out
 
 
+def test_data_that_change_between_two_candidates_end_the_search(tmp_path):
+    """Before any run of the changed data is compared, and again with the same command."""
+
+    def change(number, moment):
+        if (number, moment) == (5, "before"):
+            runs.content = "other rows"
+
+    job, runs = job_in(tmp_path), FakeRuns(loss=best_at_2e3)
+    runs.meddle = change
+    for _ in range(2):
+        with pytest.raises(BadInput, match="learned from other data than") as refused:
+            search(job, runs)
+        assert f"pion rm file://{tmp_path}/runs/{runs.started[4]}" in str(refused.value)
+        assert len(runs.started) == 5
+
+
 def test_the_cap_over_all_runs_is_kept_in_the_store(tmp_path):
     job, runs = job_in(tmp_path), FakeRuns(loss=best_at_2e3)
     with pytest.raises(Stopped, match="cap over all runs"):
         search(job, runs, hours=0.05)
     begun = len(runs.started)
     assert 0 < begun < 18
+    (record,) = (tmp_path / "runs" / "_ladders" / "tiny").glob("try-*.json")
+    of_0_2_0 = {"stage": "pretrain", "settings": [], "seeds": [], "rounds": [], "choice": None}
+    record.write_text(json.dumps(json.loads(record.read_text()) | of_0_2_0))
     with pytest.raises(Stopped, match="cap over all runs"):
         search(job, runs)
     assert len(runs.started) == begun
     assert search(job, runs, hours=100) == 0
+    record.write_text("{")
+    with pytest.raises(BadInput, match=r"Delete this file\. The runs keep"):
+        search(job, runs)
 
 
 # By the exit code of a run: that of the search. 4: a person has stopped the run.
@@ -166,20 +186,11 @@ def test_an_outage_between_two_runs_is_an_interruption_on_a_rented_machine(
 
     def fail(number, moment):
         if (number, moment) == (2, "after"):
-            monkeypatch.setattr(Runs, "held_out", down)
+            monkeypatch.setattr(Search, "_held_out", down)
 
     monkeypatch.setenv("PION_LAUNCH_ID", launch)
     with pytest.raises(kind, match="no route to host"):
         search(job_in(tmp_path), FakeRuns(loss=best_at_2e3, meddle=fail))
-
-
-def test_a_damaged_record_says_what_to_do(tmp_path):
-    job, runs = job_in(tmp_path), FakeRuns(loss=best_at_2e3)
-    search(job, runs)
-    (record,) = (tmp_path / "runs" / "_ladders" / "tiny").glob("try-*.json")
-    record.write_text("{")
-    with pytest.raises(BadInput, match=r"Delete this file\. The runs keep"):
-        search(job, runs)
 
 
 @pytest.mark.parametrize(
@@ -192,17 +203,11 @@ def test_a_damaged_record_says_what_to_do(tmp_path):
         ({"seeds": 0}, "--seeds 0"),
         ({"seeds": 99}, "--seeds 99"),
         ({"hours": -1.0}, "--hours -1"),
+        ({"overrides": ("pretrain.steps=3",)}, r"steps 3: too few to compare 4 settings"),
     ],
 )
 def test_a_wrong_search_is_one_message_and_starts_nothing(tmp_path, options, says):
-    runs, job = FakeRuns(), write_job(tmp_path, pretrain__steps=20)
+    runs, job = FakeRuns(), write_job(tmp_path, pretrain__steps=20, pretrain__warmup_steps=1)
     with pytest.raises(BadInput, match=says):
         search(job, runs, **options)
-    assert not runs.started
-
-
-def test_too_few_steps_for_a_round_are_refused(tmp_path):
-    runs, job = FakeRuns(), write_job(tmp_path, pretrain__warmup_steps=1)
-    with pytest.raises(BadInput, match=r"pretrain\.steps 3: too few to compare 4 settings"):
-        search(job, runs, "pretrain.steps=3")
     assert not runs.started

@@ -6,10 +6,8 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.commands.fork import fork_for
-from pipeline.search.cap import Cap
-from pipeline.search.runs import Runs
+from pipeline.search.trials import Request
 from pipeline.search.try_command import run_try
-from pipeline.search.vary import Comparison, settings_of
 from tests.pipeline.search.fake_runs import FakeRuns, Killed, write_job
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -36,10 +34,9 @@ def job_in(folder):
     return write_job(folder, pretrain__steps=STEPS, **changes)
 
 
-def search(job, runs, *, varied=VARY, seeds=SEEDS, as_json=True, fork=fork_for, **options):
-    started = Runs("try", job, (), runs, as_json=as_json)
-    how = Comparison(seeds, **options)
-    return run_try(started, settings_of(varied), how, Cap(), fork)
+def search(job, runs, *, varied=VARY, as_json=True, fork=fork_for, **options):
+    request = Request(path=job, vary=varied, **options)
+    return run_try(request, fork, as_json=as_json, execute=runs)
 
 
 @pytest.fixture

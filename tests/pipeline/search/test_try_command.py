@@ -3,8 +3,8 @@
 import math
 
 from pipeline.search.halving import Choice, Difference
+from pipeline.search.trials import settings_of
 from pipeline.search.try_command import verdict
-from pipeline.search.vary import settings_of
 
 RATES = settings_of(["pretrain.lr=1e-3,2e-3,4e-3,8e-3,9e-3"])
 
