@@ -113,7 +113,7 @@ def describe(spent: Spent) -> str:
 # Runs `pion run` with these arguments, and returns its exit code.
 Execute = Callable[[Sequence[str]], int]
 # The errors that end a search as they ended its run. Any other code is a failure of the run.
-_ENDS: tuple[type[PionError], ...] = (BadInput, Fenced, Stopped, NotDurable, Interrupted)
+_ENDS = {end.exit_code: end for end in (BadInput, Fenced, NotDurable, Interrupted)}
 _INTERRUPTED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
@@ -125,24 +125,17 @@ def run_to_end(execute: Execute, name: str, arguments: Sequence[str]) -> int:
     """Do `pion run` of the run `name`, and return 0 if it is done, 1 if it has failed, or 4 if it
     has stopped. Raises the error that `pion run` ended with, for any other end."""
     code = execute(arguments)
-    if code not in (0, PionError.exit_code, Stopped.exit_code):
-        raise _ended(name, code)
-    return code
-
-
-def _ended(name: str, code: int) -> PionError:
-    """Return the error with which a search ends because its run `name` has ended with `code`."""
+    if code in (0, PionError.exit_code, Stopped.exit_code):
+        return code
     if code < 0:
         killed = signal.Signals(-code).name
-        return PionError(
+        raise PionError(
             f"run {name} was killed by {killed}. If nobody did this, its memory may have run out. "
             "What it has committed is safe. Run the same command again to continue."
         )
-    if code == _INTERRUPTED:
-        code = Interrupted.exit_code
-    kind = next((kind for kind in _ENDS if kind.exit_code == code), PionError)
-    how = "was interrupted" if kind is Interrupted else "did not finish (see above)"
-    return kind(
+    end = Interrupted if code == _INTERRUPTED else _ENDS.get(code, PionError)
+    how = "was interrupted" if end is Interrupted else "did not finish (see above)"
+    raise end(
         f"run {name} {how}. Every finished run is kept, and so is every saved step of this run. "
         "Run the same command again to continue."
     )

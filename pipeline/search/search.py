@@ -97,7 +97,7 @@ class Search:
         """Do what is left. Return the held-out losses of all runs, by which it chose, and how the
         others compare with the chosen setting: by these losses, and on each source of a mix.
 
-        Raises Stopped if the cap is reached, BadInput if the data have changed, and what ends a run.
+        Raises Stopped if the cap is reached, BadInput if the data changed, and what ends a run.
         """
         while isinstance(ranking := decide(curves := self._curves(), self.rounds), Wanted):
             self._train(ranking)
@@ -132,13 +132,11 @@ class Search:
         head = RunState(self._store, trial.name).read()
         rows = [] if head is None else read_metrics(self._store, trial.name, head, self._stage)
         key = "held_out_loss" if source is None else source
-        measured = [
-            (row["step"], row if source is None else row.get("held_out", {})) for row in rows
-        ]
+        losses = {row["step"]: row if source is None else row.get("held_out", {}) for row in rows}
         return {
-            int(step): math.inf if losses[key] is None else losses[key]
-            for step, losses in measured
-            if key in losses
+            int(step): math.inf if each[key] is None else each[key]
+            for step, each in losses.items()
+            if key in each
         }
 
     def heads(self) -> dict[str, Head]:

@@ -80,28 +80,28 @@ def settings_of(varied: Sequence[str]) -> list[Setting]:
     """
     if not varied:
         raise BadInput("name what to vary: --vary pretrain.lr=1e-3,2e-3. Nothing was started.")
-    keys = [_key_and_values(text) for text in varied]
-    names = [key for key, _ in keys]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
+    choices = [_overrides_of(text) for text in varied]
+    keys = [overrides[0].partition("=")[0] for overrides in choices]
+    for names in (keys, *choices):
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise BadInput(
+                f"--vary: {twice} is given twice. Nothing was started. Give each value of a key "
+                "once, such as --vary KEY=a,b,c."
+            )
+    settings = [Setting(chosen) for chosen in itertools.product(*choices)]
+    if len(settings) > MOST_SETTINGS:
         raise BadInput(
-            f"--vary {twice} is given twice. Nothing was started. Give all its values in one, such "
-            f"as --vary {twice}=a,b,c."
-        )
-    choices = [[f"{key}={value}" for value in values] for key, values in keys]
-    combinations = [Setting(tuple(chosen)) for chosen in itertools.product(*choices)]
-    if len(combinations) > MOST_SETTINGS:
-        raise BadInput(
-            f"--vary: {len(combinations):,} combinations are more than {MOST_SETTINGS}. Nothing "
+            f"--vary: {len(settings):,} combinations are more than {MOST_SETTINGS}. Nothing "
             "was started. Give fewer values, or vary one key after the other."
         )
-    return combinations
+    return settings
 
 
-def _key_and_values(text: str) -> tuple[str, list[str]]:
+def _overrides_of(text: str) -> list[str]:
+    """Return `key=value` of each value."""
     key, equals, rest = text.partition("=")
-    key = key.strip()
-    values = _split(rest)
+    key, values = key.strip(), _split(rest)
     if not equals or not key or not all(values):
         raise BadInput(
             f"--vary {text!r:.200} is not key=value,value, such as pretrain.lr=1e-3,2e-3. Nothing "
@@ -112,10 +112,7 @@ def _key_and_values(text: str) -> tuple[str, list[str]]:
             f"--vary {text}: one value leaves nothing to compare. Nothing was started. Give two or "
             f"more, such as --vary {key}={values[0]},OTHER."
         )
-    twice = next((value for value in values if values.count(value) > 1), None)
-    if twice is not None:
-        raise BadInput(f"--vary {key}: {twice} is given twice. Nothing was started.")
-    return key, values
+    return [f"{key}={value}" for value in values]
 
 
 def _split(text: str) -> list[str]:
@@ -247,7 +244,7 @@ def as_overrides(changes: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_unpaired(setting: Setting, usual: Job, varied: Job) -> None:
-    """Raise BadInput if a job that the setting has `varied` can't be compared with the usual one."""
+    """Raise BadInput if a setting has `varied` the usual job so that they can't be compared."""
     name, stage = setting.name, usual.train_stages[0]
     same_data = digest_job(usual).data == digest_job(varied).data
     if not same_data or _tokenizer_sources(usual) != _tokenizer_sources(varied):

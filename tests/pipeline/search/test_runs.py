@@ -55,7 +55,7 @@ def test_a_run_gets_what_the_others_leave_and_at_most_what_its_job_allows():
             {"hours": 9.0, "dollars": 2.0},
             0.995,
             0.0,
-            r"of 9 hours and \$2.* with a larger --dollars",
+            r"of 9 hours and \$2.* a larger --dollars",
         ),
         ({}, 1e6, 1e6, None),
     ],
