@@ -84,14 +84,6 @@ def test_a_finished_search_does_nothing_again_and_says_how_to_continue(finished)
     assert "to finish its run, from its checkpoint: pion run" in finished.text
 
 
-def test_settings_that_differ_by_noise_are_said_to_be_noise(tmp_path, capsys):
-    def noise(job, step):
-        return 3.0 + 0.01 * ((job.seed * 31 + round(job.section("pretrain").lr * 1e4)) % 7)
-
-    search(job_in(tmp_path), FakeRuns(loss=noise), varied=("pretrain.lr=1e-3,2e-3",))
-    assert "is noise: " in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("first", "second"),
     [
