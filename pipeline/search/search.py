@@ -242,11 +242,11 @@ class Search:
             advice="Delete this file. The runs keep what they measured, and the same command "
             "decides again.",
         )
-        cap = {"hours": self._request.hours, "dollars": self._request.dollars}
-        check_cap(SearchRecord(**cap), self._job.budget)
+        cap = SearchRecord(hours=self._request.hours, dollars=self._request.dollars)
+        check_cap(cap, self._job.budget)
         self.record = self._file.read()[0] or SearchRecord()
-        if any(cap.values()):
-            self._change(lambda old: cap)
+        if cap != SearchRecord():
+            self._change(lambda old: {"hours": cap.hours, "dollars": cap.dollars})
         check_cap(self.record, self._job.budget)
 
     def _give_up(self, run: Trial, why: str) -> None:
