@@ -46,7 +46,7 @@ class FakeRuns:
 
     Attributes:
         diverge: which runs go wrong, by name.
-        meddle: called with the number of the call and the moment ("before" or "after").
+        meddle: called with the number of each call after the call.
         loss: the held-out loss of a job at a step, for a search.
         sources: the same on each source, of a job whose phases mix them. Its runs can be forked.
         content: that of the data which runs prepare.
@@ -54,7 +54,7 @@ class FakeRuns:
     """
 
     diverge: Callable[[str], bool] = lambda name: False
-    meddle: Callable[[int, str], None] = lambda number, moment: None
+    meddle: Callable[[int], None] = lambda number: None
     loss: Callable[[Job, int], float] = lambda job, step: 1.0
     sources: Callable[[Job, int], dict[str, float]] = lambda job, step: {}
     content: str = "rows"
@@ -66,9 +66,8 @@ class FakeRuns:
         path, *overrides = (word for word in arguments if word not in ("--until", "pretrain"))
         job = read_job(path, overrides)
         self.started.append(job.name)
-        self.meddle(len(self.started), "before")
         code = self._run(job)
-        self.meddle(len(self.started), "after")
+        self.meddle(len(self.started))
         return code
 
     def _run(self, job: Job) -> int:
@@ -84,15 +83,8 @@ class FakeRuns:
             run.write_stage("pretrain", digests.stages["pretrain"], inputs)
         try:
             if self.diverge(job.name):
-                skipped = SkippedRows(
-                    first=0,
-                    stop=4,
-                    step=3,
-                    epoch=claim.epoch,
-                    digest=digests.stages["pretrain"],
-                    why="a loss of nan",
-                    at=1.0,
-                )
+                digest = digests.stages["pretrain"]
+                skipped = SkippedRows(0, 4, 3, claim.epoch, digest, "a loss of nan", at=1.0)
                 claim.commit(lambda head: head.with_skipped("pretrain", skipped))
                 return 1
             return self._train(job, claim, digests.stages)

@@ -175,18 +175,15 @@ def ctrl_c(stand_in, monkeypatch):
 
 
 def test_each_run_pays_for_a_rented_machine_from_the_end_of_the_one_before(stand_in, monkeypatch):
+    """And at home nothing is paid between runs."""
+    before, at_home = time.time(), RunProcesses(to_stderr=False)
+    assert [at_home([]) for _ in range(2)] == [0, 0]
     monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-1")
-    before, processes = time.time(), RunProcesses(to_stderr=False)
-    assert [processes([]) for _ in range(3)] == [0, 0, 0]
-    first, second, third = (stand_in / "paid").read_text().split()
-    assert first == "-", "the first run pays for the boot"
+    rented = RunProcesses(to_stderr=False)
+    assert [rented([]) for _ in range(3)] == [0, 0, 0]
+    *boots, second, third = (stand_in / "paid").read_text().split()
+    assert boots == ["-", "-", "-"], "the first run pays for the boot"
     assert before < float(second) < float(third) < time.time()
-
-
-def test_at_home_nothing_is_paid_between_runs(stand_in):
-    processes = RunProcesses(to_stderr=False)
-    assert [processes([]) for _ in range(2)] == [0, 0]
-    assert (stand_in / "paid").read_text().split() == ["-", "-"]
 
 
 @pytest.mark.usefixtures("ctrl_c")

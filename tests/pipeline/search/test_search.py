@@ -6,8 +6,6 @@ import contextlib
 import io
 import json
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
@@ -42,46 +40,38 @@ def job_in(folder):
     return write_job(folder, pretrain__steps=STEPS, pretrain__warmup_steps=1)
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A search that nobody disturbed: how many runs it started, what it printed as JSON, and what
-    the same command did and printed after it."""
-
-    started: int
-    found: dict[str, Any]
-    again: list[str]
-    text: str
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder, said = tmp_path_factory.mktemp("finished"), [io.StringIO(), io.StringIO()]
-    job, runs = job_in(folder), [FakeRuns(loss=best_at_2e3), FakeRuns(loss=best_at_2e3)]
-    with contextlib.chdir(folder):
-        for out, own, as_json in zip(said, runs, (True, False), strict=True):
-            with contextlib.redirect_stdout(out):
-                assert search(job, own, as_json=as_json) == 0
-    found = json.loads(said[0].getvalue())
-    return Finished(len(runs[0].started), found, runs[1].started, said[1].getvalue())
+    """Return what a search that nobody disturbed has printed as JSON, and its folder."""
+    folder, printed = tmp_path_factory.mktemp("finished"), io.StringIO()
+    job, runs = job_in(folder), FakeRuns(loss=best_at_2e3)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        assert search(job, runs, as_json=True) == 0
+    assert len(runs.started) == 12 + 6
+    return json.loads(printed.getvalue()), folder
 
 
 def test_the_best_setting_is_found_with_two_fifths_of_the_steps(finished):
-    found = finished.found
-    assert found["choice"] == "pretrain.lr=2e-3"
-    assert found["steps"] <= 0.4 * found["grid_steps"]
-    assert found["grid_steps"] == 4 * 3 * STEPS
-    assert finished.started == 12 + 6
-    assert "pretrain.lr=2e-3 is better than" in found["verdict"]
-    assert {run["seed"] for run in found["runs"]} == {42, 43, 44}
-    winner = next(run for run in found["runs"] if run["setting"] == found["choice"])
-    assert found["command"].endswith(f"seed=42 name={winner['run']}")
+    result, _ = finished
+    assert result["choice"] == "pretrain.lr=2e-3"
+    assert result["steps"] <= 0.4 * result["grid_steps"]
+    assert result["grid_steps"] == 4 * 3 * STEPS
+    assert "pretrain.lr=2e-3 is better than" in result["verdict"]
+    assert {run["seed"] for run in result["runs"]} == {42, 43, 44}
+    winner = next(run for run in result["runs"] if run["setting"] == result["choice"])
+    assert result["command"].endswith(f"seed=42 name={winner['run']}")
 
 
-def test_a_finished_search_does_nothing_again_and_says_how_to_continue(finished):
-    assert not finished.again
-    assert "pretrain.lr=2e-3 is better than" in finished.text
-    assert "nats per token at step" in finished.text
-    assert "to finish its run, from its checkpoint: pion run" in finished.text
+def test_a_finished_search_does_nothing_again_and_says_how_to_continue(finished, capsys):
+    _, folder = finished
+    runs = FakeRuns(loss=best_at_2e3)
+    with contextlib.chdir(folder):
+        search(str(folder / "tiny.yaml"), runs)
+    assert not runs.started
+    printed = capsys.readouterr().out
+    assert "pretrain.lr=2e-3 is better than" in printed
+    assert "nats per token at step" in printed
+    assert "to finish its run, from its checkpoint: pion run" in printed
 
 
 @pytest.mark.parametrize(
@@ -99,8 +89,8 @@ def test_a_search_that_is_killed_twice_makes_the_same_choice(
     job, done = job_in(tmp_path), 0
     for number in (first, second - first):
 
-        def kill(at, moment, number=number):
-            if (at, moment) == (number, "after"):
+        def kill(at, number=number):
+            if at == number:
                 raise Killed
 
         runs = FakeRuns(loss=best_at_2e3, meddle=kill)
@@ -112,7 +102,7 @@ def test_a_search_that_is_killed_twice_makes_the_same_choice(
     broken = json.loads(capsys.readouterr().out)
     assert done + len(rest.started) == 18, "nothing is done twice"
     for key in ("choice", "step", "others", "verdict", "steps"):
-        assert broken[key] == finished.found[key]
+        assert broken[key] == finished[0][key]
 
 
 def test_a_setting_that_diverges_comes_last(tmp_path, capsys):
@@ -127,9 +117,8 @@ def test_a_setting_that_diverges_comes_last(tmp_path, capsys):
 def test_data_that_change_between_two_candidates_end_the_search(tmp_path):
     """Before any run of the changed data is compared, and again with the same command."""
 
-    def change(number, moment):
-        if (number, moment) == (5, "before"):
-            runs.content = "other rows"
+    def change(number):
+        runs.content = "rows" if number < 4 else "other rows"
 
     job, runs = job_in(tmp_path), FakeRuns(loss=best_at_2e3)
     runs.meddle = change
@@ -176,8 +165,8 @@ def test_an_outage_between_two_runs_is_an_interruption_on_a_rented_machine(
     def down(*_):
         raise StoreError("read", "HEAD.json", "no route to host", outage=True)
 
-    def fail(number, moment):
-        if (number, moment) == (2, "after"):
+    def fail(number):
+        if number == 2:
             monkeypatch.setattr(Search, "_held_out", down)
 
     monkeypatch.setenv("PION_LAUNCH_ID", launch)

@@ -83,9 +83,8 @@ def test_one_source_can_decide_in_place_of_the_mean(job, found):
 
 
 def test_a_search_that_is_killed_after_every_run_and_every_fork_ends_the_same(job, tmp_path, found):
-    def kill(number, moment):
-        if moment == "after":
-            raise Killed
+    def kill(number):
+        raise Killed
 
     def fork_and_kill(*arguments, **options):
         fork_for(*arguments, **options)

@@ -109,19 +109,13 @@ def test_phases_that_read_the_same_have_no_border_to_branch_at():
 
 
 @pytest.mark.parametrize(
-    ("override", "trained", "paired"),
-    [
-        ("pretrain.phases.1.mix={qa: 1}", True, True),
-        ("pretrain.phases.0.mix={qa: 1}", True, False),
-        ("pretrain.phases.0.mix={qa: 1}", False, True),
-    ],
+    ("phase", "trained", "refused"), [(1, True, False), (0, True, True), (0, False, False)]
 )
-def test_another_mix_is_paired_unless_a_tokenizer_learns_from_it(
-    tmp_path, override, trained, paired
-):
+def test_another_mix_is_paired_unless_a_tokenizer_learns_from_it(tmp_path, phase, trained, refused):
     tokenizer = {} if trained else {"tokenizer": {"file": "t.json"}, "model__vocab_size": 300}
     changes = {"data__sources": SOURCES, "pretrain__phases": PHASES, **tokenizer}
     request = Request(path=write_job(tmp_path, **changes), vary=())
-    refused = pytest.raises(BadInput, match="changes the data or the tokenizer")
-    with nullcontext() if paired else refused:
+    override = f"pretrain.phases.{phase}.mix={{qa: 1}}"
+    unpaired = pytest.raises(BadInput, match="changes the data or the tokenizer")
+    with unpaired if refused else nullcontext():
         refuse_unpaired(Setting((override,)), request.job(), request.job(override))
