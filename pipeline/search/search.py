@@ -132,11 +132,12 @@ class Search:
         head = RunState(self._store, trial.name).read()
         rows = [] if head is None else read_metrics(self._store, trial.name, head, self._stage)
         key = "held_out_loss" if source is None else source
-        losses = {row["step"]: row if source is None else row.get("held_out", {}) for row in rows}
+        # A step may have several rows, of which one has been evaluated.
+        measured = [(r["step"], r if source is None else r.get("held_out", {})) for r in rows]
         return {
-            int(step): math.inf if each[key] is None else each[key]
-            for step, each in losses.items()
-            if key in each
+            int(step): math.inf if losses[key] is None else losses[key]
+            for step, losses in measured
+            if key in losses
         }
 
     def heads(self) -> dict[str, Head]:
