@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput, PionError, Stopped
@@ -43,7 +43,7 @@ from pipeline.state.head import Head
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import open_store
+from pipeline.state.stores import Store, open_store
 from pipeline.state.stores.base import LADDERS, read_all
 
 # Makes a run that continues from a checkpoint of another: pipeline.commands.fork.fork_for.
@@ -91,7 +91,13 @@ class Search:
         self.grid_steps = job.section(self._stage).total_steps * len(self.trials)
         shared = len(self.trials) - len(self.trunks)
         self.steps = steps_taken(self.rounds) - self._begin * shared
-        self._open_record()
+        self._file = record_file(self._store, job.name, self.trials)
+        cap = SearchRecord(hours=request.hours, dollars=request.dollars)
+        check_cap(cap, job.budget)
+        self.record = self._file.read()[0] or SearchRecord()
+        if cap != SearchRecord():
+            self._change(lambda old: {"hours": cap.hours, "dollars": cap.dollars})
+        check_cap(self.record, job.budget)
 
     def go(self) -> tuple[Curves, dict[str | None, Choice]]:
         """Do what is left. Return the held-out losses of all runs, by which it chose, and how the
@@ -231,25 +237,6 @@ class Search:
 
     # ------------------------------------------------------------ its record
 
-    def _open_record(self) -> None:
-        """Read the record. A cap of the request replaces the cap in the store."""
-        # The names of the runs hold what they are.
-        names = "\n".join(sorted(trial.name for trial in self.trials))
-        digest = hashlib.sha256(names.encode()).hexdigest()[:12]
-        self._file = RecordFile(
-            self._store,
-            f"{LADDERS}/{self._job.name}/try-{digest}.json",
-            strictly(SearchRecord),
-            advice="Delete this file. The runs keep what they measured, and the same command "
-            "decides again.",
-        )
-        cap = SearchRecord(hours=self._request.hours, dollars=self._request.dollars)
-        check_cap(cap, self._job.budget)
-        self.record = self._file.read()[0] or SearchRecord()
-        if cap != SearchRecord():
-            self._change(lambda old: {"hours": cap.hours, "dollars": cap.dollars})
-        check_cap(self.record, self._job.budget)
-
     def _give_up(self, run: Trial, why: str) -> None:
         """Record that a run will have no result, and say why."""
         self._say(f"{run.name}: {why}. Its setting comes last.")
@@ -297,6 +284,19 @@ class Search:
                     "If the data are as they were before, remove the run and run the same command "
                     f"again: pion rm {RunState(self._store, run.name).url}"
                 )
+
+
+def record_file(store: Store, job: str, trials: Sequence[Trial]) -> RecordFile[SearchRecord]:
+    """Return the record of the search with these runs, whose names hold what they are."""
+    names = "\n".join(sorted(trial.name for trial in trials))
+    digest = hashlib.sha256(names.encode()).hexdigest()[:12]
+    return RecordFile(
+        store,
+        f"{LADDERS}/{job}/try-{digest}.json",
+        strictly(SearchRecord),
+        advice="Delete this file. The runs keep what they measured, and the same command decides "
+        "again.",
+    )
 
 
 def _reached(head: Head, stage: str) -> int:

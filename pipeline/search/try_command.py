@@ -32,14 +32,7 @@ def run_try(request: Request, fork: Fork, *, as_json: bool, execute: Execute | N
     standard output, neither here nor by the runs. Raises BadInput, Stopped if the cap over all runs
     is reached, and what ends a run.
     """
-
-    def say(text: str) -> None:
-        line = f"try: {text}"
-        if as_json:
-            print(printable(line), file=sys.stderr, flush=True)
-        else:
-            show(line)
-
+    say = _say_to_stderr if as_json else _say
     managed = launch_id() is not None
     with before_work("Nothing was started.", managed=managed):
         search = Search(request, fork, execute or RunProcesses(to_stderr=as_json), say)
@@ -59,55 +52,69 @@ def run_try(request: Request, fork: Fork, *, as_json: bool, execute: Execute | N
     first = next(trial for trial in search.trials if trial.setting.name == choice.setting)
     overrides = [*request.overrides, *first.setting.overrides, first.seeded, f"name={first.name}"]
     command = f"pion run {shlex.join([request.path, *overrides])}"
-    if not as_json:
-        _show_table(search, choice, curves, "" if request.on is None else f" on {request.on}")
-        show(f"{counted(len(search.trials) + len(search.trunks), 'run')}: {describe(spent)}")
-        for name, why in search.record.failed.items():
-            show(f"{name} {why}")
-        for line in verdicts.values():
-            show(line)
-        show(f"to finish its run, from its checkpoint: {command}")
+    if as_json:
+        result = {
+            **_as_json(search, curves, choices, verdicts),
+            "hours": spent.hours,
+            "dollars": spent.dollars,
+            "command": command,
+        }
+        print(finite_json(result, indent=1))
         return 0
-    others = {
-        source: [dataclasses.asdict(other) for other in each.others]
-        for source, each in choices.items()
-    }
-    result = {
-        "choice": choice.setting,
-        "step": choice.step,
-        "on": request.on,
-        "verdict": verdicts[request.on],
-        "others": others[request.on],
-        "sources": {
-            source: {"verdict": verdicts[source], "others": others[source]}
-            for source in choices
-            if source is not None
-        },
-        "runs": _runs(search, curves),
-        "steps": search.steps,
-        "grid_steps": search.grid_steps,
-        "hours": spent.hours,
-        "dollars": spent.dollars,
-        "command": command,
-    }
-    print(finite_json(result, indent=1))
+    _show_table(search, choice, curves, "" if request.on is None else f" on {request.on}")
+    runs = counted(len(search.trials) + len(search.trunks), "run")
+    lines = [f"{runs}: {describe(spent)}"]
+    lines += [f"{name} {why}" for name, why in search.record.failed.items()]
+    lines += [*verdicts.values(), f"to finish its run, from its checkpoint: {command}"]
+    for line in lines:
+        show(line)
     return 0
 
 
-def _runs(search: Search, curves: Curves) -> list[dict[str, Any]]:
-    """Return the runs as plain JSON."""
-    return [
-        {
-            "run": trial.name,
-            "setting": trial.setting.name,
-            "seed": trial.seed,
-            "held_out_loss": {
-                str(step): loss for step, loss in curves[trial.setting.name][trial.seed].items()
-            },
-            "failed": search.record.failed.get(trial.name),
+def _say(text: str) -> None:
+    show(f"try: {text}")
+
+
+def _say_to_stderr(text: str) -> None:
+    print(printable(f"try: {text}"), file=sys.stderr, flush=True)
+
+
+def _as_json(
+    search: Search,
+    curves: Curves,
+    choices: Mapping[str | None, Choice],
+    verdicts: Mapping[str | None, str],
+) -> dict[str, Any]:
+    """Return what was measured and chosen as plain JSON. The first choice decides."""
+    (on, choice), *_ = choices.items()
+    compared = {
+        source: {
+            "verdict": verdicts[source],
+            "others": [dataclasses.asdict(other) for other in each.others],
         }
-        for trial in search.trials
-    ]
+        for source, each in choices.items()
+    }
+    return {
+        "choice": choice.setting,
+        "step": choice.step,
+        "on": on,
+        **compared[on],
+        "sources": {source: each for source, each in compared.items() if source is not None},
+        "runs": [
+            {
+                "run": trial.name,
+                "setting": trial.setting.name,
+                "seed": trial.seed,
+                "held_out_loss": {
+                    str(step): loss for step, loss in curves[trial.setting.name][trial.seed].items()
+                },
+                "failed": search.record.failed.get(trial.name),
+            }
+            for trial in search.trials
+        ],
+        "steps": search.steps,
+        "grid_steps": search.grid_steps,
+    }
 
 
 def _show_table(search: Search, choice: Choice, curves: Curves, on: str) -> None:

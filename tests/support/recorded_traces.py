@@ -63,37 +63,30 @@ recorded_trace = lru_cache(maxsize=256)(RecordedTrace)
 
 def key_of(work: Workload) -> str:
     """Return all that decides a trace, as text."""
-    fields = {
+    fields = vars(work) | {
         "config": work.config.to_dict(),
-        "seq_len": work.seq_len,
+        "lora": None if work.lora is None else to_record(work.lora),
         "bf16": work.dtype == "bfloat16",
         "bf16_residual": work.residual == "bfloat16",
-        "device": work.device,
-        "documents": work.documents,
         "compiled": work.compile,
-        "lora": None if work.lora is None else to_record(work.lora),
-        "only_apart": work.only_apart,
-        "capability": work.capability,
-        "sequences": work.sequences,
-        "sharded": work.sharded,
     }
-    return json.dumps(fields, sort_keys=True)
+    others = ("dtype", "residual", "compile", "optimizer", "rollout_rows", "ranks")
+    return json.dumps({k: v for k, v in fields.items() if k not in others}, sort_keys=True)
 
 
 def traced_of(key: str) -> Workload:
     """Return what was traced for this key."""
     fields: dict[str, Any] = json.loads(key)
-    dtype, residual = (
-        "bfloat16" if fields.pop(name) else "float32" for name in ("bf16", "bf16_residual")
-    )
     lora = fields["lora"]
     if lora is not None and isinstance(lora["targets"], list):
         lora["targets"] = tuple(lora["targets"])
     fields["config"] = ModelConfig.from_dict(fields["config"])
     fields["lora"] = None if lora is None else Lora(**lora)
     fields["capability"] = tuple(fields["capability"])
-    compiled = fields.pop("compiled")
-    return Workload(**fields, dtype=dtype, residual=residual, optimizer="adamw", compile=compiled)
+    fields["compile"] = fields.pop("compiled")
+    for name, recorded_as in (("dtype", "bf16"), ("residual", "bf16_residual")):
+        fields[name] = "bfloat16" if fields.pop(recorded_as) else "float32"
+    return Workload(**fields, optimizer="adamw")
 
 
 @lru_cache(maxsize=1)

@@ -11,10 +11,13 @@ import yaml
 
 from pion.errors import Stopped
 from pipeline.base.job_with_base import read_job
+from pipeline.commands.fork import fork_for
 from pipeline.cost.budget import over_budget
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.run.done_and_changed_stages import stage_inputs
+from pipeline.search.trials import Request
+from pipeline.search.try_command import run_try
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import SkippedRows, Spent, data_key
 from pipeline.state.owner import Owner
@@ -38,6 +41,12 @@ def write_job(folder: Path, **changes: object) -> str:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny_dict(**changes)))
     return str(path)
+
+
+def search(job, runs, *, varied, as_json=False, fork=fork_for, **options):
+    """Do what `pion try` does, with `runs` in place of processes."""
+    request = Request(path=job, vary=varied, **options)
+    return run_try(request, fork, as_json=as_json, execute=runs)
 
 
 @dataclass

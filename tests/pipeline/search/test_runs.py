@@ -1,5 +1,4 @@
-"""The runs of a search share a cap. They are processes: they hear its signals, and don't outlive
-it."""
+"""The runs of a search share a cap. They are processes, which hear its signals."""
 
 import signal
 import subprocess

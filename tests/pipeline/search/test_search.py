@@ -6,21 +6,21 @@ import contextlib
 import io
 import json
 import math
+from functools import partial
 
 import pytest
 
 from pion.errors import BadInput, Interrupted, PionError, Stopped
-from pipeline.commands.fork import fork_for
 from pipeline.search.search import Search
-from pipeline.search.trials import Request
-from pipeline.search.try_command import run_try
 from pipeline.state.stores import StoreError
+from tests.pipeline.search import fake_runs
 from tests.pipeline.search.fake_runs import FakeRuns, Killed, write_job
 
 pytestmark = pytest.mark.usefixtures("here")
 
 VARY = ("pretrain.lr=1e-3,2e-3,4e-3,8e-3",)
 STEPS = 40
+search = partial(fake_runs.search, varied=VARY)
 
 
 def best_at_2e3(job, step):
@@ -28,11 +28,6 @@ def best_at_2e3(job, step):
     rate = job.section("pretrain").lr
     noise = 0.001 * ((job.seed * 7 + round(rate * 1e4) * 3 + step) % 5)
     return 3.0 + 0.1 * abs(math.log2(rate / 2e-3)) + 0.05 * (job.seed % 3) + noise + 1.0 / step
-
-
-def search(job, runs, *, varied=VARY, as_json=False, **options):
-    request = Request(path=job, vary=varied, **options)
-    return run_try(request, fork_for, as_json=as_json, execute=runs)
 
 
 def job_in(folder):
@@ -70,7 +65,6 @@ def test_a_finished_search_does_nothing_again_and_says_how_to_continue(finished,
     assert not runs.started
     printed = capsys.readouterr().out
     assert "pretrain.lr=2e-3 is better than" in printed
-    assert "nats per token at step" in printed
     assert "to finish its run, from its checkpoint: pion run" in printed
 
 

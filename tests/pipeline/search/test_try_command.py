@@ -68,8 +68,6 @@ def test_what_is_better_and_what_is_noise(others, source, says):
 def test_settings_of_several_keys_have_their_whole_names():
     settings = settings_of(["pretrain.lr=1,2", "pretrain.beta1=0.8,0.9"])
     first, second, *_ = (setting.name for setting in settings)
-    difference = Difference(second, 240, -0.2, 0.01, sure=True)
-    assert verdict(Choice(first, 240, (difference,)), settings) == (
-        "pretrain.lr=1 pretrain.beta1=0.8 is better than pretrain.lr=1 pretrain.beta1=0.9: "
-        f"−0.200 ± 0.010 {NATS}"
-    )
+    choice = Choice(first, 240, (Difference(second, 240, -0.2, 0.01, sure=True),))
+    says = f"{first} is better than {second}: −0.200 ± 0.010 {NATS}"
+    assert verdict(choice, settings) == says
