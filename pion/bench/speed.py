@@ -33,10 +33,11 @@ from pion.train.hardware import (
     torch_dtype,
     total_memory,
 )
-from pion.train.memory import RUNTIME_BYTES, Workload, predict_memory
+from pion.train.memory import RUNTIME_BYTES, predict_memory
 from pion.train.micro_batch import DoesNotFit, choose_micro_batch
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
+from pion.train.workload import Workload
 
 # The first steps allocate and compile.
 WARMUP_STEPS = 2

@@ -10,28 +10,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
-from pion.config.lora import Lora, lora_cost
+from pion.config.lora import lora_cost
 from pion.config.model_config import APART_ROLES, ModelConfig
 from pion.config.parts import Role
-from pion.model.feedforward.expert_products import product_path
-from pion.model.params_and_flops import (
-    TokenFlops,
-    cost_of,
-    matrix_shapes,
-    shapes_and_roles,
-    token_flops,
-)
-from pion.train.hardware import torch_dtype
+from pion.model.params_and_flops import cost_of, matrix_shapes, shapes_and_roles
 from pion.train.memory_trace.live_bytes import ROUNDED_TO
 from pion.train.memory_trace.remembered import remembered_peaks
-from pion.train.memory_trace.request import Traced
 from pion.train.optimizer.moments import each_matrix, moment_bytes, sharded_step_bytes
 from pion.train.optimizer.muon import step_bytes
 from pion.train.optimizer.shared_muon import shared_step_bytes
 from pion.train.optimizer.shared_weights import exchange_bytes
 from pion.train.shard_rules import KEPT_WHOLE, part_of
+from pion.train.workload import Workload
 
 # The memory of a process without a model. On a GPU: the CUDA context, cuBLAS' workspaces and NCCL's
 # buffers. On a CPU: the libraries, Ray's among them.
@@ -53,79 +44,6 @@ MARGIN_IN_FP32 = 1.1
 # whether a copy in bf16 samples answers (measured in workers). To map each tensor separately would
 # leave no gaps, but a step would take 1.5 to 2 times as long.
 GAPS_ON_CPU = {False: 0.22, True: 0.62}
-
-# GPUs with and without kernels for grouped products of experts. Nothing else of a GPU decides what
-# a step needs. An unknown GPU counts as one with them, because they need more.
-WITH_GROUPED, WITHOUT_GROUPED = (9, 0), (8, 6)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a rank trains and how it computes, apart from the micro-batch."""
-
-    config: ModelConfig
-    seq_len: int  # tokens in a row
-    dtype: Literal["float32", "bfloat16"]
-    optimizer: Literal["adamw", "muon"]
-    device: str  # "cpu" or "cuda"; they differ in their kernels and in the chunks of the loss
-    documents: bool  # whether rows hold several documents, as those of conversations do
-    compile: bool = False  # whether the blocks are compiled
-    residual: Literal["float32", "bfloat16"] = "float32"  # of the hidden states between blocks
-    lora: Lora | None = None  # what LoRA adds to a frozen model; None: all weights are trained
-    only_apart: bool = False  # whether all that is trained changes nothing in the model
-    # Of the GPU. It decides how experts are computed; None: unknown, so the way that needs more.
-    capability: tuple[int, int] | None = None
-    # The most answers in a row of preferences; 0: each target token is learned.
-    sequences: int = 0
-    # The answers that are sampled together before a step.
-    rollout_rows: int = 0
-    # Ranks divide the moments and Muon's arithmetic (pion/train/optimizer/ownership.py).
-    ranks: int = 1
-    # Whether ranks divide the weights and gradients, too (pion/train/sharding.py).
-    sharded: bool = False
-
-    @property
-    def entries(self) -> int:
-        """The entries in a row that blocks compute: its tokens, and those of parts."""
-        return self.config.entries(self.seq_len)
-
-    @property
-    def width(self) -> int:
-        """The bytes of an element in matrix products."""
-        return 2 if self.dtype == "bfloat16" else 4
-
-    @property
-    def stored_width(self) -> int:
-        """The bytes of an element of the weights that products read.
-
-        Whether bfloat16 has the exact values of LoRA's base is seen only when the base is loaded.
-        """
-        asked = self.lora is not None and self.lora.base_dtype == "bfloat16"
-        return 2 if asked and self.width == 2 else 4
-
-    def flops(self) -> TokenFlops:
-        """Return the FLOPs of training on a token."""
-        additions = None if self.lora is None else lora_cost(self.config, self.lora).params
-        return token_flops(self.config, self.seq_len, additions, only_apart=self.only_apart)
-
-    def traced(self) -> Traced:
-        """Return what decides the memory of a micro-batch."""
-        path = product_path(self.device, self.capability or WITH_GROUPED, torch_dtype(self.dtype))
-        grouped = self.config.experts is not None and path == "grouped"
-        return Traced(
-            self.config,
-            self.seq_len,
-            bf16=self.dtype == "bfloat16",
-            bf16_residual=self.residual == "bfloat16",
-            device=self.device,
-            documents=self.documents,
-            compiled=self.compile and self.device == "cuda",
-            lora=self.lora,
-            only_apart=self.only_apart,
-            capability=WITH_GROUPED if grouped else WITHOUT_GROUPED,
-            sequences=self.sequences,
-            sharded=self.sharded,
-        )
 
 
 @dataclass(frozen=True)
@@ -164,19 +82,19 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
     `recompute` keeps only what each block reads for the backward pass.
     """
     weights, moments, update = _state(work)
-    what = work.traced()
-    traced = remembered_peaks(what, micro_batch, recompute=recompute, ranks=work.ranks)
-    margin = MARGIN_IN_FP32 if what.compiled and not what.bf16 else MARGIN
+    peaks = remembered_peaks(work.traced(), micro_batch, recompute=recompute, ranks=work.ranks)
+    compiled = work.compile and work.device == "cuda"
+    margin = MARGIN_IN_FP32 if compiled and work.dtype == "float32" else MARGIN
     # On a CPU, what one phase frees is not all used again by the next.
     left = update if work.device == "cpu" else 0
     return Memory(
         weights=weights + _rollout_bytes(work),
         optimizer=moments,
-        activations=round(margin * traced.activations),
-        loss=round(margin * traced.forward) + left,
-        backward=round(margin * traced.backward) + left,
+        activations=round(margin * peaks.activations),
+        loss=round(margin * peaks.forward) + left,
+        backward=round(margin * peaks.backward) + left,
         update=round(MARGIN * update),
-        reserve=_reserve(work, micro_batch, moments, traced.forward),
+        reserve=_reserve(work, micro_batch, moments, peaks.forward),
     )
 
 

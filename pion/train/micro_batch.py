@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import partial
 
 from pion.errors import BadInput
-from pion.train.memory import Workload, predict_memory
+from pion.train.memory import predict_memory
+from pion.train.workload import Workload
 
 # The share of the memory that stays free, for fragmentation and for what a prediction leaves out.
 HEADROOM = 0.1

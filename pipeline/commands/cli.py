@@ -493,12 +493,17 @@ def _add_try(add: Add) -> None:
 
 def _try(args: argparse.Namespace) -> int:
     from pipeline.commands.fork import fork_for
-    from pipeline.search.cap import Cap
-    from pipeline.search.runs import Runs
+    from pipeline.search.trials import Request
     from pipeline.search.try_command import run_try
-    from pipeline.search.vary import Comparison, settings_of
 
-    settings = settings_of(args.vary)
-    runs = Runs("try", args.job, args.overrides, as_json=args.json)
-    how = Comparison(args.seeds, args.trunk, args.on)
-    return run_try(runs, settings, how, Cap(args.hours, args.dollars), fork_for)
+    request = Request(
+        path=args.job,
+        overrides=args.overrides,
+        vary=args.vary,
+        seeds=args.seeds,
+        trunk=args.trunk,
+        on=args.on,
+        hours=args.hours,
+        dollars=args.dollars,
+    )
+    return run_try(request, fork_for, as_json=args.json)

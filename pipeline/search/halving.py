@@ -20,7 +20,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 
@@ -34,25 +34,26 @@ PARTS = 10
 SURE = 0.95
 
 # Setting → seed → step → held-out loss.
-Curves = Mapping[str, Mapping[int, Mapping[int, float]]]
-# Setting → the held-out loss of each seed at one step, in the order of the seeds.
-Losses = Mapping[str, Sequence[float]]
+Curves: TypeAlias = Mapping[str, Mapping[int, Mapping[int, float]]]
 
 
 @dataclass(frozen=True)
 class Round:
-    """The settings that are left train to `step` with the first `seeds`; then the best `keep` are
-    left. A round that keeps all measures the noise."""
+    """So many `settings` train to `step` with the first `seeds`. The best of them are in the next
+    round; the last round leaves one."""
 
     step: int
     settings: int
-    keep: int
     seeds: int
+
+
+# The settings, the best first, each with the last round in which it was measured.
+Ranking: TypeAlias = Mapping[str, Round]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What has to be trained next: these runs to this step."""
+    """What has to be trained next: these runs, a setting and a seed each, to this step."""
 
     step: int
     runs: tuple[tuple[str, int], ...]
@@ -64,6 +65,7 @@ class Difference:
 
     Attributes:
         step: at which both were measured last.
+        difference: the mean over seeds.
         sem: the standard error of the paired difference; infinite with too few runs.
         sure: whether it is more than noise.
         diverged: whether the other setting has no finite loss with some seed.
@@ -71,7 +73,7 @@ class Difference:
 
     setting: str
     step: int
-    mean: float
+    difference: float
     sem: float
     sure: bool
     diverged: bool = False
@@ -90,136 +92,106 @@ class Choice:
 
 
 def plan_rounds(settings: int, steps: int, seeds: int) -> list[Round]:
-    """Return the rounds for so many settings, which take at most `SHARE` of the grid's steps.
+    """Return the rounds for two or more settings, which take at most `SHARE` of the grid's steps.
 
     The last round ends at the last step, or earlier if the share does not allow that: with one or
-    two seeds. Raises ValueError for fewer than two settings, or too few steps for a round.
+    two seeds. With two or more seeds, the first round keeps all settings, to measure the noise.
+    There are no rounds if the steps are too few for them.
     """
-    if settings < 2:
-        raise ValueError("halving needs two settings")
     deciding = max(1, seeds // SEEDS_FOR_ONE)
     others = settings * (seeds - deciding)
     noise = steps // PARTS if others else 0
+    # To each half of the steps: so many settings.
+    halves = {2: 2} if settings == 2 else {1: settings, 2: math.ceil(settings / 2)}
+    taken = steps_taken([Round(half, count, deciding) for half, count in halves.items()])
     left = math.floor(SHARE * settings * seeds * steps) - others * noise
-    better = math.ceil(settings / 2)
-    counts, halves = ([2], [2]) if settings == 2 else ([settings, better], [1, 2])
-    # The rounds of a seed take so many halves of a run.
-    taken = 2 * settings if settings == 2 else settings + better
-    last = min(steps, 2 * left // (taken * deciding))
-    ends = [last * part // 2 for part in halves]
-    if ends[0] <= noise or (others and not noise):
-        raise ValueError("too few steps")
-    kept = [*counts[1:], 1]
-    first = [Round(noise, settings, settings, seeds)] if others else []
-    return [*first, *(Round(*one, deciding) for one in zip(ends, counts, kept))]
+    last = min(steps, 2 * left // taken)
+    rounds = [Round(last * half // 2, count, deciding) for half, count in halves.items()]
+    if rounds[0].step <= noise or (others and not noise):
+        return []
+    return [Round(noise, settings, seeds), *rounds] if others else rounds
 
 
 def steps_taken(rounds: Sequence[Round]) -> int:
-    """Return the steps of all runs that the rounds take together, if no setting diverges."""
-    taken = 0
-    for number in range(max(one.seeds for one in rounds)):
-        own = [one for one in rounds if one.seeds > number]
-        before = [0, *(one.step for one in own)]
-        taken += sum(one.settings * (one.step - start) for one, start in zip(own, before))
-    return taken
+    """Return the steps of all runs that the rounds take together, if no setting diverges.
+
+    The runs of a round continue runs of the round before."""
+    starts = [0, *(each.step for each in rounds)]
+    return sum(
+        each.settings * each.seeds * (each.step - start) for each, start in zip(rounds, starts)
+    )
 
 
-def decide(curves: Curves, rounds: Sequence[Round]) -> Wanted | Choice:
-    """Return what has to be trained next, or the choice if all rounds are over.
+def decide(curves: Curves, rounds: Sequence[Round]) -> Wanted | Ranking:
+    """Return what has to be trained next, or the ranking if all rounds are over.
 
     A setting that diverges is left out of later rounds. The result depends on nothing but the
     curves: on no order, and on nothing measured later than a round.
     """
-    left, step = sorted(curves), 0
-    noise: Losses | None = None
-    over: list[tuple[str, int, Losses]] = []
-    for one in rounds:
+    left = sorted(curves)
+    ranking: dict[str, Round] = {}
+    for now, following in zip(rounds, [*(each.settings for each in rounds[1:]), 1]):
         if len(left) == 1:
             break
-        seeds = {setting: sorted(curves[setting])[: one.seeds] for setting in left}
-        missing = [(s, seed) for s in left for seed in seeds[s] if one.step not in curves[s][seed]]
+        runs = [
+            (setting, seed) for setting in left for seed in sorted(curves[setting])[: now.seeds]
+        ]
+        missing = [
+            (setting, seed) for setting, seed in runs if now.step not in curves[setting][seed]
+        ]
         if missing:
-            return Wanted(one.step, tuple(missing))
-        losses, step = losses_at(curves, left, one), one.step
-        if one.keep == one.settings:
-            noise = losses
+            return Wanted(now.step, tuple(missing))
+        losses = {setting: losses_at(curves, setting, now) for setting in left}
         ranked = rank(losses)
+        dropped = {setting: last for setting, last in ranking.items() if setting not in losses}
+        ranking = dict.fromkeys(ranked, now) | dropped
         finite = [setting for setting in ranked if np.isfinite(losses[setting]).all()]
-        left = (finite or ranked)[: one.keep]
-        dropped = [setting for setting in ranked if setting not in left]
-        over = [*((setting, one.step, losses) for setting in dropped), *over]
-    chosen = left[0]
-    others = (
-        compare(losses, chosen, setting, at, Noise(noise or losses, len(curves)))
-        for setting, at, losses in over
-    )
-    return Choice(chosen, step, tuple(others))
+        left = (finite or ranked)[:following]
+    return ranking
 
 
-def differences_of(curves: Curves, choice: Choice, rounds: Sequence[Round], sources: int) -> Choice:
-    """Return the same choice with the differences in other losses of its runs: those on one of the
-    `sources` of the data. The noise is that of the first round."""
-    noise = Noise(losses_at(curves, sorted(curves), rounds[0]), len(curves), sources)
-    at = {one.step: one for one in rounds}
-    others = [
-        compare(
-            losses_at(curves, [choice.setting, other.setting], at[other.step]),
-            choice.setting,
-            other.setting,
-            other.step,
-            noise,
-        )
-        for other in choice.others
-    ]
-    return Choice(choice.setting, choice.step, tuple(others))
+def losses_at(curves: Curves, setting: str, when: Round) -> list[float]:
+    """Return the losses of a setting at the step of a round, in the order of its seeds."""
+    by_seed = curves[setting]
+    return [by_seed[seed][when.step] for seed in sorted(by_seed)[: when.seeds]]
 
 
-def losses_at(curves: Curves, settings: Sequence[str], one: Round) -> Losses:
-    """Return the losses of settings at the step of a round, in the order of its seeds."""
-    return {
-        setting: [curves[setting][seed][one.step] for seed in sorted(curves[setting])[: one.seeds]]
-        for setting in settings
-    }
-
-
-def rank(losses: Losses) -> list[str]:
+def rank(losses: Mapping[str, Sequence[float]]) -> list[str]:
     """Return the settings, the lowest mean loss first. One that is not finite comes last."""
     means = {setting: float(np.mean(values)) for setting, values in losses.items()}
-    finite = {setting: mean for setting, mean in means.items() if math.isfinite(mean)}
-    return sorted(losses, key=lambda setting: (finite.get(setting, math.inf), setting))
+    return sorted(
+        losses, key=lambda name: (means[name] if math.isfinite(means[name]) else math.inf, name)
+    )
 
 
-class Noise(NamedTuple):
-    """What tells a difference from luck: the noise of these losses, if the chosen setting is the
-    best of so many that were `compared`, and so many `sources` are compared next to each other."""
+def compare(curves: Curves, ranking: Ranking, noise: Round, sources: int = 1) -> Choice:
+    """Return how each setting of a ranking compares with the first one.
 
-    losses: Losses
-    compared: int = 2
-    sources: int = 1
-
-
-def compare(
-    losses: Losses, chosen: str, other: str, step: int, noise: Noise | None = None
-) -> Difference:
-    """Return how `other` compares with `chosen` at a step at which `losses` were measured.
-
-    The noise is that of these losses, if it is not given.
+    The losses may be those on one of the `sources` of the data. Then so many comparisons stand next
+    to each other. What tells a difference from luck is the noise of all settings and seeds in the
+    round `noise`, if the chosen setting is the best of all these settings.
     """
-    noise = noise or Noise(losses)
-    differences = np.array(losses[chosen]) - np.array(losses[other])
-    if not np.isfinite(differences).all():
-        return Difference(other, step, -math.inf, math.inf, sure=True, diverged=True)
-    variance, freedom = _pooled_variance(noise.losses)
-    mean = float(differences.mean())
-    sem = math.sqrt(2 * variance / len(differences)) if freedom else math.inf
-    sure = freedom > 0 and abs(mean) > _limit(noise.compared, noise.sources, freedom) * sem
-    return Difference(other, step, mean, sem, sure)
+    variance, freedom = _pooled_variance([losses_at(curves, each, noise) for each in curves])
+    limit = _limit(len(curves), sources, freedom)
+    (chosen, reached), *others = ranking.items()
+    differences = []
+    for setting, last in others:
+        paired = np.subtract(losses_at(curves, chosen, last), losses_at(curves, setting, last))
+        mean, sem = float(paired.mean()), math.sqrt(2 * variance / len(paired))
+        if np.isfinite(paired).all():
+            difference = Difference(setting, last.step, mean, sem, abs(mean) > limit * sem)
+        else:
+            difference = Difference(
+                setting, last.step, -math.inf, math.inf, sure=True, diverged=True
+            )
+        differences.append(difference)
+    return Choice(chosen, reached.step, tuple(differences))
 
 
-def _pooled_variance(losses: Losses) -> tuple[float, int]:
+def _pooled_variance(losses: Sequence[Sequence[float]]) -> tuple[float, int]:
     """Return the variance of a loss around the sum of its setting's mean and its seed's, and its
     degrees of freedom. Settings that diverged don't count."""
-    rows = [values for values in losses.values() if np.isfinite(values).all()]
+    rows = [values for values in losses if np.isfinite(values).all()]
     table = np.array(rows, dtype=np.float64)
     freedom = (table.shape[0] - 1) * (table.shape[1] - 1) if len(rows) > 1 else 0
     if freedom == 0:
@@ -232,7 +204,9 @@ def _pooled_variance(losses: Losses) -> tuple[float, int]:
 def _limit(compared: int, sources: int, freedom: int) -> float:
     """Return how many standard errors a difference must be from 0 to be sure, if so many settings
     were compared: the studentized range, which for two settings is Student's t. The sources share
-    what may be wrong (Bonferroni)."""
+    what may be wrong (Bonferroni). Without a degree of freedom, nothing is sure."""
+    if freedom == 0:
+        return math.inf
     from scipy.stats import studentized_range
 
     share = 1 - (1 - SURE) / sources

@@ -1,168 +1,144 @@
-"""The runs of a search: start one as `pion run`, and read what it has reached."""
+"""One run of a search: what the cap over all runs leaves for it, and `pion run` as its process.
+
+What a run has spent is what its HEAD says, as for `budget.hours` of a single run.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
-from pipeline.base.job_with_base import read_job
-from pipeline.console.formats import printable, show
-from pipeline.job import Job
-from pipeline.job.digest import Digests, digest_job
+from pipeline.console.formats import duration, money
+from pipeline.cost.budget import price_per_hour
+from pipeline.job import Budget
 from pipeline.machine.child_process import PART_OF_SEARCH
-from pipeline.machine.gpus import gpu_count
-from pipeline.machine.rented import PAID_SINCE, is_rented
-from pipeline.state.head import Head
-from pipeline.state.owner import launch_id
-from pipeline.state.rows.metrics import read_metrics
-from pipeline.state.run_state import RunState
-from pipeline.state.stores import open_store
-from pipeline.state.stores.base import read_all
-from pipeline.state.stores.errors import before_work
+from pipeline.machine.rented import PAID_SINCE, PRICE_VARIABLE, is_rented
+from pipeline.state.head import Spent
+from pipeline.state.record_json import Amount, open_record
+
+# The bounds of a cap.
+MOST = {"hours": 10**7, "dollars": 10**9}
+_AS_TEXT = {"hours": "{:g} hours", "dollars": "${:g}"}
+# A run that its budget has stopped has spent at least this share of it: HEAD counts at commits.
+_REACHED = 0.99
+
+
+@open_record
+@dataclass(frozen=True, kw_only=True)
+class SearchRecord:
+    """What the store keeps of a search, beside its runs.
+
+    Attributes:
+        hours, dollars: the cap over all runs, on all their machines; None: no limit.
+        failed: why a run has no result, by its name.
+    """
+
+    hours: Amount | None = None
+    dollars: Amount | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def limits(self, spent: Spent) -> list[tuple[str, float, float]]:
+        """Return each limit of the cap: its name, the most, and what is spent of it."""
+        both = (("hours", self.hours, spent.hours), ("dollars", self.dollars, spent.dollars))
+        return [(name, most, part) for name, most, part in both if most is not None]
+
+
+def check_cap(cap: SearchRecord, budget: Budget) -> None:
+    """Raise BadInput for a cap out of bounds, and for one in dollars if no price is known."""
+    for name, most, _ in cap.limits(Spent()):
+        if not 0 < most <= MOST[name]:
+            raise BadInput(
+                f"--{name} {most:g}: give a number above 0, and at most {MOST[name]:,}. Nothing "
+                "was started."
+            )
+    if cap.dollars is not None and price_per_hour(budget) is None:
+        raise BadInput(
+            f"--dollars {cap.dollars:g}: the price of this machine is not known. Nothing was "
+            f"started. Set budget.dollars_per_hour or {PRICE_VARIABLE}, or limit --hours instead."
+        )
+
+
+def refuse_beyond(
+    cap: SearchRecord, spent: Spent, run: str = "", hours: float = 0.0, price: float | None = None
+) -> None:
+    """Raise Stopped if the cap is reached, or if the run would exceed it, which is expected to take
+    so many more hours, at `price` dollars per hour."""
+    limits = " and ".join(_AS_TEXT[name].format(most) for name, most, _ in cap.limits(spent))
+    option = "--dollars" if cap.dollars is not None else "--hours"
+    advice = (
+        "Every finished run is kept. To continue, run the same command again with a larger "
+        f"{option}."
+    )
+    if any(part >= _REACHED * most for _, most, part in cap.limits(spent)):
+        raise Stopped(f"the cap over all runs is reached: {describe(spent)} of {limits}. {advice}")
+    then = spent.plus(3600 * hours, price, spent.until)
+    if any(part > most for _, most, part in cap.limits(then)):
+        raise Stopped(
+            f"run {run} would exceed the cap over all runs: {describe(spent)} of {limits} are "
+            f"spent, and it would take about {duration(3600 * hours)} more. {advice}"
+        )
+
+
+def budget_left(cap: SearchRecord, budget: Budget, others: Spent) -> dict[str, float]:
+    """Return the budget of a run as runtime settings: what the other runs leave of the cap, which
+    is not reached, and at most what the job allows."""
+    return {
+        f"budget.{name}": min(most - part, getattr(budget, name) or most)
+        for name, most, part in cap.limits(others)
+    }
+
+
+def total(spent: Iterable[Spent]) -> Spent:
+    """Return what runs have cost together."""
+    each = list(spent)
+    return Spent(sum(run.hours for run in each), sum(run.dollars for run in each))
+
+
+def describe(spent: Spent) -> str:
+    """Return what was spent, in words."""
+    dollars = f", {money(spent.dollars)}" if spent.dollars else ""
+    return f"{duration(3600 * spent.hours)}{dollars}"
+
+
+# ---------------------------------------------------------------- its process
 
 # Runs `pion run` with these arguments, and returns its exit code.
 Execute = Callable[[Sequence[str]], int]
 # The errors that end a search as they ended its run. Any other code is a failure of the run.
-_ENDS: tuple[type[PionError], ...] = (BadInput, Fenced, Stopped, NotDurable, Interrupted)
+_ENDS = {end.exit_code: end for end in (BadInput, Fenced, NotDurable, Interrupted)}
 _INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run of a search. `overrides` make its job of the one that was given."""
-
-    job: Job
-    digests: Digests
-    overrides: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Its name in the store."""
-        return self.job.name
-
-
-def as_overrides(changes: Mapping[str, Any]) -> list[str]:
-    """Return changes by dotted key as `key=value` arguments."""
-    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-
-
-class Runs:
-    """Starts runs of a job for a command, and reads them.
-
-    `execute` replaces `pion run` in another process. If the command prints JSON, nothing else is
-    printed to standard output, neither here nor by the runs. Raises BadInput for a wrong job.
-    """
-
-    def __init__(
-        self,
-        command: str,
-        job_path: str,
-        overrides: Sequence[str],
-        execute: Execute | None = None,
-        *,
-        as_json: bool,
-    ) -> None:
-        self.job_path, self.overrides, self.as_json = job_path, list(overrides), as_json
-        self.job = read_job(job_path, overrides)
-        self.store = open_store(self.job.store)
-        self._command = command
-        self._execute = execute or RunProcesses(to_stderr=as_json)
-
-    def say(self, text: str) -> None:
-        """Show a line about the progress of the command, between those of its runs."""
-        if self.as_json:
-            print(printable(f"{self._command}: {text}"), file=sys.stderr, flush=True)
-        else:
-            show(f"{self._command}: {text}")
-
-    def of(self, overrides: Sequence[str]) -> Run:
-        """Return the run that overrides make of the job. Raises BadInput."""
-        job = read_job(self.job_path, [*self.overrides, *overrides])
-        return Run(job, digest_job(job), tuple(overrides))
-
-    def start(self, run: Run, limits: Mapping[str, Any], *, until: str | None = None) -> int:
-        """Advance a run, and return 0 if it is done, 1 if it has failed, or 4 if it has stopped.
-
-        `limits` are runtime settings: they change no result. Raises the error that `pion run` ended
-        with, for any other end.
-        """
-        # Without a GPU, Ray would start for half a minute, and the runs are short.
-        alone = run.job.hardware.workers is None and not gpu_count()
-        settings = as_overrides(({"hardware.workers": 0} if alone else {}) | dict(limits))
-        words = [self.job_path, *self.overrides, *run.overrides, *settings]
-        code = self._execute([*words, *([] if until is None else ["--until", until])])
-        if code not in (0, PionError.exit_code, Stopped.exit_code):
-            raise _ended(run.name, code)
-        return code
-
-    def heads(self, names: Iterable[str]) -> dict[str, Head]:
-        """Return the states of the runs that have begun, by name. Raises Damaged and StoreError."""
-        names = list(names)
-        heads = read_all(lambda name: RunState(self.store, name).read(), names)
-        return {name: head for name, head in zip(names, heads) if head is not None}
-
-    def held_out(self, run: Run, stage: str, source: str | None = None) -> dict[int, float]:
-        """Return the held-out loss of a run by step, in nats per token, as far as it was measured:
-        the mean, or that on a source of the data.
-
-        A loss that is not finite is infinite here: the store keeps it as null.
-        """
-        head = RunState(self.store, run.name).read()
-        rows = [] if head is None else read_metrics(self.store, run.name, head, stage)
-        key = "held_out_loss" if source is None else source
-        found = [(row["step"], row if source is None else row.get("held_out", {})) for row in rows]
-        return {
-            int(step): math.inf if losses[key] is None else losses[key]
-            for step, losses in found
-            if key in losses
-        }
-
-
-def between_runs() -> AbstractContextManager[None]:
-    """Raise Interrupted in place of an outage of the store in the block, if a manager of rented
-    machines started this process: it starts the process again."""
-    if launch_id() is None:
-        return nullcontext()
-    return before_work("Every finished run is kept.", managed=True)
-
-
-def _ended(name: str, code: int) -> PionError:
-    """Return the error with which a search ends because its run `name` has ended with `code`."""
-    if code < 0:
-        killed = signal.Signals(-code).name
-        return PionError(
-            f"run {name} was killed by {killed}. If nobody did this, its memory may have run out. "
-            "What it has committed is safe. Run the same command again to continue."
-        )
-    if code == _INTERRUPTED:
-        code = Interrupted.exit_code
-    kind = next((kind for kind in _ENDS if kind.exit_code == code), PionError)
-    how = "was interrupted" if kind is Interrupted else "did not finish (see above)"
-    return kind(
-        f"run {name} {how}. Every finished run is kept, and so is every saved step of this run. "
-        "Run the same command again to continue."
-    )
-
-
-# ---------------------------------------------------------------- their processes
-
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
 # Loaded here: after a fork, other threads of the parent may have held the loader's lock.
 _LIBC = ctypes.CDLL(None)
+
+
+def run_to_end(execute: Execute, name: str, arguments: Sequence[str]) -> int:
+    """Do `pion run` of the run `name`, and return 0 if it is done, 1 if it has failed, or 4 if it
+    has stopped. Raises the error that `pion run` ended with, for any other end."""
+    code = execute(arguments)
+    if code in (0, PionError.exit_code, Stopped.exit_code):
+        return code
+    if code < 0:
+        killed = signal.Signals(-code).name
+        raise PionError(
+            f"run {name} was killed by {killed}. If nobody did this, its memory may have run out. "
+            "What it has committed is safe. Run the same command again to continue."
+        )
+    end = Interrupted if code == _INTERRUPTED else _ENDS.get(code, PionError)
+    how = "was interrupted" if end is Interrupted else "did not finish (see above)"
+    raise end(
+        f"run {name} {how}. Every finished run is kept, and so is every saved step of this run. "
+        "Run the same command again to continue."
+    )
 
 
 class RunProcesses:

@@ -6,227 +6,257 @@ search that is killed anywhere, and begun again, ends with the same choice.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from pion.errors import BadInput, Stopped
+from pion.errors import BadInput, PionError, Stopped
 from pion.later_fields import closest, shown
-from pipeline.console.formats import counted
-from pipeline.job import Job
-from pipeline.job.job import without_questions
+from pipeline.console.formats import counted, duration
+from pipeline.cost.budget import price_per_hour
+from pipeline.job.digest import digest_job
 from pipeline.job.mixes import source_names
-from pipeline.search.cap import Cap, total, why_stopped
-from pipeline.search.halving import (
-    Choice,
-    Curves,
-    Wanted,
-    decide,
-    differences_of,
-    steps_taken,
+from pipeline.machine.gpus import gpu_count
+from pipeline.search.halving import Choice, Curves, Wanted, compare, decide, steps_taken
+from pipeline.search.runs import (
+    Execute,
+    SearchRecord,
+    budget_left,
+    check_cap,
+    refuse_beyond,
+    run_to_end,
+    total,
 )
-from pipeline.search.runs import Run, Runs, as_overrides
-from pipeline.search.vary import (
-    Comparison,
-    Setting,
+from pipeline.search.trials import (
+    Request,
+    Trial,
+    as_overrides,
     branch_of,
-    refuse_same,
-    refuse_unpaired,
+    make_trials,
     rounds_of,
-    run_name,
+    settings_of,
 )
-from pipeline.search.work import SearchRecord, Work, search_file
-from pipeline.state.head import Head, Spent
+from pipeline.state.head import Head
+from pipeline.state.record_file import RecordFile, strictly
+from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
+from pipeline.state.stores import Store, open_store
+from pipeline.state.stores.base import LADDERS, read_all
 
-FEW_ROWS = 32
 # Makes a run that continues from a checkpoint of another: pipeline.commands.fork.fork_for.
 Fork = Callable[..., object]
 
 
-@dataclass(frozen=True)
-class Trial(Run):
-    """A run of the search: a setting with a seed, which the override `seeded` gives.
-
-    `trunk` is the run that it continues from; None: it trains by itself from the start.
-    """
-
-    setting: Setting
-    seed: int
-    seeded: str
-    trunk: str | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a search has found.
-
-    Attributes:
-        curves: the held-out losses of all its runs, by which it chose.
-        by_source: how the others compare with the chosen setting on each source of a mix.
-        failed: why a run has no result, by its name.
-    """
-
-    choice: Choice
-    curves: Curves
-    by_source: Mapping[str, Choice]
-    failed: Mapping[str, str]
-    spent: Spent
-
-
 class Search:
-    """One start of a search over `settings`.
+    """One start of a search.
 
     Settings that differ only in later phases share a run of each seed up to these phases, the
-    trunk, which `fork` copies.
+    trunk, which `fork` copies. `execute` does `pion run`, and `say` shows a line between those of
+    the runs.
 
-    Raises BadInput for settings that can't be compared, and for a wrong source or trunk.
+    Raises BadInput for settings that can't be compared, and for a wrong source or trunk. Raises
+    StoreError.
 
     Attributes:
-        trunks: the runs that it trains for others to continue, by name.
+        trials, trunks: the runs that it compares, and those that it trains for others to continue.
         steps: those that all rounds take together.
         grid_steps: those of all settings, seeds and steps.
+        record: as it was last read or written.
     """
 
     def __init__(
-        self,
-        runs: Runs,
-        settings: Sequence[Setting],
-        how: Comparison,
-        cap: Cap,
-        fork: Fork,
+        self, request: Request, fork: Fork, execute: Execute, say: Callable[[str], None]
     ) -> None:
-        job, self._runs, self._fork, self.on = runs.job, runs, fork, how.on
+        self._request, self._fork, self._execute, self._say = request, fork, execute, say
+        self._job = job = request.job()
+        self._store = open_store(job.store)
         self._stage = job.train_stages[0]
         self._sources = source_names(job.data) if job.mixes else []
-        branch = branch_of(job, settings)
-        self._refuse_options(how.trunk, branched=branch > 0)
+        self.settings = settings_of(request.vary)
+        branch = branch_of(job, self.settings)
+        self._refuse_options(branched=branch > 0)
         self._begin = job.borders[branch - 1][1] if branch else 0
-        self.trunks: dict[str, Run] = {}
-        self.rounds = rounds_of(job, self._stage, settings, how.seeds, branched=branch > 0)
-        field, numbers = "seed", range(job.seed, job.seed + how.seeds)
-        if how.trunk is not None:
-            field, numbers = f"{self._stage}.phases.{branch}.order", range(how.seeds)
-        seeded = {number: f"{field}={number}" for number in numbers}
-        self.trials = self._make_trials(settings, seeded, how.trunk)
+        self.rounds = rounds_of(job, self._stage, self.settings, request.seeds, branched=branch > 0)
+        field, first = "seed", job.seed
+        if request.trunk is not None:
+            field, first = f"{self._stage}.phases.{branch}.order", 0
+        seeds = {number: f"{field}={number}" for number in range(first, first + request.seeds)}
+        steps = ",".join(str(each.step) for each in self.rounds)
+        self.trials, self.trunks = make_trials(
+            request, self.settings, seeds, of=steps, fork=branch > 0
+        )
         self.grid_steps = job.section(self._stage).total_steps * len(self.trials)
         shared = len(self.trials) - len(self.trunks)
         self.steps = steps_taken(self.rounds) - self._begin * shared
-        new = SearchRecord(
-            stage=self._stage,
-            settings=tuple(setting.name for setting in settings),
-            seeds=tuple(numbers),
-            rounds=tuple(one.step for one in self.rounds),
-            hours=cap.hours,
-            dollars=cap.dollars,
-        )
-        file = search_file(runs.store, job.name, [trial.name for trial in self.trials])
-        self._work = Work(runs, file, new)
+        self._file = record_file(self._store, job.name, self.trials)
+        cap = SearchRecord(hours=request.hours, dollars=request.dollars)
+        check_cap(cap, job.budget)
+        self.record = self._file.read()[0] or SearchRecord()
+        if cap != SearchRecord():
+            self._change(lambda old: {"hours": cap.hours, "dollars": cap.dollars})
+        check_cap(self.record, job.budget)
 
-    def go(self) -> Outcome:
-        """Do what is left, and return what was found. Raises Stopped if the cap is reached, and
-        what ends a run."""
-        while True:
-            curves = self._curves(self.on)
-            decided = decide(curves, self.rounds)
-            if isinstance(decided, Choice):
-                break
-            self._train(decided)
-        if self._work.record.choice != decided.setting:
-            self._work.change(lambda old: {"choice": decided.setting})
-        by_source: dict[str, Choice] = {}
-        for source in self._sources:
+    def go(self) -> tuple[Curves, dict[str | None, Choice]]:
+        """Do what is left. Return the held-out losses of all runs, by which it chose, and how the
+        others compare with the chosen setting: by these losses, and on each source of a mix.
+
+        Raises Stopped if the cap is reached, BadInput if the data changed, and what ends a run.
+        """
+        while isinstance(ranking := decide(curves := self._curves(), self.rounds), Wanted):
+            self._train(ranking)
+        noise, sources = self.rounds[0], self._sources
+        choices = {self._request.on: compare(curves, ranking, noise)}
+        chosen, reached = next(iter(ranking.items()))
+        for source in sources:
             on_source = self._curves(source)
-            if any(decided.step in curve for curve in on_source[decided.setting].values()):
-                by_source[source] = (
-                    decided
-                    if source == self.on
-                    else differences_of(on_source, decided, self.rounds, len(self._sources))
-                )
-        spent = total(_spent(self._heads()))
-        return Outcome(decided, curves, by_source, self._work.record.failed, spent)
+            measured = any(reached.step in curve for curve in on_source[chosen].values())
+            if measured and source != self._request.on:
+                choices[source] = compare(on_source, ranking, noise, len(sources))
+        return curves, choices
 
-    def _curves(self, source: str | None) -> Curves:
-        """Return what all runs have measured, on a source or on all. One that diverged has infinite
-        losses."""
-        found: dict[str, dict[int, dict[int, float]]] = {}
+    def _curves(self, source: str | None = None) -> Curves:
+        """Return what all runs have measured, on a source or on what decides. One that diverged has
+        infinite losses."""
+        curves: dict[str, dict[int, dict[int, float]]] = {}
         for trial in self.trials:
-            if trial.name in self._work.record.failed:
-                curve = {one.step: math.inf for one in self.rounds}
+            if trial.name in self.record.failed:
+                curve = {each.step: math.inf for each in self.rounds}
             else:
-                curve = self._runs.held_out(trial, self._stage, source)
-            found.setdefault(trial.setting.name, {})[trial.seed] = curve
-        return found
+                curve = self._held_out(trial, source or self._request.on)
+            curves.setdefault(trial.setting.name, {})[trial.seed] = curve
+        return curves
+
+    def _held_out(self, trial: Trial, source: str | None = None) -> dict[int, float]:
+        """Return the held-out loss of a run by step, in nats per token, as far as it was measured:
+        the mean, or that on a source of the data.
+
+        A loss that is not finite is infinite here: the store keeps it as null.
+        """
+        head = RunState(self._store, trial.name).read()
+        rows = [] if head is None else read_metrics(self._store, trial.name, head, self._stage)
+        key = "held_out_loss" if source is None else source
+        # A step may have several rows, of which one has been evaluated.
+        measured = [(r["step"], r if source is None else r.get("held_out", {})) for r in rows]
+        return {
+            int(step): math.inf if losses[key] is None else losses[key]
+            for step, losses in measured
+            if key in losses
+        }
+
+    def heads(self) -> dict[str, Head]:
+        """Return the states of the runs that have begun, by name. Raises Damaged, StoreError, and
+        BadInput if the data have changed between two of them."""
+        names = [run.name for run in (*self.trunks, *self.trials)]
+        states = read_all(lambda name: RunState(self._store, name).read(), names)
+        heads = {name: head for name, head in zip(names, states) if head is not None}
+        self._refuse_changed_data(heads)
+        return heads
 
     # ------------------------------------------------------------ the runs
 
     def _train(self, wanted: Wanted) -> None:
         trials = {(trial.setting.name, trial.seed): trial for trial in self.trials}
         settings = counted(len({setting for setting, _ in wanted.runs}), "setting")
-        self._runs.say(f"to step {wanted.step:,}: {len(wanted.runs)} runs of {settings}")
+        self._say(f"to step {wanted.step:,}: {len(wanted.runs)} runs of {settings}")
         for key in wanted.runs:
             self._train_one(trials[key], wanted.step)
 
     def _train_one(self, trial: Trial, step: int) -> None:
         """Train a trial to a step, after its trunk, or record that it diverged."""
-        if trial.trunk is not None and trial.name not in self._heads():
-            trunk, failed = self.trunks.get(trial.trunk), self._work.record.failed
-            if trunk is not None and trunk.name not in failed:
-                self._advance(trunk, f"the trunk, {trial.seeded}", self._begin)
-            if (why := self._work.record.failed.get(trial.trunk)) is not None:
-                self._work.give_up(trial, f"its trunk {why}", "Its setting comes last.")
+        if trial.trunk is not None and trial.name not in self.heads():
+            for trunk in self.trunks:
+                if trunk.name == trial.trunk:
+                    self._advance(trunk, self._begin)
+            if (why := self.record.failed.get(trial.trunk)) is not None:
+                self._give_up(trial, f"its trunk {why}")
                 return
-            source = RunState(self._runs.store, trial.trunk)
-            target = RunState(self._runs.store, trial.name)
+            source, target = (RunState(self._store, name) for name in (trial.trunk, trial.name))
             self._fork(trial.job, source, target, at=self._begin, stage=self._stage)
-        self._advance(trial, f"{trial.setting.name}, {trial.seeded}", step)
+        self._advance(trial, step)
 
-    def _advance(self, run: Run, who: str, step: int) -> None:
+    def _advance(self, run: Trial, step: int) -> None:
         """Train a run to a step, unless it is there, or record that it diverged."""
-        if step in self._runs.held_out(run, self._stage):
+        if run.name in self.record.failed or step in self._held_out(run):
             return
-        heads = self._heads()
-        code = self._work.advance(
-            run,
-            f"{who}, to step {step:,}: {run.name}",
-            _spent(heads),
-            self._expected_hours(run.name, step, heads),
-            pause={f"{self._stage}.pause_at": step},
-            until=self._stage,
+        heads, price = self.heads(), price_per_hour(self._job.budget)
+        hours = self._expected_hours(run.name, step, heads)
+        refuse_beyond(
+            self.record, total(head.spent for head in heads.values()), run.name, hours, price
         )
-        if step in self._runs.held_out(run, self._stage):
+        about = f", about {duration(3600 * hours)}" if heads else ""
+        title = run.setting.name or "the trunk"
+        self._say(f"{title}, {run.seeded}, to step {step:,}: {run.name}{about}")
+        others = total(head.spent for name, head in heads.items() if name != run.name)
+        limits = budget_left(self.record, run.job.budget, others)
+        code = self._start(run, limits | {f"{self._stage}.pause_at": step})
+        if step in self._held_out(run):
             return
         if code == Stopped.exit_code:
-            raise why_stopped(self._work.record.cap, total(_spent(self._heads())), run.name)
-        without = (
-            f"ended without a held-out loss at step {step:,} (see above), and not because it "
-            "diverged. What it has done is kept."
-        )
-        why = self._work.why_diverged(run, self._stage, without)
-        self._work.give_up(run, why, "Its setting comes last.")
+            refuse_beyond(self.record, total(head.spent for head in self.heads().values()))
+            raise Stopped(
+                f"run {run.name} was stopped (see above). Everything that is done is kept. To "
+                "continue, run the same command again."
+            )
+        self._give_up(run, self._why_diverged(run, step))
 
-    def _heads(self) -> dict[str, Head]:
-        return self._runs.heads([*self.trunks, *(trial.name for trial in self.trials)])
+    def _start(self, run: Trial, limits: Mapping[str, Any]) -> int:
+        """Do `pion run` of a run with runtime settings, which change no result; return its code."""
+        # Without a GPU, Ray would start for half a minute, and the runs are short.
+        alone = run.job.hardware.workers is None and not gpu_count()
+        settings = as_overrides(({"hardware.workers": 0} if alone else {}) | dict(limits))
+        job = [self._request.path, *self._request.overrides, *run.overrides, *settings]
+        return run_to_end(self._execute, run.name, [*job, "--until", self._stage])
 
-    def _expected_hours(self, name: str, step: int, heads: Mapping[str, Head]) -> float | None:
-        """Return how many more hours a run takes to a step, as the others took; None if none has
+    def _expected_hours(self, name: str, step: int, heads: Mapping[str, Head]) -> float:
+        """Return how many more hours a run takes to a step, as the others took; 0 if none has
         begun."""
         first = {trial.name: self._begin for trial in self.trials}
         done = {n: _reached(head, self._stage) - first.get(n, 0) for n, head in heads.items()}
         rates = [head.spent.hours / done[n] for n, head in heads.items() if done[n] > 0]
-        if not rates:
-            return None
-        return statistics.median(rates) * max(0, step - first.get(name, 0) - done.get(name, 0))
+        left = max(0, step - first.get(name, 0) - done.get(name, 0))
+        return left * statistics.median(rates) if rates else 0.0
 
-    # ------------------------------------------------------------ its trials
+    def _why_diverged(self, run: Trial, step: int) -> str:
+        """Return why training of a run diverged, in words. Raises PionError if no step of it went
+        wrong."""
+        head = self.heads().get(run.name, Head())
+        digest = digest_job(run.job).stages[self._stage]
+        wrong = [rows for rows in head.skipped.get(self._stage, ()) if rows.digest == digest]
+        if not wrong:
+            raise PionError(
+                f"run {run.name} ended without a held-out loss at step {step:,} (see above), and "
+                "not because it diverged. What it has done is kept. Fix the cause, and run the "
+                "same command again to continue."
+            )
+        last = wrong[-1]
+        times = "once" if len(wrong) == 1 else f"{len(wrong)} times"
+        return f"diverged: step {last.step:,} gave {last.why}, after it was rolled back {times}"
 
-    def _refuse_options(self, trunk: str | None, *, branched: bool) -> None:
-        if self.on is not None and self.on not in self._sources:
-            known = f"{closest(self.on, self._sources)} ({', '.join(self._sources) or 'none'})"
+    # ------------------------------------------------------------ its record
+
+    def _give_up(self, run: Trial, why: str) -> None:
+        """Record that a run will have no result, and say why."""
+        self._say(f"{run.name}: {why}. Its setting comes last.")
+        self._change(lambda old: {"failed": {**old.failed, run.name: why}})
+
+    def _change(self, change: Callable[[SearchRecord], Mapping[str, Any]]) -> None:
+        """Change fields of the record in the store, as it is there now."""
+        self.record = self._file.change(
+            lambda old: dataclasses.replace(old, **change(old)), self.record
+        )
+        self._store.flush()
+
+    # ------------------------------------------------------------ what is refused
+
+    def _refuse_options(self, *, branched: bool) -> None:
+        on, trunk = self._request.on, self._request.trunk
+        if on is not None and on not in self._sources:
+            names = f"{closest(on, self._sources)} ({', '.join(self._sources) or 'none'})"
             raise BadInput(
-                f"--on: no source of a mix is called {shown(self.on)}{known}. Nothing was started."
+                f"--on: no source of a mix is called {shown(on)}{names}. Nothing was started."
             )
         if trunk is not None and not branched:
             raise BadInput(
@@ -234,64 +264,39 @@ class Search:
                 "pretrain.phases.1.mix=…, in a job whose phases read something else. Nothing was "
                 "started."
             )
-        if trunk is not None and trunk not in self._runs.heads([trunk]):
-            raise BadInput(
-                f"--from: {self._runs.store.url} has no run {trunk}. Nothing was started."
-            )
+        if trunk is not None and RunState(self._store, trunk).read() is None:
+            raise BadInput(f"--from: {self._store.url} has no run {trunk}. Nothing was started.")
 
-    def _make_trials(
-        self, settings: Sequence[Setting], seeds: Mapping[int, str], given: str | None
-    ) -> list[Trial]:
-        common = as_overrides(_common(self._runs.job, self._stage))
-        job = self._runs.of(common)
-        varied = {setting: self._runs.of([*setting.overrides, *common]) for setting in settings}
-        for setting, run in varied.items():
-            refuse_unpaired(setting, job, run)
-        refuse_same(varied, self._stage)
-        trunks = dict.fromkeys(seeds, given)
-        if self._begin and given is None:
-            for seed, seeded in seeds.items():
-                made = self._named(Setting(("trunk",)), seed, [*common, seeded])
-                self.trunks[made.name], trunks[seed] = made, made.name
-        steps = ",".join(str(one.step) for one in self.rounds)
-        trials = []
-        for setting, run in varied.items():
-            for seed, seeded in seeds.items():
-                trunk = trunks[seed]
-                own = f" {steps}" if trunk is None else f" {steps} {trunk}"
-                named = self._named(setting, seed, [*run.overrides, seeded], own)
-                trials.append(
-                    Trial(**vars(named), setting=setting, seed=seed, seeded=seeded, trunk=trunk)
+    def _refuse_changed_data(self, heads: Mapping[str, Head]) -> None:
+        """Raise BadInput if runs of a seed, which are paired, have prepared other content."""
+        prepared: dict[int, tuple[str, str]] = {}
+        for run in (*self.trunks, *self.trials):
+            key = heads.get(run.name, Head()).data.get(self._stage)
+            if key is None:
+                continue
+            fingerprint = key.split("/")[1]
+            first, usual = prepared.setdefault(run.seed, (run.name, fingerprint))
+            if fingerprint != usual:
+                raise BadInput(
+                    f"run {run.name} learned from other data than {first}: the job's data changed "
+                    "between the two runs, so they can't be compared. Every run is kept. To "
+                    "compare all settings on the data of now, give the job another name (name=…). "
+                    "If the data are as they were before, remove the run and run the same command "
+                    f"again: pion rm {RunState(self._store, run.name).url}"
                 )
-        return trials
-
-    def _named(self, setting: Setting, seed: int, changes: Sequence[str], own: str = "") -> Run:
-        digest = self._runs.of(changes).digests.stages[self._stage]
-        name = run_name(self._runs.job.name, setting, seed, f"{digest}{own}")
-        return self._runs.of([*changes, f"name={name}"])
 
 
-def _common(job: Job, stage: str) -> dict[str, Any]:
-    """Return what all runs of a search change of the job: they do one stage, and measure only where
-    they pause and at the end."""
-    changes: dict[str, Any] = {
-        "publish": None,
-        "deadline": None,
-        # That of conversations may have decided the model's context.
-        "model.seq_len": job.model_config_resolved().seq_len,
-        "evaluate.every": job.section(stage).total_steps,
-        "evaluate.prompts": [],
-        "evaluate.checkpoint": "last",
-        **without_questions(job),
-        # Of a model to start from, which every run measures before it trains.
-        "evaluate.final_rows": min(job.evaluate.final_rows, FEW_ROWS),
-    }
-    later = job.train_stages[job.train_stages.index(stage) + 1 :]
-    return changes | dict.fromkeys(later)
-
-
-def _spent(heads: Mapping[str, Head]) -> dict[str, Spent]:
-    return {name: head.spent for name, head in heads.items()}
+def record_file(store: Store, job: str, trials: Sequence[Trial]) -> RecordFile[SearchRecord]:
+    """Return the record of the search with these runs, whose names hold what they are."""
+    names = "\n".join(sorted(trial.name for trial in trials))
+    digest = hashlib.sha256(names.encode()).hexdigest()[:12]
+    return RecordFile(
+        store,
+        f"{LADDERS}/{job}/try-{digest}.json",
+        strictly(SearchRecord),
+        advice="Delete this file. The runs keep what they measured, and the same command decides "
+        "again.",
+    )
 
 
 def _reached(head: Head, stage: str) -> int:

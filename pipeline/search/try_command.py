@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,124 +16,126 @@ from rich.text import Text
 
 from pipeline.console.formats import counted, measured, printable, show
 from pipeline.console.print_and_ask import show_table
-from pipeline.search.cap import Cap, describe
-from pipeline.search.halving import Choice, Difference, Round
-from pipeline.search.runs import Runs, between_runs
-from pipeline.search.search import Fork, Outcome, Search
-from pipeline.search.vary import Comparison, Setting
+from pipeline.search.halving import Choice, Curves, Difference, Round
+from pipeline.search.runs import Execute, RunProcesses, describe, total
+from pipeline.search.search import Fork, Search
+from pipeline.search.trials import Request, Setting
 from pipeline.state.owner import launch_id
 from pipeline.state.record_json import finite_json
 from pipeline.state.stores.errors import before_work
 
 
-def run_try(runs: Runs, settings: Sequence[Setting], how: Comparison, cap: Cap, fork: Fork) -> int:
-    """Do what is left of a search over settings, and print what it found; return 0.
+def run_try(request: Request, fork: Fork, *, as_json: bool, execute: Execute | None = None) -> int:
+    """Do what is left of a search, and print what it has found; return 0.
 
-    Raises BadInput, Stopped if the cap over all runs is reached, and what ends a run.
+    `execute` replaces `pion run` in another process. With `as_json`, nothing else is printed to
+    standard output, neither here nor by the runs. Raises BadInput, Stopped if the cap over all runs
+    is reached, and what ends a run.
     """
-    with before_work("Nothing was started.", managed=launch_id() is not None):
-        search = Search(runs, settings, how, cap, fork)
-    runs.say(
-        f"{counted(len(settings), 'setting')}, {counted(how.seeds, 'seed')} each, in "
+    say = _say_to_stderr if as_json else _say
+    managed = launch_id() is not None
+    with before_work("Nothing was started.", managed=managed):
+        search = Search(request, fork, execute or RunProcesses(to_stderr=as_json), say)
+    say(
+        f"{counted(len(search.settings), 'setting')}, {counted(request.seeds, 'seed')} each, in "
         f"{counted(len(search.rounds), 'round')}: {search.steps:,} of the {search.grid_steps:,} "
         f"steps of the grid ({100 * search.steps / search.grid_steps:.0f} %)"
     )
-    with between_runs():
-        found = search.go()
+    # A manager of rented machines starts this command again after an outage of the store.
+    safe = before_work("Every finished run is kept.", managed=True)
+    with safe if managed else contextlib.nullcontext():
+        curves, choices = search.go()
+        spent = total(head.spent for head in search.heads().values())
+    choice = choices[request.on]
+    verdicts = {source: verdict(each, search.settings, source) for source, each in choices.items()}
     # It finishes a run of the chosen setting, from its checkpoint.
-    first = next(t for t in search.trials if t.setting.name == found.choice.setting)
-    words = [runs.job_path, *runs.overrides, *first.setting.overrides, first.seeded]
-    command = f"pion run {shlex.join([*words, f'name={first.name}'])}"
-    said = {how.on: verdict(found.choice, settings, how.on)}
-    said |= {one: verdict(choice, settings, one) for one, choice in found.by_source.items()}
-    if runs.as_json:
-        print(finite_json(_as_json(search, found, said, command), indent=1))
-    else:
-        _show(search, found, said, command)
+    first = next(trial for trial in search.trials if trial.setting.name == choice.setting)
+    overrides = [*request.overrides, *first.setting.overrides, first.seeded, f"name={first.name}"]
+    command = f"pion run {shlex.join([request.path, *overrides])}"
+    if as_json:
+        result = {
+            **_as_json(search, curves, choices, verdicts),
+            "hours": spent.hours,
+            "dollars": spent.dollars,
+            "command": command,
+        }
+        print(finite_json(result, indent=1))
+        return 0
+    _show_table(search, choice, curves, "" if request.on is None else f" on {request.on}")
+    runs = counted(len(search.trials) + len(search.trunks), "run")
+    lines = [f"{runs}: {describe(spent)}"]
+    lines += [f"{name} {why}" for name, why in search.record.failed.items()]
+    lines += [*verdicts.values(), f"to finish its run, from its checkpoint: {command}"]
+    for line in lines:
+        show(line)
     return 0
 
 
-def _show(search: Search, found: Outcome, said: Mapping[str | None, str], command: str) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("setting")
-    for one in search.rounds:
-        table.add_column(f"step {one.step:,}, {counted(one.seeds, 'seed')}", justify="right")
-    order = [found.choice.setting, *(d.setting for d in found.choice.others)]
-    for setting in order:
-        cells = [setting, *(_mean(found, setting, one) for one in search.rounds)]
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    show("")
-    show(f"mean held-out loss{'' if search.on is None else f' on {search.on}'} ({UNIT}):")
-    show_table(table)
-    show("")
-    runs = len(search.trials) + len(search.trunks)
-    show(f"{counted(runs, 'run')}: {describe(found.spent)}")
-    for name, why in found.failed.items():
-        show(f"{name} {why}")
-    for line in said.values():
-        show(line)
-    show(f"to finish its run, from its checkpoint: {command}")
+def _say(text: str) -> None:
+    show(f"try: {text}")
 
 
-def _mean(found: Outcome, setting: str, one: Round) -> str:
-    """Return the mean loss of a setting at the end of a round; empty if it was not in the round."""
-    curves = found.curves[setting]
-    values = [curves[seed].get(one.step) for seed in sorted(curves)[: one.seeds]]
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return ""
-    mean = float(np.mean(known))
-    return f"{mean:.4f}" if math.isfinite(mean) else "diverged"
+def _say_to_stderr(text: str) -> None:
+    print(printable(f"try: {text}"), file=sys.stderr, flush=True)
 
 
 def _as_json(
-    search: Search, found: Outcome, said: Mapping[str | None, str], command: str
+    search: Search,
+    curves: Curves,
+    choices: Mapping[str | None, Choice],
+    verdicts: Mapping[str | None, str],
 ) -> dict[str, Any]:
-    """Return what was found as plain JSON."""
-    choice = found.choice
+    """Return what was measured and chosen as plain JSON. The first choice decides."""
+    (on, choice), *_ = choices.items()
+    compared = {
+        source: {
+            "verdict": verdicts[source],
+            "others": [dataclasses.asdict(other) for other in each.others],
+        }
+        for source, each in choices.items()
+    }
     return {
         "choice": choice.setting,
         "step": choice.step,
-        "on": search.on,
-        "verdict": said[search.on],
-        "others": _others(choice),
-        "sources": {
-            source: {"verdict": said[source], "others": _others(own)}
-            for source, own in found.by_source.items()
-        },
+        "on": on,
+        **compared[on],
+        "sources": {source: each for source, each in compared.items() if source is not None},
         "runs": [
             {
                 "run": trial.name,
                 "setting": trial.setting.name,
                 "seed": trial.seed,
                 "held_out_loss": {
-                    str(step): loss
-                    for step, loss in found.curves[trial.setting.name][trial.seed].items()
+                    str(step): loss for step, loss in curves[trial.setting.name][trial.seed].items()
                 },
-                "failed": found.failed.get(trial.name),
+                "failed": search.record.failed.get(trial.name),
             }
             for trial in search.trials
         ],
         "steps": search.steps,
         "grid_steps": search.grid_steps,
-        "hours": found.spent.hours,
-        "dollars": found.spent.dollars,
-        "command": command,
     }
 
 
-def _others(choice: Choice) -> list[dict[str, Any]]:
-    return [
-        {
-            "setting": d.setting,
-            "step": d.step,
-            "difference": d.mean,
-            "sem": d.sem,
-            "sure": d.sure,
-            "diverged": d.diverged,
-        }
-        for d in choice.others
-    ]
+def _show_table(search: Search, choice: Choice, curves: Curves, on: str) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("setting")
+    for each in search.rounds:
+        table.add_column(f"step {each.step:,}, {counted(each.seeds, 'seed')}", justify="right")
+    for setting in (choice.setting, *(other.setting for other in choice.others)):
+        cells = [setting, *(_mean(curves[setting], each) for each in search.rounds)]
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    show("")
+    show(f"mean held-out loss{on} ({UNIT}):")
+    show_table(table)
+    show("")
+
+
+def _mean(by_seed: Mapping[int, Mapping[int, float]], when: Round) -> str:
+    """Return a setting's mean loss at the end of a round; empty if it was not in the round."""
+    losses = [by_seed[seed].get(when.step, math.nan) for seed in sorted(by_seed)[: when.seeds]]
+    mean = float(np.mean(losses))
+    return "" if math.isnan(mean) else f"{mean:.4f}" if math.isfinite(mean) else "diverged"
 
 
 # ---------------------------------------------------------------- the verdict
@@ -145,40 +150,37 @@ def verdict(choice: Choice, settings: Sequence[Setting], source: str | None = No
     """Return what is better than what, and what is noise: "pretrain.lr=2e-3 is better than 1e-3:
     −0.011 ± 0.003 nats per token at step 240; 4e-3 is noise: −0.002 ± 0.003 …". On one source, the
     chosen setting may be worse than others, all of which are named."""
-    # Next to another one, a setting is called by its values alone, if one key varies.
+    # Next to another one, a setting is called by its value alone, if one key varies.
     one_key = all(len(setting.overrides) == 1 for setting in settings)
-    words = {s.name: s.values if one_key else s.name for s in settings}
-    sure = [d for d in choice.others if d.sure and not d.diverged]
-    better = [d for d in sure if d.mean <= 0]
-    noise = [d for d in choice.others if not d.sure]
-    diverged = [words[d.setting] for d in choice.others if d.diverged]
-    parts = [f"is worse than {words[d.setting]}: {_difference(d)}" for d in sure if d.mean > 0]
-    parts += [f"is better than {words[d.setting]}: {_difference(d)}" for d in better[:SHOWN]]
+    names = {s.name: s.name.partition("=")[2] if one_key else s.name for s in settings}
+    sure = [other for other in choice.others if other.sure and not other.diverged]
+    better = [other for other in sure if other.difference <= 0]
+    noise = [other for other in choice.others if not other.sure]
+    diverged = [names[other.setting] for other in choice.others if other.diverged]
+    parts = [f"is worse than {_of(names, other)}" for other in sure if other.difference > 0]
+    parts += [f"is better than {_of(names, other)}" for other in better[:SHOWN]]
     if len(better) > SHOWN:
         parts.append(f"is better than {len(better) - SHOWN} more")
-    lowest = "is lowest" if all(d.mean <= 0 for d in choice.others) else "is not lowest"
+    lowest = all(other.difference <= 0 for other in choice.others)
+    parts = parts or ["is lowest" if lowest else "is not lowest"]
     begin = "" if source is None else f"on {source}: "
-    parts = [f"{begin}{choice.setting} {'; it '.join(parts) if parts else lowest}"]
+    clauses = [f"{begin}{choice.setting} {'; it '.join(parts)}"]
     if diverged:
-        parts.append(f"{_and(diverged)} diverged")
-    return "; ".join([*parts, *_noise(noise, words)])
-
-
-def _noise(noise: Sequence[Difference], words: dict[str, str]) -> list[str]:
-    """Return a clause about the settings that nothing tells from the chosen one, if there are."""
-    if not noise:
-        return []
+        *most, last = diverged
+        clauses.append(f"{', '.join(most)}{' and ' if most else ''}{last} diverged")
     if len(noise) > SHOWN:
-        most = max(noise, key=lambda d: abs(d.mean))
-        return [f"the other {len(noise)} are noise, at most {_difference(most)}"]
-    return [f"{words[d.setting]} is noise: {_difference(d)}" for d in noise]
+        largest = max(noise, key=lambda other: abs(other.difference))
+        clauses.append(f"the other {len(noise)} are noise, at most {_difference(largest)}")
+    else:
+        clauses += [f"{names[o.setting]} is noise: {_difference(o)}" for o in noise]
+    return "; ".join(clauses)
 
 
-def _difference(difference: Difference) -> str:
-    mean, sem = difference.mean, difference.sem
+def _of(names: Mapping[str, str], other: Difference) -> str:
+    return f"{names[other.setting]}: {_difference(other)}"
+
+
+def _difference(other: Difference) -> str:
+    mean, sem = other.difference, other.sem
     value = measured(abs(mean), sem) if math.isfinite(sem) else f"{abs(mean):.3f} ± unknown"
-    return f"{'−' if mean < 0 else '+'}{value} {UNIT} at step {difference.step:,}"
-
-
-def _and(words: Sequence[str]) -> str:
-    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+    return f"{'−' if mean < 0 else '+'}{value} {UNIT} at step {other.step:,}"

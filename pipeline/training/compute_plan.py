@@ -36,8 +36,8 @@ Dtype = Literal["bfloat16", "float32"]
 if TYPE_CHECKING:
     import torch
 
-    from pion.train.memory import Workload
     from pion.train.settings import ComputePlan
+    from pion.train.workload import Workload
 
 
 # What a compiler that fails gives up, one after the other (pion/train/smaller_plan.py). A record
@@ -173,9 +173,9 @@ def _fitting_work(
     """Return the work as ranks share it, the micro-batch that fits into memory, and whether
     activations are recomputed."""
     from pion.train.hardware import cuda_capability, total_memory
-    from pion.train.memory import Workload
     from pion.train.micro_batch import DoesNotFit, choose_sharing
     from pion.train.phases import config_of_largest_phase, only_apart
+    from pion.train.workload import Workload
 
     section = job.section(stage)
     work = Workload(

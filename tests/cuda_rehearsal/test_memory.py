@@ -7,7 +7,8 @@ allocate nothing inside themselves.
 import pytest
 
 from pion.config.presets import PRESETS
-from pion.train.memory import Workload, predict_memory
+from pion.train.memory import predict_memory
+from pion.train.workload import Workload
 from tests.cuda_rehearsal.memory_traces import BOTH_STAGES, MICRO_BATCHES, SUITE, read_peaks
 from tests.cuda_rehearsal.pretended_card import CARDS
 

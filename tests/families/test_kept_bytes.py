@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pion.model.attention.attention import CPU_BF16_TOKENS
-from pion.train.memory import Workload
 from pion.train.memory_trace.step import StepTrace
+from pion.train.workload import Workload
 from tests.families.families import FAMILIES, SEQ_LEN, often
 
 

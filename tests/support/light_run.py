@@ -57,12 +57,13 @@ def write_metrics(claim, stage, first, last):
     events.flush()
 
 
-def use_data(claim, digests):
-    """Share a prepared data set of each part, which no other run has, and let HEAD list it."""
+def use_data(claim, digests, content=None):
+    """Share a prepared data set of each part, and let HEAD list it. Without a `content`, no other
+    run has the same one."""
     run, me = claim.state, Owner.me()
     keys = {}
     for part, digest in digests.items():
-        fingerprint = hashlib.sha256(f"{run.name} {digest}".encode()).hexdigest()
+        fingerprint = hashlib.sha256(f"{content or run.name} {digest}".encode()).hexdigest()
         folder = find_or_prepare(run, fingerprint, claim.epoch, me, lambda writer, seconds: None)
         if isinstance(folder, Writer):
             with tempfile.TemporaryDirectory() as files:

@@ -24,8 +24,9 @@ from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
 from pion.files import write_atomically
 from pion.later_fields import to_record
-from pion.train.memory_trace.request import Peaks, Traced
+from pion.train.memory_trace.live_bytes import Peaks
 from pion.train.memory_trace.step import StepTrace
+from pion.train.workload import Workload
 
 FILE = Path(__file__).with_name("recorded_traces.json")
 RECORD = "RECORD_TRACES"
@@ -39,17 +40,17 @@ Found = dict[str, dict[str, list[int]]]
 class RecordedTrace:
     """Answers like a StepTrace, from the record if it has the answer."""
 
-    def __init__(self, what: Traced) -> None:
-        self._what, self._key = what, key_of(what)
+    def __init__(self, work: Workload) -> None:
+        self._work, self._key = work, key_of(work)
         self._step: StepTrace | None = None
 
     def peaks(self, rows: int, *, recompute: bool, ranks: int = 1) -> Peaks:
         """Return what a micro-batch of so many rows needs."""
-        asked = json.dumps([rows, recompute, ranks if self._what.sharded else 1])
+        asked = json.dumps([rows, recompute, ranks if self._work.sharded else 1])
         found = recorded().get(self._key, {}).get(asked)
         if found is not None:
             return Peaks(*found)
-        self._step = self._step or StepTrace(self._what)
+        self._step = self._step or StepTrace(self._work)
         peaks = self._step.peaks(rows, recompute=recompute, ranks=ranks)
         if os.environ.get(RECORD):
             _add(self._key, asked, peaks)
@@ -60,15 +61,20 @@ class RecordedTrace:
 recorded_trace = lru_cache(maxsize=256)(RecordedTrace)
 
 
-def key_of(what: Traced) -> str:
+def key_of(work: Workload) -> str:
     """Return all that decides a trace, as text."""
-    fields = {field.name: getattr(what, field.name) for field in dataclasses.fields(what)}
-    fields["config"] = what.config.to_dict()
-    fields["lora"] = None if what.lora is None else to_record(what.lora)
-    return json.dumps(fields, sort_keys=True)
+    fields = vars(work) | {
+        "config": work.config.to_dict(),
+        "lora": None if work.lora is None else to_record(work.lora),
+        "bf16": work.dtype == "bfloat16",
+        "bf16_residual": work.residual == "bfloat16",
+        "compiled": work.compile,
+    }
+    others = ("dtype", "residual", "compile", "optimizer", "rollout_rows", "ranks")
+    return json.dumps({k: v for k, v in fields.items() if k not in others}, sort_keys=True)
 
 
-def traced_of(key: str) -> Traced:
+def traced_of(key: str) -> Workload:
     """Return what was traced for this key."""
     fields: dict[str, Any] = json.loads(key)
     lora = fields["lora"]
@@ -77,7 +83,10 @@ def traced_of(key: str) -> Traced:
     fields["config"] = ModelConfig.from_dict(fields["config"])
     fields["lora"] = None if lora is None else Lora(**lora)
     fields["capability"] = tuple(fields["capability"])
-    return Traced(**fields)
+    fields["compile"] = fields.pop("compiled")
+    for name, recorded_as in (("dtype", "bf16"), ("residual", "bf16_residual")):
+        fields[name] = "bfloat16" if fields.pop(recorded_as) else "float32"
+    return Workload(**fields, optimizer="adamw")
 
 
 @lru_cache(maxsize=1)

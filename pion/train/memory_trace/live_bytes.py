@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,21 @@ from torch.utils._pytree import tree_leaves
 
 # Torch's allocator on CUDA rounds a request up to a multiple of this.
 ROUNDED_TO = 512
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The bytes of one micro-batch, besides weights, their gradients and the optimizer's state.
+
+    Attributes:
+        activations: kept for the backward pass, before the loss.
+        forward: the most in the forward pass, which includes the loss.
+        backward: the most in the backward pass.
+    """
+
+    activations: int
+    forward: int
+    backward: int
 
 
 class LiveBytes(TorchDispatchMode):
@@ -64,6 +80,11 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
+def rounded(size: int) -> int:
+    """Return so many bytes as the allocator rounds them up."""
+    return -(-size // ROUNDED_TO) * ROUNDED_TO
+
+
 def size_of(tensor: Tensor) -> int:
     """Return the bytes of a tensor's storage, as the allocator rounds them."""
-    return -(-tensor.untyped_storage().nbytes() // ROUNDED_TO) * ROUNDED_TO
+    return rounded(tensor.untyped_storage().nbytes())

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
 from pion.files import private_cache_folder, write_atomically
-from pion.train.memory_trace.request import Peaks, Traced
 from pion.untrusted import read_json
 
 if TYPE_CHECKING:
+    from pion.train.memory_trace.live_bytes import Peaks
     from pion.train.memory_trace.step import StepTrace
+    from pion.train.workload import Workload
 
 # The sources that decide what a step needs, below the package: folders and files.
 SOURCES = (
@@ -50,7 +51,7 @@ class _Clock:
 _CLOCK = _Clock()
 
 
-def remembered_peaks(what: Traced, rows: int, *, recompute: bool, ranks: int = 1) -> Peaks:
+def remembered_peaks(work: Workload, rows: int, *, recompute: bool, ranks: int = 1) -> Peaks:
     """Return what a micro-batch of so many rows needs. It is traced only if nobody has traced it.
 
     `ranks` is how many keep parts of the weights, if they are sharded.
@@ -59,14 +60,14 @@ def remembered_peaks(what: Traced, rows: int, *, recompute: bool, ranks: int = 1
     share the function.
     """
     key = f"{rows} {'recompute' if recompute else 'keep'}"
-    if what.sharded:
+    if work.sharded:
         key += f" {ranks}"
     with _ONE_TRACE:
-        known = _known(what)
+        known = _known(work)
         if key not in known:
             with _timed():
-                known[key] = _trace(what).peaks(rows, recompute=recompute, ranks=ranks)
-            _write(what, known)
+                known[key] = _trace(work).peaks(rows, recompute=recompute, ranks=ranks)
+            _write(work, known)
         return known[key]
 
 
@@ -95,30 +96,32 @@ def _timed() -> Iterator[None]:
 # A plan for money asks in turn for the traces of a family's sizes, of two stages each. To trace one
 # takes a second, and to keep it a few megabytes.
 @lru_cache(maxsize=32)
-def _trace(what: Traced) -> StepTrace:
+def _trace(work: Workload) -> StepTrace:
     from pion.train.memory_trace.step import StepTrace  # imports much of torch
 
-    return StepTrace(what)
+    return StepTrace(work)
 
 
 @lru_cache(maxsize=256)
-def _known(what: Traced) -> dict[str, Peaks]:
+def _known(work: Workload) -> dict[str, Peaks]:
+    from pion.train.memory_trace.live_bytes import Peaks  # imports much of torch
+
     try:
-        found = read_json(_file(what))
+        found = read_json(_file(work))
         return {str(key): Peaks(*map(int, numbers)) for key, numbers in found.items()}
     except (BadInput, OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _write(what: Traced, known: dict[str, Peaks]) -> None:
+def _write(work: Workload, known: dict[str, Peaks]) -> None:
     found = {key: dataclasses.astuple(peaks) for key, peaks in known.items()}
     with contextlib.suppress(BadInput):
-        write_atomically(_file(what), json.dumps(found).encode())
+        write_atomically(_file(work), json.dumps(found).encode())
 
 
 @lru_cache(maxsize=256)
-def _file(what: Traced) -> Path:
-    digest = hashlib.sha256(f"{_code()} {what!r}".encode()).hexdigest()
+def _file(work: Workload) -> Path:
+    digest = hashlib.sha256(f"{_code()} {work!r}".encode()).hexdigest()
     return _folder() / f"{digest[:32]}.json"
 
 

@@ -19,7 +19,7 @@ from pion.config.parts import Role
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
 from pion.model.skips_and_value_tables import ValueTables
-from pion.train.memory_trace.live_bytes import ROUNDED_TO
+from pion.train.memory_trace.live_bytes import rounded
 from pion.train.shard_rules import KEPT_WHOLE, part_of, sharded_dim
 
 
@@ -119,15 +119,11 @@ def shards_of(weights: Iterable[tuple[nn.Parameter, Role]], ranks: int) -> Shard
     gathered = given = stacks = gradients = summed = kept = 0
     for weight, role in weights:
         width, part = weight.element_size(), part_of(weight.shape, ranks, role)
-        gathered += _rounded(width * part * ranks)
+        gathered += rounded(width * part * ranks)
         given += 0 if width == 4 else width * part
         stacks += width * part * ranks if sharded_dim(weight.shape, ranks, role) else 0
         if weight.requires_grad:
-            gradients += _rounded(width * weight.numel())
+            gradients += rounded(width * weight.numel())
             summed += 4 * part * ranks
             kept += 4 * part
     return Shards(gathered, given, stacks, gradients, summed, kept)
-
-
-def _rounded(size: int) -> int:
-    return -(-size // ROUNDED_TO) * ROUNDED_TO

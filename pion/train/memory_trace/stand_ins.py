@@ -31,7 +31,7 @@ OPENED = {
 
 
 @contextlib.contextmanager
-def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
+def stand_ins(device_type: str, capability: tuple[int, int] | None) -> Iterator[None]:
     """Put all stand-ins in place, for a device of this type and capability."""
     # A table of fake tensors must not get into the cache of the others.
     table_of_its_own = lru_cache(maxsize=8)(rope.rotary_table.__wrapped__)

@@ -25,9 +25,10 @@ from pion.data.order import rows_per_rank
 from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
 from pion.train.hardware import device_name, pick_device, pick_residual
-from pion.train.memory import Workload, predict_memory, rollout_rows
+from pion.train.memory import predict_memory, rollout_rows
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_sharing
 from pion.train.phases import config_of_largest_phase, only_apart
+from pion.train.workload import Workload
 from pipeline.job import Job
 from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old

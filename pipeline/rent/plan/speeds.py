@@ -19,7 +19,7 @@ from pion.config.model_config import ModelConfig
 from pion.config.presets import PRESETS
 from pion.model.params_and_flops import flops_per_token
 from pion.train.hardware import gpu_flops
-from pion.train.memory import Workload
+from pion.train.workload import Workload
 from pipeline.job import Job
 from pipeline.job.digest import model_inputs
 from pipeline.machine.folders import own_bench_files

@@ -15,7 +15,7 @@ from pion.data.stream import RowStream
 from pion.model import decoder
 from pion.model.decoder import Decoder
 from pion.train import memory, smaller_plan
-from pion.train.memory_trace.request import Peaks
+from pion.train.memory_trace.live_bytes import Peaks
 from tests.support.tiny_config import tiny_config
 from tests.support.whole_state import train
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.train import micro_batch
-from pion.train.memory import Workload, predict_memory
+from pion.train.memory import predict_memory
 from pion.train.micro_batch import choose_micro_batch
+from pion.train.workload import Workload
 
 GIB = 2**30
 DEMO = ModelConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import yaml
 
 from pion.errors import Stopped
-from pion.model.params_and_flops import cost_of
 from pipeline.base.job_with_base import read_job
-from pipeline.cost.budget import over_budget, price_per_hour
+from pipeline.commands.fork import fork_for
+from pipeline.cost.budget import over_budget
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.run.done_and_changed_stages import stage_inputs
+from pipeline.search.trials import Request
+from pipeline.search.try_command import run_try
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import SkippedRows, Spent, data_key
 from pipeline.state.owner import Owner
@@ -24,9 +27,8 @@ from pipeline.state.stores import open_store
 from tests.support.jobs import tiny_dict
 from tests.support.light_run import save_checkpoint, use_data
 
-# A fake run takes so many hours, and so many more for each FLOP.
-START_HOURS, HOURS_PER_FLOP = 0.01, 1e-10
-DATA = "ab" * 32
+# A start of a fake run takes so long.
+HOURS = 0.01
 
 
 class Killed(BaseException):
@@ -41,24 +43,30 @@ def write_job(folder: Path, **changes: object) -> str:
     return str(path)
 
 
+def search(job, runs, *, varied, as_json=False, fork=fork_for, **options):
+    """Do what `pion try` does, with `runs` in place of processes."""
+    request = Request(path=job, vary=varied, **options)
+    return run_try(request, fork, as_json=as_json, execute=runs)
+
+
 @dataclass
 class FakeRuns:
     """`pion run` without training. Its calls are in `started`.
 
     Attributes:
         diverge: which runs go wrong, by name.
-        meddle: called with the number of the call and the moment ("before" or "after").
+        meddle: called with the number of each call after the call.
         loss: the held-out loss of a job at a step, for a search.
         sources: the same on each source, of a job whose phases mix them. Its runs can be forked.
-        data: the fingerprint of the data that runs prepare.
+        content: that of the data which runs prepare.
         steps: those that runs which can be forked have trained.
     """
 
     diverge: Callable[[str], bool] = lambda name: False
-    meddle: Callable[[int, str], None] = lambda number, moment: None
+    meddle: Callable[[int], None] = lambda number: None
     loss: Callable[[Job, int], float] = lambda job, step: 1.0
     sources: Callable[[Job, int], dict[str, float]] = lambda job, step: {}
-    data: str = DATA
+    content: str = "rows"
     started: list[str] = field(default_factory=list)
     steps: int = 0
 
@@ -67,32 +75,25 @@ class FakeRuns:
         path, *overrides = (word for word in arguments if word not in ("--until", "pretrain"))
         job = read_job(path, overrides)
         self.started.append(job.name)
-        self.meddle(len(self.started), "before")
         code = self._run(job)
-        self.meddle(len(self.started), "after")
+        self.meddle(len(self.started))
         return code
 
     def _run(self, job: Job) -> int:
         digests = digest_job(job)
         run = RunState(open_store(job.store), job.name)
         claim = claim_run(run, Owner.me(), unattended=True)
-        folder = data_key(self.data, "cd" * 16)
-        claim.commit(lambda head: head.with_data({"pretrain": folder}))
+        content = f"{self.content} {job.seed}"  # as in the fingerprint of prepared data
+        key = data_key(hashlib.sha256(content.encode()).hexdigest(), "cd" * 16)
+        claim.commit(lambda head: head.with_data({"pretrain": key}))
         if job.mixes:
-            use_data(claim, digests.data)
+            use_data(claim, digests.data, content)
             inputs = {"format": 1, "inputs": stage_inputs("pretrain", digests)}
             run.write_stage("pretrain", digests.stages["pretrain"], inputs)
         try:
             if self.diverge(job.name):
-                skipped = SkippedRows(
-                    first=0,
-                    stop=4,
-                    step=3,
-                    epoch=claim.epoch,
-                    digest=digests.stages["pretrain"],
-                    why="a loss of nan",
-                    at=1.0,
-                )
+                digest = digests.stages["pretrain"]
+                skipped = SkippedRows(0, 4, 3, claim.epoch, digest, "a loss of nan", at=1.0)
                 claim.commit(lambda head: head.with_skipped("pretrain", skipped))
                 return 1
             return self._train(job, claim, digests.stages)
@@ -101,11 +102,10 @@ class FakeRuns:
 
     def _train(self, job: Job, claim: Claim, stages: dict[str, str]) -> int:
         train = job.section(job.train_stages[0])
-        tokens = train.total_steps * train.global_batch * job.data.seq_len
-        macs = cost_of(job.model_config_resolved()).macs_per_token
-        hours = START_HOURS + HOURS_PER_FLOP * 6 * macs * tokens
-        spent = self._spend(job, claim, hours)
-        if over_budget(job.budget, spent) is not None:
+        hours = min(HOURS, job.budget.hours or HOURS)
+        claim._spent, claim._started = Spent(hours, 0.0, 1.0), claim.state.clock.monotonic()
+        claim.commit(lambda head: head)
+        if over_budget(job.budget, claim._spent) is not None:
             return Stopped.exit_code
         step = min(train.pause_at or train.total_steps, train.total_steps)
         self._measure(job, claim, step)
@@ -117,21 +117,7 @@ class FakeRuns:
         if step < train.total_steps:
             return Stopped.exit_code
         claim.finish_stage("pretrain", stages["pretrain"], {"steps": step})
-        result = {"pretrain": {"bits_per_byte": 1.0, "bits_per_byte_sem": 0.01}}
-        claim.finish_stage("evaluate", stages["evaluate"], result)
         return 0
-
-    def _spend(self, job: Job, claim: Claim, hours: float) -> Spent:
-        """Count what the run has cost, and at most its budget."""
-        if job.budget.hours is not None:
-            hours = min(hours, job.budget.hours)
-        price = price_per_hour(job.budget) or 0.0
-        if job.budget.dollars is not None and price:
-            hours = min(hours, job.budget.dollars / price)
-        claim._spent = Spent(hours, hours * price, 1.0)
-        claim._started = claim.state.clock.monotonic()
-        claim.commit(lambda head: head)
-        return Spent(hours, hours * price, 1.0)
 
     def _measure(self, job: Job, claim: Claim, step: int) -> None:
         """Write the held-out losses of the steps since the last start."""
@@ -142,4 +128,5 @@ class FakeRuns:
             found = self.sources(job, at)
             loss = sum(found.values()) / len(found) if found else self.loss(job, at)
             metrics.append({"step": at, "held_out_loss": loss, "held_out": found})
+            metrics.append({"step": at, "loss": 1.0})
         metrics.flush()

@@ -8,13 +8,10 @@ import pytest
 
 from pipeline.search.halving import (
     SHARE,
-    Choice,
-    Difference,
     Round,
     Wanted,
     compare,
     decide,
-    differences_of,
     plan_rounds,
     rank,
     steps_taken,
@@ -25,14 +22,11 @@ STEPS = 480
 NOISE = 0.017
 
 
-def recorded(final, seeds, rng, *, bias=0.0):
-    """Return curves that end near `final`. All settings share the noise of a seed.
-
-    A setting that ends lower by `bias` for each 1 of its number starts higher: its rate is larger.
-    """
+def recorded(final, seeds, rng):
+    """Return curves that end near `final`. All settings share the noise of a seed."""
     shared = rng.normal(0.0, 0.05, seeds)
     curves = {}
-    for number, (setting, end) in enumerate(final.items()):
+    for setting, end in final.items():
         for seed in range(seeds):
             own = rng.normal(0.0, NOISE / math.sqrt(2))
             curves.setdefault(setting, {})[seed] = {
@@ -40,11 +34,21 @@ def recorded(final, seeds, rng, *, bias=0.0):
                 + shared[seed]
                 + own * math.sqrt(step / STEPS)
                 + 3.0 * (step + 20.0) ** -0.5
-                + bias * number * (1 - step / STEPS)
                 + rng.normal(0.0, NOISE / 4)
                 for step in range(1, STEPS + 1)
             }
     return curves
+
+
+def at_step(step, losses):
+    """Return curves with one step: the losses of each setting's seeds."""
+    return {s: {n: {step: loss} for n, loss in enumerate(own)} for s, own in losses.items()}
+
+
+def compared(losses, sources=1):
+    """Compare settings with the first one at the end of their only round."""
+    when = Round(1, len(losses), len(losses["a"]))
+    return compare(at_step(1, losses), dict.fromkeys(losses, when), when, sources).others
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 4, 10])
@@ -54,40 +58,31 @@ def test_the_rounds_take_at_most_two_fifths_of_the_grid(seeds):
         rounds = plan_rounds(settings, steps, seeds)
         assert steps_taken(rounds) <= SHARE * settings * seeds * steps
         assert rounds[0].settings == settings
-        assert rounds[-1].keep == 1
         assert all(a.step < b.step for a, b in itertools.pairwise(rounds))
-        assert all(b.settings == a.keep for a, b in itertools.pairwise(rounds))
-        if seeds > 2:
-            assert rounds[-1].step == steps
+        assert seeds < 3 or rounds[-1].step == steps
 
 
 @pytest.mark.parametrize(
     ("settings", "seeds", "rounds"),
     [
-        (2, 3, [Round(48, 2, 2, 3), Round(480, 2, 1, 1)]),
-        (3, 3, [Round(48, 3, 3, 3), Round(240, 3, 2, 1), Round(480, 2, 1, 1)]),
-        (6, 3, [Round(48, 6, 6, 3), Round(240, 6, 3, 1), Round(480, 3, 1, 1)]),
-        (6, 10, [Round(48, 6, 6, 10), Round(240, 6, 3, 3), Round(480, 3, 1, 3)]),
-        (6, 1, [Round(128, 6, 3, 1), Round(256, 3, 1, 1)]),
+        (2, 3, [Round(48, 2, 3), Round(480, 2, 1)]),
+        (3, 3, [Round(48, 3, 3), Round(240, 3, 1), Round(480, 2, 1)]),
+        (6, 3, [Round(48, 6, 3), Round(240, 6, 1), Round(480, 3, 1)]),
+        # More seeds continue the runs of fewer.
+        (6, 6, [Round(48, 6, 6), Round(240, 6, 2), Round(480, 3, 2)]),
+        (6, 10, [Round(48, 6, 10), Round(240, 6, 3), Round(480, 3, 3)]),
+        (6, 1, [Round(128, 6, 1), Round(256, 3, 1)]),
     ],
 )
 def test_a_third_of_the_seeds_decides_at_half_and_at_the_end(settings, seeds, rounds):
     assert plan_rounds(settings, 480, seeds) == rounds
-
-
-def test_more_seeds_continue_the_runs_of_fewer():
-    assert len({tuple(r.step for r in plan_rounds(6, 480, seeds)) for seeds in (3, 6, 10)}) == 1
+    assert not plan_rounds(settings, 1, seeds), "too few steps"
+    assert not plan_rounds(settings, 9, 3)
 
 
 def test_what_the_rounds_take_is_what_their_runs_take():
     # Two more seeds of 6 settings to 48; the first seed of 6 to 240, and of 3 to 480.
     assert steps_taken(plan_rounds(6, 480, 3)) == 2 * 6 * 48 + 6 * 240 + 3 * 240
-
-
-@pytest.mark.parametrize(("settings", "steps", "seeds"), [(1, 480, 3), (2, 9, 3), (64, 1, 1)])
-def test_too_few_settings_or_steps_have_no_rounds(settings, steps, seeds):
-    with pytest.raises(ValueError, match=r"few|two"):
-        plan_rounds(settings, steps, seeds)
 
 
 @pytest.mark.parametrize(
@@ -105,55 +100,52 @@ def test_the_choice_is_as_good_as_the_grids_best_in_nine_of_ten_repetitions(fina
     rounds = plan_rounds(len(final), STEPS, 3)
     for repetition in range(repetitions):
         curves = recorded(final, 3, np.random.default_rng(repetition))
-        chosen = decide(curves, rounds)
-        assert isinstance(chosen, Choice)
+        chosen = next(iter(decide(curves, rounds)))
         ends = {s: [curve[STEPS] for curve in by_seed.values()] for s, by_seed in curves.items()}
-        best = rank(ends)[0]
-        if best == chosen.setting:
-            good += 1
-            continue
-        paired = np.array(ends[chosen.setting]) - np.array(ends[best])
+        paired = np.array(ends[chosen]) - np.array(ends[rank(ends)[0]])
         good += paired.mean() <= 2 * paired.std(ddof=1) / math.sqrt(len(paired))
     assert good >= 0.9 * repetitions
 
 
-def at(one, losses, seeds):
-    return {s: {n: {one.step: loss + n} for n in range(seeds)} for s, loss in losses.items()}
+@pytest.fixture
+def rounds():
+    return plan_rounds(4, 480, 3)
 
 
-def test_what_is_wanted_is_what_the_round_lacks_and_nothing_that_was_dropped():
-    rounds = noise, half, end = plan_rounds(4, 480, 3)
+@pytest.fixture
+def begun(rounds):
+    """Four settings after the first round."""
+    ends = {"a": 3.0, "b": 2.0, "c": 4.0, "d": 2.5}
+    return at_step(rounds[0].step, {s: [end, end + 1, end + 2] for s, end in ends.items()})
+
+
+def test_what_is_wanted_is_what_the_round_lacks_and_nothing_that_was_dropped(rounds, begun):
+    noise, half, end = rounds
     nothing = {s: {n: {} for n in range(3)} for s in "abcd"}
     every = tuple((s, n) for s in "abcd" for n in range(3))
     assert decide(nothing, rounds) == Wanted(noise.step, every)
-    curves = at(noise, {"a": 3.0, "b": 2.0, "c": 4.0, "d": 2.5}, 3)
-    del curves["c"][1][noise.step]
-    assert decide(curves, rounds) == Wanted(noise.step, (("c", 1),))
-    curves["c"][1][noise.step] = 5.0
-    assert decide(curves, rounds) == Wanted(half.step, tuple((s, 0) for s in "bdac"))
+    del begun["c"][1][noise.step]
+    assert decide(begun, rounds) == Wanted(noise.step, (("c", 1),))
+    begun["c"][1][noise.step] = 5.0
+    assert decide(begun, rounds) == Wanted(half.step, tuple((s, 0) for s in "bdac"))
     for setting, loss in {"a": 1.0, "b": 1.3, "c": 1.1, "d": 1.2}.items():
-        curves[setting][0][half.step] = loss
-    assert decide(curves, rounds) == Wanted(end.step, (("a", 0), ("c", 0)))
-    curves["a"][0][end.step], curves["c"][0][end.step] = 0.9, 0.8
-    decided = decide(curves, rounds)
-    assert isinstance(decided, Choice)
-    assert (decided.setting, decided.step) == ("c", end.step)
-    assert [(d.setting, d.step) for d in decided.others] == [
-        ("a", end.step),
-        ("d", half.step),
-        ("b", half.step),
-    ]
+        begun[setting][0][half.step] = loss
+    assert decide(begun, rounds) == Wanted(end.step, (("a", 0), ("c", 0)))
+    begun["a"][0][end.step], begun["c"][0][end.step] = 0.9, 0.8
+    ranking = decide(begun, rounds)
+    assert list(ranking.items()) == [("c", end), ("a", end), ("d", half), ("b", half)]
+    choice = compare(begun, ranking, noise)
+    assert (choice.setting, choice.step) == ("c", end.step)
+    assert [d.step for d in choice.others] == [end.step, half.step, half.step]
 
 
-def test_a_setting_that_diverges_with_any_seed_trains_no_further():
-    rounds = noise, half, _ = plan_rounds(4, 480, 3)
-    curves = at(noise, {"a": 3.0, "b": 2.0, "c": 4.0, "d": 2.5}, 3)
-    curves["b"][2][noise.step] = math.inf
-    assert decide(curves, rounds) == Wanted(half.step, (("d", 0), ("a", 0), ("c", 0)))
+def test_a_setting_that_diverges_with_any_seed_trains_no_further(rounds, begun):
+    noise, half, _ = rounds
+    begun["b"][2][noise.step] = math.inf
+    assert decide(begun, rounds) == Wanted(half.step, (("d", 0), ("a", 0), ("c", 0)))
     for setting in "ac":
-        curves[setting][0][noise.step] = math.nan
-    alone = decide(curves, rounds)
-    assert isinstance(alone, Choice)
+        begun[setting][0][noise.step] = math.nan
+    alone = compare(begun, decide(begun, rounds), noise)
     assert (alone.setting, alone.step) == ("d", noise.step)
     assert all(other.diverged for other in alone.others)
 
@@ -161,53 +153,52 @@ def test_a_setting_that_diverges_with_any_seed_trains_no_further():
 def test_the_noise_is_that_of_all_seeds_at_a_tenth_of_the_steps():
     rounds = plan_rounds(3, 480, 3)
     curves = recorded({"a": 3.0, "b": 3.2, "c": 3.4}, 3, np.random.default_rng(0))
-    decided = decide(curves, rounds)
-    assert isinstance(decided, Choice)
-    early = {
-        s: [curve[rounds[0].step] for curve in by_seed.values()] for s, by_seed in curves.items()
-    }
-    sem = compare(early, "a", "b", 1).sem * math.sqrt(3)  # of one seed in place of three
-    assert [d.sem for d in decided.others] == pytest.approx([sem, sem])
+    early = {s: [curve[rounds[0].step] for curve in each.values()] for s, each in curves.items()}
+    sem = compared(early)[0].sem * math.sqrt(3)  # of one seed in place of three
+    choice = compare(curves, decide(curves, rounds), rounds[0])
+    assert [d.sem for d in choice.others] == pytest.approx([sem, sem])
 
 
 def test_the_order_of_settings_and_later_measures_change_nothing():
     curves = recorded({"a": 3.3, "b": 3.2, "c": 3.25}, 3, np.random.default_rng(0))
     rounds = plan_rounds(3, STEPS, 3)
-    kept = {one.step for one in rounds}
     cut = {
         setting: {
-            seed: {step: loss for step, loss in curve.items() if step in kept}
-            for seed, curve in reversed(by_seed.items())
+            seed: {each.step: by_seed[seed][each.step] for each in rounds}
+            for seed in reversed(by_seed)
         }
         for setting, by_seed in reversed(curves.items())
     }
-    assert decide(cut, rounds) == decide(curves, rounds)
+    ranking = decide(curves, rounds)
+    assert list(decide(cut, rounds).items()) == list(ranking.items())
+    (*others,), (*again,) = (compare(each, ranking, rounds[0]).others for each in (cut, curves))
+    assert [d.difference for d in others] == [d.difference for d in again]
 
 
 def test_a_setting_that_diverged_comes_last_and_does_not_widen_the_errors_of_others():
-    rng = np.random.default_rng(1)
-    finite = recorded({"a": 3.0, "b": 3.2}, 4, rng)
-    losses = {s: [curve[STEPS] for curve in by_seed.values()] for s, by_seed in finite.items()}
-    with_nan = losses | {"c": [2.0, math.inf, 2.0, 2.0]}
-    assert rank(with_nan) == ["a", "b", "c"]
-    assert compare(with_nan, "a", "b", 1) == compare(losses, "a", "b", 1)
-    assert compare(with_nan, "a", "c", 1).diverged
+    losses = {"a": [3.0, 3.1, 3.0, 3.2], "b": [3.2, 3.3, 3.3, 3.4]}
+    with_inf = losses | {"c": [2.0, math.inf, 2.0, 2.0]}
+    assert rank(with_inf) == ["a", "b", "c"]
+    (other,), (same, diverged) = compared(losses), compared(with_inf)
+    assert (same.difference, same.sem) == (other.difference, other.sem)
+    assert diverged.diverged
 
 
 def test_the_error_of_a_difference_leaves_out_what_seeds_share():
-    losses = {"a": [3.0, 4.0, 5.0], "b": [3.1, 4.1, 5.1], "c": [3.0, 4.02, 4.98]}
-    found = compare(losses, "a", "b", 7)
-    assert found.step == 7
-    assert found.mean == pytest.approx(-0.1)
-    assert found.sem < 0.02
-    assert found.sure
-    assert not compare(losses, "a", "c", 7).sure
+    larger, same = compared({"a": [3.0, 4.0, 5.0], "b": [3.1, 4.1, 5.1], "c": [3.0, 4.02, 4.98]})
+    assert larger.difference == pytest.approx(-0.1)
+    assert larger.sem < 0.02
+    assert larger.sure
+    assert not same.sure
+    (of_one_seed,) = compared({"a": [3.0], "b": [3.5]})
+    assert math.isinf(of_one_seed.sem)
+    assert not of_one_seed.sure
 
 
 @pytest.mark.parametrize("settings", [2, 6, 12])
 def test_settings_that_are_the_same_are_told_apart_in_at_most_one_of_twenty_searches(settings):
     rounds, searches, wrong = plan_rounds(settings, STEPS, 3), 500, 0
-    steps = [one.step for one in rounds]
+    steps = [each.step for each in rounds]
     rng = np.random.default_rng(settings)
     for _ in range(searches):
         # The noise of each step is its own, which leaves most to luck.
@@ -216,9 +207,8 @@ def test_settings_that_are_the_same_are_told_apart_in_at_most_one_of_twenty_sear
             str(setting): {seed: dict(zip(steps, own)) for seed, own in enumerate(by_seed)}
             for setting, by_seed in enumerate(drawn.tolist())
         }
-        found = decide(curves, rounds)
-        assert isinstance(found, Choice)
-        wrong += any(other.sure for other in found.others)
+        choice = compare(curves, decide(curves, rounds), rounds[0])
+        wrong += any(other.sure for other in choice.others)
     # Two errors of so many searches above 5 %; and not much more careful than needed.
     assert 0.01 * searches <= wrong <= (0.05 + 2 * math.sqrt(0.05 * 0.95 / searches)) * searches
 
@@ -231,18 +221,8 @@ def test_of_two_settings_the_limit_is_students_t_and_sources_share_what_may_be_w
     apart = np.random.default_rng(0).normal(0, NOISE, 5)
     apart -= apart.mean()
     sem = float(apart.std(ddof=1)) / math.sqrt(5)
-    choice = Choice("a", 1, (Difference("b", 1, 0, 0, False),))
     for factor, sure in ((0.99, False), (1.01, True)):
-        losses = {"a": [3.0] * 5, "b": (3.0 + apart + factor * student * sem).tolist()}
-        curves = {
-            s: {seed: {1: loss} for seed, loss in enumerate(own)} for s, own in losses.items()
-        }
-        (found,) = differences_of(curves, choice, [Round(1, 2, 1, 5)], sources).others
-        assert found.sem == pytest.approx(sem)
-        assert found.sure is sure
-
-
-def test_one_seed_tells_nothing_from_noise():
-    found = compare({"a": [3.0], "b": [3.5]}, "a", "b", 1)
-    assert not found.sure
-    assert math.isinf(found.sem)
+        second = (3.0 + apart + factor * student * sem).tolist()
+        (other,) = compared({"a": [3.0] * 5, "b": second}, sources)
+        assert other.sem == pytest.approx(sem)
+        assert other.sure is sure

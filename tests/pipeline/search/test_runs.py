@@ -1,16 +1,24 @@
-"""The runs of a search are processes: they hear its signals, and don't outlive it."""
+"""The runs of a search share a cap. They are processes, which hear its signals."""
 
 import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import psutil
 import pytest
 
-from pion.errors import Interrupted
-from pipeline.search.runs import RunProcesses
+from pion.errors import BadInput, Interrupted, Stopped
+from pipeline.job import Budget
+from pipeline.search.runs import (
+    RunProcesses,
+    SearchRecord,
+    budget_left,
+    check_cap,
+    refuse_beyond,
+)
+from pipeline.state.head import Spent
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.waiting import kill_tree, read_until, rest_of, wait_until
@@ -22,6 +30,57 @@ import sys
 from pipeline.cli import main
 sys.exit(main(["try", sys.argv[1], "--vary", "pretrain.lr=1e-3,2e-3", "--seeds", "1"]))
 """
+
+
+def test_a_run_gets_what_the_others_leave_and_at_most_what_its_job_allows():
+    cap, others = SearchRecord(hours=2.0, dollars=10.0), Spent(0.5, 4.0, 1.0)
+    assert budget_left(cap, Budget(), others) == {"budget.hours": 1.5, "budget.dollars": 6.0}
+    job = Budget(hours=1.0, dollars_per_hour=1.0)
+    assert budget_left(cap, job, others) == {"budget.hours": 1.0, "budget.dollars": 6.0}
+    assert not budget_left(SearchRecord(), job, others)
+
+
+# A cap is reached a moment early, because heads count at commits.
+@pytest.mark.parametrize(
+    ("cap", "spent", "hours", "says"),
+    [
+        ({"hours": 2.0}, 1.0, 0.9, None),
+        ({"hours": 2.0}, 1.0, 1.1, "run a would exceed the cap over all runs"),
+        ({"dollars": 4.0}, 1.0, 0.9, None),
+        ({"dollars": 4.0}, 1.0, 1.1, r"\$2\.00 of \$4 are spent"),
+        ({"hours": 1.0}, 0.9, 0.0, None),
+        ({"hours": 1.0}, 0.995, 0.0, "is reached: .* of 1 hours.* with a larger --hours"),
+        (
+            {"hours": 9.0, "dollars": 2.0},
+            0.995,
+            0.0,
+            r"of 9 hours and \$2.* a larger --dollars",
+        ),
+        ({}, 1e6, 1e6, None),
+    ],
+)
+def test_a_run_that_would_exceed_the_cap_is_refused(cap, spent, hours, says):
+    """At two dollars an hour."""
+    refused = pytest.raises(Stopped, match=says) if says else nullcontext()
+    with refused:
+        refuse_beyond(SearchRecord(**cap), Spent(spent, 2 * spent), "a", hours, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("cap", "price", "says"),
+    [
+        ({"hours": 0.0}, 1.0, "--hours 0"),
+        ({"hours": float("nan")}, 1.0, "--hours nan"),
+        ({"dollars": 2e9}, 1.0, "--dollars 2e"),
+        ({"dollars": 2.0}, None, "price of this machine is not known"),
+    ],
+)
+def test_a_cap_that_means_nothing_is_refused(cap, price, says):
+    with pytest.raises(BadInput, match=rf"{says}.*Nothing was started"):
+        check_cap(SearchRecord(**cap), Budget(dollars_per_hour=price))
+
+
+# ---------------------------------------------------------------- their processes
 
 
 @contextmanager
@@ -75,9 +134,6 @@ def test_the_run_of_a_killed_search_saves_and_ends(tmp_path):
     assert saved_step(tmp_path) >= 3
 
 
-# ---------------------------------------------------------------- their processes
-
-
 STAND_IN = """#!{python} -S
 import os, signal, sys, time
 from pathlib import Path
@@ -118,18 +174,15 @@ def ctrl_c(stand_in, monkeypatch):
 
 
 def test_each_run_pays_for_a_rented_machine_from_the_end_of_the_one_before(stand_in, monkeypatch):
+    """And at home nothing is paid between runs."""
+    before, at_home = time.time(), RunProcesses(to_stderr=False)
+    assert [at_home([]) for _ in range(2)] == [0, 0]
     monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-1")
-    before, processes = time.time(), RunProcesses(to_stderr=False)
-    assert [processes([]) for _ in range(3)] == [0, 0, 0]
-    first, second, third = (stand_in / "paid").read_text().split()
-    assert first == "-", "the first run pays for the boot"
+    rented = RunProcesses(to_stderr=False)
+    assert [rented([]) for _ in range(3)] == [0, 0, 0]
+    *boots, second, third = (stand_in / "paid").read_text().split()
+    assert boots == ["-", "-", "-"], "the first run pays for the boot"
     assert before < float(second) < float(third) < time.time()
-
-
-def test_at_home_nothing_is_paid_between_runs(stand_in):
-    processes = RunProcesses(to_stderr=False)
-    assert [processes([]) for _ in range(2)] == [0, 0]
-    assert (stand_in / "paid").read_text().split() == ["-", "-"]
 
 
 @pytest.mark.usefixtures("ctrl_c")

@@ -6,24 +6,21 @@ import contextlib
 import io
 import json
 import math
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import pytest
 
 from pion.errors import BadInput, Interrupted, PionError, Stopped
-from pipeline.commands.fork import fork_for
-from pipeline.search.cap import Cap
-from pipeline.search.runs import Runs
-from pipeline.search.try_command import run_try
-from pipeline.search.vary import Comparison, settings_of
+from pipeline.search.search import Search
 from pipeline.state.stores import StoreError
+from tests.pipeline.search import fake_runs
 from tests.pipeline.search.fake_runs import FakeRuns, Killed, write_job
 
 pytestmark = pytest.mark.usefixtures("here")
 
 VARY = ("pretrain.lr=1e-3,2e-3,4e-3,8e-3",)
 STEPS = 40
+search = partial(fake_runs.search, varied=VARY)
 
 
 def best_at_2e3(job, step):
@@ -33,65 +30,42 @@ def best_at_2e3(job, step):
     return 3.0 + 0.1 * abs(math.log2(rate / 2e-3)) + 0.05 * (job.seed % 3) + noise + 1.0 / step
 
 
-def search(job, runs, *overrides, varied=VARY, seeds=3, hours=None, as_json=False):
-    settings = settings_of(varied)
-    started = Runs("try", job, overrides, runs, as_json=as_json)
-    return run_try(started, settings, Comparison(seeds), Cap(hours), fork_for)
-
-
 def job_in(folder):
     folder.mkdir(exist_ok=True)
     return write_job(folder, pretrain__steps=STEPS, pretrain__warmup_steps=1)
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A search that nobody disturbed: how many runs it started, what it printed as JSON, and what
-    the same command did and printed after it."""
-
-    started: int
-    found: dict[str, Any]
-    again: list[str]
-    text: str
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder, said = tmp_path_factory.mktemp("finished"), [io.StringIO(), io.StringIO()]
-    job, runs = job_in(folder), [FakeRuns(loss=best_at_2e3), FakeRuns(loss=best_at_2e3)]
-    with contextlib.chdir(folder):
-        for out, own, as_json in zip(said, runs, (True, False), strict=True):
-            with contextlib.redirect_stdout(out):
-                assert search(job, own, as_json=as_json) == 0
-    found = json.loads(said[0].getvalue())
-    return Finished(len(runs[0].started), found, runs[1].started, said[1].getvalue())
+    """Return what a search that nobody disturbed has printed as JSON, and its folder."""
+    folder, printed = tmp_path_factory.mktemp("finished"), io.StringIO()
+    job, runs = job_in(folder), FakeRuns(loss=best_at_2e3)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        assert search(job, runs, as_json=True) == 0
+    assert len(runs.started) == 12 + 6
+    return json.loads(printed.getvalue()), folder
 
 
 def test_the_best_setting_is_found_with_two_fifths_of_the_steps(finished):
-    found = finished.found
-    assert found["choice"] == "pretrain.lr=2e-3"
-    assert found["steps"] <= 0.4 * found["grid_steps"]
-    assert found["grid_steps"] == 4 * 3 * STEPS
-    assert finished.started == 12 + 6
-    assert "pretrain.lr=2e-3 is better than" in found["verdict"]
-    assert {run["seed"] for run in found["runs"]} == {42, 43, 44}
-    winner = next(run for run in found["runs"] if run["setting"] == found["choice"])
-    assert found["command"].endswith(f"seed=42 name={winner['run']}")
+    result, _ = finished
+    assert result["choice"] == "pretrain.lr=2e-3"
+    assert result["steps"] <= 0.4 * result["grid_steps"]
+    assert result["grid_steps"] == 4 * 3 * STEPS
+    assert "pretrain.lr=2e-3 is better than" in result["verdict"]
+    assert {run["seed"] for run in result["runs"]} == {42, 43, 44}
+    winner = next(run for run in result["runs"] if run["setting"] == result["choice"])
+    assert result["command"].endswith(f"seed=42 name={winner['run']}")
 
 
-def test_a_finished_search_does_nothing_again_and_says_how_to_continue(finished):
-    assert not finished.again
-    assert "pretrain.lr=2e-3 is better than" in finished.text
-    assert "nats per token at step" in finished.text
-    assert "to finish its run, from its checkpoint: pion run" in finished.text
-
-
-def test_settings_that_differ_by_noise_are_said_to_be_noise(tmp_path, capsys):
-    def noise(job, step):
-        return 3.0 + 0.01 * ((job.seed * 31 + round(job.section("pretrain").lr * 1e4)) % 7)
-
-    search(job_in(tmp_path), FakeRuns(loss=noise), varied=("pretrain.lr=1e-3,2e-3",))
-    assert "is noise: " in capsys.readouterr().out
+def test_a_finished_search_does_nothing_again_and_says_how_to_continue(finished, capsys):
+    _, folder = finished
+    runs = FakeRuns(loss=best_at_2e3)
+    with contextlib.chdir(folder):
+        search(str(folder / "tiny.yaml"), runs)
+    assert not runs.started
+    printed = capsys.readouterr().out
+    assert "pretrain.lr=2e-3 is better than" in printed
+    assert "to finish its run, from its checkpoint: pion run" in printed
 
 
 @pytest.mark.parametrize(
@@ -109,8 +83,8 @@ def test_a_search_that_is_killed_twice_makes_the_same_choice(
     job, done = job_in(tmp_path), 0
     for number in (first, second - first):
 
-        def kill(at, moment, number=number):
-            if (at, moment) == (number, "after"):
+        def kill(at, number=number):
+            if at == number:
                 raise Killed
 
         runs = FakeRuns(loss=best_at_2e3, meddle=kill)
@@ -122,7 +96,7 @@ def test_a_search_that_is_killed_twice_makes_the_same_choice(
     broken = json.loads(capsys.readouterr().out)
     assert done + len(rest.started) == 18, "nothing is done twice"
     for key in ("choice", "step", "others", "verdict", "steps"):
-        assert broken[key] == finished.found[key]
+        assert broken[key] == finished[0][key]
 
 
 def test_a_setting_that_diverges_comes_last(tmp_path, capsys):
@@ -134,16 +108,37 @@ def test_a_setting_that_diverges_comes_last(tmp_path, capsys):
     assert "pretrain.lr=1e-3 is" in out or "pretrain.lr=4e-3 is" in out
 
 
+def test_data_that_change_between_two_candidates_end_the_search(tmp_path):
+    """Before any run of the changed data is compared, and again with the same command."""
+
+    def change(number):
+        runs.content = "rows" if number < 4 else "other rows"
+
+    job, runs = job_in(tmp_path), FakeRuns(loss=best_at_2e3)
+    runs.meddle = change
+    for _ in range(2):
+        with pytest.raises(BadInput, match="learned from other data than") as refused:
+            search(job, runs)
+        assert f"pion rm file://{tmp_path}/runs/{runs.started[4]}" in str(refused.value)
+        assert len(runs.started) == 5
+
+
 def test_the_cap_over_all_runs_is_kept_in_the_store(tmp_path):
     job, runs = job_in(tmp_path), FakeRuns(loss=best_at_2e3)
     with pytest.raises(Stopped, match="cap over all runs"):
         search(job, runs, hours=0.05)
     begun = len(runs.started)
     assert 0 < begun < 18
+    (record,) = (tmp_path / "runs" / "_ladders" / "tiny").glob("try-*.json")
+    of_0_2_0 = {"stage": "pretrain", "settings": [], "seeds": [], "rounds": [], "choice": None}
+    record.write_text(json.dumps(json.loads(record.read_text()) | of_0_2_0))
     with pytest.raises(Stopped, match="cap over all runs"):
         search(job, runs)
     assert len(runs.started) == begun
     assert search(job, runs, hours=100) == 0
+    record.write_text("{")
+    with pytest.raises(BadInput, match=r"Delete this file\. The runs keep"):
+        search(job, runs)
 
 
 # By the exit code of a run: that of the search. 4: a person has stopped the run.
@@ -164,22 +159,13 @@ def test_an_outage_between_two_runs_is_an_interruption_on_a_rented_machine(
     def down(*_):
         raise StoreError("read", "HEAD.json", "no route to host", outage=True)
 
-    def fail(number, moment):
-        if (number, moment) == (2, "after"):
-            monkeypatch.setattr(Runs, "held_out", down)
+    def fail(number):
+        if number == 2:
+            monkeypatch.setattr(Search, "_held_out", down)
 
     monkeypatch.setenv("PION_LAUNCH_ID", launch)
     with pytest.raises(kind, match="no route to host"):
         search(job_in(tmp_path), FakeRuns(loss=best_at_2e3, meddle=fail))
-
-
-def test_a_damaged_record_says_what_to_do(tmp_path):
-    job, runs = job_in(tmp_path), FakeRuns(loss=best_at_2e3)
-    search(job, runs)
-    (record,) = (tmp_path / "runs" / "_ladders" / "tiny").glob("try-*.json")
-    record.write_text("{")
-    with pytest.raises(BadInput, match=r"Delete this file\. The runs keep"):
-        search(job, runs)
 
 
 @pytest.mark.parametrize(
@@ -192,17 +178,11 @@ def test_a_damaged_record_says_what_to_do(tmp_path):
         ({"seeds": 0}, "--seeds 0"),
         ({"seeds": 99}, "--seeds 99"),
         ({"hours": -1.0}, "--hours -1"),
+        ({"overrides": ("pretrain.steps=3",)}, r"steps 3: too few to compare 4 settings"),
     ],
 )
 def test_a_wrong_search_is_one_message_and_starts_nothing(tmp_path, options, says):
-    runs, job = FakeRuns(), write_job(tmp_path, pretrain__steps=20)
+    runs, job = FakeRuns(), write_job(tmp_path, pretrain__steps=20, pretrain__warmup_steps=1)
     with pytest.raises(BadInput, match=says):
         search(job, runs, **options)
-    assert not runs.started
-
-
-def test_too_few_steps_for_a_round_are_refused(tmp_path):
-    runs, job = FakeRuns(), write_job(tmp_path, pretrain__warmup_steps=1)
-    with pytest.raises(BadInput, match=r"pretrain\.steps 3: too few to compare 4 settings"):
-        search(job, runs, "pretrain.steps=3")
     assert not runs.started

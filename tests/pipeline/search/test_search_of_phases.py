@@ -1,15 +1,13 @@
 """`pion try` of later phases: a trunk of each seed, endings of it, and each source apart."""
 
 import json
+from functools import partial
 
 import pytest
 
 from pion.errors import BadInput
 from pipeline.commands.fork import fork_for
-from pipeline.search.cap import Cap
-from pipeline.search.runs import Runs
-from pipeline.search.try_command import run_try
-from pipeline.search.vary import Comparison, settings_of
+from tests.pipeline.search import fake_runs
 from tests.pipeline.search.fake_runs import FakeRuns, Killed, write_job
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -17,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("here")
 STEPS, BORDER, SEEDS = 40, 30, 3
 ENDINGS = ("{web: 1}", "{web: 2, qa: 1}", "{web: 1, qa: 1}")
 VARY = (f"pretrain.phases.1.mix={','.join(ENDINGS)}",)
+search = partial(fake_runs.search, varied=VARY, as_json=True)
 # What the trunks and the endings take.
 ALL_STEPS = SEEDS * (BORDER + len(ENDINGS) * (STEPS - BORDER))
 
@@ -34,12 +33,6 @@ def job_in(folder):
     phases = [{"until": BORDER, "mix": {"web": 1}}, {"mix": {"web": 2, "qa": 1}}]
     changes = {"pretrain__phases": phases, "pretrain__warmup_steps": 1, "data__sources": sources}
     return write_job(folder, pretrain__steps=STEPS, **changes)
-
-
-def search(job, runs, *, varied=VARY, seeds=SEEDS, as_json=True, fork=fork_for, **options):
-    started = Runs("try", job, (), runs, as_json=as_json)
-    how = Comparison(seeds, **options)
-    return run_try(started, settings_of(varied), how, Cap(), fork)
 
 
 @pytest.fixture
@@ -86,9 +79,8 @@ def test_one_source_can_decide_in_place_of_the_mean(job, found):
 
 
 def test_a_search_that_is_killed_after_every_run_and_every_fork_ends_the_same(job, tmp_path, found):
-    def kill(number, moment):
-        if moment == "after":
-            raise Killed
+    def kill(number):
+        raise Killed
 
     def fork_and_kill(*arguments, **options):
         fork_for(*arguments, **options)
@@ -160,10 +152,10 @@ def test_sources_are_told_apart_when_other_fields_of_such_a_job_vary(job, found)
 
     runs = FakeRuns(sources=by_rate)
     search(job, runs, varied=("pretrain.lr=1e-3,4e-3",), on="web")
-    said = found()
+    sources = found()["sources"]
     assert not any("trunk" in name for name in runs.started)
-    assert "is better than 4e-3" in said["sources"]["web"]["verdict"]
-    assert "is worse than 4e-3" in said["sources"]["qa"]["verdict"]
+    assert "is better than 4e-3" in sources["web"]["verdict"]
+    assert "is worse than 4e-3" in sources["qa"]["verdict"]
 
 
 @pytest.mark.parametrize(

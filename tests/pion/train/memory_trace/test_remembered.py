@@ -14,10 +14,10 @@ from pion.config.model_config import ModelConfig
 from pion.files import private_cache_folder
 from pion.model import decoder
 from pion.model.decoder import Decoder
-from pion.train.memory import Workload
 from pion.train.memory_trace import remembered
 from pion.train.memory_trace.remembered import remembered_peaks
 from pion.train.memory_trace.stand_ins import replaced, stand_ins
+from pion.train.workload import Workload
 
 TINY = ModelConfig(
     d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=160, vocab_size=512, seq_len=64

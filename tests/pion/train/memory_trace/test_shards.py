@@ -26,10 +26,11 @@ from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import add_lora, additions
 from pion.model.params_and_flops import shapes_and_roles
 from pion.train import sharding
-from pion.train.memory import Workload, predict_memory
+from pion.train.memory import predict_memory
 from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
 from pion.train.shard_rules import KEPT_WHOLE, part_of
 from pion.train.sharding import Shards
+from pion.train.workload import Workload
 from tests.cuda_rehearsal.fake_group import fake_group
 
 MOST = 1.2  # a prediction is never under what is counted, and never over by more than this

@@ -11,9 +11,9 @@ import torch
 
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
-from pion.train.memory import Workload
 from pion.train.memory_trace.stand_ins import _efficient_takes_fewer_keys
 from pion.train.memory_trace.step import StepTrace
+from pion.train.workload import Workload
 from tests.support.waiting import run_to_end
 
 TINY = ModelConfig(

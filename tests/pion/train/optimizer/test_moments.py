@@ -6,8 +6,9 @@ import pytest
 
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
-from pion.train.memory import Workload, predict_memory
+from pion.train.memory import predict_memory
 from pion.train.optimizer.moments import each_matrix, moment_bytes
+from pion.train.workload import Workload
 
 MUON = Workload(ModelConfig.preset("pion-small"), 2048, "bfloat16", "muon", "cuda", False)
 

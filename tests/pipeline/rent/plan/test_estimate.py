@@ -231,7 +231,7 @@ def smallest():
     """Return the key of the smallest compiled model."""
     assert traces.recorded(), "record them with this torch (tests/support/recorded_traces.py)"
     of = traces.traced_of
-    keys = (key for key in traces.recorded() if of(key).compiled and of(key).bf16)
+    keys = (key for key in traces.recorded() if of(key).compile and of(key).dtype == "bfloat16")
     return min(keys, key=lambda key: (of(key).config.d_model, key))
 
 

@@ -1,29 +1,32 @@
 """What `--vary` takes, and what it refuses. test_search.py refuses settings that train the same."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from pion.errors import BadInput
-from pipeline.search.runs import Runs
-from pipeline.search.vary import Setting, branch_of, refuse_unpaired, run_name, settings_of
+from pipeline.search.trials import (
+    Request,
+    Setting,
+    branch_of,
+    refuse_unpaired,
+    run_name,
+    settings_of,
+)
 from pipeline.state.stores.base import is_run_name
 from tests.pipeline.search.fake_runs import write_job
 from tests.support.jobs import tiny_job
 
 
 def test_every_combination_of_the_values_is_a_setting():
-    found = settings_of(["pretrain.lr=1e-3, 2e-3", "model.tie_embeddings=true,false"])
-    assert [setting.name for setting in found] == [
-        "pretrain.lr=1e-3 model.tie_embeddings=true",
-        "pretrain.lr=1e-3 model.tie_embeddings=false",
-        "pretrain.lr=2e-3 model.tie_embeddings=true",
-        "pretrain.lr=2e-3 model.tie_embeddings=false",
+    """Commas within brackets separate nothing."""
+    varied = ["pretrain.lr=1e-3, 2e-3", "model.values={layers: [1, 2]},{layers: [3]}"]
+    assert [setting.name for setting in settings_of(varied)] == [
+        "pretrain.lr=1e-3 model.values={layers: [1, 2]}",
+        "pretrain.lr=1e-3 model.values={layers: [3]}",
+        "pretrain.lr=2e-3 model.values={layers: [1, 2]}",
+        "pretrain.lr=2e-3 model.values={layers: [3]}",
     ]
-    assert found[0].values == "1e-3 true"
-
-
-def test_commas_within_brackets_separate_nothing():
-    found = settings_of(["model.values={layers: [1, 2]},{layers: [3]}"])
-    assert [setting.values for setting in found] == ["{layers: [1, 2]}", "{layers: [3]}"]
 
 
 @pytest.mark.parametrize(
@@ -56,9 +59,9 @@ def test_texts_that_are_no_choice_are_refused(varied, says):
     ],
 )
 def test_settings_whose_runs_are_not_paired_are_refused(tmp_path, override, says):
-    runs = Runs("try", write_job(tmp_path), (), as_json=False)
+    request = Request(path=write_job(tmp_path), vary=())
     with pytest.raises(BadInput, match=says) as refused:
-        refuse_unpaired(Setting((override,)), runs.of(()), runs.of([override]))
+        refuse_unpaired(Setting((override,)), request.job(), request.job(override))
     assert "Nothing was started" in str(refused.value)
 
 
@@ -101,22 +104,13 @@ def test_phases_that_read_the_same_have_no_border_to_branch_at():
 
 
 @pytest.mark.parametrize(
-    ("override", "trained", "paired"),
-    [
-        ("pretrain.phases.1.mix={qa: 1}", True, True),
-        ("pretrain.phases.0.mix={qa: 1}", True, False),
-        ("pretrain.phases.0.mix={qa: 1}", False, True),
-    ],
+    ("phase", "trained", "refused"), [(1, True, False), (0, True, True), (0, False, False)]
 )
-def test_another_mix_is_paired_unless_a_tokenizer_learns_from_it(
-    tmp_path, override, trained, paired
-):
+def test_another_mix_is_paired_unless_a_tokenizer_learns_from_it(tmp_path, phase, trained, refused):
     tokenizer = {} if trained else {"tokenizer": {"file": "t.json"}, "model__vocab_size": 300}
     changes = {"data__sources": SOURCES, "pretrain__phases": PHASES, **tokenizer}
-    runs = Runs("try", write_job(tmp_path, **changes), (), as_json=False)
-    own, varied = runs.of(()), runs.of([override])
-    if paired:
-        refuse_unpaired(Setting((override,)), own, varied)
-        return
-    with pytest.raises(BadInput, match="changes the data or the tokenizer"):
-        refuse_unpaired(Setting((override,)), own, varied)
+    request = Request(path=write_job(tmp_path, **changes), vary=())
+    override = f"pretrain.phases.{phase}.mix={{qa: 1}}"
+    unpaired = pytest.raises(BadInput, match="changes the data or the tokenizer")
+    with unpaired if refused else nullcontext():
+        refuse_unpaired(Setting((override,)), request.job(), request.job(override))
