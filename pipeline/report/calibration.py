@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.report.blocks import Block, Table, percent_with_error, value_with_error
+from pipeline.report.blocks import (
+    Block,
+    Table,
+    percent_with_error,
+    share_with_error,
+    value_with_error,
+)
 
 CALIBRATION = (
     "How far the probability of the most likely token can be trusted. ECE is the mean distance "
@@ -54,17 +60,20 @@ def calibration_in_words(results: Mapping[str, Any]) -> str:
     last = next(_calibrated(results), None)
     if last is None:
         return ""
-    _, called, text, found = last
-    example = found["near_70"]
-    said, right = _said_and_right(found)
-    if example is None or example["tokens"] < FEWEST_OF_A_GROUP:
+    _, called, text, measured = last
+    example = measured["near_70"]
+    few = example is None or example["tokens"] < FEWEST_OF_A_GROUP
+    confidence, right = (
+        percent_with_error(measured if few else example, name)
+        for name in ("confidence", "accuracy")
+    )
+    if few:
         return (
             f"On {text}, the most likely token of the {called} has a probability of "
-            f"{said} on average, and is right in {right} of the cases."
+            f"{confidence} on average, and is right in {right} of the cases."
         )
-    said, right = _said_and_right(example)
     return (
-        f"Where the {called} gives a token of {text} about 70 % (on average {said}), "
+        f"Where the {called} gives a token of {text} about 70 % (on average {confidence}), "
         f"this token is right in {right} of the cases ({example['tokens']:,} tokens)."
     )
 
@@ -72,13 +81,9 @@ def calibration_in_words(results: Mapping[str, Any]) -> str:
 def calibration_in_brief(found: Mapping[str, Any]) -> str:
     """Return `31.2 % sure, 30.5 % right (ECE 1.3 %)`."""
     sure, right, ece = (
-        percent_with_error({name: found[name]}, name) for name in ("confidence", "accuracy", "ece")
+        share_with_error(found[name], None) for name in ("confidence", "accuracy", "ece")
     )
     return f"{sure} sure, {right} right (ECE {ece})"
-
-
-def _said_and_right(found: Mapping[str, Any]) -> tuple[str, str]:
-    return percent_with_error(found, "confidence"), percent_with_error(found, "accuracy")
 
 
 def _calibrated(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:

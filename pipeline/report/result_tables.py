@@ -7,7 +7,6 @@ the one to the other, with the standard error of paired documents.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.job import Job
 from pipeline.report.blocks import (
     Block,
     Table,
+    is_finite,
     percent_with_error,
     share_with_interval,
     signed,
@@ -26,7 +26,8 @@ from pipeline.report.calibration import calibration_blocks
 from pipeline.report.core import core_blocks
 from pipeline.report.lm_eval_rows import lm_eval_blocks
 from pipeline.report.part_results import part_blocks
-from pipeline.report.preferences import preference_blocks
+from pipeline.report.preferences import compared, preference_blocks
+from pipeline.report.results import numbers_of
 from pipeline.report.rewards import reward_blocks
 from pipeline.report.worse import ERRORS_OF_A_DIFFERENCE, made_worse
 
@@ -215,24 +216,22 @@ def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-# (row's title, where in the results, measure)
-ROWS = (
-    ("loss of responses in held-out conversations (nats per token)", None, "response_loss"),
-    ("held-out text (bits per byte)", None, "bits_per_byte"),
-    ("other text (bits per byte)", "text", "bits_per_byte"),
-)
+# What is compared before and after training, by what it is called.
+COMPARED = {
+    "loss of responses in held-out conversations (nats per token)": "response_loss",
+    "held-out text (bits per byte)": "bits_per_byte",
+    "other text (bits per byte)": "text.bits_per_byte",
+}
 
 
 def before_after_rows(job: Job, results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return (what, before, after, difference ± error) of all that was measured before training."""
-    sides = [results.get(name) or {} for name in ("base", job.train_stages[-1], "change")]
-    rows = []
-    for title, where, measure in ROWS:
-        before, after, change = (side.get(where) or {} if where else side for side in sides)
-        if measure in before:
-            shown = [value_with_error(side, measure) for side in (before, after, change)]
-            rows.append((title, shown[0], shown[1], signed(shown[2])))
-    return rows
+    sides = [numbers_of(results.get(name, {})) for name in ("base", job.train_stages[-1], "change")]
+    return [
+        (title, *compared(sides, value_with_error, measure))
+        for title, measure in COMPARED.items()
+        if measure in sides[0]
+    ]
 
 
 def what_it_forgot(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> str:
@@ -240,33 +239,33 @@ def what_it_forgot(job: Job, results: Mapping[str, Any], *, code: str = "{}") ->
 
     `code` is the format of names and hashes.
     """
-    sha256 = (results.get("compared_text") or {}).get("sha256")
-    before = ((results.get("base") or {}).get("text") or {}).get("bits_per_byte")
-    change = (results.get("change") or {}).get("text") or {}
+    sha256 = results.get("compared_text", {}).get("sha256")
+    before = results.get("base", {}).get("text", {}).get("bits_per_byte")
     if sha256 is None or not before:
         return ""
     text = job.evaluate.text
     named = "a sample that comes with Pion" if text is None else code.format(PurePath(text).name)
     hashed = f"sha256 {code.format(sha256)}"
-    return f"The other text is {named} ({hashed}). {_meaning(before, change)}"
+    return f"The other text is {named} ({hashed}). {_meaning(before, numbers_of(results))}"
 
 
 def start_in_words(base: Mapping[str, Any]) -> str:
     """Return what was measured before training, in a line."""
-    words = []
-    for title, where, measure in ROWS:
-        result = base.get(where) or {} if where else base
-        if measure in result:
-            words.append(f"{title}: {value_with_error(result, measure)}")
-    return "; ".join(words)
+    numbers = numbers_of(base)
+    return "; ".join(
+        f"{title}: {value_with_error(numbers, measure)}"
+        for title, measure in COMPARED.items()
+        if measure in numbers
+    )
 
 
-def _meaning(before: float, change: Mapping[str, Any]) -> str:
-    more, error = change.get("bits_per_byte"), change.get("bits_per_byte_sem")
-    if more is None or not math.isfinite(more):
+def _meaning(before: float, numbers: Mapping[str, float]) -> str:
+    more = numbers.get("change.text.bits_per_byte")
+    error = numbers.get("change.text.bits_per_byte_sem")
+    if not is_finite(more):
         return "What the model has forgotten of it could not be measured."
     share = f"{abs(100 * more / before):.1f} %"
-    if error is None or not math.isfinite(error):
+    if not is_finite(error):
         return (
             f"The trained model needs {share} {'more' if more > 0 else 'fewer'} bits for it. It is "
             "too short to tell this from chance."
