@@ -27,17 +27,11 @@ from pipeline.report.core import core_blocks
 from pipeline.report.lm_eval_rows import lm_eval_blocks
 from pipeline.report.part_results import part_blocks
 from pipeline.report.preferences import compared, preference_blocks
-from pipeline.report.results import numbers_of
+from pipeline.report.results import TRAINED, numbers_of
 from pipeline.report.rewards import reward_blocks
 from pipeline.report.worse import ERRORS_OF_A_DIFFERENCE, made_worse
 
-TRAINED = (
-    ("reinforce", "reward-tuned"),
-    ("prefer", "preference-tuned"),
-    ("sft", "fine-tuned"),
-    ("pretrain", "base"),
-)
-MODELS = (*TRAINED, ("untrained", "untrained"))
+MODELS = {**TRAINED, "untrained": "untrained"}
 
 
 def result_blocks(
@@ -57,9 +51,9 @@ def result_blocks(
         whose_bytes(results),
         *_long_context(job, results),
         *calibration_blocks(results),
-        *part_blocks(results, TRAINED),
+        *part_blocks(results),
         *_answer_blocks(results),
-        *core_blocks(results, TRAINED, brief=brief),
+        *core_blocks(results, brief=brief),
         *lm_eval_blocks(results, code=code),
     ]
     shown = [block for block in blocks if block]
@@ -173,9 +167,7 @@ def whose_bytes(results: Mapping[str, Any]) -> str:
 def _sources_of(results: Mapping[str, Any]) -> list[str]:
     """Return the sources on which models were measured apart."""
     return list(
-        next(
-            (of["sources"] for key, _ in MODELS if (of := results.get(key)) and "sources" in of), {}
-        )
+        next((of["sources"] for key in MODELS if (of := results.get(key)) and "sources" in of), {})
     )
 
 
@@ -184,7 +176,7 @@ def language_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
     Bits per byte on each source follow, if models were measured on the sources apart.
     """
-    measured = [(title, results.get(key) or {}) for key, title in MODELS]
+    measured = [(title, results.get(key) or {}) for key, title in MODELS.items()]
     rows = [(title, result) for title, result in measured if "loss" in result]
     if ngram := results.get("ngram"):
         rows.insert(len(rows) - ("untrained" in results), (f"{ngram['order']}-gram", ngram))
@@ -206,7 +198,7 @@ def language_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return (task, model, accuracy, chance, questions) of the multiple-choice tasks."""
     rows = []
-    for key, title in MODELS:
+    for key, title in MODELS.items():
         measured = results.get(key) or {}
         tasks = {"true continuation": measured.get("continuations"), **measured.get("packs", {})}
         for task, result in tasks.items():

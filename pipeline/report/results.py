@@ -109,6 +109,13 @@ _BY_SUMS_AND_MEANS = {"raw": _AGREEMENT, "normalized": _AGREEMENT}
 # What the answers of a model are like; see pion/evaluation/greedy_answers.py.
 _ANSWERS = record_type(**_with_errors("tokens", "stopped", "distinct"))
 SIDES = ("before", "after", "change")
+# The models of results, the last one first, and what tables call them.
+TRAINED = {
+    "reinforce": "reward-tuned",
+    "prefer": "preference-tuned",
+    "sft": "fine-tuned",
+    "pretrain": "base",
+}
 # What learning from preferences has changed; see pipeline/stages/evaluate_preferences.py.
 PREFERENCES = record_type(
     start=str,

@@ -121,7 +121,7 @@ def _names(job: Job, base: Base, digests: Digests, sha256: str) -> dict[Measured
     if "pretrain" in digests.data:
         decides["held_out"] = order | {"input.data.pretrain": digests.data["pretrain"]}
     decides["text"] = {"data.seq_len": job.data.seq_len, "input.text": sha256}
-    # A part `{kind}.…` was kept by 0.2.0, with the sums of documents in another form.
+    # Earlier versions kept parts `{kind}.…`, with the sums of documents in another form.
     return {kind: f"{BASE}.{kind}.{digest_of(same | of)}" for kind, of in decides.items()}
 
 
