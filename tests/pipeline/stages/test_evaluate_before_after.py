@@ -10,6 +10,7 @@ from pion.evaluation.item_scores import ItemScores, difference, pack, unpack
 from pipeline.report.results import numbers_of
 from pipeline.stages.evaluate import LABELS, MeasuredStart
 from pipeline.stages.measures import NAMES, Measures, TrainedRun
+from pipeline.state.record_json import finite_json, parse_record
 from pipeline.state.run_state import BY_ITEM
 from tests.pipeline.stages.test_evaluate import Folder, World
 
@@ -103,3 +104,10 @@ def test_a_loss_that_is_not_finite_gives_no_change(world):
     lost = with_sums(start, "text", [math.nan] * len(sizes), sizes)
     change = world.run(world.job(), Folder(), start=lost)[0]["change"]
     assert math.isnan(change["text"]["bits_per_byte"])
+
+
+def test_the_sums_of_very_many_documents_can_be_read_again():
+    """A store has at most 50,000 values in a record."""
+    documents = ItemScores(np.arange(200_000) / 7, sizes=np.arange(200_000))
+    kept = parse_record(finite_json({BY_ITEM: {"loss": pack(documents)}}).encode(), "part")
+    assert np.array_equal(unpack(kept[BY_ITEM]["loss"]).scores, documents.scores)
