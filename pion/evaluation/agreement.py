@@ -12,11 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pion.evaluation.item_scores import ItemScores, difference, item_scores, mean
+from pion.evaluation.item_scores import (
+    ItemScores,
+    Numbers,
+    difference,
+    item_scores,
+    mean,
+    with_errors,
+)
 from pion.evaluation.shares import share_sem
-
-# Numbers by name; that of `name` has its standard error in `name_sem`.
-Numbers = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -68,30 +72,26 @@ def agreement(answers: LabelledAnswers, scores: ItemScores) -> Numbers:
 
     What can't be said, because there are no such pairs, is left out.
     """
-    value, error = mean(scores)
-    found = {"accuracy": value, "accuracy_sem": error}
-    if not answers.paired:
-        return found
-    for name, where in _by_length(answers).items():
+    numbers = {"accuracy": mean(scores)}
+    lengths = _by_length(answers) if answers.paired else {}
+    for name, where in lengths.items():
         if where.any():
-            part = item_scores(scores.scores[where], scores.units[where])
-            found[name], found[f"{name}_sem"] = mean(part)
-    if (bias := _bias(answers, scores)) is not None:
-        found["length_bias"], found["length_bias_sem"] = bias.value, bias.error
-    return found
+            numbers[name] = mean(item_scores(scores.scores[where], scores.units[where]))
+    if answers.paired and (bias := _bias(answers, scores)) is not None:
+        numbers["length_bias"] = bias.value, bias.error
+    return with_errors(numbers)
 
 
 def changed(answers: LabelledAnswers, before: ItemScores, after: ItemScores) -> Numbers:
     """Return `after` less `before` of the accuracy and of the length bias, each with the error of
     the same pairs."""
-    value, error = difference(before, after)
-    found = {"accuracy": value, "accuracy_sem": error}
+    numbers = {"accuracy": difference(before, after)}
     biases = [_bias(answers, scores) for scores in (before, after)] if answers.paired else [None]
     if biases[0] is not None and biases[-1] is not None:
         first, last = biases[0], biases[-1]
-        found["length_bias"] = last.value - first.value
-        found["length_bias_sem"] = _spread(last.influence - first.influence) or last.least
-    return found
+        error = _spread(last.influence - first.influence) or last.least
+        numbers["length_bias"] = last.value - first.value, error
+    return with_errors(numbers)
 
 
 def moved(answers: LabelledAnswers, apart: np.ndarray) -> Numbers:
@@ -99,12 +99,14 @@ def moved(answers: LabelledAnswers, apart: np.ndarray) -> Numbers:
 
     `apart` (n,) is how far the sum of each answer is from its start.
     """
-    found: Numbers = {}
-    for name, side in (("chosen", answers.preferred), ("rejected", ~answers.preferred)):
-        if side.any():
-            of_side = item_scores(apart[side], answers.prompts[side], answers.tokens[side])
-            found[name], found[f"{name}_sem"] = mean(of_side)
-    return found
+    sides = {"chosen": answers.preferred, "rejected": ~answers.preferred}
+    return with_errors(
+        {
+            name: mean(item_scores(apart[side], answers.prompts[side], answers.tokens[side]))
+            for name, side in sides.items()
+            if side.any()
+        }
+    )
 
 
 # ---------------------------------------------------------------- length

@@ -19,6 +19,8 @@ import numpy as np
 
 from pion.evaluation.shares import plain_mean, ratio, share_ratio, share_sem
 
+# Numbers by name; that of `name` has its standard error in `name_sem`.
+Numbers = dict[str, float]
 # Of one task. The largest task of CORE has 20,321 questions.
 MOST_ITEMS = 10_000_000
 
@@ -154,21 +156,22 @@ def mean(items: ItemScores) -> tuple[float, float]:
 
 def before_and_after(
     before: Mapping[str, ItemScores], after: Mapping[str, ItemScores]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Numbers]:
     """Return the means `before` and `after`, and their `change`, by the names of measures, each
     with its standard error under `…_sem`. Raises as `difference`."""
-    sides = {
-        "before": {name: mean(one) for name, one in before.items()},
-        "after": {name: mean(one) for name, one in after.items()},
-        "change": {name: difference(one, after[name]) for name, one in before.items()},
-    }
     return {
-        side: {
-            f"{name}{end}": number
-            for name, found in numbers.items()
-            for end, number in zip(("", "_sem"), found, strict=True)
-        }
-        for side, numbers in sides.items()
+        "before": with_errors({name: mean(scores) for name, scores in before.items()}),
+        "after": with_errors({name: mean(scores) for name, scores in after.items()}),
+        "change": with_errors({name: difference(before[name], after[name]) for name in before}),
+    }
+
+
+def with_errors(numbers: Mapping[str, tuple[float, float]]) -> Numbers:
+    """Return numbers as a record has them: each by its name, and its standard error next to it."""
+    return {
+        f"{name}{end}": number
+        for name, both in numbers.items()
+        for end, number in zip(("", "_sem"), both, strict=True)
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from pion.data.shards import IGNORED
 from pion.data.stream import RowStream
 from pion.evaluation.held_out import Scorer, Scores, by_document, score, target_bytes
+from pion.evaluation.item_scores import with_errors
 from pion.evaluation.one_text_per_row import OwnRows
 from pion.evaluation.shares import ratio
 
@@ -56,18 +57,12 @@ def long_context(
         for n in range(32)
         if len(rows) > 1 and (NEAREST << n) + 2 * COPIED <= tokens.shape[1]
     }
-    numbers = {"short_loss": loss, "worth": worth}
     return {
-        **{name: value for name, (value, _) in numbers.items()},
-        **{f"{name}_sem": sem for name, (_, sem) in numbers.items()},
+        **with_errors({"short_loss": loss, "worth": worth}),
         "tokens": counted,
-        "by_distance": _bits(by_distance),
-        "copies": _bits(copies),
+        "by_distance": {at: with_errors({"bits": bits}) for at, bits in by_distance.items()},
+        "copies": {at: with_errors({"bits": bits}) for at, bits in copies.items()},
     }
-
-
-def _bits(found: Mapping[str, tuple[float, float]]) -> dict[str, dict[str, float]]:
-    return {at: {"bits": bits, "bits_sem": sem} for at, (bits, sem) in found.items()}
 
 
 def _tokens_before(documents: np.ndarray) -> np.ndarray:

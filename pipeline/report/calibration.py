@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.report.blocks import Block, Table, percent_with_error, value_with_error
+from pipeline.report.blocks import (
+    Block,
+    Table,
+    percent_with_error,
+    share_with_error,
+    value_with_error,
+)
+from pipeline.report.results import TRAINED
 
 CALIBRATION = (
     "How far the probability of the most likely token can be trusted. ECE is the mean distance "
@@ -15,15 +22,8 @@ CALIBRATION = (
 CALIBRATION_COLUMNS = ("model", "text", "mean probability", "right", "ECE", "Brier score")
 # With fewer tokens, a group says too little.
 FEWEST_OF_A_GROUP = 100
-
-# (key in the results, name in the table, name in a sentence); the last model is first
-_MODELS = (
-    ("reinforce", "reward-tuned", "reward-tuned model"),
-    ("prefer", "preference-tuned", "preference-tuned model"),
-    ("sft", "fine-tuned", "fine-tuned model"),
-    ("pretrain", "base", "base model"),
-    ("base", "before training", "model before training"),
-)
+# The model that a run started from.
+BEFORE = "before training"
 
 
 def calibration_blocks(results: Mapping[str, Any]) -> list[Block]:
@@ -42,7 +42,7 @@ def calibration_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
             *(percent_with_error(found, name) for name in ("confidence", "accuracy", "ece")),
             value_with_error(found, "brier"),
         )
-        for title, _, text, found in _calibrated(results)
+        for title, text, found in _calibrated(results)
     ]
 
 
@@ -54,17 +54,21 @@ def calibration_in_words(results: Mapping[str, Any]) -> str:
     last = next(_calibrated(results), None)
     if last is None:
         return ""
-    _, called, text, found = last
-    example = found["near_70"]
-    said, right = _said_and_right(found)
-    if example is None or example["tokens"] < FEWEST_OF_A_GROUP:
+    title, text, measured = last
+    called = f"model {title}" if title == BEFORE else f"{title} model"
+    example = measured["near_70"]
+    few = example is None or example["tokens"] < FEWEST_OF_A_GROUP
+    confidence, right = (
+        percent_with_error(measured if few else example, name)
+        for name in ("confidence", "accuracy")
+    )
+    if few:
         return (
             f"On {text}, the most likely token of the {called} has a probability of "
-            f"{said} on average, and is right in {right} of the cases."
+            f"{confidence} on average, and is right in {right} of the cases."
         )
-    said, right = _said_and_right(example)
     return (
-        f"Where the {called} gives a token of {text} about 70 % (on average {said}), "
+        f"Where the {called} gives a token of {text} about 70 % (on average {confidence}), "
         f"this token is right in {right} of the cases ({example['tokens']:,} tokens)."
     )
 
@@ -72,20 +76,16 @@ def calibration_in_words(results: Mapping[str, Any]) -> str:
 def calibration_in_brief(found: Mapping[str, Any]) -> str:
     """Return `31.2 % sure, 30.5 % right (ECE 1.3 %)`."""
     sure, right, ece = (
-        percent_with_error({name: found[name]}, name) for name in ("confidence", "accuracy", "ece")
+        share_with_error(found[name], None) for name in ("confidence", "accuracy", "ece")
     )
     return f"{sure} sure, {right} right (ECE {ece})"
 
 
-def _said_and_right(found: Mapping[str, Any]) -> tuple[str, str]:
-    return percent_with_error(found, "confidence"), percent_with_error(found, "accuracy")
-
-
-def _calibrated(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
-    """Yield (title, name in a sentence, text, what was measured) of each model and text. Results of
-    before 0.2.0 have nothing."""
-    for key, title, called in _MODELS:
+def _calibrated(results: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield (model, text, what was measured) of each model and text, those of the last model first.
+    Results of before 0.2.0 have nothing."""
+    for key, title in {**TRAINED, "base": BEFORE}.items():
         result = results.get(key) or {}
         for text, measured in (("held-out text", result), ("other text", result.get("text") or {})):
             if found := measured.get("calibration"):
-                yield title, called, text, found
+                yield title, text, found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.console.formats import counted
@@ -13,6 +13,7 @@ from pipeline.report.blocks import (
     number_with_error,
     share_with_error,
 )
+from pipeline.report.results import TRAINED
 
 # A result so many standard errors from guessing, or fewer, is not told from guessing.
 ERRORS_OF_CHANCE = 2.0
@@ -55,14 +56,16 @@ SEED = (
 )
 
 
-def core_blocks(
-    results: Mapping[str, Any], models: Sequence[tuple[str, str]], *, brief: bool
-) -> list[Block]:
+def core_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
     """Return the sentences and the tables of a run's models; empty if CORE was not measured.
 
-    `models` has the names of results, and what they are called. `brief` leaves out tables of tasks.
+    `brief` leaves out the tables of tasks.
     """
-    cores = {title: core for name, title in models if (core := results.get(name, {}).get("core"))}
+    cores = {
+        title: core
+        for name, title in TRAINED.items()
+        if (core := results.get(name, {}).get("core"))
+    }
     blocks: list[Block] = [
         f"The {title} model answers questions of other people's benchmarks: {core_in_words(core)}."
         for title, core in cores.items()

@@ -1,17 +1,16 @@
 """Results of lm-evaluation-harness as rows of text: the scores, and how the model was asked.
 
-All values are from the record of a run: each may be anything.
+The metrics are lm-eval's own, so each may be anything.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.console.formats import counted, measured, printable
-from pipeline.report.blocks import Block, Table
+from pipeline.report.blocks import Block, Table, share_with_error
 
 # The key of a task's result with how the model was asked. All numbers next to it are metrics.
 # Results of 0.1.0 don't have it.
@@ -35,11 +34,11 @@ def lm_eval_blocks(results: Mapping[str, Any], *, code: str) -> list[Block]:
 def lm_eval_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return (task, metric, value) of lm-evaluation-harness; for a skipped task, the reason."""
     rows = []
-    for task, metrics in (results.get("lm_eval") or {}).items():
+    for task, metrics in results.get("lm_eval", {}).items():
         if "skipped" in metrics:
-            rows.append((task, "skipped", str(metrics["skipped"])))
+            rows.append((task, "skipped", metrics["skipped"]))
             continue
-        shown = f"{task}{_form(_asked(metrics))}"
+        shown = f"{task}{_form(metrics.get(ASKED, {}))}"
         for name, value in metrics.items():
             metric, comma, filter_name = name.partition(",")
             # The error of `acc,none` is `acc_stderr,none`.
@@ -56,75 +55,54 @@ def asked_rows(results: Mapping[str, Any], *, code: str = "{}") -> list[tuple[st
         (
             task,
             _text(asked.get("version")),
-            _stops(asked.get("until"), code),
+            _stops(asked, code),
             _questions(asked),
-            _tokens(asked.get("max_gen_toks")),
-            _share(asked.get("cut_off")),
-            _share(asked.get("cropped")),
+            "–" if "max_gen_toks" not in asked else f"{asked['max_gen_toks']:,}",
+            share_with_error(asked.get("cut_off"), None),
+            share_with_error(asked.get("cropped"), None),
         )
-        for task, asked in _tasks(results)
+        for task, asked in _asked(results).items()
     ]
 
 
 def asked_in_words(results: Mapping[str, Any]) -> str:
     """Return in sentences what the rows of `asked_rows` mean."""
-    versions = {_text(asked.get("lm_eval")) for _, asked in _tasks(results)}
-    seeds = {_text(asked.get("fewshot_seed")) for _, asked in _tasks(results)}
+    versions, seeds = (
+        ", ".join(sorted({_text(asked.get(name)) for asked in _asked(results).values()}))
+        for name in ("lm_eval", "fewshot_seed")
+    )
     return (
-        f"lm-evaluation-harness {', '.join(sorted(versions))} asked as follows. It drew the "
-        f"examples with seed {', '.join(sorted(seeds))}. Cut off are answers that reached the "
-        "longest length, in tokens, without an end; cropped are prompts whose beginning did not "
-        "fit into the model's context."
+        f"lm-evaluation-harness {versions} asked as follows. It drew the examples with seed "
+        f"{seeds}. Cut off are answers that reached the longest length, in tokens, without an end; "
+        "cropped are prompts whose beginning did not fit into the model's context."
     )
 
 
-def _tasks(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for task, metrics in (results.get("lm_eval") or {}).items():
-        if asked := _asked(metrics):
-            yield task, asked
-
-
-def _asked(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    asked = metrics.get(ASKED)
-    return asked if isinstance(asked, dict) else {}
+def _asked(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return how the model was asked, by task."""
+    tasks = results.get("lm_eval", {})
+    return {task: metrics[ASKED] for task, metrics in tasks.items() if metrics.get(ASKED)}
 
 
 def _form(asked: Mapping[str, Any]) -> str:
     """Return ` (chat, 5 turns)` or ` (text, 5 shots)`; empty if the form is not known."""
-    form, shots = asked.get("form"), _count(asked.get("shots"))
-    if form not in ("chat", "text"):
-        return ""
-    if not shots:
-        return f" ({form})"
+    form, shots = asked.get("form"), asked.get("shots")
+    if form is None or not shots:
+        return "" if form is None else f" ({form})"
     return f" ({form}, {counted(shots, 'turn' if form == 'chat' else 'shot')})"
 
 
 def _questions(asked: Mapping[str, Any]) -> str:
-    questions, of = _count(asked.get("questions")), _count(asked.get("of"))
-    if questions is None or of is None:
+    if "questions" not in asked or "of" not in asked:
         return "–"
+    questions, of = asked["questions"], asked["of"]
     return f"{questions:,}" if questions == of else f"{questions:,} of {of:,}"
 
 
-def _stops(stops: Any, code: str) -> str:
-    texts = stops if isinstance(stops, list) else []
-    quoted = (json.dumps(printable(str(text)), ensure_ascii=False) for text in texts)
+def _stops(asked: Mapping[str, Any], code: str) -> str:
+    quoted = (json.dumps(printable(text), ensure_ascii=False) for text in asked.get("until", []))
     return ", ".join(code.format(text.replace("`", "'")) for text in quoted) or "–"
 
 
-def _tokens(value: Any) -> str:
-    count = _count(value)
-    return "–" if count is None else f"{count:,}"
-
-
-def _share(share: Any) -> str:
-    known = isinstance(share, int | float) and math.isfinite(share)
-    return f"{100 * share:.1f} %" if known else "–"
-
-
-def _text(value: Any) -> str:
-    return printable(str(value)) if isinstance(value, str | int) else "–"
-
-
-def _count(value: Any) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+def _text(value: str | float | None) -> str:
+    return "–" if value is None else printable(str(value))

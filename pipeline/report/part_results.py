@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pion.config.model_config import RESULTS
 from pion.config.part_fields import PartResult
 from pipeline.report.blocks import Block, Table, percent_with_error, value_with_error
+from pipeline.report.results import TRAINED
 
 
-def part_blocks(results: Mapping[str, Any], models: Sequence[tuple[str, str]]) -> list[Block]:
-    """Return a table of each part that was measured; `models` are names in results and titles."""
+def part_blocks(results: Mapping[str, Any]) -> list[Block]:
+    """Return a table of each part that was measured."""
     blocks: list[Block] = []
     for part in RESULTS.values():
         rows = [
             (title, words, *_numbers(part, found))
-            for stage, title in models
+            for stage, title in TRAINED.items()
             for entry, words in part.entries.items()
             if (found := ((results.get(stage) or {}).get(part.name) or {}).get(entry))
         ]

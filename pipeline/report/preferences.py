@@ -27,6 +27,11 @@ LENGTHS = (
 )
 SHOWN = ("prompt", "before", "after")
 WHAT = {"pairs": "pairs", "labels": "single answers"}
+# What a stage that tunes answers changes elsewhere: what it is, and its unit.
+ELSEWHERE = {
+    "text_change": ("text", "bits per byte"),
+    "response_change": ("responses in held-out conversations", "nats per token"),
+}
 # A text in a table.
 MOST_CHARACTERS = 400
 # What prepare reported of each source of preferences.
@@ -49,8 +54,7 @@ def preference_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]
         return []
     blocks: list[Block] = [_agreement_in_words(found)]
     if found["kind"] == "pairs":
-        blocks += [Table(COMPARED, _agreement_rows(found)), rules_in_words(found)]
-        blocks += _length_blocks(found)
+        blocks += [Table(COMPARED, _agreement_rows(found)), *_length_blocks(found)]
     blocks += [_moved_in_words(found), text_change_in_words(tuned)]
     if answers := found.get("answers"):
         blocks += [
@@ -114,34 +118,24 @@ def _loss_compares(found: Result) -> str:
     return f"{means}, less those of the reference" if found["with_reference"] else means
 
 
-def rules_in_words(found: Result) -> str:
-    """Return in a sentence how good the rules of length are; empty without pairs."""
-    rules = found.get("rules")
-    if rules is None:
-        return ""
-    longer, shorter = (
-        percent_with_error(rules, f"{which}_wins") for which in ("longer", "shorter")
-    )
-    return (
-        f'Of the same pairs, the rule "the longer answer is better" has {longer} right, and "the '
-        f'shorter answer is better" {shorter}. A model has to do better.'
-    )
-
-
 def _length_blocks(found: Result) -> list[Block]:
-    """Return how much the length of answers decides."""
+    """Return how good the rules of length are, and how much the length of answers decides."""
     rules = found.get("rules")
     if rules is None:
         return []
+    longer, shorter = (percent_with_error(rules, f"{side}_wins") for side in ("longer", "shorter"))
+    of_rules = (
+        f'Of the same pairs, the rule "the longer answer is better" has {longer} right, and "the '
+        f'shorter answer is better" {shorter}. A model has to do better.'
+    )
     if not rules["longer"] or not rules["shorter"]:
-        which = "longer" if rules["longer"] else "shorter"
+        which, other = ("longer", "shorter") if rules["longer"] else ("shorter", "longer")
         return [
-            f"In no pair the chosen answer is the {'shorter' if rules['longer'] else 'longer'} one "
-            f"({rules[which]:,} times it is the {which} one), so nobody can tell whether the model "
-            "judges answers or their lengths."
+            of_rules,
+            f"In no pair the chosen answer is the {other} one ({rules[which]:,} times it is the "
+            f"{which} one), so nobody can tell whether the model judges answers or their lengths.",
         ]
-    by = "normalized" if found["of_means"] else "raw"
-    what = "mean" if found["of_means"] else "sum"
+    by, what = ("normalized", "mean") if found["of_means"] else ("raw", "sum")
     sides = [
         (f"before training, by the {what}", found["before"].get(by)),
         (f"after training, by the {what}", found["after"].get(by)),
@@ -158,6 +152,7 @@ def _length_blocks(found: Result) -> list[Block]:
         if side
     ]
     return [
+        of_rules,
         f"The chosen answer is longer in {rules['longer']:,} of the pairs, and shorter in "
         f"{rules['shorter']:,}. The difference says how much length decides:",
         Table(LENGTHS, rows),
@@ -166,17 +161,17 @@ def _length_blocks(found: Result) -> list[Block]:
 
 def _moved_in_words(found: Result) -> str:
     """Return in a sentence how much likelier the answers have become."""
-    moved, names = found["moved"], ("chosen", "rejected")
-    if found["kind"] != "pairs":
-        names = ("desired", "undesired")
-    said = [
-        f"of the {name} answers by {signed(value_with_error(moved, side))}"
+    names = ("chosen", "rejected") if found["kind"] == "pairs" else ("desired", "undesired")
+    changes = [
+        f"of the {name} answers by {signed(value_with_error(found['moved'], side))}"
         for name, side in zip(names, ("chosen", "rejected"))
-        if moved.get(side) is not None
+        if found["moved"].get(side) is not None
     ]
-    if not said:
+    if not changes:
         return ""
-    return f"Training changed the log-probability of a token {' and '.join(said)} nats on average."
+    return (
+        f"Training changed the log-probability of a token {' and '.join(changes)} nats on average."
+    )
 
 
 # ---------------------------------------------------------------- answers and text
@@ -192,17 +187,14 @@ def shown_answers(shown: Sequence[Mapping[str, str]]) -> Table:
 
 def text_change_in_words(tuned: Result) -> str:
     """Return in a sentence what the preferences have cost elsewhere; empty if it is not known."""
-    said = []
-    if tuned.get("text_change") is not None:
-        said.append(f"text by {signed(value_with_error(tuned, 'text_change'))} bits per byte")
-    if tuned.get("response_change") is not None:
-        said.append(
-            "responses in held-out conversations by "
-            f"{signed(value_with_error(tuned, 'response_change'))} nats per token"
-        )
-    if not said:
+    changes = [
+        f"of {title} by {signed(value_with_error(tuned, name))} {unit}"
+        for name, (title, unit) in ELSEWHERE.items()
+        if tuned.get(name) is not None
+    ]
+    if not changes:
         return ""
-    return f"Its loss on other things changed, too: of {' and of '.join(said)} (less is better)."
+    return f"Its loss on other things changed, too: {' and '.join(changes)} (less is better)."
 
 
 def answer_rows(answers: Result) -> list[tuple[str, ...]]:

@@ -7,7 +7,6 @@ the one to the other, with the standard error of paired documents.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.job import Job
 from pipeline.report.blocks import (
     Block,
     Table,
+    is_finite,
     percent_with_error,
     share_with_interval,
     signed,
@@ -26,17 +26,12 @@ from pipeline.report.calibration import calibration_blocks
 from pipeline.report.core import core_blocks
 from pipeline.report.lm_eval_rows import lm_eval_blocks
 from pipeline.report.part_results import part_blocks
-from pipeline.report.preferences import preference_blocks
+from pipeline.report.preferences import compared, preference_blocks
+from pipeline.report.results import TRAINED, numbers_of
 from pipeline.report.rewards import reward_blocks
 from pipeline.report.worse import ERRORS_OF_A_DIFFERENCE, made_worse
 
-TRAINED = (
-    ("reinforce", "reward-tuned"),
-    ("prefer", "preference-tuned"),
-    ("sft", "fine-tuned"),
-    ("pretrain", "base"),
-)
-MODELS = (*TRAINED, ("untrained", "untrained"))
+MODELS = {**TRAINED, "untrained": "untrained"}
 
 
 def result_blocks(
@@ -56,9 +51,9 @@ def result_blocks(
         whose_bytes(results),
         *_long_context(job, results),
         *calibration_blocks(results),
-        *part_blocks(results, TRAINED),
+        *part_blocks(results),
         *_answer_blocks(results),
-        *core_blocks(results, TRAINED, brief=brief),
+        *core_blocks(results, brief=brief),
         *lm_eval_blocks(results, code=code),
     ]
     shown = [block for block in blocks if block]
@@ -172,9 +167,7 @@ def whose_bytes(results: Mapping[str, Any]) -> str:
 def _sources_of(results: Mapping[str, Any]) -> list[str]:
     """Return the sources on which models were measured apart."""
     return list(
-        next(
-            (of["sources"] for key, _ in MODELS if (of := results.get(key)) and "sources" in of), {}
-        )
+        next((of["sources"] for key in MODELS if (of := results.get(key)) and "sources" in of), {})
     )
 
 
@@ -183,7 +176,7 @@ def language_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
     Bits per byte on each source follow, if models were measured on the sources apart.
     """
-    measured = [(title, results.get(key) or {}) for key, title in MODELS]
+    measured = [(title, results.get(key) or {}) for key, title in MODELS.items()]
     rows = [(title, result) for title, result in measured if "loss" in result]
     if ngram := results.get("ngram"):
         rows.insert(len(rows) - ("untrained" in results), (f"{ngram['order']}-gram", ngram))
@@ -205,7 +198,7 @@ def language_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return (task, model, accuracy, chance, questions) of the multiple-choice tasks."""
     rows = []
-    for key, title in MODELS:
+    for key, title in MODELS.items():
         measured = results.get(key) or {}
         tasks = {"true continuation": measured.get("continuations"), **measured.get("packs", {})}
         for task, result in tasks.items():
@@ -215,24 +208,22 @@ def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-# (row's title, where in the results, measure)
-ROWS = (
-    ("loss of responses in held-out conversations (nats per token)", None, "response_loss"),
-    ("held-out text (bits per byte)", None, "bits_per_byte"),
-    ("other text (bits per byte)", "text", "bits_per_byte"),
-)
+# What is compared before and after training, by what it is called.
+COMPARED = {
+    "loss of responses in held-out conversations (nats per token)": "response_loss",
+    "held-out text (bits per byte)": "bits_per_byte",
+    "other text (bits per byte)": "text.bits_per_byte",
+}
 
 
 def before_after_rows(job: Job, results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return (what, before, after, difference ± error) of all that was measured before training."""
-    sides = [results.get(name) or {} for name in ("base", job.train_stages[-1], "change")]
-    rows = []
-    for title, where, measure in ROWS:
-        before, after, change = (side.get(where) or {} if where else side for side in sides)
-        if measure in before:
-            shown = [value_with_error(side, measure) for side in (before, after, change)]
-            rows.append((title, shown[0], shown[1], signed(shown[2])))
-    return rows
+    sides = [numbers_of(results.get(name, {})) for name in ("base", job.train_stages[-1], "change")]
+    return [
+        (title, *compared(sides, value_with_error, measure))
+        for title, measure in COMPARED.items()
+        if measure in sides[0]
+    ]
 
 
 def what_it_forgot(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> str:
@@ -240,33 +231,33 @@ def what_it_forgot(job: Job, results: Mapping[str, Any], *, code: str = "{}") ->
 
     `code` is the format of names and hashes.
     """
-    sha256 = (results.get("compared_text") or {}).get("sha256")
-    before = ((results.get("base") or {}).get("text") or {}).get("bits_per_byte")
-    change = (results.get("change") or {}).get("text") or {}
+    sha256 = results.get("compared_text", {}).get("sha256")
+    before = results.get("base", {}).get("text", {}).get("bits_per_byte")
     if sha256 is None or not before:
         return ""
     text = job.evaluate.text
     named = "a sample that comes with Pion" if text is None else code.format(PurePath(text).name)
     hashed = f"sha256 {code.format(sha256)}"
-    return f"The other text is {named} ({hashed}). {_meaning(before, change)}"
+    return f"The other text is {named} ({hashed}). {_meaning(before, numbers_of(results))}"
 
 
 def start_in_words(base: Mapping[str, Any]) -> str:
     """Return what was measured before training, in a line."""
-    words = []
-    for title, where, measure in ROWS:
-        result = base.get(where) or {} if where else base
-        if measure in result:
-            words.append(f"{title}: {value_with_error(result, measure)}")
-    return "; ".join(words)
+    numbers = numbers_of(base)
+    return "; ".join(
+        f"{title}: {value_with_error(numbers, measure)}"
+        for title, measure in COMPARED.items()
+        if measure in numbers
+    )
 
 
-def _meaning(before: float, change: Mapping[str, Any]) -> str:
-    more, error = change.get("bits_per_byte"), change.get("bits_per_byte_sem")
-    if more is None or not math.isfinite(more):
+def _meaning(before: float, numbers: Mapping[str, float]) -> str:
+    more = numbers.get("change.text.bits_per_byte")
+    error = numbers.get("change.text.bits_per_byte_sem")
+    if not is_finite(more):
         return "What the model has forgotten of it could not be measured."
     share = f"{abs(100 * more / before):.1f} %"
-    if error is None or not math.isfinite(error):
+    if not is_finite(error):
         return (
             f"The trained model needs {share} {'more' if more > 0 else 'fewer'} bits for it. It is "
             "too short to tell this from chance."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Mapping
 from types import GenericAlias, UnionType
@@ -108,6 +109,13 @@ _BY_SUMS_AND_MEANS = {"raw": _AGREEMENT, "normalized": _AGREEMENT}
 # What the answers of a model are like; see pion/evaluation/greedy_answers.py.
 _ANSWERS = record_type(**_with_errors("tokens", "stopped", "distinct"))
 SIDES = ("before", "after", "change")
+# The models of results, the last one first, and what tables call them.
+TRAINED = {
+    "reinforce": "reward-tuned",
+    "prefer": "preference-tuned",
+    "sft": "fine-tuned",
+    "pretrain": "base",
+}
 # What learning from preferences has changed; see pipeline/stages/evaluate_preferences.py.
 PREFERENCES = record_type(
     start=str,
@@ -163,6 +171,22 @@ REWARDED = record_type(
 CHECKPOINT = record_type(
     step=Count, held_out_loss=Number, last_step=Count, last_held_out_loss=Number
 )
+# How lm-eval asked a task; see pipeline/stages/lm_eval_results.py. Its metrics are next to `asked`.
+_ASKED = record_type(
+    total=False,
+    form=Literal["chat", "text"],
+    shots=Count | None,
+    version=str | float | None,
+    lm_eval=str,
+    fewshot_seed=Count,
+    questions=Count,
+    of=Count,
+    cropped=Number,
+    until=list_of(str),
+    max_gen_toks=Count,
+    cut_off=Number,
+)
+_TASK = open_record(record_type(total=False, asked=_ASKED, skipped=str))
 # The result of the evaluate stage. `base` is the model that the run started from, `change` is from
 # `base` to the last model, and `normalization` says how the tokenizer changes a text first.
 Evaluated: type[Mapping[str, Any]] = open_record(
@@ -178,7 +202,7 @@ Evaluated: type[Mapping[str, Any]] = open_record(
         checkpoint=CHECKPOINT,
         untrained=MODEL,
         ngram=record_type(total=False, **_MODEL, order=Required[Count], train_tokens=Count | None),
-        lm_eval=Mapping[str, Mapping[str, Any]],
+        lm_eval=Mapping[str, _TASK],  # type: ignore[valid-type]
         normalization=str,
     )
 )
@@ -236,3 +260,15 @@ def result_of(kind: type[Result], head: Head, stage: str, run: str) -> Result:
     record = head.stages.get(stage)
     found = {} if record is None else record.result
     return build(kind, found, f"{run}/HEAD.json", under=f"stages.{stage}.result")
+
+
+def numbers_of(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return dotted name → value of every number in nested results. NaN: it was not finite."""
+    numbers: dict[str, float] = {}
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            numbers |= numbers_of(value, f"{prefix}{key}.")
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            number = math.nan if value is None else float(value)
+            numbers[f"{prefix}{key}"] = number if math.isfinite(number) else math.nan
+    return numbers

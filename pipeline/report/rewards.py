@@ -15,7 +15,7 @@ from pipeline.report.preferences import (
     shown_answers,
     text_change_in_words,
 )
-from pipeline.report.results import SIDES
+from pipeline.report.results import SIDES, numbers_of
 
 Result = Mapping[str, Any]
 
@@ -56,12 +56,9 @@ def reward_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
 
 def _in_words(found: Result) -> str:
     """Say so where a model is right more often, but not to more prompts."""
-    change = found["change"]
-    numbers = [change[f"{name}{of}"] for name in ("pass", "pass_any") for of in ("", "_sem")]
-    if None in numbers:
-        return ""
-    right, error, any_right, any_error = numbers
-    if right > 2 * error and any_right <= 2 * any_error:
+    change = numbers_of(found["change"])
+    real, real_any = (change[name] - 2 * change[f"{name}_sem"] for name in ("pass", "pass_any"))
+    if real > 0 and real_any <= 0:
         return (
             "The model is right more often, but not to more prompts: training made answers "
             "frequent that the model gave before."

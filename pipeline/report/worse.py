@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.console.formats import measured
 from pipeline.job.stages import TRAINING
-from pipeline.report.results import SIDES
+from pipeline.report.blocks import value_with_error
+from pipeline.report.results import SIDES, numbers_of
 
 Result = Mapping[str, Any]
 
@@ -29,38 +29,36 @@ LEARNED = {
 def made_worse(results: Result) -> list[str]:
     """Return a sentence for each stage whose model is worse than the one that the stage began with:
     by more than two standard errors, or because it gives no finite numbers any more."""
-    found = []
+    sentences = []
     trained = [stage for stage in TRAINING if results.get(stage)]
     for stage in trained:
         name, what, sign = LEARNED[stage]
-        before, after, change = _sides(results, stage, last=stage == trained[-1])
-        value, error = change.get(name), change.get(f"{name}_sem")
-        worse = before.get(name) is not None and after.get(name, 0.0) is None
-        if value is not None and error is not None:
-            worse = sign * value > ERRORS_OF_A_DIFFERENCE * error
-        if worse:
-            values = ((side.get(name), side.get(f"{name}_sem")) for side in (before, after))
-            shown = ("–" if value is None else measured(value, error) for value, error in values)
-            found.append(f"{stage} made the model worse: {' → '.join(shown)} {what}")
-    return found
+        sides = _sides(results, stage, last=stage == trained[-1])
+        before, after, change = map(numbers_of, sides)
+        lost = math.isfinite(before.get(name, math.nan)) and math.isnan(after.get(name, 0.0))
+        error = change.get(f"{name}_sem", math.nan)
+        if lost or sign * change.get(name, math.nan) > ERRORS_OF_A_DIFFERENCE * error:
+            shown = " → ".join(value_with_error(side, name) for side in (before, after))
+            sentences.append(f"{stage} made the model worse: {shown} {what}")
+    return sentences
 
 
 def _sides(results: Result, stage: str, *, last: bool) -> list[Result]:
     """Return what a stage learns before it and after it, and the change; {} if not measured."""
-    own: Result = results[stage]
-    if compared := own.get("rewards"):
+    after: Result = results[stage]
+    if compared := after.get("rewards"):
         return [compared[side] for side in SIDES]
-    if compared := own.get("preferences"):
+    if compared := after.get("preferences"):
         by = "normalized" if compared.get("of_means") else "raw"
         return [compared.get(side, {}).get(by, {}) for side in SIDES]
     start = "untrained" if stage == "pretrain" else "pretrain"
     start = start if results.get(start) else "base"
     before: Result = results.get(start) or {}
     if start == "base" and last:  # the same documents are paired
-        return [before, own, results.get("change") or {}]
+        return [before, after, results.get("change") or {}]
     name = LEARNED[stage][0]
-    found = (side.get(f"{name}{of}") for of in ("", "_sem") for side in (before, own))
-    values = [value for value in found if value is not None]
-    if len(values) < 4:
-        return [before, own, {}]
-    return [before, own, {name: values[1] - values[0], f"{name}_sem": math.hypot(*values[2:])}]
+    old, new = numbers_of(before), numbers_of(after)
+    if name not in old or name not in new:
+        return [before, after, {}]
+    errors = (side.get(f"{name}_sem", math.nan) for side in (old, new))
+    return [before, after, {name: new[name] - old[name], f"{name}_sem": math.hypot(*errors)}]

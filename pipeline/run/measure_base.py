@@ -21,7 +21,7 @@ from pipeline.job import Job
 from pipeline.job.digest import Digests, Inputs, digest_of
 from pipeline.job.model_section import Base
 from pipeline.report.result_tables import start_in_words
-from pipeline.stages.evaluate import MeasuredStart, as_results, measure_each
+from pipeline.stages.evaluate import BASE, LABELS, MeasuredStart, as_results
 from pipeline.stages.measures import MeasuredOn, Measures, Parts, StageStart, TrainedRun
 from pipeline.state.claim import taken_over
 from pipeline.state.head import REFERENCE, Head
@@ -35,7 +35,6 @@ from pipeline.state.stores.errors import StoreError
 from pipeline.state.stores.retry import Patience
 
 Row = dict[str, Any]
-MODEL = "base"
 
 
 @dataclass
@@ -100,7 +99,14 @@ def measure_base(
         return MeasuredStart(kept, sha256)
     folders = patiently(partial(_folders, job.base, run, digests))
     with closing(Measures(job, folders, on_batch=lambda: run.clock.sleep(0.0))) as measures:
-        measured = measure_each(measures, MODEL, names, parts)
+        measured = {
+            kind: parts(
+                name,
+                f"{BASE} model on {LABELS[kind]}",
+                partial(measures.on_rows, BASE, kind),
+            )
+            for kind, name in names.items()
+        }
     say(Note(f"before training: {start_in_words(as_results(measured))}"))
     return MeasuredStart(measured, sha256)
 
@@ -115,7 +121,8 @@ def _names(job: Job, base: Base, digests: Digests, sha256: str) -> dict[Measured
     if "pretrain" in digests.data:
         decides["held_out"] = order | {"input.data.pretrain": digests.data["pretrain"]}
     decides["text"] = {"data.seq_len": job.data.seq_len, "input.text": sha256}
-    return {kind: f"{kind}.{digest_of(same | inputs)}" for kind, inputs in decides.items()}
+    # Earlier versions kept parts `{kind}.…`, with the sums of documents in another form.
+    return {kind: f"{BASE}.{kind}.{digest_of(same | of)}" for kind, of in decides.items()}
 
 
 def _folders(base: Base, run: RunState, digests: Digests) -> TrainedRun:
@@ -123,7 +130,7 @@ def _folders(base: Base, run: RunState, digests: Digests) -> TrainedRun:
     head = run.read()
     assert head is not None
     data = bring_all_data(run, head, digests)
-    return TrainedRun({MODEL: bring_base(run.store, base.hash)}, data)
+    return TrainedRun({BASE: bring_base(run.store, base.hash)}, data)
 
 
 def bring_all_data(run: RunState, head: Head, digests: Digests) -> dict[str, Path]:

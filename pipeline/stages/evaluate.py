@@ -19,24 +19,28 @@ from pion.config.model_config import RESULTS
 from pion.errors import BadInput
 from pion.evaluation.questions import digest_of_questions
 from pipeline.console.messages import Note
+from pipeline.data.compared_text import find_text
 from pipeline.job import Job
 from pipeline.job.digest import digest_of
 from pipeline.stages.evaluate_core import Questions, core_of, read_questions_of
-from pipeline.stages.evaluate_preferences import preferences_of, text_change
+from pipeline.stages.evaluate_preferences import preferences_of
 from pipeline.stages.evaluate_rewards import rewards_of
 from pipeline.stages.measures import (
     NAMES,
     MeasuredOn,
     Measures,
-    Part,
     Parts,
     Result,
     TrainedRun,
-    documents_of,
-    without_sums,
+    without_items,
 )
 from pipeline.state.kept_inputs import content_of
 from pipeline.state.run_state import BY_ITEM
+
+# The name of the model that a run starts from.
+BASE = "base"
+# Of more questions or documents, no single scores are kept to compare runs.
+MOST_ITEMS = 100_000
 
 
 def evaluate_run(
@@ -57,8 +61,9 @@ def evaluate_run(
     with closing(Measures(job, trained, on_batch=lambda: sleep(0.0))) as measures:
         evaluation = _Evaluation(measures, parts, sleep, start)
         results = evaluation.results()
-    if evaluation.items and parts.load(BY_ITEM) is None:
-        parts.save(BY_ITEM, evaluation.items)
+    items = {of: kept for of, kept in evaluation.items.items() if kept["n"] <= MOST_ITEMS}
+    if items and parts.load(BY_ITEM) is None:
+        parts.save(BY_ITEM, items)
     return results
 
 
@@ -82,18 +87,13 @@ class _Evaluation:
 
         `of` is the model that was measured, if the name does not begin with it.
         """
-        whole = self._whole(name, label, compute, of)
-        return {key: value for key, value in whole.items() if key != BY_ITEM}
+        return self._without_items(of or name.partition(".")[0], self.parts(name, label, compute))
 
-    def _whole(
-        self, name: str, label: str, compute: Callable[[], Result], of: str | None = None
-    ) -> Result:
-        """Return a part, and keep the scores of its single questions and documents in `items`."""
-        result = self.parts(name, label, compute)
-        model = of or name.partition(".")[0]
-        by_item = result.get(BY_ITEM, {})
-        self.items.update({f"{model}.{measure}": kept for measure, kept in by_item.items()})
-        return result
+    def _without_items(self, model: str, result: Result) -> Result:
+        """Keep the scores of single questions and documents in `items`; return the rest."""
+        items = result.get(BY_ITEM, {})
+        self.items.update({f"{model}.{measure}": packed for measure, packed in items.items()})
+        return without_items(result)
 
     def results(self) -> Result:
         """Return the results of all parts."""
@@ -101,17 +101,14 @@ class _Evaluation:
         section, questions = measures.job.evaluate, read_questions_of(measures.job)
         results: Result = {stage: self._model(stage, questions) for stage in trained.models}
         if self.start is not None:
-            results |= self._compared(results, self.start)
+            results |= self._compared(self.start)
         for stage in trained.starts:
             found = (
                 preferences_of(measures, self.part, self.parts.say)
                 if stage == "prefer"
                 else rewards_of(measures, self.part)
             )
-            self.items.update(
-                {f"{stage}.{name}": scores for name, scores in found.pop(BY_ITEM).items()}
-            )
-            results[stage] = results[stage] | found | self._text_change(stage)
+            results[stage] |= self._without_items(stage, found) | self._text_change(stage)
         if "pretrain" in trained.data:
             if self.start is None:  # else the weights before training are those of the start
                 label = "untrained model on held-out text"
@@ -125,28 +122,30 @@ class _Evaluation:
             results["lm_eval"] = self._lm_eval()
         return results
 
-    def _compared(self, results: Result, start: MeasuredStart) -> Result:
-        """Return the results of the start, of the last model on the same rows, and the change."""
-        final = list(self.measures.trained.models)[-1]
-        after = measure_each(self.measures, final, start.names, self.parts)
-        for kind, measured in after.items():
-            found = self.measures.packed(measured, kind)
-            self.items.update({f"{final}.{of}": kept for of, kept in found.items()})
-        return compare(start, after) | {final: results[final] | as_results(after)}
+    def _compared(self, start: MeasuredStart) -> Result:
+        """Return the results of the start, the change from it to the last model, and which text
+        both were measured on. A change has the names of the models' results."""
+        change: Result = {}
+        models = BASE, list(self.measures.trained.models)[-1]
+        for kind, measured in start.measured.items():
+            self._without_items(BASE, measured)
+            of_kind = self._change(models, kind, NAMES[kind].removeprefix("text."))
+            change |= {"text": of_kind} if kind == "text" else of_kind
+        return {
+            BASE: as_results(start.measured),
+            "change": change,
+            "compared_text": {"sha256": start.text},
+        }
 
     def _model(self, stage: str, questions: Questions) -> Result:
         """Return all measures of the model of `stage`."""
         measures, trained = self.measures, self.measures.trained
         result = Result()
-        compared = self.start is not None and stage == list(trained.models)[-1]
-        if "pretrain" in trained.data and not compared:
-            result |= self.part(
-                f"{stage}.held_out",
-                f"{stage} model on held-out text",
-                partial(measures.with_items, stage, "held_out"),
-            )
+        last = stage == list(trained.models)[-1]
+        if "pretrain" in trained.data:
+            result |= self._on_rows(stage, "held_out")
         longer = any(phase.length > 1 for phase in measures.job.mix_phases[-1:])
-        if longer and stage == list(trained.models)[-1]:
+        if longer and last:
             result["long_context"] = self.part(
                 f"{stage}.long_context",
                 f"what the longer context is worth to the {stage} model",
@@ -159,10 +158,10 @@ class _Evaluation:
                     f"{of.name} of the {stage} model",
                     partial(measures.part_alone, stage, name),
                 )
-        if "sft" in trained.data and not compared:  # before sft, too: sft should improve it
-            label = f"{stage} model on held-out conversations"
-            compute = partial(measures.with_items, stage, "conversations")
-            result |= self.part(f"{stage}.responses", label, compute)
+        if "sft" in trained.data:  # before sft, too: sft should improve it
+            result |= self._on_rows(stage, "conversations")
+        if self.start is not None and last:
+            result["text"] = self._on_rows(stage, "text")
         if measures.job.evaluate.continuations and (cut := measures.continuations()):
             result["continuations"] = self.part(
                 f"{stage}.continuations",
@@ -179,12 +178,52 @@ class _Evaluation:
                 for name, pack in questions.packs.items()
             }
         if questions.core is not None:
-            result["core"] = core_of(measures, stage, questions.core, self._whole)
+            core = core_of(measures, stage, questions.core, self.parts)
+            result["core"] = self._without_items(stage, core)
         return result
 
+    def _on_rows(self, stage: str, kind: MeasuredOn) -> Result:
+        """Measure the model of `stage` on rows."""
+        measures = self.measures
+        name = {"conversations": "responses", "held_out": "held_out"}.get(kind)
+        return self.part(
+            f"{stage}.{name or f'text.{find_text(measures.job).sha256[:16]}'}",
+            f"{stage} model on {LABELS[kind]}",
+            partial(measures.on_rows, stage, kind),
+        )
+
     def _text_change(self, stage: str) -> Result:
-        base = {} if self.start is None else self.start.measured
-        return text_change(self.measures, stage, base, self.items, self._whole)
+        """Return the `text_change` in bits per byte from the model that a stage starts from, and
+        the `response_change` in nats per token, if both were measured on conversations.
+
+        The text is the run's held-out text or, without one, that of `evaluate.text`.
+        """
+        models = self.measures.trained.starts[stage].name, stage
+        kind: MeasuredOn = "held_out" if "pretrain" in self.measures.trained.data else "text"
+        for model in models:
+            if f"{model}.{NAMES[kind]}" not in self.items:
+                self._on_rows(model, kind)
+        changes = (("text_change", kind), ("response_change", "conversations"))
+        return {k: v for name, of in changes for k, v in self._change(models, of, name).items()}
+
+    def _change(self, models: tuple[str, str], kind: MeasuredOn, name: str) -> Result:
+        """Return the change from one model to the other as `name`, and its standard error; {} if
+        one of them was not measured."""
+        from pion.evaluation.item_scores import difference, unpack, with_errors
+
+        measure = NAMES[kind]
+        before, after = (self.items.get(f"{model}.{measure}") for model in models)
+        if before is None or after is None:
+            return {}
+        try:
+            return with_errors({name: difference(unpack(before), unpack(after))})
+        except ValueError:
+            raise BadInput(
+                f"evaluate: the models {' and '.join(models)} were measured on different rows, so "
+                f"{measure} can't be compared. The trained model is safe. Delete the parts in the "
+                "run's folder stages/evaluate, and run the same command again: both are measured "
+                "again."
+            ) from None
 
     def _lm_eval(self) -> Result:
         """Run each task on the final model. It is exported once, if any task is left."""
@@ -261,62 +300,10 @@ class MeasuredStart:
     measured: Mapping[MeasuredOn, Result]
     text: str
 
-    @property
-    def names(self) -> dict[MeasuredOn, str]:
-        """The names of the parts that measure the trained model on the same."""
-        hashes = {"text": f".{self.text[:16]}"}
-        return {kind: f"compared.{kind}{hashes.get(kind, '')}" for kind in self.measured}
-
-
-def measure_each(
-    measures: Measures, model: str, names: Mapping[MeasuredOn, str], part: Part
-) -> dict[MeasuredOn, Result]:
-    """Return the measures of `model`, with the sums of each document, in parts of these names."""
-    return {
-        kind: part(
-            name, f"{model} model on {LABELS[kind]}", partial(measures.with_sums, model, kind)
-        )
-        for kind, name in names.items()
-    }
-
 
 def as_results(measured: Mapping[MeasuredOn, Result]) -> Result:
     """Return one model's measures as results: those on the text are under `text`."""
     results: Result = {}
     for kind, result in measured.items():
-        results |= {"text": without_sums(result)} if kind == "text" else without_sums(result)
+        results |= {"text": without_items(result)} if kind == "text" else without_items(result)
     return results
-
-
-def compare(start: MeasuredStart, after: Mapping[MeasuredOn, Result]) -> Result:
-    """Return the results `base` (before training), `change` (after minus before) and
-    `compared_text` (which text that was).
-
-    `change` has the names of the models' results, each with the standard error `…_sem` of paired
-    documents.
-    """
-    change: Result = {}
-    for kind, before in start.measured.items():
-        found = _change(kind, before, after[kind])
-        change |= {"text": found} if kind == "text" else found
-    return {
-        "base": as_results(start.measured),
-        "change": change,
-        "compared_text": {"sha256": start.text},
-    }
-
-
-def _change(kind: MeasuredOn, before: Result, after: Result) -> Result:
-    """Return the change of what two models are compared by, and its standard error."""
-    from pion.evaluation.item_scores import difference
-
-    name = NAMES[kind].removeprefix("text.")
-    try:
-        value, error = difference(documents_of(before, kind), documents_of(after, kind))
-    except ValueError:
-        raise BadInput(
-            f"evaluate: the models before and after training were measured on different rows, so "
-            f"{name} can't be compared. The trained model is safe. Delete the parts in the run's "
-            "folder stages/evaluate, and run the same command again: both are measured again."
-        ) from None
-    return {name: value, f"{name}_sem": error}

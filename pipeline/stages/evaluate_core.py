@@ -70,7 +70,7 @@ def _read_core(job: Job) -> Bundle | None:
 
 
 def core_of(measures: Measures, stage: str, bundle: Bundle, part: Part) -> Result:
-    """Return the CORE of the model of `stage`, without the answers to single items."""
+    """Return the CORE of the model of `stage`. Under BY_ITEM are the answers to single items."""
     from pion.evaluation.core.measure import core_result
 
     section = measures.job.evaluate.core
@@ -87,11 +87,9 @@ def core_of(measures: Measures, stage: str, bundle: Bundle, part: Part) -> Resul
     context = measures.job.model_config_resolved().seq_len
     # A run may continue on a machine that computes in another dtype.
     dtypes = " and ".join(sorted({one[DTYPE] for one in parts}))
-    return record_of(
-        core_result(
-            bundle, list(map(_task_from, parts)), limit=limit, context=context, dtype=dtypes
-        )
-    )
+    tasks = list(map(_task_from, parts))
+    core = core_result(bundle, tasks, limit=limit, context=context, dtype=dtypes)
+    return record_of(core) | {BY_ITEM: {k: v for one in parts for k, v in one[BY_ITEM].items()}}
 
 
 def _task_from(stored: Result) -> TaskResult:

@@ -6,7 +6,6 @@ numbers say what that model gives for the answers, so no model computes them aga
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,24 +15,15 @@ import numpy as np
 
 from pion.errors import BadInput, PionError
 from pion.evaluation.agreement import LabelledAnswers, agreement, changed, moved
-from pion.evaluation.item_scores import (
-    ItemScores,
-    before_and_after,
-    difference,
-    mean,
-    pack,
-    unpack,
-)
+from pion.evaluation.item_scores import ItemScores, before_and_after, mean, pack, with_errors
 from pipeline.console.messages import Note, Say
-from pipeline.data.compared_text import find_text
 from pipeline.data.prepared import SPLITS
-from pipeline.stages.measures import NAMES
 from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
     from pion.data.stream import RowStream
     from pion.train.held_out_answers import HeldOutAnswers
-    from pipeline.stages.measures import MeasuredOn, Measures, Part, Result, StageStart
+    from pipeline.stages.measures import Measures, Part, Result, StageStart
 
 STAGE = "prefer"
 # Prompts whose answers are kept as texts.
@@ -187,51 +177,6 @@ def _scores(values: list[float | None], name: str) -> ItemScores:
     return ItemScores(scores, sizes=None if name == "stopped" else np.ones(len(scores), np.int64))
 
 
-# ---------------------------------------------------------------- other text
-
-
-def text_change(
-    measures: Measures,
-    stage: str,
-    base: Mapping[MeasuredOn, Result],
-    items: Mapping[str, Result],
-    part: Part,
-) -> Result:
-    """Return the `text_change` in bits per byte from the model that a stage starts from, and the
-    `response_change` in nats per token, if both were measured on conversations.
-
-    The text is the run's held-out text or, without one, that of `evaluate.text`. `base` is
-    what was measured of the model that the run starts from. `items` has the sums of documents that
-    are known; others are measured.
-    """
-    began = measures.trained.starts[stage]
-    kind: MeasuredOn = "held_out" if "pretrain" in measures.trained.data else "text"
-    known = dict(items)
-    if began.name == "base":
-        for of, measured in base.items():
-            known |= {f"base.{name}": kept for name, kept in measures.packed(measured, of).items()}
-    for model in (began.name, stage):
-        if f"{model}.{NAMES[kind]}" not in known:
-            hashed = f".{find_text(measures.job).sha256[:16]}" if kind == "text" else ""
-            measured = part(
-                f"{model}.{kind}{hashed}",
-                f"{model} model on {'other' if kind == 'text' else 'held-out'} text",
-                partial(measures.with_items, model, kind),
-            )
-            known |= {f"{model}.{name}": kept for name, kept in measured[BY_ITEM].items()}
-    models = began.name, stage
-    change = _change(known, models, NAMES[kind], "text_change")
-    return change | _change(known, models, NAMES["conversations"], "response_change")
-
-
-def _change(known: Mapping[str, Result], models: tuple[str, str], of: str, name: str) -> Result:
-    sides = [known.get(f"{model}.{of}") for model in models]
-    if sides[0] is None or sides[1] is None:
-        return {}
-    value, error = difference(unpack(sides[0]), unpack(sides[1]))
-    return {name: value, f"{name}_sem": error}
-
-
 # ---------------------------------------------------------------- agreement
 
 
@@ -281,10 +226,7 @@ def _rules(labels: LabelledAnswers) -> Result:
     """Return how right it is to take the longer answer, and to take the shorter one."""
     longer, error = mean(labels.longer_wins())
     return {
-        "longer_wins": longer,
-        "longer_wins_sem": error,
-        "shorter_wins": 1 - longer,
-        "shorter_wins_sem": error,
+        **with_errors({"longer_wins": (longer, error), "shorter_wins": (1 - longer, error)}),
         "longer": int((labels.tokens[0::2] > labels.tokens[1::2]).sum()),
         "shorter": int((labels.tokens[0::2] < labels.tokens[1::2]).sum()),
     }

@@ -42,16 +42,12 @@ Part = Callable[[str, str, Callable[[], Result]], Result]
 # that has nothing to do with the run.
 MeasuredOn = Literal["conversations", "held_out", "text"]
 
-# The result that compares two models.
-SUMS = "by_document"
-# What the sums are of.
+# What models are compared by.
 NAMES: Mapping[MeasuredOn, str] = {
     "conversations": "response_loss",
     "held_out": "bits_per_byte",
     "text": "text.bits_per_byte",
 }
-# Of more documents, only the sums over all are kept.
-MOST_DOCUMENTS = 100_000
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}  # of a batch; halved when memory runs out
 BEGINNINGS = 16  # of held-out rows, after which parts are measured
 NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for the baseline
@@ -114,12 +110,10 @@ class Measures:
 
     # ------------------------------------------------------------ models
 
-    def with_sums(self, stage: str, kind: MeasuredOn) -> Result:
-        """Measure the model of `stage`, and keep the sums of each document.
-
-        So two models can be compared. `by_document` has the `nats`, and in `sizes` the number of
-        learned tokens (of conversations) or bytes (of text).
-        """
+    def on_rows(self, stage: str, kind: MeasuredOn) -> Result:
+        """Measure the model of `stage` on rows. BY_ITEM has the sum of each document, packed: nats
+        of conversations, bits of text. Two models that were measured on the same are compared by
+        these sums."""
         import numpy as np
 
         from pion.data.shards import IGNORED
@@ -130,6 +124,7 @@ class Measures:
             summarize_responses,
             target_bytes,
         )
+        from pion.evaluation.item_scores import ItemScores
 
         rows, seq_len = self._compared_rows(kind)
         scorer = self.row_scorer(stage, seq_len)
@@ -139,21 +134,20 @@ class Measures:
         documents = rows.document_numbers(measured, self.tokenizer.end_of_text)
         counted = scores.targets != IGNORED
         if kind == "conversations":
-            sizes = counted.astype(np.int64)
-            found = record_of(summarize_responses(scores, self._end_of_turn(), documents))
+            sizes, unit = counted, 1.0
+            result = record_of(summarize_responses(scores, self._end_of_turn(), documents))
         else:
-            sizes = target_bytes(scores.targets, self.tokenizer.token_bytes())
-            found = self._text(scores.nll, scores.targets, documents, sources)
-            found["calibration"] = record_of(calibrate(scores, documents))
+            sizes, unit = target_bytes(scores.targets, self.tokenizer.token_bytes()), math.log(2)
+            result = self._text(scores.nll, scores.targets, documents, sources)
+            result["calibration"] = record_of(calibrate(scores, documents))
         sums = [
             by_document(documents[part], counted[part], scores.nll[part], sizes[part])
             for part in sources.values() or [measured]
         ]
-        nats, sizes = map(np.concatenate, zip(*sums))
-        kept = {"nats": nats.tolist(), "sizes": sizes.tolist()}
-        if sources:
-            kept["sources"] = [number for number, (own, _) in enumerate(sums) for _ in own]
-        return {**found, SUMS: kept}
+        numbers = np.repeat(range(len(sums)), [len(nats) for nats, _ in sums])
+        nats, of = map(np.concatenate, zip(*sums))
+        items = ItemScores(nats / unit, sizes=of, sources=numbers if sources else None)
+        return result | {BY_ITEM: self._packed(items, kind)}
 
     def _text(
         self,
@@ -176,26 +170,18 @@ class Measures:
         each = {name: record_of(one) for name, one in found.items()}
         return {**record_of(mean_held_out(list(found.values()))), "sources": each}
 
-    def with_items(self, stage: str, kind: MeasuredOn) -> Result:
-        """Measure the model of `stage`, with the sums of each document packed; see `packed`."""
-        result = self.with_sums(stage, kind)
-        return without_sums(result) | {BY_ITEM: self.packed(result, kind)}
-
-    def packed(self, result: Result, kind: MeasuredOn) -> Result:
-        """Return what `with_sums` has measured of each document, packed, by its name; {} for very
-        many documents. By these sums two runs are compared that were measured on the same."""
+    def _packed(self, documents: ItemScores, kind: MeasuredOn) -> Result:
+        """Return the sums of documents packed, by the name of the measure."""
         from pion.evaluation.item_scores import pack
 
-        documents, name = documents_of(result, kind), NAMES[kind]
-        if len(documents.scores) > MOST_DOCUMENTS:
-            return {}
-        found = {name: {"key": self._same_documents(kind), **pack(documents)}}
+        name = NAMES[kind]
+        packed = {name: {"key": self._same_documents(kind), **pack(documents)}}
         if kind == "held_out" and self.job.mixes:
             same, read = self.same_rows("pretrain"), digest_job(self.job).inputs["pretrain"]
-            for source, own in zip(self._by_source[1], documents.by_source(), strict=True):
+            for source, of_source in zip(self._by_source[1], documents.by_source(), strict=True):
                 key = same | {"data": read[f"input.data.pretrain.{source}"]}
-                found[f"{name}.{source}"] = {"key": key, **pack(own)}
-        return found
+                packed[f"{name}.{source}"] = {"key": key, **pack(of_source)}
+        return packed
 
     def _same_documents(self, kind: MeasuredOn) -> Result:
         """Return what two runs have in common if they are measured on the same documents."""
@@ -306,7 +292,7 @@ class Measures:
         self._loaded = None  # free it before the next model
         torch.manual_seed(self.job.seed)
         self._loaded = "untrained", Decoder(self.job.model_config_resolved()).to(self.device)
-        result = without_sums(self.with_sums("untrained", "held_out"))
+        result = without_items(self.on_rows("untrained", "held_out"))
         self._loaded = None  # the n-gram model is next, and takes much memory, too
         return result
 
@@ -399,23 +385,9 @@ class Measures:
         return range(min(self.job.evaluate.final_rows, stream.total_rows))
 
 
-def documents_of(result: Result, kind: MeasuredOn) -> ItemScores:
-    """Return the sum of each document that `with_sums` has measured: nats of conversations, bits of
-    text."""
-    import numpy as np
-
-    from pion.evaluation.item_scores import ItemScores
-
-    sums, unit = result[SUMS], 1.0 if kind == "conversations" else math.log(2)
-    # A sum that is not finite is kept as null.
-    scores = np.array(sums["nats"], dtype=np.float64) / unit
-    sources = np.array(sums["sources"]) if "sources" in sums else None
-    return ItemScores(scores, sizes=np.array(sums["sizes"], dtype=np.int64), sources=sources)
-
-
-def without_sums(result: Result) -> Result:
-    """Return what `with_sums` has measured, without the sums of each document."""
-    return {name: value for name, value in result.items() if name != SUMS}
+def without_items(result: Result) -> Result:
+    """Return what was measured, without the scores of single questions and documents."""
+    return {name: value for name, value in result.items() if name != BY_ITEM}
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
@@ -10,10 +9,10 @@ from typing import Any, get_args, get_origin
 
 from typing_extensions import get_type_hints, is_typeddict
 
-from pion.config.model_config import RESULTS, closest
 from pion.errors import BadInput
+from pion.later_fields import closest
 from pipeline.job import REQUIREMENT, Job, Publish
-from pipeline.report.results import Evaluated
+from pipeline.report.results import Evaluated, numbers_of
 from pipeline.report.worse import made_worse
 
 COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -22,27 +21,15 @@ COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-# Names in publish.require without a model: results of the published model.
-MEASURES = (
-    "loss",
-    "perplexity",
-    "bits_per_byte",
-    "tokens",
-    "bytes",
-    "rows",
-    "calibration",
-    *(part.name for part in RESULTS.values()),
-    "continuations",
-    "packs",
-    "core",
+# What is measured of a published model only if the run learned conversations.
+OF_CONVERSATIONS = (
+    *("response_loss", "stop_accuracy", "false_stop_rate"),
+    *("ends", "others", "response_change"),
 )
-SFT_MEASURES = ("response_loss", "stop_accuracy", "false_stop_rate")
-# Numbers of ends of turns, and of other learned tokens.
-COUNTS = ("ends", "others")
-PREFER_MEASURES = ("accuracy", "text_change", "preferences")
-REWARD_MEASURES = ("reward", "pass", "rewards", "text_change")
 # Types of numbers in records of results; None stands for one that is not finite.
 _NUMBERS = {int, float, NoneType}
+# The types of results, by name.
+KINDS = get_type_hints(Evaluated)
 
 
 def check_requirements(job: Job, publish: Publish, results: Mapping[str, Any], safe: str) -> None:
@@ -59,7 +46,7 @@ def check_requirements(job: Job, publish: Publish, results: Mapping[str, Any], s
             f"changed. {safe} Lower the rates in {stage} and run the same command again with "
             f"--redo {stage}. To publish the model nevertheless: publish.even_if_worse=true"
         )
-    measured = _numbers(results) | _numbers(results.get(job.train_stages[-1], {}))
+    measured = numbers_of(results) | numbers_of(results.get(job.train_stages[-1], {}))
     missed = []
     for condition in publish.require:
         name, comparison, limit = _parse(condition)
@@ -88,39 +75,24 @@ def _parse(condition: str) -> tuple[str, str, float]:
         raise BadInput(f"publish.require: {condition!r}: {match[3]} is not a number.") from None
 
 
-def _numbers(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return dotted name → value of every number in nested results."""
-    found: dict[str, float] = {}
-    for key, value in results.items():
-        if isinstance(value, Mapping):
-            found |= _numbers(value, f"{prefix}{key}.")
-        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-            # None: it was measured, and was not finite.
-            number = math.nan if value is None else float(value)
-            found[f"{prefix}{key}"] = number if math.isfinite(number) else math.nan
-    return found
-
-
 def check_names(job: Job, publish: Publish) -> None:
     """Raise BadInput before training for a name in publish.require that will not exist after it."""
-    measures = _measures(job)
+    published = job.train_stages[-1]
+    measures = _measures(job, published)
     before = ("untrained",) if job.base is None else ("base", "change")
     others = [*job.train_stages, *before, "ngram", "lm_eval"]
     for condition in publish.require:
         path = _parse(condition)[0].split(".")
-        names = [*measures, *others]
-        whole = path if path[0] in others else [job.train_stages[-1], *path]
-        problem = _no_number(get_type_hints(Evaluated)[whole[0]], whole)
-        # What is measured after other stages depends on more, and older jobs name it.
-        if path[0] == "prefer" and job.prefer is not None and len(path) > 1:
-            path, names = path[1:], [*measures, *COUNTS]
-        if path[0] not in names:
+        model, rest = (path[0], path[1:]) if path[0] in others else (published, path)
+        if model == published and rest and rest[0] not in measures:
             raise BadInput(
-                f"publish.require: {condition!r}: nothing called {path[0]!r} will be measured"
-                f"{closest(path[0], names)}; there are "
+                f"publish.require: {condition!r}: nothing called {rest[0]!r} will be measured"
+                f"{closest(rest[0], [*measures, *others])}; there are "
                 f"{', '.join(n for n in measures if not n.endswith('_sem'))} of the published "
                 f"model, and the results of {', '.join(others)} (ngram.loss). Nothing was started."
             )
+        # lm-eval has its own names.
+        problem = None if model == "lm_eval" else _no_number(KINDS[model], [model, *rest])
         if problem is not None:
             raise BadInput(f"publish.require: {condition!r}: {problem}. Nothing was started.")
 
@@ -129,8 +101,6 @@ def _no_number(kind: Any, path: Sequence[str]) -> str | None:
     """Return why a path is not the name of a number, or None. `kind` is the record that is called
     `path[0]`."""
     name, *rest = path
-    if kind is Any:
-        return None
     kind = _table(kind) or kind
     if get_origin(kind) is Mapping:
         # A name in a table may have dots, too.
@@ -165,12 +135,13 @@ def _table(kind: Any) -> Any | None:
     return next((one for one in options if is_typeddict(one) or get_origin(one) is Mapping), None)
 
 
-def _measures(job: Job) -> list[str]:
-    """Return the names of what is measured of the published model, and of their errors."""
-    found = [*MEASURES, *(SFT_MEASURES if job.sft else ()), *(["text"] if job.base else ())]
-    tuned = {"prefer": PREFER_MEASURES, "reinforce": REWARD_MEASURES}
-    for stage in tuned.keys() & {*job.train_stages}:
-        found += [name for name in tuned[stage] if name not in found]
-        if "sft" in job.train_stages and "response_change" not in found:
-            found.append("response_change")
-    return [*found, *(f"{name}_sem" for name in found)]
+def _measures(job: Job, stage: str) -> list[str]:
+    """Return the names of what is measured of the model of `stage`."""
+    needs = {
+        **dict.fromkeys(OF_CONVERSATIONS, job.sft),
+        "text": job.base,
+        "sources": job.mixes,
+        "long_context": any(phase.length > 1 for phase in job.mix_phases[-1:]),
+    }
+    names = get_type_hints(KINDS[stage])
+    return [name for name in names if needs.get(name.removesuffix("_sem"), True)]

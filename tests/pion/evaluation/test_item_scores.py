@@ -40,6 +40,16 @@ def test_the_error_of_a_difference_is_that_of_a_bootstrap():
     assert error == pytest.approx(drawn.std(), rel=0.05)
 
 
+def test_the_error_of_a_difference_of_documents_is_that_of_pairs():
+    sizes = RANDOM.integers(50, 60, 40)
+    before = RANDOM.normal(400, 90, 40)  # documents differ much more than the two models do
+    after = before + RANDOM.normal(11, 2, 40)
+    change, error = difference(*(ItemScores(nats, sizes=sizes) for nats in (before, after)))
+    assert change == pytest.approx((after - before).sum() / sizes.sum())
+    spread = (after - before - change * sizes).std(ddof=1) * math.sqrt(40) / sizes.sum()
+    assert error == pytest.approx(spread, rel=1e-6)
+
+
 def test_questions_about_one_passage_are_one_sample():
     before = np.zeros(400)
     after = np.repeat(RANDOM.integers(0, 2, 40), 10).astype(float)  # right on a whole passage

@@ -4,7 +4,6 @@ import dataclasses
 
 from pion.evaluation.core.bundle import CORE_TASKS
 from pipeline.report.core import ASKS, COLUMNS, SEED, core_blocks, core_in_brief, core_in_words
-from pipeline.report.result_tables import TRAINED
 from tests.pion.evaluation.core.test_measure_results import of_core
 
 CORE = dataclasses.asdict(of_core())
@@ -17,7 +16,7 @@ def changed(task, **values):
 
 
 def row(results, task=0):
-    table = core_blocks(results, TRAINED, brief=False)[-1]
+    table = core_blocks(results, brief=False)[-1]
     return list(table.rows[task])
 
 
@@ -51,9 +50,9 @@ def test_logits_that_are_not_numbers_are_no_accuracy():
 
 
 def test_only_next_to_core_it_is_said_how_much_a_seed_changes():
-    assert core_blocks(RESULTS, TRAINED, brief=True)[-1] == SEED
+    assert core_blocks(RESULTS, brief=True)[-1] == SEED
     few = {"sft": {"core": {**CORE, "name": "mean of 3 tasks", "not_core": ["19 are missing"]}}}
-    (words,) = core_blocks(few, TRAINED, brief=True)
+    (words,) = core_blocks(few, brief=True)
     assert words.startswith("The fine-tuned model answers questions of other people's benchmarks: ")
     assert ": mean of 3 tasks 0." in words
     assert words.endswith("Not CORE: 19 are missing.")

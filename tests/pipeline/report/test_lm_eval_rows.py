@@ -3,6 +3,9 @@
 import pytest
 
 from pipeline.report.lm_eval_rows import ASKED_COLUMNS, asked_in_words, asked_rows, lm_eval_rows
+from pipeline.report.results import Evaluated, result_of
+from pipeline.state.head import Head, StageRecord
+from pipeline.state.record_json import Damaged
 
 ASKED = {
     "form": "chat",
@@ -33,10 +36,7 @@ def results(asked, **metrics):
         (ASKED | {"shots": None}, "gsm8k (chat)"),
         (ASKED | {"form": "text"}, "gsm8k (text, 5 shots)"),
         (ASKED | {"form": "text", "shots": 0}, "gsm8k (text)"),
-        (ASKED | {"form": "song"}, "gsm8k"),
-        (ASKED | {"form": [], "shots": {}}, "gsm8k"),
         ({}, "gsm8k"),
-        (5, "gsm8k"),
     ],
 )
 def test_a_row_names_the_form_and_the_number_of_examples(asked, shown):
@@ -73,12 +73,21 @@ def test_a_task_that_writes_no_answers_has_dashes_and_all_questions_are_one_numb
     assert row == ("gsm8k", "3.0", "–", "40", "–", "–", "–")
 
 
-def test_what_a_damaged_record_says_is_not_shown():
-    damaged = {name: ["\x1b[31m", {}] for name in ASKED}
-    (row,) = asked_rows(results(damaged))
-    assert row[1:2] + row[3:] == ("–",) * 5
-    hostile = ASKED | {"until": ["\x1b[31m`", 7], "cut_off": float("inf"), "version": "\x1b"}
-    ((_, version, stops, *_, cut_off, _),) = asked_rows(results(hostile), code="`{}`")
-    assert "\x1b" not in version + stops
-    assert stops.count("`") == 4
-    assert cut_off == "–"
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"form": "song"}, {"shots": -1}, {"version": []}, {"questions": "all"}, {"until": [7]}),
+        *({"max_gen_toks": 1.5}, {"cut_off": "half"}, {"lm_eval": None}),
+    ],
+)
+def test_a_record_that_says_it_in_another_way_is_damaged(wrong):
+    head = Head(stages={"evaluate": StageRecord("d", 0.0, result=results(ASKED | wrong))})
+    with pytest.raises(Damaged, match=rf"result\.lm_eval\.gsm8k\.asked\.{next(iter(wrong))}"):
+        result_of(Evaluated, head, "evaluate", "store/demo")
+
+
+def test_texts_of_others_have_no_control_characters():
+    hostile = ASKED | {"until": ["\x1b[31m`"], "version": "\x1b", "lm_eval": "\x1b"}
+    ((_, version, stops, *_),) = asked_rows(results(hostile), code="`{}`")
+    assert "\x1b" not in version + stops + asked_in_words(results(hostile))
+    assert stops.count("`") == 2

@@ -11,13 +11,12 @@ RESULTS = {"pretrain": {"loss": 3.0, "drafts": DRAFTS}}
 
 
 def test_each_way_to_draw_has_a_row():
-    models = (("sft", "fine-tuned"), ("pretrain", "base"))
-    _, table = part_blocks(RESULTS, models)
+    _, table = part_blocks(RESULTS)
     assert table.rows == [
         ("base", "the likeliest", "1.71 ± 0.04", "63.1 %"),
         ("base", "drawn at a temperature of 0.8", "1.38", "–"),
     ]
-    assert part_blocks({"pretrain": {"drafts": {}}, "sft": {}}, models) == []
+    assert part_blocks({"pretrain": {"drafts": {}}, "sft": {}}) == []
 
 
 def test_card_and_page_say_what_drafts_are():

@@ -1,4 +1,4 @@
-"""Two models are compared row by row on the same rows."""
+"""Two models are compared document by document on the same rows."""
 
 import math
 
@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from pion.errors import BadInput
-from pipeline.stages.evaluate import LABELS, MeasuredStart, compare, measure_each
-from pipeline.stages.measures import Measures, TrainedRun
+from pion.evaluation.item_scores import ItemScores, difference, pack, unpack
+from pipeline.report.results import numbers_of
+from pipeline.stages.evaluate import LABELS, MeasuredStart
+from pipeline.stages.measures import NAMES, Measures, TrainedRun
+from pipeline.state.record_json import finite_json, parse_record
+from pipeline.state.run_state import BY_ITEM
 from tests.pipeline.stages.test_evaluate import Folder, World
 
 SHA = "a" * 64
@@ -18,40 +22,29 @@ def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("world"))
 
 
-def start_of(world, folder, *kinds):
+def start_of(world, folder, *kinds, job=None):
     """Return what is measured of the model in `folder`, as before training."""
-    measures = Measures(world.job(), TrainedRun({"base": folder}, world.data), lambda: None)
-    names = {kind: kind for kind in kinds or LABELS}
-    return MeasuredStart(measure_each(measures, "base", names, Folder()), SHA)
+    trained = TrainedRun({"base": folder}, world.data)
+    measures = Measures(job or world.job(), trained, lambda: None)
+    return MeasuredStart({kind: measures.on_rows("base", kind) for kind in kinds or LABELS}, SHA)
 
 
-def change_of(kind, before, after):
-    return compare(MeasuredStart({kind: before}, SHA), {kind: after})["change"]
+def with_sums(start, kind, scores, sizes):
+    """Return the start with other sums of documents."""
+    documents = ItemScores(np.array(scores), sizes=np.array(sizes))
+    items = {NAMES[kind]: {"key": {}, **pack(documents)}}
+    return MeasuredStart({**start.measured, kind: start.measured[kind] | {BY_ITEM: items}}, SHA)
 
 
-def part(nats, sizes, **results):
-    return {**results, "by_document": {"nats": nats, "sizes": sizes}}
-
-
-def test_the_error_of_a_change_is_that_of_paired_rows():
-    draw = np.random.default_rng(0)
-    sizes = draw.integers(50, 60, 40)
-    before = draw.normal(400, 90, 40)  # rows differ much more than the two models do
-    after = before + draw.normal(11, 2, 40)
-    sides = (part(side.tolist(), sizes.tolist()) for side in (before, after))
-    change = change_of("conversations", *sides)
-    expected = (after - before).sum() / sizes.sum()
-    assert change["response_loss"] == pytest.approx(expected)
-    spread = (after - before - expected * sizes).std(ddof=1) * math.sqrt(40) / sizes.sum()
-    assert change["response_loss_sem"] == pytest.approx(spread, rel=1e-6)
-    assert change["response_loss_sem"] < 0.02 * (before / sizes).std()
-
-
-def test_a_change_on_text_is_in_bits_for_a_byte():
-    before, after = part([10.0, 20.0], [4, 4]), part([12.0, 22.0], [4, 4])
-    change = change_of("text", before, after)
-    assert change["text"]["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
-    assert change["text"]["bits_per_byte_sem"] == pytest.approx(0.0, abs=1e-12)
+@pytest.mark.parametrize("kind", LABELS)
+def test_a_change_is_that_of_the_same_documents(world, kind):
+    start, parts, name = start_of(world, world.models["pretrain"], kind), Folder(), NAMES[kind]
+    results, _ = world.run(world.job(), parts, start=start)
+    sides = start.measured[kind][BY_ITEM][name], parts.load(BY_ITEM)[f"sft.{name}"]
+    found, alone = numbers_of(results["change"]), numbers_of(results["sft"])
+    assert (found[name], found[f"{name}_sem"]) == difference(*map(unpack, sides))
+    assert found[name] == pytest.approx(alone[name] - numbers_of(results["base"])[name])
+    assert found[f"{name}_sem"] <= alone[f"{name}_sem"]
 
 
 def test_a_model_compared_with_itself_has_not_changed(world):
@@ -72,17 +65,11 @@ def test_both_models_are_measured_on_the_same_rows_under_the_names_of_other_resu
     assert results["sft"] == plain["sft"] | {"text": results["sft"]["text"]}
     for side in ("tokens", "bytes", "rows"):
         assert results["base"]["text"][side] == results["sft"]["text"][side]
-    assert results["change"]["bits_per_byte"] == pytest.approx(
-        results["sft"]["bits_per_byte"] - results["base"]["bits_per_byte"]
-    )
-    assert results["change"]["text"]["bits_per_byte"] == pytest.approx(
-        results["sft"]["text"]["bits_per_byte"] - results["base"]["text"]["bits_per_byte"]
-    )
     assert results["compared_text"] == {"sha256": SHA}
     assert "text" not in results["pretrain"], "only the last model is compared"
     # Random weights say nothing about a run that starts from a model.
     assert "untrained" not in results
-    assert not any("by_document" in result for result in results.values())
+    assert not any(BY_ITEM in result for result in results.values())
     assert len(said) == len(set(said))
 
 
@@ -95,18 +82,32 @@ def test_without_text_of_its_own_a_run_is_compared_on_conversations_and_the_othe
     assert "loss" not in results["sft"]
 
 
-def test_another_text_is_another_part():
-    names = [MeasuredStart({"text": {}, "conversations": {}}, sha * 64).names for sha in "ab"]
-    assert names[0]["text"] != names[1]["text"]
-    assert names[0]["conversations"] == names[1]["conversations"]
+def test_another_text_is_measured_again(world):
+    job, parts = world.job(), Folder()
+    start = start_of(world, world.models["pretrain"], "text")
+    world.run(job, parts, start=start)
+    (world.root / "other.txt").write_text("the dog sat on the list.\n\nthe cat ate the items.")
+    job.evaluate.text = "other.txt"
+    other = start_of(world, world.models["pretrain"], "text", job=job)
+    assert world.run(job, parts, start=other)[1] == ["evaluate: sft model on other text"]
 
 
-def test_models_measured_on_different_rows_are_not_compared():
+def test_models_measured_on_different_rows_are_not_compared(world):
+    start = with_sums(start_of(world, world.models["sft"]), "conversations", [1.0], [3])
     with pytest.raises(BadInput, match="different rows, so response_loss can't be compared"):
-        change_of("conversations", part([1.0], [3]), part([1.0], [4]))
+        world.run(world.job(), Folder(), start=start)
 
 
-def test_a_loss_that_is_not_finite_gives_no_change():
-    lost = [None, 2.0]  # as JSON keeps it
-    change = change_of("text", part([1.0, 2.0], [3, 3]), part(lost, [3, 3]))
+def test_a_loss_that_is_not_finite_gives_no_change(world):
+    start = start_of(world, world.models["sft"], "text")
+    sizes = unpack(start.measured["text"][BY_ITEM][NAMES["text"]]).sizes
+    lost = with_sums(start, "text", [math.nan] * len(sizes), sizes)
+    change = world.run(world.job(), Folder(), start=lost)[0]["change"]
     assert math.isnan(change["text"]["bits_per_byte"])
+
+
+def test_the_sums_of_very_many_documents_can_be_read_again():
+    """A store has at most 50,000 values in a record."""
+    documents = ItemScores(np.arange(200_000) / 7, sizes=np.arange(200_000))
+    kept = parse_record(finite_json({BY_ITEM: {"loss": pack(documents)}}).encode(), "part")
+    assert np.array_equal(unpack(kept[BY_ITEM]["loss"]).scores, documents.scores)

@@ -15,11 +15,9 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.evaluation.item_scores import difference, mean, unpack
 from pion.generation.generate import generate
-from pipeline.data.compared_text import find_text
 from pipeline.data.prepared import SPLITS, open_data
 from pipeline.job import Job
 from pipeline.models.load import load_model_in
-from pipeline.stages.evaluate import MeasuredStart
 from pipeline.stages.measures import StageStart
 from pipeline.training.reference.columns import columns_of, write_column, write_reference
 from tests.pipeline.stages.test_evaluate import SEQ_LEN, Folder, World
@@ -207,7 +205,7 @@ def test_the_change_of_text_from_the_model_of_others_is_the_change_of_the_run(wo
         models={"prefer": world.models["prefer"]},
         data={"prefer": world.data["prefer"]},
         starts={"prefer": StageStart("base", folder)},
-        start=MeasuredStart(start_of(world, folder, "text").measured, find_text(job).sha256),
+        start=start_of(world, folder, "text"),
     )
     change = results["change"]["text"]
     assert results["prefer"]["text_change"] == pytest.approx(change["bits_per_byte"])

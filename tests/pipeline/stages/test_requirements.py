@@ -132,13 +132,38 @@ def test_a_number_in_a_table_of_a_stage_can_be_required(name):
     check(f"{name} > 0.5")
 
 
+WEB = [{"kind": "text", "path": "text", "name": "web"}]
+MIXED = {"data__sources": WEB, "data__documents": True, "pretrain__phases": [{"mix": {"web": 1}}]}
+LONGER = {"data__documents": True, "pretrain__phases": [{"until": 5}, {"seq_len": 128}]}
+
+
+@pytest.mark.parametrize(
+    ("condition", "missing", "measured_with"),
+    [
+        ("sources.web.loss < 1", "sources", MIXED),
+        ("long_context.worth < 1", "long_context", LONGER),
+        ("prefer.text.bits_per_byte < 1", "text", None),
+        ("accurate > 1", "accurate", None),
+    ],
+)
+def test_what_the_job_does_not_measure_is_refused(condition, missing, measured_with):
+    with pytest.raises(BadInput, match=f"nothing called '{missing}'"):
+        check(condition)
+    if measured_with is not None:
+        check(condition, **measured_with)
+
+
+@pytest.mark.parametrize(
+    "name", ["response_change", "prefer.response_loss_sem", "ends", "prefer.others"]
+)
+def test_without_conversations_nothing_of_them_is_measured(name):
+    check(f"{name} < 1")
+    with pytest.raises(BadInput, match=f"nothing called '{name.removeprefix('prefer.')}'"):
+        check(f"{name} < 1", sft=None)
+
+
 def test_without_preferences_nothing_of_them_is_measured():
     publish = {"to": "model", "require": ["accuracy > 0.6"]}
     made = tiny_job(publish=publish)
     with pytest.raises(BadInput, match="nothing called 'accuracy'"):
         check_names(made, made.publish)
-
-
-def test_responses_have_not_changed_where_no_conversations_were_learned_before():
-    with pytest.raises(BadInput, match="nothing called 'response_change'"):
-        check("prefer.response_change < 1", sft=None)
