@@ -17,9 +17,9 @@ from pipeline.new.job_text import BUILT_IN, PREFERENCES, Proposal, job_text, lin
 from pipeline.new.look import ONE, Look, in_words, look_at
 from pipeline.new.options import NewOptions
 from pipeline.new.proposal import default_start, propose
+from pipeline.new.read import sample_of
 from pipeline.new.rules import TOKENS_PER_PARAMETER, FromRandom
-from pipeline.new.sample import sample_of
-from pipeline.new.write_copy import write_copy
+from pipeline.new.write_copy import write_copy, write_new
 from pipeline.rehearsal.rehearse import StageData
 
 # By the stage that learns from them, how the copy of data ends.
@@ -67,16 +67,10 @@ def new_job(options: NewOptions) -> int:
         return 0
     for look in copied:
         with saying_if_slow(f"writing {look.path}"):
-            records, bad = write_copy(look.reading, look.path, skip=options.skip, say=show)
+            records, bad = write_copy(look.reading, look.path, skip=options.skip)
         left_out = f", {bad:,} left out" if bad else ""
         show(f"wrote {look.path}: {counted(records, 'record')}{left_out}")
-    try:
-        with target.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        raise BadInput(f"{target} exists, and Pion never overwrites a file.") from None
-    except OSError as error:
-        raise BadInput(f"{target} could not be written: {error.strerror}") from None
+    write_new(target, [text])
     show(f"wrote {target}. Next:\n  pion check {target}\n  pion plan {target}\n  pion run {target}")
     return 0
 
@@ -107,7 +101,7 @@ def _looks(options: NewOptions) -> tuple[list[Look], LookedUp | None]:
         for words in left_out:
             show(words)
         samples = [sample_of(group) for group in groups]
-    readings = decide(samples, options.wishes)
+    readings = decide(samples, options)
     if options.base not in (None, NONE):
         base = look_up(options.base, options.folder)
     own = options.base == NONE or (base is not None and not base.has_template)

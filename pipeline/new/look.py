@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ from pion.data.prompt.layouts import parse_question
 from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
 from pipeline.console.formats import amount, counted, size
-from pipeline.new.decide import LEARNED, Reading
+from pipeline.new.decide import Reading
 from pipeline.new.files import IN_WORDS
-from pipeline.new.read import ReadItem, Record
-from pipeline.new.sample import Sample
+from pipeline.new.read import ReadItem, Record, Sample
 
 # Before a number that is an estimate.
 ABOUT = "\N{ALMOST EQUAL TO} "
@@ -75,13 +75,12 @@ def content_of(reading: Reading, item: ReadItem, *, own: bool = False) -> Conten
     if reading.stage == "prefer":
         conversations = parse_preference(record, where).conversations
     elif reading.stage == "reinforce":
-        asked = parse_question(record, where)
-        conversations, answer = (asked.conversation,), asked.answer
+        prompt = parse_question(record, where)
+        conversations, answer = (prompt.conversation,), prompt.answer
     else:
         conversations = (read_conversation(record, where, own=own),)
         answer = conversations[0].messages[-1]["content"]
-    messages = conversations[0].messages
-    questions = (m["content"] or "" for m in messages if m["role"] == "user")
+    questions = (m["content"] or "" for m in conversations[0].messages if m["role"] == "user")
     question = " ".join(next(questions, "").split()[:40])
     texts = ["\n".join(m["content"] or "" for m in one.messages) for one in conversations]
     return Content(where, record, texts, question, answer)
@@ -136,18 +135,19 @@ class Look:
         few = group.kind == "text" and len(group.files) < FEW_FILES and not self.reading.copied
         if not few or self.lengths[-1] >= SHORT_BYTES:
             return 0
-        return 1 + sum(one.texts[0].count("\n\n") for one in self.contents) // len(self.contents)
+        breaks = sum(content.texts[0].count("\n\n") for content in self.contents)
+        return 1 + breaks // len(self.contents)
 
     @cached_property
     def languages(self) -> Counter[str]:
         """How many texts have which language. Short texts are guessed together."""
-        found, waiting = Counter[str](), ""
+        counts, waiting = Counter[str](), ""
         for content in self.contents[:GUESSED]:
             waiting += content.texts[0] + "\n"
             if len(waiting) >= languages.ENOUGH:
-                found[languages.language_of(waiting)] += 1
+                counts[languages.language_of(waiting)] += 1
                 waiting = ""
-        return found or Counter([languages.language_of(waiting)])
+        return counts or Counter([languages.language_of(waiting)])
 
 
 def look_at(reading: Reading, sample: Sample, *, own: bool = False) -> Look:
@@ -168,7 +168,7 @@ def look_at(reading: Reading, sample: Sample, *, own: bool = False) -> Look:
 
 def in_words(look: Look) -> Iterator[str]:
     """Yield what was seen, a line for each thing."""
-    group, sample, columns = look.reading.group, look.sample, look.reading.columns
+    group, sample = look.reading.group, look.sample
     files = f"{IN_WORDS[group.kind]}: {counted(len(group.files), 'file')}, {size(group.bytes)}"
     about = "" if sample.whole else ABOUT
     if sample.whole:
@@ -196,9 +196,5 @@ def in_words(look: Look) -> Iterator[str]:
     if look.blank:
         yield f"blank: {look.blank:,}, left out"
     if group.kind != "text":
-        renamed = [f"{old} as {new}" for old, new in columns.items() if old != new]
-        names = f": {', '.join(renamed)}" if renamed else ""
-        records = (item.record for item in sample.items[:GUESSED] if item.record is not None)
-        unused = dict.fromkeys(name for record in records for name in look.reading.unused(record))
-        rest = f". Not used: {', '.join(unused)}" if unused else ""
-        yield f"read as {LEARNED[look.stage]}{names}{rest}"
+        records = (item.record for item in sample.items if item.record is not None)
+        yield f"read as {look.reading.in_words(islice(records, GUESSED))}"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.job_with_base import read_job
+from pipeline.new.options import NewOptions
 from tests.pipeline.rent.conftest import cache_of_its_own, sky_home
 from tests.support.chat_templates import CHATML
 from tests.support.in_process_renderer import InProcessRenderer
@@ -37,7 +38,7 @@ def chat_base(tmp_path_factory):
 
 @pytest.fixture
 def no_price_is_asked(monkeypatch):
-    monkeypatch.delattr("pipeline.new.proposal.on_the_market")
+    monkeypatch.delattr("pipeline.new.price.affordable")
 
 
 def made(pion, data, *options):
@@ -48,6 +49,11 @@ def made(pion, data, *options):
     assert code == 0, errors
     (written,) = Path.cwd().glob("*.yaml")
     return read_job(written), printed
+
+
+def asks_for(**said):
+    """Return options that say this, and nothing else."""
+    return NewOptions(Path("data"), Path("data.yaml"), **said)
 
 
 def files_here():

@@ -200,7 +200,7 @@ def test_calls_that_the_template_can_not_write_are_refused_wherever_they_are(
 
 
 def test_a_line_says_that_only_a_part_was_tried(here, pion, chat_base, monkeypatch):
-    monkeypatch.setattr("pipeline.new.sample.SAMPLE_BYTES", 5000)
+    monkeypatch.setattr("pipeline.new.read.SAMPLE_BYTES", 5000)
     _, printed = made(pion, own_data.GOOD["messages"](here), "--from", str(chat_base))
     assert re.search("the job was tried on the head of the data: `pion check` tries more", printed)
 
@@ -212,7 +212,7 @@ def test_what_is_too_little_is_said_before_prices_are_asked(here, pion, plain_ba
 
 
 def test_what_comes_after_the_sample_can_be_left_out_too(here, pion, sky_home, monkeypatch):
-    monkeypatch.setattr("pipeline.new.sample.SAMPLE_BYTES", 100_000)
+    monkeypatch.setattr("pipeline.new.read.SAMPLE_BYTES", 100_000)
     data = own_data.jsonl_texts(here)
     data.write_text(data.read_text() + "[1, 2]\n")
     _, printed = made(pion, data, "--from", "none", "--skip-unreadable")
@@ -221,8 +221,8 @@ def test_what_comes_after_the_sample_can_be_left_out_too(here, pion, sky_home, m
 
 def test_prices_are_not_waited_for(here, pion, monkeypatch):
     never = threading.Event()
-    monkeypatch.setattr("pipeline.new.proposal.on_the_market", lambda *given: never.wait())
-    monkeypatch.setattr("pipeline.new.proposal.PRICE_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.new.price.on_the_market", lambda *given: never.wait())
+    monkeypatch.setattr("pipeline.new.price.PRICE_SECONDS", 0.1)
     _, printed = made(pion, own_data.jsonl_texts(here), "--from", "none")
     assert "no price for any card today (SkyPilot did not say them within 0 s)" in printed
     never.set()
@@ -253,7 +253,7 @@ def test_a_base_without_a_template(here, pion, sky_home, plain_base):
 def test_200_gigabytes_are_looked_at_in_part_and_sized_by_the_money(
     here, pion, sky_home, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.new.sample.SAMPLE_BYTES", 200_000)
+    monkeypatch.setattr("pipeline.new.read.SAMPLE_BYTES", 200_000)
     # So long that rows have 2,048 tokens: other tests trace the same models at this length.
     data = own_data.jsonl_texts(here, 200, length=1200)
     with data.open("r+b") as file:

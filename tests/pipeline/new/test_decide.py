@@ -11,9 +11,9 @@ from pion.errors import BadInput
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.look import content_of
-from pipeline.new.options import Wishes, parse_roles
-from pipeline.new.read import ReadItem
-from pipeline.new.sample import sample_of
+from pipeline.new.options import parse_roles
+from pipeline.new.read import ReadItem, sample_of
+from tests.pipeline.new.conftest import asks_for
 from tests.support.own_data import (
     csv_texts,
     customers,
@@ -33,7 +33,7 @@ CHOSEN = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
 
 def decided(path, **wishes):
     groups, _ = find_data(path)
-    return decide([sample_of(group) for group in groups], Wishes(**wishes))
+    return decide([sample_of(group) for group in groups], asks_for(**wishes))
 
 
 def refusal(path, **wishes):
@@ -120,7 +120,9 @@ def test_what_could_be_two_things_is_asked_or_refused_with_the_options(
     type_in(monkeypatch, str(len(answers)))
     (reading,) = decided(data)
     assert "".join(f"  {n}  {one}\n" for n, one in enumerate(answers, 1)) in capsys.readouterr().out
-    (same,) = decided(data, **{option[2:].replace("-", "_"): answers[-1]})
+    named = option.removeprefix("--").removesuffix("-column")
+    columns = {"columns": {named: answers[-1]}}
+    (same,) = decided(data, **({"use": answers[-1]} if named == "use" else columns))
     assert reading == same
     type_in(monkeypatch, "3")
     assert "'3' is none of the answers. Nothing was written." in refusal(data)
@@ -129,11 +131,11 @@ def test_what_could_be_two_things_is_asked_or_refused_with_the_options(
 @pytest.mark.parametrize(
     ("record", "wishes", "columns"),
     [
-        ({"title": PROSE, "body": PROSE}, {"text_column": "body"}, BODY),
-        ({**CHOSEN, "chosen": TURNS}, {"turns_column": "chosen"}, {"chosen": "messages"}),
+        ({"title": PROSE, "body": PROSE}, {"columns": {"text": "body"}}, BODY),
+        ({**CHOSEN, "chosen": TURNS}, {"columns": {"turns": "chosen"}}, {"chosen": "messages"}),
         (
             {"x": "a", "y": "b", "system": "s", "input": "c"},
-            {"question_column": "x", "answer_column": "y"},
+            {"columns": {"question": "x", "answer": "y"}},
             {"x": "prompt", "y": "completion", "system": "system", "input": "context"},
         ),
         ({"question": "Why?", "answer": "So.", "text": PROSE}, {"use": "chats"}, DIRECT),
@@ -147,9 +149,17 @@ def test_an_option_decides(record, wishes, columns, tmp_path):
 @pytest.mark.parametrize(
     ("record", "wishes", "said"),
     [
-        ({"body": PROSE}, {"text_column": "bdy"}, "data.jsonl has no such column; did you mean"),
+        (
+            {"body": PROSE},
+            {"columns": {"text": "bdy"}},
+            "data.jsonl has no such column; did you mean",
+        ),
         ({"a": 1, "b": [2]}, {}, "no column has text. Its columns: a (int), b (list)"),
-        ({"body": PROSE}, {"question_column": "body"}, "no two columns have the names of a quest"),
+        (
+            {"body": PROSE},
+            {"columns": {"question": "body"}},
+            "no two columns have the names of a quest",
+        ),
         ({"text": PROSE}, {"use": "chats"}, "has no chats, only text"),
     ],
 )
@@ -163,7 +173,7 @@ def test_what_is_not_there_is_refused(record, wishes, said, tmp_path):
 def test_a_copy_has_the_chosen_columns_and_what_belongs_to_them(tmp_path):
     record = {"q1": "Add.", "input": "1, 2", "a1": 3, "system": "", "n": 1}
     record["history"] = [["Hi", "Hello"]]
-    reading = of(tmp_path, record, question_column="q1", answer_column="a1")
+    reading = of(tmp_path, record, columns={"question": "q1", "answer": "a1"})
     said = read_conversation(reading.usable(record), "here").messages
     assert [(m["role"], m["content"]) for m in said] == [
         ("user", "Hi"),
@@ -171,7 +181,9 @@ def test_a_copy_has_the_chosen_columns_and_what_belongs_to_them(tmp_path):
         ("user", "Add.\n\n1, 2"),
         ("assistant", "3"),
     ]
-    assert reading.unused(record) == ["n"]
+    assert reading.in_words([record]) == (
+        "conversations: q1 as prompt, input as context, a1 as completion. Not used: n"
+    )
 
 
 def test_names_of_roles_are_given_in_any_letter_case():

@@ -9,7 +9,7 @@ from pipeline.new.decide import Reading
 from pipeline.new.files import Group
 from pipeline.new.job_text import job_text, reward_for, scalar, source_of
 from pipeline.new.look import Content, Look
-from pipeline.new.sample import Sample
+from pipeline.new.read import Sample
 
 
 @pytest.mark.parametrize(

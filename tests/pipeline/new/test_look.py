@@ -5,15 +5,15 @@ import pytest
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.look import in_words, look_at
-from pipeline.new.options import Wishes
-from pipeline.new.sample import sample_of
+from pipeline.new.read import sample_of
+from tests.pipeline.new.conftest import asks_for
 from tests.support.own_data import bad_line, jsonl_texts, parquet_texts, write_lines
 
 
 def look(path, limit=None):
     ((group,), _) = find_data(path)
     sample = sample_of(group, limit)
-    (reading,) = decide([sample], Wishes())
+    (reading,) = decide([sample], asks_for())
     return look_at(reading, sample)
 
 

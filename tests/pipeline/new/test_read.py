@@ -47,7 +47,12 @@ def test_a_gzip_that_is_cut_off_gives_what_is_there_and_the_line(tmp_path):
             ":1: the first line must name the columns, each once. Found: nothing",
         ),
         ("csv", "t.csv", b'a,b\n1,2\n"x"y,2\n', ":3: not a row of a table"),
-        ("csv", "t.csv", b"a,b\n1,\xfc\n", "t.csv: not UTF-8 text; convert it with: iconv"),
+        (
+            "csv",
+            "t.csv",
+            b"a,b\n1,\xfc\n",
+            "t.csv:2: not UTF-8 text at byte 2; convert it with: iconv",
+        ),
         ("csv", "t.csv", b"sep=;\na;b\n1\n", ":3: found 1 columns instead of 2"),
         ("csv", "t.csv", b"a,b\n1,2\n" + b"\n" * (MOST_BLANK + 1), "lines are blank. Remove them"),
         ("json", "t.json", b'[{"a": 1},\n{"a": ', "t.json:2: the item that begins here is not"),
@@ -57,7 +62,7 @@ def test_a_gzip_that_is_cut_off_gives_what_is_there_and_the_line(tmp_path):
         ("json", "t.json", b"[\n[1]]", "t.json:2: found a list instead of a JSON object"),
         ("json", "t.json", b"[" * 100_000, "not valid JSON"),
         ("json", "t.json", b'[{"a": 1, "a": 2}]', "the key 'a' is given twice"),
-        ("json", "t.json", b'[{"a": "\xfc"}]', "t.json: not UTF-8 text at byte 8"),
+        ("json", "t.json", b'[{"a": "\xfc"}]', "t.json:1: not UTF-8 text at byte 8"),
         ("parquet", "t.parquet", b"PAR1 not really", "not a readable parquet file"),
         ("text", "t.txt", b"a line\n" + b"word " * (LONGEST_LINE // 5 + 1), ":2: the line has mor"),
     ],
@@ -68,10 +73,10 @@ def test_what_is_no_such_file_is_named(tmp_path, kind, name, content, said):
     assert said in problems(kind, file)[-1]
 
 
-def test_text_that_is_not_utf8_names_the_byte(tmp_path):
+def test_text_that_is_not_utf8_names_the_line(tmp_path):
     file = latin1(tmp_path)
     assert problems("text", file) == [
-        f"{file}: not UTF-8 text at byte 12; convert it with: iconv -f ENCODING -t UTF-8"
+        f"{file}:2: not UTF-8 text at byte 12; convert it with: iconv -f ENCODING -t UTF-8"
     ]
 
 

@@ -11,16 +11,16 @@ from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
-from pipeline.new.options import Wishes
-from pipeline.new.sample import sample_of
+from pipeline.new.read import sample_of
 from pipeline.new.write_copy import write_copy
+from tests.pipeline.new.conftest import asks_for
 from tests.support.own_data import alpaca, bad_line, csv_texts, cut_gzip
 from tests.support.preference_files import pair_of
 
 
 def reading(path, **wishes):
     groups, _ = find_data(path)
-    (found,) = decide([sample_of(group) for group in groups], Wishes(**wishes))
+    (found,) = decide([sample_of(group) for group in groups], asks_for(**wishes))
     return found
 
 
@@ -92,7 +92,7 @@ def test_an_existing_file_is_never_replaced(tmp_path):
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path):
     path = csv_texts(tmp_path)
-    source = reading(path, text_column="body")
+    source = reading(path, columns={"text": "body"})
     with path.open("r+b") as file:
         file.truncate(shutil.disk_usage(tmp_path).free + (1 << 30))  # a hole
     with pytest.raises(BadInput, match=r"the copy needs about .* are free"):
