@@ -110,24 +110,54 @@ def test_what_is_broken_can_be_left_out(here, pion, sky_home):
     assert not [row for row in run_checks(job, None) if row.ok is False]
 
 
-def test_text_is_really_prepared(here, pion, sky_home):
-    job, _ = made(pion, own_data.texts_folder(here), "--from", "none")
-    report = prepare_part(job, "pretrain", here / "prepared", lambda message: None).report
-    assert report["train_rows"] >= job.section("pretrain").global_batch
-    assert report["held_out_rows"] >= 1
+def with_tools(folder):
+    """Write conversations with tools, which the template drops: these are most of the bytes."""
+    data = own_data.messages(folder)
+    tools = [{"type": "function", "function": {"name": "find", "description": "a room " * 90}}]
+    records = [json.loads(line) | {"tools": tools} for line in data.read_text().splitlines()]
+    return own_data.write_lines(data, records)
 
 
-def test_conversations_are_really_prepared_with_the_template_of_the_base(
-    here, pion, sky_home, chat_base
+def short_answers(folder):
+    """Write conversations of which one in twelve is long."""
+    data = own_data.messages(folder)
+    records = [json.loads(line) for line in data.read_text().splitlines()]
+    for number, record in enumerate(records):
+        if number % 12:
+            record["messages"][-1]["content"] = "Yes."
+    return own_data.write_lines(data, records)
+
+
+PREPARED = [
+    (own_data.texts_folder, "pretrain", {"held_out": 0.05}),
+    (own_data.alpaca, "sft", {"epochs": 3}),
+    # At 2e-5, a small start would learn nothing.
+    (with_tools, "sft", {"lr": 1e-3, "min_lr": 1e-4}),
+    # A row has room for 19 of 20 conversations.
+    (short_answers, "sft", {"seq_len": 256}),
+]
+
+
+@pytest.mark.parametrize(("write", "stage", "fields"), PREPARED)
+def test_its_rows_are_those_that_prepare_gives(
+    write, stage, fields, here, pion, sky_home, chat_base
 ):
-    data = own_data.alpaca(here)
-    job, printed = made(pion, data, "--from", str(chat_base))
-    assert "<|im_start|>assistant\n    ⟦" in printed
-    tokenizer = tokenizer_of_base(job, here / "base")
-    report = prepare_part(job, "sft", here / "prepared", lambda message: None, tokenizer).report
-    assert report["train_rows"] >= job.section("sft").global_batch
-    counted = sum(report["sources"][0][f"{split}_conversations"] for split in ("train", "held_out"))
-    assert counted == 200
+    data = write(here)
+    job, printed = made(pion, data, "--from", str(chat_base) if stage == "sft" else "none")
+    section = job.section(stage)
+    values = section.model_dump() | (job.data.model_dump() if stage == "pretrain" else {})
+    assert {name: values[name] for name in fields} == fields
+    tokenizer = None
+    if stage == "sft":
+        assert "<|im_start|>assistant\n    ⟦" in printed
+        tokenizer = tokenizer_of_base(job, here / "base")
+    report = prepare_part(job, stage, here / "prepared", lambda message: None, tokenizer).report
+    assert report["train_rows"] >= section.global_batch
+    assert report["held_out_rows"] >= 1
+    if stage == "sft":
+        assert f"passes over about {report['train_rows']} rows" in printed
+        counts = report["sources"][0]
+        assert counts["train_conversations"] + counts["held_out_conversations"] == 200
 
 
 def test_text_and_conversations_are_two_stages_if_that_is_asked_for(here, pion, sky_home):
@@ -146,35 +176,6 @@ def test_text_and_conversations_are_two_stages_if_that_is_asked_for(here, pion, 
 
 
 CALL = {"type": "function", "function": {"name": "track_letter", "arguments": {"number": 7}}}
-
-
-def test_rows_and_rate_are_those_of_a_small_start(here, pion, sky_home, chat_base):
-    """Its template drops tools, which are most of the bytes; at 2e-5 it would learn nothing."""
-    data = own_data.messages(here)
-    tools = [{"type": "function", "function": {"name": "find", "description": "a room " * 90}}]
-    records = [json.loads(line) | {"tools": tools} for line in data.read_text().splitlines()]
-    data.write_text("\n".join(map(json.dumps, records)))
-    job, printed = made(pion, data, "--from", str(chat_base))
-    section = job.section("sft")
-    assert (section.lr, section.min_lr) == (1e-3, 1e-4)
-    tokenizer = tokenizer_of_base(job, here / "base")
-    report = prepare_part(job, "sft", here / "prepared", lambda message: None, tokenizer).report
-    (said,) = re.findall(r"passes over about (\d+) rows", printed)
-    assert int(said) == pytest.approx(report["train_rows"], rel=0.1)
-
-
-def test_a_row_has_room_for_nineteen_of_twenty_conversations(here, pion, sky_home, chat_base):
-    data = own_data.messages(here)
-    records = [json.loads(line) for line in data.read_text().splitlines()]
-    for number, record in enumerate(records):
-        if number % 12:
-            record["messages"][-1]["content"] = "Yes."
-    own_data.write_lines(data, records)
-    job, printed = made(pion, data, "--from", str(chat_base))
-    assert job.seq_len("sft") == 256
-    tokenizer = tokenizer_of_base(job, here / "base")
-    report = prepare_part(job, "sft", here / "prepared", lambda message: None, tokenizer).report
-    assert f"passes over about {report['train_rows']} rows" in printed
 
 
 @pytest.mark.usefixtures("no_price_is_asked")
@@ -203,12 +204,6 @@ def test_a_line_says_that_only_a_part_was_tried(here, pion, chat_base, monkeypat
     monkeypatch.setattr("pipeline.new.read.SAMPLE_BYTES", 5000)
     _, printed = made(pion, own_data.GOOD["messages"](here), "--from", str(chat_base))
     assert re.search("the job was tried on the head of the data: `pion check` tries more", printed)
-
-
-@pytest.mark.usefixtures("no_price_is_asked")
-def test_what_is_too_little_is_said_before_prices_are_asked(here, pion, plain_base):
-    data = own_data.sharegpt(here, 1)
-    assert "too few conversations" in refused(pion, data, "--from", str(plain_base))
 
 
 def test_what_comes_after_the_sample_can_be_left_out_too(here, pion, sky_home, monkeypatch):
