@@ -7,129 +7,60 @@ what could mean two things, is decided here: nothing is guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from pion.data.chat.conversation import ALIASES, ROLES
 from pion.data.chat.messages import KNOWN_ROLES
 from pion.data.prompt.layouts import RIGHT, parse_question
-from pion.data.records.fields import Fields, is_null, json_in
+from pion.data.records.fields import json_in
 from pion.data.records.layouts import (
     ANSWERS,
     CONTEXTS,
-    HISTORY,
     QUESTIONS,
     SIDES,
     SYSTEMS,
     TEXT,
-    TOOLS,
     TURNS,
     kind_of,
     read_conversation,
 )
-from pion.data.records.layouts import COLUMNS as READ_AS_THEY_ARE
 from pion.data.records.transcripts import marked
-from pion.data.records.turns import ROLE_KEYS, known_role, plain_name, role_said
+from pion.data.records.turns import known_role, plain_name, role_said
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
 from pipeline.console.formats import some
-from pipeline.new.files import Group
+from pipeline.new.data_set import LEARNED, READ_BY_JOBS, DataSet
 from pipeline.new.options import NewOptions
 from pipeline.new.read import ReadItem, Record, Sample
 
-# The kinds of files whose records a job reads, too.
-READ_BY_JOBS = ("text", "jsonl", "parquet")
-# What learns from records, in words.
-LEARNED = {
-    "pretrain": "text",
-    "sft": "conversations",
-    "prefer": "preferences",
-    "reinforce": "prompts",
-}
 # So many records of so many files show their layout.
 LAYOUT_FILES, LAYOUT_RECORDS = 16, 100
 # A column of texts has at least so many characters on average, and spaces. Names, labels, numbers
 # and addresses have less.
 LEAST_CHARACTERS = 16
-# The keys that a copy keeps next to the columns that were chosen.
-NEXT_TO_TURNS = (*SYSTEMS, *TOOLS, HISTORY)
 # What pandas calls columns that have no more than the numbers of rows.
 _INDEX = re.compile(r"Unnamed: \d+|__index_level_\d+__")
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How a group of files is read.
-
-    Attributes:
-        stage: the stage of a job that learns from it.
-        columns: by its name in the data, what a job shall call a column; empty: a job reads the
-            records as they are.
-        roles: what names of roles in the data mean, in small letters, if a copy replaces them.
-        copied: whether a job reads a copy.
-    """
-
-    group: Group
-    stage: str
-    columns: Mapping[str, str] = field(default_factory=dict)
-    roles: Mapping[str, str] = field(default_factory=dict)
-    copied: bool = False
-
-    def usable(self, record: Record) -> Record:
-        """Return the record as a job reads it."""
-        if self.stage == "pretrain":
-            (column,) = self.columns
-            text = record.get(column)
-            return {TEXT: "" if is_null(text) and column in record else text}
-        if self.columns:
-            beside = {key: record[key] for key in NEXT_TO_TURNS if record.get(key)}
-            record = beside | {self.columns[k]: v for k, v in record.items() if k in self.columns}
-        if not self.roles:
-            return record
-        return {
-            key: [self._with_role(turn) for turn in value] if isinstance(value, list) else value
-            for key, value in record.items()
-        }
-
-    def _with_role(self, turn: Any) -> Any:
-        role = self.roles.get((role_said(turn) or "").strip().lower())
-        return turn if role is None else {**turn, **{k: role for k in ROLE_KEYS if k in turn}}
-
-    def in_words(self, records: Iterable[Record]) -> str:
-        """Return which columns of the records are read, and which filled ones are not."""
-        filled = dict.fromkeys(name for one in records for name in Fields(one, "").there(*one))
-        of_text = self.stage == "pretrain"
-        columns = self.columns or {name: name for name in READ_AS_THEY_ARE}
-        names = [
-            name if name == columns[name] else f"{name} as {columns[name]}"
-            for name in filled
-            if name in columns and (name != TEXT or not of_text)
-        ]
-        used = (*columns, *(() if of_text else NEXT_TO_TURNS))
-        unused = [name for name in filled if self.columns and name not in used]
-        rest = f". Not used: {', '.join(unused)}" if unused else ""
-        return f"{LEARNED[self.stage]}{': ' if names else ''}{', '.join(names)}{rest}"
-
-
-def decide(samples: Sequence[Sample], options: NewOptions) -> list[Reading]:
+def decide(samples: Sequence[Sample], options: NewOptions) -> list[DataSet]:
     """Return how each group that is used is read.
 
     Raises BadInput if text and conversations, or preferences and other data, are mixed and nobody
     said which is meant.
     """
-    readings = [_reading(sample, options) for sample in samples]
-    first = {reading.stage: reading.group.files[0] for reading in readings}
+    data_sets = [_data_set(sample, options) for sample in samples]
+    first = {data.stage: data.group.files[0] for data in data_sets}
     if options.use in ("text", "chats"):
-        chosen = [r for r in readings if (r.stage == "pretrain") == (options.use == "text")]
+        chosen = [r for r in data_sets if (r.stage == "pretrain") == (options.use == "text")]
         if not chosen:
             raise BadInput(
                 f"--use {options.use}: {samples[0].group.path} has no {options.use}, only "
-                f"{LEARNED[readings[0].stage]}. Leave out --use, or name the column: --text-column "
-                "NAME, or --question-column NAME --answer-column NAME"
+                f"{LEARNED[data_sets[0].stage]}. Leave out --use, or name the column: "
+                "--text-column NAME, or --question-column NAME --answer-column NAME"
             )
         return chosen
     of_both = first.keys() == {"pretrain", "sft"}
@@ -139,7 +70,7 @@ def decide(samples: Sequence[Sample], options: NewOptions) -> list[Reading]:
             "text, --use chats, or --use both (pretrain on the text, then fine-tune)"
         )
         raise _mixed(first, use if of_both else _APART)
-    return readings
+    return data_sets
 
 
 _APART = (
@@ -156,7 +87,7 @@ def _mixed(first: Mapping[str, Path], how: str) -> BadInput:
     )
 
 
-def _reading(sample: Sample, options: NewOptions) -> Reading:
+def _data_set(sample: Sample, options: NewOptions) -> DataSet:
     group, first, every = sample.group, dict[str, Path](), list[ReadItem]()
     for file, items in islice(sample.files.items(), LAYOUT_FILES):
         readable = [item for item in items if item.record is not None][:LAYOUT_RECORDS]
@@ -165,14 +96,15 @@ def _reading(sample: Sample, options: NewOptions) -> Reading:
             with suppress(BadInput):
                 first.setdefault(_layout(readable, replace(options, asks=False), file)[0], file)
     if group.kind == "text" or not every:  # nothing can be read: the look says why
-        return Reading(group, "pretrain", {TEXT: TEXT})
+        return DataSet(sample, "pretrain", {TEXT: TEXT}, path=group.path)
     if len(first) > 1:
         raise _mixed(first, _APART)
     stage, columns = _layout(every, options, group.files[0])
     roles = _roles(every, columns, options) if stage == "sft" else {}
     columns = columns or {key: key for key in TURNS if roles}
     renamed = bool(columns) and stage != "pretrain"
-    return Reading(group, stage, columns, roles, renamed or group.kind not in READ_BY_JOBS)
+    copied = renamed or group.kind not in READ_BY_JOBS
+    return DataSet(sample, stage, columns, roles, copied, group.path)
 
 
 def _layout(

@@ -21,8 +21,8 @@ from pipeline.job.file import job_of_text
 from pipeline.job.model_section import Base
 from pipeline.job.stages import TRAINING
 from pipeline.new.base import LookedUp
+from pipeline.new.data_set import DataSet
 from pipeline.new.job_text import BUILT_IN, Proposal, job_text, lines_of, source_of
-from pipeline.new.look import Look
 from pipeline.new.options import NewOptions
 from pipeline.new.rules import (
     MOST_FIT,
@@ -47,29 +47,29 @@ DataOfStages = Mapping[str, StageData]
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)
 
 
-def default_start(looks: Sequence[Look]) -> str | None:
+def default_start(data_sets: Sequence[DataSet]) -> str | None:
     """Return the model to start from by the rules; None: random weights."""
-    most = [look.languages.most_common(1)[0][0] for look in looks]
-    return default_base(*_amounts(looks), english=all(language == ENGLISH for language in most))
+    most = [data.languages.most_common(1)[0][0] for data in data_sets]
+    return default_base(*_amounts(data_sets), english=all(language == ENGLISH for language in most))
 
 
 def propose(
-    options: NewOptions, looks: Sequence[Look], base: LookedUp | None
+    options: NewOptions, data_sets: Sequence[DataSet], base: LookedUp | None
 ) -> tuple[Proposal, DataOfStages]:
     """Return a job for what was seen, and what the data of each stage give.
 
     Raises BadInput if it is no valid job, or its data can't be used.
     """
-    texts, others = _amounts(looks)
+    texts, others = _amounts(data_sets)
     sources: dict[str, list[Mapping[str, object]]] = {stage: [] for stage in TRAINING}
-    for look in looks:
-        sources[look.stage].append(source_of(look, look.path, options.folder))
+    for data in data_sets:
+        sources[data.stage].append(source_of(data, data.path, options.folder))
     if base is None and not sources["pretrain"]:
         sources["pretrain"] = [BUILT_IN]
         lengths = sorted(len(document.text.encode()) for document in documents(False))
         texts = Amount(sum(lengths), len(lengths), lengths[int(0.9 * len(lengths))])
-    start = None if base is None else _start(base, looks)
-    p = Proposal(options, looks, texts, others, base, sources, _prompt_from(looks), start)
+    start = None if base is None else _start(base, data_sets)
+    p = Proposal(options, data_sets, texts, others, base, sources, _prompt_from(data_sets), start)
     # Stages of all sizes that suit the text, the largest first.
     sizes: list[Pretraining | None] = [None]
     if start is None:
@@ -85,41 +85,41 @@ def propose(
         saying_if_slow("trying the job on the head of the data"),
         tempfile.TemporaryDirectory(prefix="pion-new-") as folder,
     ):
-        p, data = _rehearsed(p, Path(folder))
+        p, stages = _rehearsed(p, Path(folder))
     with saying_if_slow("looking up the prices of machines"):
         from pipeline.new.price import affordable  # torch takes seconds to import
 
         share = 0.0 if p.pretraining is None else p.pretraining.held_out
         held = (size and size.holding_out(share) for size in sizes)
-        return affordable((replace(p, pretraining=size) for size in held), _job_of), data
+        return affordable((replace(p, pretraining=size) for size in held), _job_of), stages
 
 
-def _amounts(looks: Sequence[Look]) -> tuple[Amount, Amount]:
+def _amounts(data_sets: Sequence[DataSet]) -> tuple[Amount, Amount]:
     """Return how much text there is to learn from, and how much else."""
-    texts = [look for look in looks if look.stage == "pretrain"]
-    return _amount(texts), _amount([look for look in looks if look not in texts])
+    texts = [data for data in data_sets if data.stage == "pretrain"]
+    return _amount(texts), _amount([data for data in data_sets if data not in texts])
 
 
-def _amount(looks: Sequence[Look]) -> Amount:
-    longest = (look.length(MOST_FIT if look.stage == "prefer" else 0.9) for look in looks)
+def _amount(data_sets: Sequence[DataSet]) -> Amount:
+    longest = (data.length(MOST_FIT if data.stage == "prefer" else 0.9) for data in data_sets)
     return Amount(
-        sum(look.all_text_bytes for look in looks),
-        sum(look.all_records * (look.paragraphs or 1) for look in looks),
+        sum(data.all_text_bytes for data in data_sets),
+        sum(data.all_records * (data.paragraphs or 1) for data in data_sets),
         max(longest, default=0),
     )
 
 
-def _prompt_from(looks: Sequence[Look]) -> str | None:
+def _prompt_from(data_sets: Sequence[DataSet]) -> str | None:
     """Return a text to ask during training: a question of the data, or the beginning of a text."""
-    for look in sorted(looks, key=lambda look: look.stage == "pretrain"):
-        for line in (content.question for content in look.contents[:3]):
+    for data in sorted(data_sets, key=lambda data: data.stage == "pretrain"):
+        for line in (content.question for content in data.contents[:3]):
             if line and len(line) <= 200 and line.isprintable() and masked(line) == line:
                 return line
     return None
 
 
-def _start(base: LookedUp, looks: Sequence[Look]) -> StartModel:
-    contents = [content for look in looks for content in look.contents]
+def _start(base: LookedUp, data_sets: Sequence[DataSet]) -> StartModel:
+    contents = [content for data in data_sets for content in data.contents]
     some = contents[:: max(1, len(contents) // TRIED)]
     return base.start([text[:TRIED_CHARACTERS] for content in some for text in content.texts])
 
@@ -139,25 +139,25 @@ def _rehearsed(p: Proposal, folder: Path) -> tuple[Proposal, DataOfStages]:
     Raises BadInput for data that a run would refuse.
     """
     sources = {stage: [s for s in p.sources[stage] if s is BUILT_IN] for stage in TRAINING}
-    for look in p.looks:
-        path = look.path
-        if look.reading.copied:
-            path = folder / look.path.name
-            lines = (json.dumps(one.record, default=str) + "\n" for one in look.contents)
+    for data in p.data_sets:
+        path = data.path
+        if data.copied:
+            path = folder / data.path.name
+            lines = (json.dumps(one.record, default=str) + "\n" for one in data.contents)
             path.write_text("".join(lines), encoding="utf-8")
-        sources[look.stage].append(source_of(look, path, p.options.folder))
-    tried, data = _holding_out(p, sources, folder)
-    stage = data.get(p.last)
+        sources[data.stage].append(source_of(data, path, p.options.folder))
+    tried, stages = _holding_out(p, sources, folder)
+    stage = stages.get(p.last)
     if tried.tuning is None or stage is None:
-        return tried, data
+        return tried, stages
     needed = max((s.keeps_most for s in stage.summaries.values()), default=stage.fits)
     better = _tuning(tried, needed)
     if better.seq_len != tried.tuning.seq_len:
-        tried, data = _holding_out(replace(tried, tuning=better), sources, folder)
-    factors = (look.sample.factor if look.reading.copied else 1.0 for look in p.learned)
-    rows = max(1, round(sum(map(mul, data[p.last].rows, factors))))
+        tried, stages = _holding_out(replace(tried, tuning=better), sources, folder)
+    factors = (data.sample.factor if data.copied else 1.0 for data in p.learned)
+    rows = max(1, round(sum(map(mul, stages[p.last].rows, factors))))
     assert tried.tuning is not None
-    return replace(tried, tuning=tried.tuning.of_rows(rows, p.others.count)), data
+    return replace(tried, tuning=tried.tuning.of_rows(rows, p.others.count)), stages
 
 
 def _holding_out(
@@ -176,29 +176,29 @@ def _holding_out(
         if failed is None or not ("held_out (now" in str(failed) and "raise" in str(failed)):
             break
     if failed is not None:
-        why = _in_the_data(str(failed), p.looks, folder)
+        why = _in_the_data(str(failed), p.data_sets, folder)
         why = why.replace("Nothing was trained. ", "").rstrip(".")
         raise BadInput(f"a run would stop: {why}. Nothing was written.")
     return tried, {
         name: replace(
             stage,
-            notes=[_in_the_data(message, p.looks, folder) for message in stage.notes],
-            warnings=[_in_the_data(message, p.looks, folder) for message in stage.warnings],
+            notes=[_in_the_data(message, p.data_sets, folder) for message in stage.notes],
+            warnings=[_in_the_data(message, p.data_sets, folder) for message in stage.warnings],
         )
         for name, stage in rehearsed.stages.items()
     }
 
 
-def _in_the_data(message: str, looks: Sequence[Look], folder: Path) -> str:
+def _in_the_data(message: str, data_sets: Sequence[DataSet], folder: Path) -> str:
     """Return a message with the names of a person's files and their lines, in place of those of
     copies below a folder."""
-    for path in (look.reading.group.path for look in looks):
+    for path in (data.group.path for data in data_sets):
         message = message.replace(str(path.absolute()), str(path))
-    copies = {look.path.name: look for look in looks if look.reading.copied}
+    copies = {data.path.name: data for data in data_sets if data.copied}
 
     def where(match: re.Match[str]) -> str:
-        look, line = copies[match[1]], match[2]
-        return look.contents[int(line) - 1].where if line else str(look.reading.group.path)
+        data, line = copies[match[1]], match[2]
+        return data.contents[int(line) - 1].where if line else str(data.group.path)
 
     names = "|".join(map(re.escape, copies))
     return re.sub(rf"[^\s(]*{folder.name}/({names})(?::(\d+))?", where, message)

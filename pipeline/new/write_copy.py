@@ -12,8 +12,7 @@ from pathlib import Path
 
 from pion.errors import BadInput, no_room
 from pipeline.console.formats import show, size
-from pipeline.new.decide import Reading
-from pipeline.new.look import content_of
+from pipeline.new.data_set import DataSet, content_of
 from pipeline.new.read import read_file
 
 # Seconds between two lines about a long copy.
@@ -40,14 +39,14 @@ def write_new(target: Path, lines: Iterable[str]) -> None:
         part.unlink(missing_ok=True)
 
 
-def write_copy(reading: Reading, target: Path, *, skip: bool) -> tuple[int, int]:
-    """Write all records of `reading` to `target`, which must not exist; return how many these are,
+def write_copy(data: DataSet, target: Path, *, skip: bool) -> tuple[int, int]:
+    """Write all records of a data set to `target`, which must not exist; return how many these are,
     and how many were left out.
 
     With `skip`, what can't be read is left out. Raises BadInput for the first such record without
     `skip`, for a disk that is too small, and as `write_new` does.
     """
-    total = reading.group.bytes
+    total = data.group.bytes
     free = shutil.disk_usage(target.absolute().parent).free
     if free < total:
         raise BadInput(
@@ -55,19 +54,19 @@ def write_copy(reading: Reading, target: Path, *, skip: bool) -> tuple[int, int]
             "a file on a larger disk: --out FOLDER/NAME.yaml. Nothing was written."
         )
     counts = Counter[str]()
-    write_new(target, _lines(reading, skip, counts))
+    write_new(target, _lines(data, skip, counts))
     return counts["written"], counts["left out"]
 
 
-def _lines(reading: Reading, skip: bool, counts: Counter[str]) -> Iterator[str]:
-    begun, total = time.monotonic(), size(reading.group.bytes)
-    for item in (i for file in reading.group.files for i in read_file(reading.group.kind, file)):
+def _lines(data: DataSet, skip: bool, counts: Counter[str]) -> Iterator[str]:
+    begun, total = time.monotonic(), size(data.group.bytes)
+    for item in (i for file in data.group.files for i in read_file(data.group.kind, file)):
         counts["bytes"] += item.bytes
         if time.monotonic() - begun > SAY_EVERY:
             begun = time.monotonic()
             show(f"copying {total}: {size(counts['bytes'])}, {counts['written']:,} records")
         try:
-            record = content_of(reading, item).record
+            record = content_of(data, item).record
         except BadInput as error:
             if not skip:
                 raise BadInput(f"{error}. Nothing was written.") from None

@@ -8,9 +8,9 @@ import pytest
 
 from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
+from pipeline.new.data_set import content_of
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
-from pipeline.new.look import content_of
 from pipeline.new.options import parse_roles
 from pipeline.new.read import ReadItem, sample_of
 from tests.pipeline.new.conftest import asks_for
@@ -181,7 +181,7 @@ def test_a_copy_has_the_chosen_columns_and_what_belongs_to_them(tmp_path):
         ("user", "Add.\n\n1, 2"),
         ("assistant", "3"),
     ]
-    assert reading.in_words([record]) == (
+    assert reading.columns_in_words() == (
         "conversations: q1 as prompt, input as context, a1 as completion. Not used: n"
     )
 

@@ -5,10 +5,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.new.decide import Reading
+from pipeline.new.data_set import Content, DataSet
 from pipeline.new.files import Group
 from pipeline.new.job_text import job_text, reward_for, scalar, source_of
-from pipeline.new.look import Content, Look
 from pipeline.new.read import Sample
 
 
@@ -26,8 +25,10 @@ def test_a_name_comes_back_as_it_was(text):
 
 
 def look(path, kind="jsonl", stage="pretrain", columns=None, *, copied=False):
-    reading = Reading(Group(kind, path, (path,)), stage, columns or {"text": "text"}, {}, copied)
-    return Look(reading, Sample(reading.group), path, [Content("here", {}, ["a\n\nb\n\nc"])])
+    sample = Sample(Group(kind, path, (path,)))
+    contents = [Content("here", {}, ["a\n\nb\n\nc"])]
+    columns = columns or {"text": "text"}
+    return DataSet(sample, stage, columns, {}, copied, path, contents)
 
 
 def test_a_source_names_the_files_from_the_folder_of_the_job(tmp_path):

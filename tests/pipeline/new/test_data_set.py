@@ -2,9 +2,9 @@
 
 import pytest
 
+from pipeline.new.data_set import in_words, look_at
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
-from pipeline.new.look import in_words, look_at
 from pipeline.new.read import sample_of
 from tests.pipeline.new.conftest import asks_for
 from tests.support.own_data import bad_line, jsonl_texts, parquet_texts, write_lines
@@ -13,8 +13,9 @@ from tests.support.own_data import bad_line, jsonl_texts, parquet_texts, write_l
 def look(path, limit=None):
     ((group,), _) = find_data(path)
     sample = sample_of(group, limit)
-    (reading,) = decide([sample], asks_for())
-    return look_at(reading, sample)
+    (data,) = decide([sample], asks_for())
+    look_at(data)
+    return data
 
 
 def test_it_counts_and_measures_all_of_small_data(tmp_path):
