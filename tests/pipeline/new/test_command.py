@@ -200,12 +200,6 @@ def test_calls_that_the_template_can_not_write_are_refused_wherever_they_are(
     assert f"{data.name}:150: answer 1 calls 'track_letter', and the chat template does not" in said
 
 
-def test_a_line_says_that_only_a_part_was_tried(here, pion, chat_base, monkeypatch):
-    monkeypatch.setattr("pipeline.new.read.SAMPLE_BYTES", 5000)
-    _, printed = made(pion, own_data.GOOD["messages"](here), "--from", str(chat_base))
-    assert re.search("the job was tried on the head of the data: `pion check` tries more", printed)
-
-
 def test_what_comes_after_the_sample_can_be_left_out_too(here, pion, sky_home, monkeypatch):
     monkeypatch.setattr("pipeline.new.read.SAMPLE_BYTES", 100_000)
     data = own_data.jsonl_texts(here)
@@ -226,22 +220,39 @@ def test_prices_are_not_waited_for(here, pion, monkeypatch):
 # ---------------------------------------------------------------- one message each
 
 
-@pytest.mark.parametrize(
-    ("options", "preset", "programs"),
-    [((), "pion2-max-nano", "pion, tr"), (("--runs-in", "vllm"), "pion2-nano", "llama.cpp, vLLM")],
-)
-def test_no_price_for_any_card(options, preset, programs, here, pion, sky_home):
-    sky_home.lose_catalog()
-    job, printed = made(pion, own_data.jsonl_texts(here), "--from", "none", *options)
-    assert job.model.preset == preset
-    assert f"runs in        {programs}" in printed
-    assert "price          no price for any card today" in printed
+NO_PRICE = "price          no price for any card today (SkyPilot's catalog can't be read"
+TEMPLATE = "has no chat template, so Pion's own is used"
+PART = "the job was tried on the head of the data: `pion check` tries more"
+# What is written, the options, whether there are prices, and what is printed once.
+PRINTED = {
+    "a preset": (own_data.jsonl_texts, NONE, False, [NO_PRICE, "   pion2-max-nano ", "  pion, tr"]),
+    "for vLLM": (
+        own_data.jsonl_texts,
+        (*NONE, "--runs-in", "vllm"),
+        False,
+        [NO_PRICE, "   pion2-nano ", "runs in        llama.cpp, vLLM"],
+    ),
+    "no template": (
+        own_data.sharegpt,
+        ("--from", "BASE"),
+        True,
+        [TEMPLATE, "<|assistant|>\n    ⟦"],
+    ),
+    "a part": (own_data.jsonl_texts, NONE, True, [PART]),
+}
 
 
-def test_a_base_without_a_template(here, pion, sky_home, plain_base):
-    _, printed = made(pion, own_data.sharegpt(here), "--from", str(plain_base))
-    assert printed.count("has no chat template, so Pion's own is used") == 1
-    assert "<|assistant|>\n    ⟦" in printed
+@pytest.mark.parametrize(("write", "options", "priced", "lines"), PRINTED.values(), ids=PRINTED)
+def test_what_the_person_should_know_is_said_once(
+    write, options, priced, lines, here, pion, sky_home, plain_base, monkeypatch
+):
+    if not priced:
+        sky_home.lose_catalog()
+    if PART in lines:
+        monkeypatch.setattr("pipeline.new.read.SAMPLE_BYTES", 100_000)
+    options = [str(plain_base) if option == "BASE" else option for option in options]
+    _, printed = made(pion, write(here), *options)
+    assert {line: printed.count(line) for line in lines} == dict.fromkeys(lines, 1)
 
 
 @pytest.mark.soak

@@ -223,40 +223,42 @@ def test_roles_that_pion_knows_need_no_option(tmp_path):
 # ---------------------------------------------------------------- several files
 
 
-def test_text_and_conversations_are_mixed(tmp_path):
-    texts_folder(tmp_path)
-    messages(tmp_path)
-    said = refusal(tmp_path)
-    assert "text and conversations are mixed" in said
-    assert "--use text, --use chats, or --use both" in said
-    (text,) = decided(tmp_path, use="text")
-    assert text.group.kind == "text"
-    (chats,) = decided(tmp_path, use="chats")
-    assert chats.group.kind == "jsonl"
-    assert len(decided(tmp_path, use="both")) == 2
+def pairs(folder):
+    write_lines(folder / "pairs.jsonl", [CHOSEN])
 
 
-def test_what_is_mixed_in_files_of_one_kind_is_refused(tmp_path):
-    jsonl_texts(tmp_path)
-    chats = messages(tmp_path)
-    said = refusal(tmp_path, use="both")
-    assert f"articles.jsonl has text, and {chats} has conversations. A source of a job has" in said
-    chats.unlink()
-    write_lines(tmp_path / "pairs.jsonl", [CHOSEN])
-    assert "pairs.jsonl has preferences. A source of a job has one of them" in refusal(tmp_path)
+def a_text_and_a_table(folder):
+    csv_texts(folder)
+    write_lines(folder / "a.jsonl", [{"text": PROSE}])
 
 
-def test_both_layouts_of_conversations_may_be_in_one_folder(tmp_path):
-    messages(tmp_path)
-    sharegpt(tmp_path)
-    (reading,) = decided(tmp_path)
-    assert not reading.copied
+APART = "A source of a job has one of them."
+SEVERAL = [
+    ((texts_folder, messages), None, "text and conversations are mixed: "),
+    ((texts_folder, messages), None, "--use text, --use chats, or --use both"),
+    ((texts_folder, messages), "text", ["text"]),
+    ((texts_folder, messages), "chats", ["jsonl"]),
+    ((texts_folder, messages), "both", ["text", "jsonl"]),
+    ((jsonl_texts, messages), "both", "/articles.jsonl has text, and "),
+    ((jsonl_texts, messages), "both", f"/chats.jsonl has conversations. {APART}"),
+    ((jsonl_texts, pairs), None, f"/pairs.jsonl has preferences. {APART}"),
+    ((messages, sharegpt), None, ["jsonl"]),
+    ((a_text_and_a_table,), None, "/news.csv: the columns 'title' and 'body'"),
+]
 
 
-def test_the_first_of_several_columns_is_asked_once_for_all_files(tmp_path):
-    csv_texts(tmp_path).rename(tmp_path / "b.csv")
-    write_lines(tmp_path / "a.jsonl", [{"text": PROSE}])
-    assert f"{tmp_path}/b.csv: the columns 'title' and 'body'" in refusal(tmp_path)
+@pytest.mark.parametrize(("writers", "use", "expected"), SEVERAL)
+def test_what_is_mixed_is_refused_unless_the_person_says_what_is_used(
+    writers, use, expected, tmp_path
+):
+    for write in writers:
+        write(tmp_path)
+    if isinstance(expected, str):
+        assert expected in refusal(tmp_path, use=use)
+    else:
+        data_sets = decided(tmp_path, use=use)
+        assert [data.group.kind for data in data_sets] == expected
+        assert not any(data.copied for data in data_sets)
 
 
 # ---------------------------------------------------------------- layouts of peers
