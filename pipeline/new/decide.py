@@ -29,7 +29,7 @@ from pion.data.records.layouts import (
     read_conversation,
 )
 from pion.data.records.transcripts import marked
-from pion.data.records.turns import known_role, plain_name, role_said
+from pion.data.records.turns import TEXT_KEYS, known_role, plain_name, role_said
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
 from pipeline.console.formats import some
@@ -203,8 +203,10 @@ def _has_turns(record: Record, column: str) -> bool:
         turns = json_in(turns, "") if column in TURNS else turns
     if not isinstance(turns, list):
         return False
-    spoken = any(role_said(turn) is not None for turn in turns[:4])
-    return column in TURNS or spoken  # a job says what is wrong with its own
+    if column in TURNS:
+        return True  # a job says what is wrong with its own
+    spoken = (turn for turn in turns[:4] if role_said(turn) is not None)
+    return any(not turn.keys().isdisjoint(TEXT_KEYS) for turn in spoken)
 
 
 def _pair(columns: Sequence[str], options: NewOptions, file: Path) -> dict[str, str] | None:

@@ -61,6 +61,7 @@ COLUMNS = [
     ({"text": "short"}, "pretrain", {"text": "text"}),
     ({"id": 3, "body": PROSE, "url": "http://x/y"}, "pretrain", BODY),
     ({"text": PROSE, "title": PROSE}, "pretrain", {"text": "text"}),
+    ({"body": PROSE, "by": [{"author": "Ann", "year": 1990}]}, "pretrain", BODY),
     ({"Unnamed: 0": PROSE, "__index_level_0__": PROSE, "body": PROSE}, "pretrain", BODY),
     ({"messages": TURNS, "prompt": PROSE}, "sft", DIRECT),
     ({"messages": json.dumps(TURNS), "conversations": None}, "sft", DIRECT),
