@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.job_with_base import read_job
+from pipeline.new.decide import decide
+from pipeline.new.files import find_data
 from pipeline.new.options import NewOptions
+from pipeline.new.read import sample_of
 from tests.pipeline.rent.conftest import cache_of_its_own, sky_home
 from tests.support.chat_templates import CHATML
 from tests.support.in_process_renderer import InProcessRenderer
@@ -51,9 +54,10 @@ def made(pion, data, *options):
     return read_job(written), printed
 
 
-def asks_for(**said):
-    """Return options that say this, and nothing else."""
-    return NewOptions(Path("data"), Path("data.yaml"), **said)
+def decided(path, limit=None, use=None, roles=(), **columns):
+    """Return the data sets of files, if a person says this and nothing else."""
+    options = NewOptions(path, Path("data.yaml"), use=use, columns=columns, roles=dict(roles))
+    return decide([sample_of(group, limit) for group in find_data(path)[0]], options)
 
 
 def files_here():

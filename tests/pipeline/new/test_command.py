@@ -73,21 +73,17 @@ def test_right_answers_are_for_rewards(record, stage, line, here, pion, sky_home
     assert not [row for row in rows if row.ok is False or "Error" in row.words]
 
 
-def old_table(content):
-    def write(folder):
-        (folder / "old.csv").write_text(content)
-        return folder / "old.csv"
-
-    return write
+def two_names(folder):
+    (folder / "old.csv").write_text("answer,answer\na,b\n")
+    return folder / "old.csv"
 
 
 NONE = "--from", "none"
-NO_COPY = "Correct them. Nothing was written."
 # What is written, the options, and what the refusal says. test_files.py, test_read.py,
 # test_layouts.py and test_decide.py have the other refusals.
 REFUSED = {
     "a line": (own_data.bad_line, NONE, ("articles.jsonl:3 is not valid JSON",)),
-    "two names": (old_table("answer,answer\na,b\n"), NONE, ("old.csv:1: the ", NO_COPY)),
+    "two names": (two_names, NONE, ("old.csv:1: the ", "Correct them. Nothing was written.")),
     "no folder": (own_data.jsonl_texts, ("--out", "no/such.yaml"), ("its folder does not exist",)),
     **{
         f"${dollars}": (own_data.jsonl_texts, (f"--dollars={dollars}",), ("must be above 0",))
@@ -118,31 +114,37 @@ def test_what_is_broken_can_be_left_out(write, here, pion, sky_home, monkeypatch
     assert not [row for row in run_checks(job, None) if row.ok is False]
 
 
-def with_tools(folder):
-    """Write conversations with tools, which the template drops: these are most of the bytes."""
-    data = own_data.messages(folder)
-    tools = [{"type": "function", "function": {"name": "find", "description": "a room " * 90}}]
-    records = [json.loads(line) | {"tools": tools} for line in data.read_text().splitlines()]
-    return own_data.write_lines(data, records)
+def edited(change):
+    """Return what writes conversations that were changed."""
+
+    def write(folder):
+        data = own_data.messages(folder)
+        records = [json.loads(line) for line in data.read_text().splitlines()]
+        return own_data.write_lines(data, [change(n, r) for n, r in enumerate(records)])
+
+    return write
 
 
-def short_answers(folder):
-    """Write conversations of which one in twelve is long."""
-    data = own_data.messages(folder)
-    records = [json.loads(line) for line in data.read_text().splitlines()]
-    for number, record in enumerate(records):
-        if number % 12:
-            record["messages"][-1]["content"] = "Yes."
-    return own_data.write_lines(data, records)
+def with_tools(number, record):
+    """Add tools, which the template drops: these are most of the bytes."""
+    find = {"name": "find", "description": "a room " * 90}
+    return record | {"tools": [{"type": "function", "function": find}]}
+
+
+def shortened(number, record):
+    """Shorten the answer, except of one conversation in twelve."""
+    if number % 12:
+        record["messages"][-1]["content"] = "Yes."
+    return record
 
 
 PREPARED = [
     (own_data.texts_folder, "pretrain", {"held_out": 0.05}),
     (own_data.alpaca, "sft", {"epochs": 3}),
     # At 2e-5, a small start would learn nothing.
-    (with_tools, "sft", {"lr": 1e-3, "min_lr": 1e-4}),
+    (edited(with_tools), "sft", {"lr": 1e-3, "min_lr": 1e-4}),
     # A row has room for 19 of 20 conversations.
-    (short_answers, "sft", {"seq_len": 256}),
+    (edited(shortened), "sft", {"seq_len": 256}),
 ]
 
 
@@ -169,13 +171,10 @@ def test_its_rows_are_those_that_prepare_gives(
 
 
 def test_text_and_conversations_are_two_stages_if_that_is_asked_for(here, pion, sky_home):
-    own_data.texts_folder(here)
-    own_data.messages(here)
     folder = here / "all"
     folder.mkdir()
-    for name in ("my-texts", "chats.jsonl"):
-        (here / name).rename(folder / name)
-    assert "--use text, --use chats, or --use both" in refused(pion, folder)
+    own_data.texts_folder(folder)
+    own_data.messages(folder)
     job, _ = made(pion, folder, "--use", "both", "--from", "none")
     assert job.train_stages == ["pretrain", "sft"]
 

@@ -3,17 +3,12 @@
 import pytest
 
 from pipeline.new.data_set import in_words, look_at
-from pipeline.new.decide import decide
-from pipeline.new.files import find_data
-from pipeline.new.read import sample_of
-from tests.pipeline.new.conftest import asks_for
+from tests.pipeline.new.conftest import decided
 from tests.support.own_data import bad_line, jsonl_texts, parquet_texts, write_lines
 
 
 def look(path, limit=None):
-    ((group,), _) = find_data(path)
-    sample = sample_of(group, limit)
-    (data,) = decide([sample], asks_for())
+    (data,) = decided(path, limit)
     look_at(data)
     return data
 
@@ -58,13 +53,10 @@ def test_short_texts_are_guessed_together(tmp_path):
     assert few.languages == {"English": 1}
 
 
-def test_copies_and_blanks_are_counted(tmp_path):
+def test_copies_and_blanks_and_what_can_t_be_read_are_counted(tmp_path):
     texts = ["a text of words", "another text", "a text of words", " "]
-    found = look(write_lines(tmp_path / "t.jsonl", [{"text": text} for text in texts]))
-    assert (len(found.contents), found.blank) == (3, 1)
-    assert any(line.startswith("twice: 1 of 3 (33.3%)") for line in in_words(found))
-
-
-def test_what_can_t_be_read_is_counted(tmp_path):
-    found = look(bad_line(tmp_path))
-    assert (len(found.problems), len(found.contents)) == (2, 38)
+    data = look(write_lines(tmp_path / "t.jsonl", [{"text": text} for text in texts]))
+    assert (len(data.contents), data.blank) == (3, 1)
+    assert any(line.startswith("twice: 1 of 3 (33.3%)") for line in in_words(data))
+    data = look(bad_line(tmp_path))
+    assert (len(data.problems), len(data.contents)) == (2, 38)

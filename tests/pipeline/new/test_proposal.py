@@ -173,13 +173,10 @@ def test_a_job_reads_a_copy_of_a_table_with_pairs(here, pion, sky_home, chat_bas
 # ---------------------------------------------------------------- a little data
 
 
-def paragraphs(size):
-    def write(folder):
-        text = "\n\n".join(own_data.words(30, n) for n in range(200))
-        (folder / "t.txt").write_text(text[:size])
-        return folder / "t.txt"
-
-    return write
+def paragraphs(folder, size):
+    text = "\n\n".join(own_data.words(30, n) for n in range(200))
+    (folder / "t.txt").write_text(text[:size])
+    return folder / "t.txt"
 
 
 def documents(folder):
@@ -188,28 +185,23 @@ def documents(folder):
     return own_data.write_lines(folder / "t.jsonl", texts)
 
 
-# What is written, whether a model with conversations starts, and why it may be refused.
-LITTLE = {
-    **{
-        f"{count} conversations": (
-            partial(own_data.sharegpt, count=count),
-            True,
-            "too few conversations",
-        )
-        for count in (1, 4, 8, 12)
-    },
-    **{f"{size} bytes": (paragraphs(size), False, "too little text") for size in (300, 3000)},
-    "6,000 bytes": (paragraphs(6000), False, None),
-    "6 documents": (documents, False, None),
-}
+FEW = "too few conversations"
+# What is written, and why it may be refused.
+LITTLE = [
+    *((partial(own_data.sharegpt, count=count), FEW) for count in (1, 4, 8, 12)),
+    *((partial(paragraphs, size=size), "too little text") for size in (300, 3000)),
+    (partial(paragraphs, size=6000), None),
+    (documents, None),
+]
 
 
-@pytest.mark.parametrize(("write", "chats", "why"), LITTLE.values(), ids=LITTLE)
+@pytest.mark.parametrize(("write", "why"), LITTLE)
 def test_a_little_data_passes_check_or_is_refused_before_prices_are_asked(
-    write, chats, why, here, pion, sky_home, plain_base
+    write, why, here, pion, sky_home, plain_base
 ):
     data = write(here)
-    code, printed, errors = pion("new", data.name, "--from", str(plain_base) if chats else "none")
+    start = str(plain_base) if why == FEW else "none"
+    code, printed, errors = pion("new", data.name, "--from", start)
     if code:
         assert why is not None
         assert why in errors

@@ -11,7 +11,6 @@ from pipeline.new.rules import (
     PRESETS,
     TOKENS_PER_PARAMETER,
     Amount,
-    FromRandom,
     StartModel,
     continued,
     default_base,
@@ -108,8 +107,9 @@ def preferences(rows, count):
 FITS, CUT = "19 of 20 conversations fit", "the most that is proposed; longer conversations are cut"
 # Of each stage, what its fields are.
 STAGES = [
-    # A base learns from text at a low rate, within its context.
+    # A base reads text three times at a low rate, within its context.
     (continued(text(10), replace(SMALL, context=512)), {"seq_len": 512, "lr": 1e-4}),
+    (continued(text(10), SMALL), {"epochs": pytest.approx(3, rel=0.01)}),
     # Conversations make thirty steps if they can.
     (chats(100), {"held_out": 0.1, "global_batch": 4, "seq_len": 256, "lora": False, "lr": None}),
     (chats(2000), {"held_out": 0.05, "global_batch": 16, "seq_len": 256}),
@@ -135,12 +135,6 @@ STAGES = [
 @pytest.mark.parametrize(("stage", "fields"), STAGES)
 def test_a_stage_follows_from_its_data_and_its_start(stage, fields):
     assert {name: getattr(stage, name) for name in fields} == fields
-
-
-def test_a_base_reads_text_three_times():
-    stage = continued(text(10), SMALL)
-    assert not isinstance(stage, FromRandom)
-    assert stage.epochs == pytest.approx(3, rel=0.01)
 
 
 def test_less_money_buys_fewer_tokens_and_passes():
