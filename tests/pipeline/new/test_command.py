@@ -37,8 +37,7 @@ def test_the_job_for_each_layout_passes_check(layout, here, pion, sky_home, plai
     columns = ["--text-column", "body"] if layout == "CSV" else []
     job, printed = made(pion, data, "--from", start, *columns)
     assert job.train_stages == (["sft"] if layout in CHATS else ["pretrain"])
-    wrong = [row for row in run_checks(job, None) if row.ok is False]
-    assert not wrong
+    assert not [row for row in run_checks(job, None) if row.ok is False]
     assert printed.count("⟦") >= 2
     assert re.search(r"price          (<\$0\.01|\$0\.\d\d): about \d+ min on ", printed)
     if layout == "prompter and bot":
@@ -79,8 +78,7 @@ def two_names(folder):
 
 
 NONE = "--from", "none"
-# What is written, the options, and what the refusal says. test_files.py, test_read.py,
-# test_layouts.py and test_decide.py have the other refusals.
+# What is written, the options, and what the refusal says.
 REFUSED = {
     "a line": (own_data.bad_line, NONE, ("articles.jsonl:3 is not valid JSON",)),
     "two names": (two_names, NONE, ("old.csv:1: the ", "Correct them. Nothing was written.")),

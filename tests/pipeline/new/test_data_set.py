@@ -14,10 +14,9 @@ def look(path, limit=None):
 
 
 def test_it_counts_and_measures_all_of_small_data(tmp_path):
-    found = look(jsonl_texts(tmp_path))
-    assert found.sample.whole
-    assert found.all_records == 600
-    first, second, third, fourth = in_words(found)
+    data = look(jsonl_texts(tmp_path))
+    assert (data.sample.whole, data.all_records) == (True, 600)
+    first, second, third, fourth = in_words(data)
     assert first.endswith("all of it looked at")
     assert second.startswith("600 documents, ")
     assert third == "language, roughly: English 100%"
