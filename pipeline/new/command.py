@@ -175,7 +175,7 @@ def _examples(data_sets: Sequence[DataSet], stages: Mapping[str, StageData]) -> 
 
 def _proposed(p: Proposal) -> Iterator[str]:
     """Yield each choice with its value and its reason."""
-    rows = [(line.name, line.value, line.said or line.why) for line in lines_of(p) if line.name]
+    rows = [(line.name, line.value, line.advice or line.why) for line in lines_of(p) if line.name]
     if p.pretraining is not None:
         rows.sort(key=lambda row: FIRST.index(row[0]) if row[0] in FIRST else len(FIRST))
     wide = max(len(value) for _, value, _ in rows)
@@ -203,11 +203,11 @@ def _notes(p: Proposal) -> Iterator[str]:
         ),
     }
     yield from map("  note: {}".format, _of_start(p))
-    yield from (f"  note: {words}" for words, holds in of_data.items() if holds)
+    yield from (f"  note: {note}" for note, holds in of_data.items() if holds)
 
 
 def _of_start(p: Proposal) -> Iterator[str]:
-    base, stage, what = p.base, p.pretraining, LEARNED[p.last]
+    base, stage = p.base, p.pretraining
     if base is None:
         if BUILT_IN in p.sources["pretrain"]:
             yield (
@@ -237,7 +237,7 @@ def _of_start(p: Proposal) -> Iterator[str]:
             yield "it may not answer yet. Teach it with `sft` first, in the same job or in another"
     if p.options.base is None:
         tokens = f"{short_amount(p.texts.bytes / 4)} tokens of text are too few to pretrain a model"
-        why = f"{tokens} on" if p.texts.bytes else f"{what} need a model that can talk"
+        why = f"{tokens} on" if p.texts.bytes else f"{LEARNED[p.last]} need a model that can talk"
         how = f"--from {NONE} starts from random weights"
         how = how if p.texts.bytes else "--from MODEL names another one"
         yield f"{why}, so it starts from {base.source}. {how}"

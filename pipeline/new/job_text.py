@@ -82,13 +82,13 @@ class Proposal:
 
 class Line(NamedTuple):
     """A line of a job, and why. A choice has a name and a value, too, by which the terminal shows
-    it, there with what is `said`, or else with `why`."""
+    it, there with `advice`, or else with `why`."""
 
     yaml: str
     why: str = ""
     name: str = ""
     value: str = ""
-    said: str = ""
+    advice: str = ""
 
 
 def source_of(data: DataSet, path: Path, job_folder: Path) -> dict[str, object]:
@@ -163,11 +163,11 @@ def _model(p: Proposal) -> list[Line]:
     if ratio <= 19.5 and stage.preset.endswith(SMALLEST.removeprefix("pion2-max")):
         size += "; the smallest preset"
     suits = f"suits {short_amount(stage.own_tokens)} tokens of text and this model"
-    where, why, said = "pion, transformers", _MAX, _RUNS_IN
+    runs_in, why, advice = "pion, transformers", _MAX, _RUNS_IN
     if p.options.stock:
-        where, why, said = "llama.cpp, vLLM", _STOCK, _STOCK
+        runs_in, why, advice = "llama.cpp, vLLM", _STOCK, _STOCK
     return [
-        Line("model:", why, "runs in", where, said),
+        Line("model:", why, "runs in", runs_in, advice),
         Line(f"  preset: {stage.preset}", size, "size", stage.preset),
         Line(f"  vocab_size: {entries}"),
         Line("tokenizer:"),
@@ -266,8 +266,8 @@ def _learned(p: Proposal, stage: FineTuning) -> list[Line]:
     if stage.name == "sft":
         return []
     kind, why = reward_for([content for data in p.learned for content in data.contents])
-    said = f"1 if {RIGHT[kind]}; {why}others: {REWARDS}"
-    return [Line(f"  rewards: [{kind}]", said, "reward", kind)]
+    means = f"1 if {RIGHT[kind]}; {why}others: {REWARDS}"
+    return [Line(f"  rewards: [{kind}]", means, "reward", kind)]
 
 
 def _rewards(p: Proposal, stage: FineTuning) -> list[Line]:
