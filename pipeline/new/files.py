@@ -18,7 +18,7 @@ from pion.data.documents.find_files import (
     refuse_unreadable,
     without_hidden,
 )
-from pion.data.documents.unpack import TO_TEXT, UNPACK, opened
+from pion.data.documents.unpack import opened
 from pion.errors import BadInput
 from pion.untrusted import open_file
 from pipeline.console.formats import counted
@@ -45,14 +45,6 @@ TOKENIZED = (".npy", ".bin")
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
 # Next to data, these describe the data. A folder of nothing else is text.
 DESCRIPTIONS = ("readme", "license", "licence", "notice", "changelog", "dataset_card")
-# What to do first with files that are not read.
-FIRST = {
-    (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"): UNPACK,
-    (".pdf", ".docx", ".doc", ".odt", ".epub", ".rtf", ".pptx"): TO_TEXT,
-    (".xlsx", ".xls", ".ods", ".arrow", ".feather", ".orc", ".avro"): (
-        "Save it as CSV or parquet first"
-    ),
-}
 READS = (
     "Pion reads text (.txt, .md) and JSON Lines (.jsonl, .ndjson), also .gz and .zst, JSON (a "
     "list of objects), CSV (.csv, .tsv) and parquet"
@@ -121,9 +113,6 @@ def _kind_of(file: Path) -> FileKind:
         if file.name.lower().endswith(suffixes):
             return "json" if kind == "jsonl" and _beginning(file).startswith(b"[") else kind
     _refuse_weights(file, [file])
-    suffix = file.suffix.lower()
-    if advice := next((advice for ends, advice in FIRST.items() if suffix in ends), None):
-        raise BadInput(f"{file} can't be read as it is. {advice}. {READS}.")
     try:
         with opened(file) as stream:
             if b"\0" in stream.read(PEEKED):

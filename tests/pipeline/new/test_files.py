@@ -77,9 +77,10 @@ REFUSED = {
     ),
     "tokens": ({"shard_0.npy": b"\x93NUMPY"}, "", "has tokens, not text"),
     "a file of tokens": ({"shard_0.bin": b"\0"}, "shard_0.bin", "has tokens, not text"),
-    "a PDF": ({"book.pdf": b"%PDF"}, "book.pdf", "Convert it to text first."),
-    "an archive": ({"all.zip": b"PK\0\0"}, "all.zip", "Unpack it first."),
-    "a table": ({"all.xlsx": b"PK\0\0"}, "all.xlsx", "Save it as CSV or parquet first."),
+    "a PDF": ({"book.pdf": b"%PDF-1.7"}, "book.pdf", "is a PDF, not UTF-8 text. Convert it"),
+    "an archive": ({"all.7z": b"7z\xbc\xaf\x27\x1c"}, "all.7z", "Unpack it first"),
+    "a table": ({"all.xlsx": b"PK\3\4"}, "all.xlsx", "or save it as text, CSV or parquet"),
+    "records": ({"all.avro": b"Obj\1\4"}, "all.avro", "Convert it to parquet"),
     "zeros": ({"picture.raw": b"\0\1\2"}, "picture.raw", "is not text: it has zero bytes"),
 }
 
