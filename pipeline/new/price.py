@@ -68,8 +68,11 @@ def listed_offers() -> list[Offer]:
     oldest = time.time() - FRESH_SECONDS
     for file in (Path.home() / LISTS).glob("v*/*/vms.csv"):
         if file.stat().st_mtime > oldest:
-            with file.open(encoding="utf-8", newline="") as stream:
-                offers += _listed(file.parent.name, csv.DictReader(stream))
+            try:
+                with file.open(encoding="utf-8", newline="") as stream:
+                    offers += _listed(file.parent.name, csv.DictReader(stream))
+            except (OSError, KeyError, ValueError, csv.Error):
+                return []  # people edit these lists; SkyPilot says what is wrong
     cheapest: dict[tuple[str | None, bool], Offer] = {}
     for offer in cheapest_first(offer for offer in offers if offer.price is not None):
         cheapest.setdefault((offer.gpu, offer.use_spot), offer)
