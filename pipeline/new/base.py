@@ -38,8 +38,8 @@ class LookedUp:
     def start(self, texts: Sequence[str]) -> StartModel:
         """Return what the rules need to know of it; its tokenizer is tried on these texts."""
         if self.base is None or self.tokenizer is None:
-            known = (n for name, n in PARAMETERS.items() if name in self.source)
-            return StartModel(next(known, None), ROW_LENGTHS[0])
+            sizes = (size for name, size in PARAMETERS.items() if name in self.source)
+            return StartModel(next(sizes, None), ROW_LENGTHS[0])
         from pion.data.tokens.tokenizer import Tokenizer
         from pion.model.params_and_flops import cost_of
 
@@ -58,15 +58,15 @@ def look_up(source: str, job_folder: Path) -> LookedUp:
     from pipeline.base.find import TOKENIZER, find_base
     from pipeline.state.stores.hub.errors import AGAIN
 
-    here = Path(source).expanduser()
-    named = os.path.relpath(here, job_folder) if here.exists() else source
+    path = Path(source).expanduser()
+    name = os.path.relpath(path, job_folder) if path.exists() else source
     try:
         with saying_if_slow(f"looking up {source}"):
-            found = within(SECONDS, lambda: find_base(named, job_folder))
-            return LookedUp(named, found.base, tokenizer=found.bring(TOKENIZER))
+            model = within(SECONDS, lambda: find_base(name, job_folder))
+            return LookedUp(name, model.base, tokenizer=model.bring(TOKENIZER))
     except BadInput as error:
         raise BadInput(f"--from {source}: {error}. Nothing was written.") from None
     except TimeoutError:
-        return LookedUp(named, None, f"the Hub did not answer within {SECONDS:.0f} s")
+        return LookedUp(name, None, f"the Hub did not answer within {SECONDS:.0f} s")
     except PionError as error:
-        return LookedUp(named, None, str(error).removesuffix(AGAIN))
+        return LookedUp(name, None, str(error).removesuffix(AGAIN))

@@ -58,6 +58,6 @@ def add_new(add: Add) -> None:
 
 def _new(args: argparse.Namespace) -> int:
     from pipeline.new.command import new_job
-    from pipeline.new.options import NewOptions
+    from pipeline.new.options import read_options
 
-    return new_job(NewOptions.of(args))
+    return new_job(read_options(args))

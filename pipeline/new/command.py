@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from pion.errors import BadInput
 from pipeline.console.formats import beginning, counted, short_amount, show
 from pipeline.console.masking import masked
 from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.new.base import NONE, LookedUp, look_up
-from pipeline.new.decide import LEARNED, decide
+from pipeline.new.data_set import LEARNED, ONE, DataSet, in_words, look_at
+from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.job_text import BUILT_IN, PREFERENCES, Proposal, job_text, lines_of
-from pipeline.new.look import ONE, Look, in_words, look_at
 from pipeline.new.options import NewOptions
 from pipeline.new.proposal import default_start, propose
+from pipeline.new.read import sample_of
 from pipeline.new.rules import TOKENS_PER_PARAMETER, FromRandom
-from pipeline.new.sample import sample_of
-from pipeline.new.write_copy import write_copy
+from pipeline.new.write_copy import write_copy, write_new
 from pipeline.rehearsal.rehearse import StageData
 
 # By the stage that learns from them, how the copy of data ends.
@@ -40,24 +39,25 @@ FIRST = (
 
 
 def new_job(options: NewOptions) -> int:
-    """Look at the data, print what was found and proposed, and write the job file.
+    """Look at the data, print what was seen and proposed, and write the job file.
 
     Raises BadInput for data that can't be used, for a question that nobody is there to answer, and
     if a file to write exists. Then nothing was written.
     """
     target = options.target
     _refuse_names(options)
-    looks, base = _looks(options)
-    copied = [look for look in looks if look.reading.copied]
-    for number, look in enumerate(copied):
-        look.path = target.with_name(f"{target.stem}-{COPIES[look.stage]}{number or ''}.jsonl")
-    proposal, data = propose(options, looks, base)
-    for words in (*_examples(looks, data), "\nproposed:", *_proposed(proposal), *_notes(proposal)):
-        show(words)
-    for look in copied:
-        if look.path.exists():
+    data_sets, base = _data_sets(options)
+    copied = [data for data in data_sets if data.copied]
+    for number, data in enumerate(copied):
+        data.path = target.with_name(f"{target.stem}-{COPIES[data.stage]}{number or ''}.jsonl")
+    proposal, stages = propose(options, data_sets, base)
+    lines = (*_examples(data_sets, stages), "\nproposed:", *_proposed(proposal), *_notes(proposal))
+    for line in lines:
+        show(line)
+    for data in copied:
+        if data.path.exists():
             raise BadInput(
-                f"{look.path}, the copy that the job would read, exists, and Pion never overwrites "
+                f"{data.path}, the copy that the job would read, exists, and Pion never overwrites "
                 "a file. Move it, or choose another name: --out FILE. Nothing was written."
             )
     text = job_text(lines_of(proposal))
@@ -65,18 +65,12 @@ def new_job(options: NewOptions) -> int:
         show(f"\n--dry-run: {target} would be:\n")
         show(text.removesuffix("\n"))
         return 0
-    for look in copied:
-        with saying_if_slow(f"writing {look.path}"):
-            records, bad = write_copy(look.reading, look.path, skip=options.skip, say=show)
+    for data in copied:
+        with saying_if_slow(f"writing {data.path}"):
+            records, bad = write_copy(data, data.path, skip=options.skip)
         left_out = f", {bad:,} left out" if bad else ""
-        show(f"wrote {look.path}: {counted(records, 'record')}{left_out}")
-    try:
-        with target.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        raise BadInput(f"{target} exists, and Pion never overwrites a file.") from None
-    except OSError as error:
-        raise BadInput(f"{target} could not be written: {error.strerror}") from None
+        show(f"wrote {data.path}: {counted(records, 'record')}{left_out}")
+    write_new(target, [text])
     show(f"wrote {target}. Next:\n  pion check {target}\n  pion plan {target}\n  pion run {target}")
     return 0
 
@@ -99,37 +93,37 @@ def _refuse_names(options: NewOptions) -> None:
         raise BadInput(f"--out {target}: its folder does not exist. Nothing was written.")
 
 
-def _looks(options: NewOptions) -> tuple[list[Look], LookedUp | None]:
+def _data_sets(options: NewOptions) -> tuple[list[DataSet], LookedUp | None]:
     """Return what the data shows, and the model to start from; None: random weights."""
     base = None
     with saying_if_slow(f"looking at {options.data}"):
         groups, left_out = find_data(options.data)
-        for words in left_out:
-            show(words)
+        for note in left_out:
+            show(note)
         samples = [sample_of(group) for group in groups]
-    readings = decide(samples, options.wishes)
+    data_sets = decide(samples, options)
     if options.base not in (None, NONE):
         base = look_up(options.base, options.folder)
     own = options.base == NONE or (base is not None and not base.has_template)
-    by_group = {sample.group: sample for sample in samples}
     with saying_if_slow(f"looking at {options.data}"):
-        looks = [look_at(reading, by_group[reading.group], own=own) for reading in readings]
-    for words in (words for look in looks for words in in_words(look)):
-        show(words)
-    _refuse_problems(looks, options)
-    for look in looks:  # what comes later may be unreadable, too
-        skips = options.skip and (look.problems or not look.sample.whole)
-        look.reading = replace(look.reading, copied=bool(look.reading.copied or skips))
-    if options.base is None and (default := default_start(looks)) is not None:
+        for data in data_sets:
+            look_at(data, own=own)
+    for line in (line for data in data_sets for line in in_words(data)):
+        show(line)
+    _refuse_problems(data_sets, options)
+    for data in data_sets:  # what comes later may be unreadable, too
+        if options.skip and (data.problems or not data.sample.whole):
+            data.copied = True
+    if options.base is None and (default := default_start(data_sets)) is not None:
         base = look_up(default, options.folder)
-    return looks, base
+    return data_sets, base
 
 
-def _refuse_problems(looks: Sequence[Look], options: NewOptions) -> None:
+def _refuse_problems(data_sets: Sequence[DataSet], options: NewOptions) -> None:
     """Raise BadInput for what can't be read, unless it is to be skipped, for no data, and for
     preferences without a model."""
-    problems = [masked(problem) for look in looks for problem in look.problems]
-    useless = [look for look in looks if not look.contents]
+    problems = [masked(problem) for data in data_sets for problem in data.problems]
+    useless = [data for data in data_sets if not data.contents]
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems[:NAMED])
         more = f"\n  … and {len(problems) - NAMED:,} more" if len(problems) > NAMED else ""
@@ -141,10 +135,10 @@ def _refuse_problems(looks: Sequence[Look], options: NewOptions) -> None:
                 f"{listed}{more}\n{how}. Nothing was written."
             )
         show(f"left out, because they can't be read:\n{listed}{more}")
-    stage = looks[0].stage
+    stage = data_sets[0].stage
     if useless:
-        path, what = useless[0].reading.group.path, LEARNED[useless[0].stage]
-        raise BadInput(f"{path} has no {what} that can be learned. Nothing was written.")
+        path, learned = useless[0].group.path, LEARNED[useless[0].stage]
+        raise BadInput(f"{path} has no {learned} that can be learned. Nothing was written.")
     if stage in ("prefer", "reinforce") and options.base == NONE:
         raise BadInput(
             f"--from none: {LEARNED[stage]} make more frequent what a model answers sometimes, so "
@@ -156,23 +150,23 @@ def _refuse_problems(looks: Sequence[Look], options: NewOptions) -> None:
 # ---------------------------------------------------------------- what is said
 
 
-def _examples(looks: Sequence[Look], data: Mapping[str, StageData]) -> Iterator[str]:
+def _examples(data_sets: Sequence[DataSet], stages: Mapping[str, StageData]) -> Iterator[str]:
     """Yield what the rehearsal says of each source, and its first record as the model sees it."""
-    for look in looks:
-        stage, first = data.get(look.stage), look.contents[0]
+    for data in data_sets:
+        stage, first = stages.get(data.stage), data.contents[0]
         if stage is not None:
             for summary in stage.summaries.values():
                 yield from summary.in_words()
-            yield from (*stage.notes, *(f"warning: {words}" for words in stage.warnings))
-        learned = ", with what is learned between ⟦ and ⟧" if look.stage != "reinforce" else ""
+            yield from (*stage.notes, *(f"warning: {warning}" for warning in stage.warnings))
+        learned = ", with what is learned between ⟦ and ⟧" if data.stage != "reinforce" else ""
         lines = [json.dumps(first.record, ensure_ascii=False, default=str)]
         if stage is None:
             learned = " (without the template of the model)"
-        elif look.stage == "pretrain":
+        elif data.stage == "pretrain":
             lines = [f"⟦{first.texts[0].strip()}⟧"]
         else:
             lines = list(stage.first)
-        yield f"\nthe first {ONE[look.stage]}{learned}:\n  {first.where}"
+        yield f"\nthe first {ONE[data.stage]}{learned}:\n  {first.where}"
         yield from (
             "    " + beginning(masked(line).rstrip(), SHOWN_CHARACTERS).replace("\n", "\n    ")
             for line in lines
@@ -181,7 +175,7 @@ def _examples(looks: Sequence[Look], data: Mapping[str, StageData]) -> Iterator[
 
 def _proposed(p: Proposal) -> Iterator[str]:
     """Yield each choice with its value and its reason."""
-    rows = [(line.name, line.value, line.said or line.why) for line in lines_of(p) if line.name]
+    rows = [(line.name, line.value, line.advice or line.why) for line in lines_of(p) if line.name]
     if p.pretraining is not None:
         rows.sort(key=lambda row: FIRST.index(row[0]) if row[0] in FIRST else len(FIRST))
     wide = max(len(value) for _, value, _ in rows)
@@ -205,15 +199,15 @@ def _notes(p: Proposal) -> Iterator[str]:
         ),
         f"read when this is not worth it, before you pay for it: {PREFERENCES}": p.last == "prefer",
         "the job was tried on the head of the data: `pion check` tries more of it": (
-            not all(look.sample.whole for look in p.looks)
+            not all(data.sample.whole for data in p.data_sets)
         ),
     }
     yield from map("  note: {}".format, _of_start(p))
-    yield from (f"  note: {words}" for words, holds in of_data.items() if holds)
+    yield from (f"  note: {note}" for note, holds in of_data.items() if holds)
 
 
 def _of_start(p: Proposal) -> Iterator[str]:
-    base, stage, what = p.base, p.pretraining, LEARNED[p.last]
+    base, stage = p.base, p.pretraining
     if base is None:
         if BUILT_IN in p.sources["pretrain"]:
             yield (
@@ -232,7 +226,7 @@ def _of_start(p: Proposal) -> Iterator[str]:
     if base.base is None:
         yield (
             f"{base.source} can't be looked up now ({base.why}), so the job was not tried. "
-            "`pion check` looks again"
+            "`pion check` data_sets again"
         )
     elif p.last != "pretrain" and not base.has_template:
         yield (
@@ -243,7 +237,7 @@ def _of_start(p: Proposal) -> Iterator[str]:
             yield "it may not answer yet. Teach it with `sft` first, in the same job or in another"
     if p.options.base is None:
         tokens = f"{short_amount(p.texts.bytes / 4)} tokens of text are too few to pretrain a model"
-        why = f"{tokens} on" if p.texts.bytes else f"{what} need a model that can talk"
+        why = f"{tokens} on" if p.texts.bytes else f"{LEARNED[p.last]} need a model that can talk"
         how = f"--from {NONE} starts from random weights"
         how = how if p.texts.bytes else "--from MODEL names another one"
         yield f"{why}, so it starts from {base.source}. {how}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,16 +41,10 @@ IN_WORDS: dict[FileKind, str] = {
     "json": "JSON",
     "csv": "CSV",
 }
-WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
 TOKENIZED = (".npy", ".bin")
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt")
 # Next to data, these describe the data. A folder of nothing else is text.
 DESCRIPTIONS = ("readme", "license", "licence", "notice", "changelog", "dataset_card")
-# What to do first with files that are not read.
-FIRST = {
-    (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"): "Unpack it",
-    (".pdf", ".docx", ".doc", ".odt", ".epub", ".rtf", ".pptx"): "Convert it to text",
-    (".xlsx", ".xls", ".ods", ".arrow", ".feather", ".orc", ".avro"): "Save it as CSV or parquet",
-}
 READS = (
     "Pion reads text (.txt, .md) and JSON Lines (.jsonl, .ndjson), also .gz and .zst, JSON (a "
     "list of objects), CSV (.csv, .tsv) and parquet"
@@ -87,31 +82,29 @@ def find_data(path: Path) -> tuple[list[Group], list[str]]:
     if not path.is_dir():
         raise BadInput(f"{path} does not exist. Give a file or a folder. {READS}.")
     below = sorted(files_below(path))
-    every = [file for file in below if not is_hidden(file.relative_to(path))]
-    if not every:
+    rest = [file for file in below if not is_hidden(file.relative_to(path))]
+    if not rest:
         raise BadInput(f"{path} is empty: it has no files. {READS}.")
-    _refuse_weights(path, every)
-    groups: list[Group] = []
-    left_out: list[str] = []
-    used: set[Path] = set()
+    _refuse_weights(path, rest)
+    groups, notes = list[Group](), list[str]()
     for kind, suffixes in SUFFIXES.items():
-        files, why = without_hidden((p for p in below if p.name.endswith(suffixes)), path)
+        files, why = without_hidden((file for file in below if file.name.endswith(suffixes)), path)
         files = [file for file in files if kind != "json" or not _is_settings(file)]
         splits = by_splits(path, files, records=kind != "text")
-        left_out += filter(None, (*why, splits.words))
-        held_out = splits.held_out or frozenset()
-        used.update(files)
-        if train := tuple(file for file in splits.files if file not in held_out):
+        notes += filter(None, (*why, splits.words))
+        rest = [file for file in rest if file not in files]
+        if train := tuple(f for f in splits.files if f not in (splits.held_out or ())):
             groups.append(Group(kind, path, train))
-    groups, described = _without_descriptions(groups)
-    rest = [p for p in every if p not in used and p not in described]
-    if described:
-        left_out.append(f"left out, about the data: {', '.join(p.name for p in described[:3])}")
+    others = [group for group in groups if group.kind != "text"]
+    texts = [file for group in groups if group.kind == "text" for file in group.files]
+    if others and texts and all(file.stem.lower() in DESCRIPTIONS for file in texts):
+        groups = others
+        notes.append(f"left out, about the data: {', '.join(file.name for file in texts[:3])}")
     if not groups:
-        raise BadInput(f"{path} has no data: {_by_ending(every)}. {READS}.")
+        raise BadInput(f"{path} has no data: {_by_ending(rest)}. {READS}.")
     if rest:
-        left_out.append(f"left out, not read by Pion: {_by_ending(rest)}, such as {rest[0]}")
-    return groups, left_out
+        notes.append(f"left out, not read by Pion: {_by_ending(rest)}, such as {rest[0]}")
+    return groups, notes
 
 
 def _kind_of(file: Path) -> FileKind:
@@ -119,13 +112,7 @@ def _kind_of(file: Path) -> FileKind:
     for kind, suffixes in SUFFIXES.items():
         if file.name.lower().endswith(suffixes):
             return "json" if kind == "jsonl" and _beginning(file).startswith(b"[") else kind
-    suffix = file.suffix.lower()
-    if suffix in WEIGHTS and suffix not in TOKENIZED:
-        raise _weights(file, file.name)
-    if suffix in TOKENIZED:
-        raise _tokenized(file)
-    if first := next((advice for ends, advice in FIRST.items() if suffix in ends), None):
-        raise BadInput(f"{file} can't be read as it is. {first} first. {READS}.")
+    _refuse_weights(file, [file])
     try:
         with opened(file) as stream:
             if b"\0" in stream.read(PEEKED):
@@ -140,35 +127,28 @@ def _beginning(file: Path) -> bytes:
         return stream.read(PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
 
 
-def _refuse_weights(path: Path, files: list[Path]) -> None:
-    """Raise BadInput for the folder of a model, and for one of tokenized files."""
-    weights = [p for p in files if p.suffix in WEIGHTS]
-    models = {p.parent for p in weights if (p.parent / "config.json") in files}
+def _refuse_weights(path: Path, files: Sequence[Path]) -> None:
+    """Raise BadInput for the file or the folder of a model, and for tokenized files."""
+    weights = [file for file in files if file.suffix.lower() in WEIGHTS]
+    models = {file.parent for file in weights if (file.parent / "config.json") in files}
     endings = tuple(end for kind, ends in SUFFIXES.items() if kind != "json" for end in ends)
-    data = any(p.name.endswith(endings) and p.parent not in models for p in files)
+    data = any(file.name.endswith(endings) and file.parent not in models for file in files)
     if data and models and path not in models:
         raise BadInput(
             f"{path} has data, and a model in {min(models)}. Give the folder or the file of the "
             "data, or move the model to another folder."
         )
-    if models or (not data and any(p.suffix not in TOKENIZED for p in weights)):
-        raise _weights(path, weights[0].name)
-    if not data and any(p.suffix in TOKENIZED for p in files):
-        raise _tokenized(path)
-
-
-def _tokenized(path: Path) -> BadInput:
-    return BadInput(
-        f"{path} has tokens, not text. A job reads tokenized files with kind: npy or kind: bin "
-        "(docs/jobs.md), and names their tokenizer, so write this job by hand."
-    )
-
-
-def _weights(path: Path, name: str) -> BadInput:
-    return BadInput(
-        f"{path} has the weights of a model ({name}), not data. To start from this model, name "
-        f"your data first: pion new DATA --from {path if path.is_dir() else path.parent}"
-    )
+    if models or (not data and any(file.suffix.lower() not in TOKENIZED for file in weights)):
+        raise BadInput(
+            f"{path} has the weights of a model ({weights[0].name}), not data. To start from this "
+            "model, name your data first: pion new DATA --from "
+            f"{path if path.is_dir() else path.parent}"
+        )
+    if not data and any(file.suffix.lower() in TOKENIZED for file in files):
+        raise BadInput(
+            f"{path} has tokens, not text. A job reads tokenized files with kind: npy or kind: bin "
+            "(docs/jobs.md), and names their tokenizer, so write this job by hand."
+        )
 
 
 def _is_settings(file: Path) -> bool:
@@ -178,16 +158,7 @@ def _is_settings(file: Path) -> bool:
     return not (beginning.startswith(b"[") or (first.startswith(b"{") and first.endswith(b"}")))
 
 
-def _without_descriptions(groups: list[Group]) -> tuple[list[Group], list[Path]]:
-    """Return the groups without a text group that only describes the others, and its files."""
-    others = [g for g in groups if g.kind != "text"]
-    texts = [file for g in groups if g.kind == "text" for file in g.files]
-    if others and all(file.stem.lower() in DESCRIPTIONS for file in texts):
-        return others, texts
-    return groups, []
-
-
-def _by_ending(files: list[Path]) -> str:
+def _by_ending(files: Sequence[Path]) -> str:
     """Return `12 files .pdf, 3 files .png`, the most frequent first."""
     endings = Counter(file.suffix or "without an ending" for file in files).most_common(4)
     return ", ".join(f"{counted(count, 'file')} {ending}" for ending, count in endings)

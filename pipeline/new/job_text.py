@@ -17,7 +17,7 @@ from pion.rewards.builtin import is_formula, unjudgeable
 from pipeline.console.formats import short_amount
 from pipeline.job.stages import TRAINING
 from pipeline.new.base import LookedUp
-from pipeline.new.look import Content, Look
+from pipeline.new.data_set import Content, DataSet
 from pipeline.new.options import NewOptions, name_of
 from pipeline.new.rules import (
     SMALLEST,
@@ -58,7 +58,7 @@ class Proposal:
     """
 
     options: NewOptions
-    looks: Sequence[Look]
+    data_sets: Sequence[DataSet]
     texts: Amount
     others: Amount
     base: LookedUp | None
@@ -75,33 +75,32 @@ class Proposal:
         return [stage for stage in TRAINING if self.sources[stage]][-1]
 
     @property
-    def learned(self) -> list[Look]:
+    def learned(self) -> list[DataSet]:
         """What the last stage learns from."""
-        return [look for look in self.looks if look.stage == self.last]
+        return [data for data in self.data_sets if data.stage == self.last]
 
 
 class Line(NamedTuple):
     """A line of a job, and why. A choice has a name and a value, too, by which the terminal shows
-    it, there with what is `said`, or else with `why`."""
+    it, there with `advice`, or else with `why`."""
 
     yaml: str
     why: str = ""
     name: str = ""
     value: str = ""
-    said: str = ""
+    advice: str = ""
 
 
-def source_of(look: Look, path: Path, job_folder: Path) -> dict[str, object]:
+def source_of(data: DataSet, path: Path, job_folder: Path) -> dict[str, object]:
     """Return the source of a job that reads what was looked at at `path`: the files, or a copy."""
-    reading = look.reading
     relative = os.path.relpath(path.absolute(), job_folder)
     name = str(path.absolute()) if relative.startswith("../..") else relative
-    source: dict[str, object] = {"kind": "jsonl" if reading.copied else reading.group.kind}
+    source: dict[str, object] = {"kind": "jsonl" if data.copied else data.group.kind}
     source["path"] = name
-    if look.paragraphs:
+    if data.paragraphs:
         source["split"] = "paragraph"
-    column = next(iter(reading.columns), TEXT)
-    if reading.stage == "pretrain" and not reading.copied and column != TEXT:
+    column = next(iter(data.columns), TEXT)
+    if data.stage == "pretrain" and not data.copied and column != TEXT:
         source["field"] = column
     return source
 
@@ -164,11 +163,11 @@ def _model(p: Proposal) -> list[Line]:
     if ratio <= 19.5 and stage.preset.endswith(SMALLEST.removeprefix("pion2-max")):
         size += "; the smallest preset"
     suits = f"suits {short_amount(stage.own_tokens)} tokens of text and this model"
-    where, why, said = "pion, transformers", _MAX, _RUNS_IN
+    runs_in, why, advice = "pion, transformers", _MAX, _RUNS_IN
     if p.options.stock:
-        where, why, said = "llama.cpp, vLLM", _STOCK, _STOCK
+        runs_in, why, advice = "llama.cpp, vLLM", _STOCK, _STOCK
     return [
-        Line("model:", why, "runs in", where, said),
+        Line("model:", why, "runs in", runs_in, advice),
         Line(f"  preset: {stage.preset}", size, "size", stage.preset),
         Line(f"  vocab_size: {entries}"),
         Line("tokenizer:"),
@@ -266,14 +265,14 @@ def _learned(p: Proposal, stage: FineTuning) -> list[Line]:
         return [Line(f"  loss: {loss}", means, "loss", loss)]
     if stage.name == "sft":
         return []
-    kind, why = reward_for([content for look in p.learned for content in look.contents])
-    said = f"1 if {RIGHT[kind]}; {why}others: {REWARDS}"
-    return [Line(f"  rewards: [{kind}]", said, "reward", kind)]
+    kind, why = reward_for([content for data in p.learned for content in data.contents])
+    means = f"1 if {RIGHT[kind]}; {why}others: {REWARDS}"
+    return [Line(f"  rewards: [{kind}]", means, "reward", kind)]
 
 
 def _rewards(p: Proposal, stage: FineTuning) -> list[Line]:
     """Return a stage of rewards as comments, if all answers have what can be checked."""
-    contents = [one for look in p.learned for one in look.contents]
+    contents = [one for data in p.learned for one in data.contents]
     if not all(_CHECKED.search(one.answer or "") for one in contents):
         return []
     kind, _ = reward_for(contents)

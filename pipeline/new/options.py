@@ -18,33 +18,44 @@ from pion.later_fields import shown
 from pipeline.console.formats import show
 from pipeline.console.masking import masked
 
-# The options that name columns, as they are in `Wishes`.
-COLUMNS = ("text_column", "turns_column", "question_column", "answer_column")
+# What a column can have. An option for each names a column: --text-column NAME.
+COLUMNS = ("text", "turns", "question", "answer")
 
 
 @dataclass
-class Wishes:
-    """What the person said about the data, by the names of the options. None: nothing.
+class NewOptions:
+    """The command line, read.
 
     Attributes:
+        data: a file or a folder.
+        target: the job file to write.
+        base: a model to start from, or "none"; None: by the rules.
+        stock: whether other programs than Pion and transformers will run the model.
+        skip: whether what can't be read is left out.
         use: "text", "chats" or "both", where data could be either.
+        columns: by what they have (COLUMNS), the columns that the person named.
         roles: what names of roles mean, in small letters.
         asks: whether the person may be asked.
+        command: the command line itself.
     """
 
+    data: Path
+    target: Path
+    dollars: float = 20.0
+    base: str | None = None
+    stock: bool = False
+    dry_run: bool = False
+    skip: bool = False
     use: str | None = None
-    text_column: str | None = None
-    turns_column: str | None = None
-    question_column: str | None = None
-    answer_column: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=dict)
     asks: bool = True
+    command: str = ""
 
     @property
-    def columns(self) -> dict[str, str]:
-        """The columns that the person named, by the option."""
-        named = ((name, getattr(self, name)) for name in COLUMNS)
-        return {option_of(name): column for name, column in named if column is not None}
+    def folder(self) -> Path:
+        """The folder of the job file."""
+        return self.target.absolute().parent
 
     @property
     def can_ask(self) -> bool:
@@ -60,82 +71,48 @@ class Wishes:
             options = " or ".join(f"{option} {answer}" for answer in answers[:4])
             raise BadInput(f"{question} Decide with {options}. Nothing was written.")
         show(question)
-        for number, answer in enumerate(answers, 1):
+        by_number = {str(number): answer for number, answer in enumerate(answers, 1)}
+        for number, answer in by_number.items():
             show(f"  {number}  {answer}")
         try:
-            given = input("number: ").strip()
+            typed = input("number: ").strip()
         except EOFError:
-            given = ""
-        by_number = {str(number): answer for number, answer in enumerate(answers, 1)}
-        if given not in (*answers, *by_number):
-            raise BadInput(f"{given!r:.40} is none of the answers. Nothing was written.")
-        return by_number.get(given, given)
+            typed = ""
+        if typed not in (*answers, *by_number):
+            raise BadInput(f"{typed!r:.40} is none of the answers. Nothing was written.")
+        return by_number.get(typed, typed)
 
 
-def option_of(name: str) -> str:
-    """Return the option that sets a field of `Wishes`."""
-    return f"--{name.replace('_', '-')}"
-
-
-@dataclass(frozen=True)
-class NewOptions:
-    """The command line, read. `target` is the job file to write, and `command` the line itself.
-
-    `stock` is whether other programs than Pion and transformers will run the model.
-    """
-
-    data: Path
-    dollars: float
-    base: str | None
-    target: Path
-    dry_run: bool
-    wishes: Wishes
-    skip: bool
-    command: str
-    stock: bool
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the job file."""
-        return self.target.absolute().parent
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> NewOptions:
-        """Return what the arguments say. Raises BadInput for a number that is no price."""
-        if not (math.isfinite(args.dollars) and 0 < args.dollars <= 1e6):
-            raise BadInput(f"--dollars {args.dollars:g} must be above 0, and at most 1,000,000")
-        data = Path(args.data)
-        return cls(
-            data,
-            args.dollars,
-            args.base,
-            Path(f"{name_of(data)}.yaml" if args.out is None else args.out),
-            args.dry_run,
-            Wishes(
-                args.use,
-                args.text_column,
-                args.turns_column,
-                args.question_column,
-                args.answer_column,
-                parse_roles(args.roles),
-            ),
-            args.skip_unreadable,
-            _command(args),
-            args.runs_in in ("llama.cpp", "vllm"),
-        )
+def read_options(args: argparse.Namespace) -> NewOptions:
+    """Return what the arguments say. Raises BadInput for a number that is no price."""
+    if not (math.isfinite(args.dollars) and 0 < args.dollars <= 1e6):
+        raise BadInput(f"--dollars {args.dollars:g} must be above 0, and at most 1,000,000")
+    data, columns = Path(args.data), {name: getattr(args, f"{name}_column") for name in COLUMNS}
+    return NewOptions(
+        data,
+        Path(f"{name_of(data)}.yaml" if args.out is None else args.out),
+        args.dollars,
+        args.base,
+        args.runs_in in ("llama.cpp", "vllm"),
+        args.dry_run,
+        args.skip_unreadable,
+        args.use,
+        {name: column for name, column in columns.items() if column is not None},
+        parse_roles(args.roles),
+        command=_command(args),
+    )
 
 
 def _command(args: argparse.Namespace) -> str:
     """Return the command line, for the comment in the job file."""
-    names = {"base": "from"}
-    words = ["pion", "new", args.data]
-    for key, value in sorted(vars(args).items()):
-        if key in ("data", "command", "out", "dry_run") or value in (None, False):
-            continue
-        given = f"{value:g}" if isinstance(value, float) else value
-        words += [option_of(names.get(key, key)), *([] if value is True else [given])]
+    line = ["pion", "new", args.data]
+    for name, value in sorted(vars(args).items()):
+        if name not in ("data", "command", "out", "dry_run") and value not in (None, False):
+            option = "--from" if name == "base" else f"--{name.replace('_', '-')}"
+            value = f"{value:g}" if isinstance(value, float) else value
+            line += [option] if value is True else [option, value]
     # It becomes a comment, which a line break of any kind would end.
-    return "".join(c if c.isprintable() else "?" for c in masked(shlex.join(words)))
+    return "".join(c if c.isprintable() else "?" for c in masked(shlex.join(line)))
 
 
 def parse_roles(text: str | None) -> dict[str, str]:

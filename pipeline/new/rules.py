@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 # Compute is spent best at about so many tokens for each parameter.
 TOKENS_PER_PARAMETER = 20
@@ -102,6 +103,10 @@ class Stage:
     held_out: float
     lr: float | None  # None: by a recipe, or the default
     why_rows: str  # why `seq_len`
+
+    def holding_out(self, share: float) -> Self:
+        """Return the stage with at least this share held out."""
+        return replace(self, held_out=max(share, self.held_out))
 
 
 @dataclass(frozen=True)

@@ -338,22 +338,28 @@ def _parts(span: Span, longest: int) -> Iterator[str]:
             check_line(span.file, held, start, longest)
         while block := stream.read(PART_BYTES):
             cut = cut_of(held)
-            yield decoded(held[:cut], str(span.file), start)
+            yield decoded_part(span.file, held[:cut], start)
             start, seen, held = start + cut, seen + PART_BYTES, held[cut:] + block
             if seen == span.end:
                 return
             check_line(span.file, held, start, longest)
-    yield decoded(held, str(span.file), start)
+    yield decoded_part(span.file, held, start)
 
 
 def check_line(file: Path, held: bytes, start: int, longest: int) -> None:
     """Raise BadInput if the last line of what is held, from the byte `start` on, is too long."""
     if len(held) - held.rfind(b"\n") - 1 > longest:
-        lines = held.count(b"\n") + 1
-        with opened(file) as stream:
-            while start > 0 and (before := stream.read(min(start, PART_BYTES))):
-                lines, start = lines + before.count(b"\n"), start - len(before)
-        raise BadInput(f"{file}:{lines}: the line has more than {longest:,} bytes{RAISE_IT}")
+        line = _line_at(file, start + len(held))
+        raise BadInput(f"{file}:{line}: the line has more than {longest:,} bytes{RAISE_IT}")
+
+
+def _line_at(file: Path, byte: int) -> int:
+    """Return the number of the line that has a byte of a file, counted once it is unpacked."""
+    line = 1
+    with opened(file) as stream:
+        while byte > 0 and (before := stream.read(min(byte, PART_BYTES))):
+            line, byte = line + before.count(b"\n"), byte - len(before)
+    return line
 
 
 def cut_of(held: bytes) -> int:
@@ -365,15 +371,28 @@ def cut_of(held: bytes) -> int:
     return blank + 2 if blank >= 0 else held.rfind(b"\n") + 1
 
 
-def decoded(content: bytes, where: str, start: int = 0) -> str:
-    """Return bytes as text; they begin at byte `start` of `where`. Raises BadInput if not UTF-8."""
+def decoded(content: bytes, where: str) -> str:
+    """Return bytes as text. Raises BadInput that names `where`, if they are not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(
-            f"{where}: not UTF-8 text at byte {start + error.start:,}; "
-            "convert it with: iconv -f ENCODING -t UTF-8"
-        ) from None
+        raise _not_utf8(where, error.start) from None
+
+
+def decoded_part(file: Path, part: bytes, start: int = 0) -> str:
+    """Return a part of a file, which begins at byte `start`, as text. Raises BadInput that names
+    the line, if it is not UTF-8."""
+    try:
+        return part.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = start + error.start
+        raise _not_utf8(f"{file}:{_line_at(file, byte)}", byte) from None
+
+
+def _not_utf8(where: str, byte: int) -> BadInput:
+    return BadInput(
+        f"{where}: not UTF-8 text at byte {byte:,}; convert it with: iconv -f ENCODING -t UTF-8"
+    )
 
 
 def parquet_rows(

@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.job_with_base import read_job
+from pipeline.new.decide import decide
+from pipeline.new.files import find_data
+from pipeline.new.options import NewOptions
+from pipeline.new.read import sample_of
 from tests.pipeline.rent.conftest import cache_of_its_own, sky_home
 from tests.support.chat_templates import CHATML
 from tests.support.in_process_renderer import InProcessRenderer
@@ -37,7 +41,7 @@ def chat_base(tmp_path_factory):
 
 @pytest.fixture
 def no_price_is_asked(monkeypatch):
-    monkeypatch.delattr("pipeline.new.proposal.on_the_market")
+    monkeypatch.delattr("pipeline.new.price.affordable")
 
 
 def made(pion, data, *options):
@@ -48,6 +52,12 @@ def made(pion, data, *options):
     assert code == 0, errors
     (written,) = Path.cwd().glob("*.yaml")
     return read_job(written), printed
+
+
+def decided(path, limit=None, use=None, roles=(), **columns):
+    """Return the data sets of files, if a person says this and nothing else."""
+    options = NewOptions(path, Path("data.yaml"), use=use, columns=columns, roles=dict(roles))
+    return decide([sample_of(group, limit) for group in find_data(path)[0]], options)
 
 
 def files_here():

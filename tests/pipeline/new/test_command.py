@@ -37,8 +37,7 @@ def test_the_job_for_each_layout_passes_check(layout, here, pion, sky_home, plai
     columns = ["--text-column", "body"] if layout == "CSV" else []
     job, printed = made(pion, data, "--from", start, *columns)
     assert job.train_stages == (["sft"] if layout in CHATS else ["pretrain"])
-    wrong = [row for row in run_checks(job, None) if row.ok is False]
-    assert not wrong
+    assert not [row for row in run_checks(job, None) if row.ok is False]
     assert printed.count("⟦") >= 2
     assert re.search(r"price          (<\$0\.01|\$0\.\d\d): about \d+ min on ", printed)
     if layout == "prompter and bot":
@@ -73,21 +72,16 @@ def test_right_answers_are_for_rewards(record, stage, line, here, pion, sky_home
     assert not [row for row in rows if row.ok is False or "Error" in row.words]
 
 
-def old_table(content):
-    def write(folder):
-        (folder / "old.csv").write_text(content)
-        return folder / "old.csv"
-
-    return write
+def two_names(folder):
+    (folder / "old.csv").write_text("answer,answer\na,b\n")
+    return folder / "old.csv"
 
 
 NONE = "--from", "none"
-NO_COPY = "Correct them. Nothing was written."
-# What is written, the options, and what the refusal says. test_files.py, test_read.py,
-# test_layouts.py and test_decide.py have the other refusals.
+# What is written, the options, and what the refusal says.
 REFUSED = {
     "a line": (own_data.bad_line, NONE, ("articles.jsonl:3 is not valid JSON",)),
-    "two names": (old_table("answer,answer\na,b\n"), NONE, ("old.csv:1: the ", NO_COPY)),
+    "two names": (two_names, NONE, ("old.csv:1: the ", "Correct them. Nothing was written.")),
     "no folder": (own_data.jsonl_texts, ("--out", "no/such.yaml"), ("its folder does not exist",)),
     **{
         f"${dollars}": (own_data.jsonl_texts, (f"--dollars={dollars}",), ("must be above 0",))
@@ -102,42 +96,83 @@ def test_what_can_not_be_used_is_refused_in_its_own_words(write, options, said, 
     assert [words for words in said if words not in errors] == []
 
 
-def test_what_is_broken_can_be_left_out(here, pion, sky_home):
-    data = own_data.cut_gzip(here)
-    job, printed = made(pion, data, "--from", "none", "--skip-unreadable")
-    assert "1 left out" in printed
-    assert job.data.sources[0].model_dump()["path"] == "cut-texts.jsonl"
+def later_mistake(folder):
+    """Write texts with a line that is no record after the sample."""
+    data = own_data.jsonl_texts(folder)
+    data.write_text(data.read_text() + "[1, 2]\n")
+    return data
+
+
+@pytest.mark.parametrize("write", [own_data.cut_gzip, later_mistake])
+def test_what_is_broken_can_be_left_out(write, here, pion, sky_home, monkeypatch):
+    monkeypatch.setattr("pipeline.new.read.SAMPLE_BYTES", 150_000)
+    job, printed = made(pion, write(here), "--from", "none", "--skip-unreadable")
+    assert re.search(r"wrote \w+-texts\.jsonl: [\d,]+ records, 1 left out", printed)
+    assert job.data.sources[0].model_dump()["path"].endswith("-texts.jsonl")
     assert not [row for row in run_checks(job, None) if row.ok is False]
 
 
-def test_text_is_really_prepared(here, pion, sky_home):
-    job, _ = made(pion, own_data.texts_folder(here), "--from", "none")
-    report = prepare_part(job, "pretrain", here / "prepared", lambda message: None).report
-    assert report["train_rows"] >= job.section("pretrain").global_batch
-    assert report["held_out_rows"] >= 1
+def edited(change):
+    """Return what writes conversations that were changed."""
+
+    def write(folder):
+        data = own_data.messages(folder)
+        records = [json.loads(line) for line in data.read_text().splitlines()]
+        return own_data.write_lines(data, [change(n, r) for n, r in enumerate(records)])
+
+    return write
 
 
-def test_conversations_are_really_prepared_with_the_template_of_the_base(
-    here, pion, sky_home, chat_base
+def with_tools(number, record):
+    """Add tools, which the template drops: these are most of the bytes."""
+    find = {"name": "find", "description": "a room " * 90}
+    return record | {"tools": [{"type": "function", "function": find}]}
+
+
+def shortened(number, record):
+    """Shorten the answer, except of one conversation in twelve."""
+    if number % 12:
+        record["messages"][-1]["content"] = "Yes."
+    return record
+
+
+PREPARED = [
+    (own_data.texts_folder, "pretrain", {"held_out": 0.05}),
+    (own_data.alpaca, "sft", {"epochs": 3}),
+    # At 2e-5, a small start would learn nothing.
+    (edited(with_tools), "sft", {"lr": 1e-3, "min_lr": 1e-4}),
+    # A row has room for 19 of 20 conversations.
+    (edited(shortened), "sft", {"seq_len": 256}),
+]
+
+
+@pytest.mark.parametrize(("write", "stage", "fields"), PREPARED)
+def test_its_rows_are_those_that_prepare_gives(
+    write, stage, fields, here, pion, sky_home, chat_base
 ):
-    data = own_data.alpaca(here)
-    job, printed = made(pion, data, "--from", str(chat_base))
-    assert "<|im_start|>assistant\n    ⟦" in printed
-    tokenizer = tokenizer_of_base(job, here / "base")
-    report = prepare_part(job, "sft", here / "prepared", lambda message: None, tokenizer).report
-    assert report["train_rows"] >= job.section("sft").global_batch
-    counted = sum(report["sources"][0][f"{split}_conversations"] for split in ("train", "held_out"))
-    assert counted == 200
+    data = write(here)
+    job, printed = made(pion, data, "--from", str(chat_base) if stage == "sft" else "none")
+    section = job.section(stage)
+    values = section.model_dump() | (job.data.model_dump() if stage == "pretrain" else {})
+    assert {name: values[name] for name in fields} == fields
+    tokenizer = None
+    if stage == "sft":
+        assert "<|im_start|>assistant\n    ⟦" in printed
+        tokenizer = tokenizer_of_base(job, here / "base")
+    report = prepare_part(job, stage, here / "prepared", lambda message: None, tokenizer).report
+    assert report["train_rows"] >= section.global_batch
+    assert report["held_out_rows"] >= 1
+    if stage == "sft":
+        assert f"passes over about {report['train_rows']} rows" in printed
+        counts = report["sources"][0]
+        assert counts["train_conversations"] + counts["held_out_conversations"] == 200
 
 
 def test_text_and_conversations_are_two_stages_if_that_is_asked_for(here, pion, sky_home):
-    own_data.texts_folder(here)
-    own_data.messages(here)
     folder = here / "all"
     folder.mkdir()
-    for name in ("my-texts", "chats.jsonl"):
-        (here / name).rename(folder / name)
-    assert "--use text, --use chats, or --use both" in refused(pion, folder)
+    own_data.texts_folder(folder)
+    own_data.messages(folder)
     job, _ = made(pion, folder, "--use", "both", "--from", "none")
     assert job.train_stages == ["pretrain", "sft"]
 
@@ -146,35 +181,6 @@ def test_text_and_conversations_are_two_stages_if_that_is_asked_for(here, pion, 
 
 
 CALL = {"type": "function", "function": {"name": "track_letter", "arguments": {"number": 7}}}
-
-
-def test_rows_and_rate_are_those_of_a_small_start(here, pion, sky_home, chat_base):
-    """Its template drops tools, which are most of the bytes; at 2e-5 it would learn nothing."""
-    data = own_data.messages(here)
-    tools = [{"type": "function", "function": {"name": "find", "description": "a room " * 90}}]
-    records = [json.loads(line) | {"tools": tools} for line in data.read_text().splitlines()]
-    data.write_text("\n".join(map(json.dumps, records)))
-    job, printed = made(pion, data, "--from", str(chat_base))
-    section = job.section("sft")
-    assert (section.lr, section.min_lr) == (1e-3, 1e-4)
-    tokenizer = tokenizer_of_base(job, here / "base")
-    report = prepare_part(job, "sft", here / "prepared", lambda message: None, tokenizer).report
-    (said,) = re.findall(r"passes over about (\d+) rows", printed)
-    assert int(said) == pytest.approx(report["train_rows"], rel=0.1)
-
-
-def test_a_row_has_room_for_nineteen_of_twenty_conversations(here, pion, sky_home, chat_base):
-    data = own_data.messages(here)
-    records = [json.loads(line) for line in data.read_text().splitlines()]
-    for number, record in enumerate(records):
-        if number % 12:
-            record["messages"][-1]["content"] = "Yes."
-    own_data.write_lines(data, records)
-    job, printed = made(pion, data, "--from", str(chat_base))
-    assert job.seq_len("sft") == 256
-    tokenizer = tokenizer_of_base(job, here / "base")
-    report = prepare_part(job, "sft", here / "prepared", lambda message: None, tokenizer).report
-    assert f"passes over about {report['train_rows']} rows" in printed
 
 
 @pytest.mark.usefixtures("no_price_is_asked")
@@ -199,30 +205,10 @@ def test_calls_that_the_template_can_not_write_are_refused_wherever_they_are(
     assert f"{data.name}:150: answer 1 calls 'track_letter', and the chat template does not" in said
 
 
-def test_a_line_says_that_only_a_part_was_tried(here, pion, chat_base, monkeypatch):
-    monkeypatch.setattr("pipeline.new.sample.SAMPLE_BYTES", 5000)
-    _, printed = made(pion, own_data.GOOD["messages"](here), "--from", str(chat_base))
-    assert re.search("the job was tried on the head of the data: `pion check` tries more", printed)
-
-
-@pytest.mark.usefixtures("no_price_is_asked")
-def test_what_is_too_little_is_said_before_prices_are_asked(here, pion, plain_base):
-    data = own_data.sharegpt(here, 1)
-    assert "too few conversations" in refused(pion, data, "--from", str(plain_base))
-
-
-def test_what_comes_after_the_sample_can_be_left_out_too(here, pion, sky_home, monkeypatch):
-    monkeypatch.setattr("pipeline.new.sample.SAMPLE_BYTES", 100_000)
-    data = own_data.jsonl_texts(here)
-    data.write_text(data.read_text() + "[1, 2]\n")
-    _, printed = made(pion, data, "--from", "none", "--skip-unreadable")
-    assert "wrote articles-texts.jsonl: 600 records, 1 left out" in printed
-
-
 def test_prices_are_not_waited_for(here, pion, monkeypatch):
     never = threading.Event()
-    monkeypatch.setattr("pipeline.new.proposal.on_the_market", lambda *given: never.wait())
-    monkeypatch.setattr("pipeline.new.proposal.PRICE_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.new.price.on_the_market", lambda *given: never.wait())
+    monkeypatch.setattr("pipeline.new.price.PRICE_SECONDS", 0.1)
     _, printed = made(pion, own_data.jsonl_texts(here), "--from", "none")
     assert "no price for any card today (SkyPilot did not say them within 0 s)" in printed
     never.set()
@@ -231,29 +217,46 @@ def test_prices_are_not_waited_for(here, pion, monkeypatch):
 # ---------------------------------------------------------------- one message each
 
 
-@pytest.mark.parametrize(
-    ("options", "preset", "programs"),
-    [((), "pion2-max-nano", "pion, tr"), (("--runs-in", "vllm"), "pion2-nano", "llama.cpp, vLLM")],
-)
-def test_no_price_for_any_card(options, preset, programs, here, pion, sky_home):
-    sky_home.lose_catalog()
-    job, printed = made(pion, own_data.jsonl_texts(here), "--from", "none", *options)
-    assert job.model.preset == preset
-    assert f"runs in        {programs}" in printed
-    assert "price          no price for any card today" in printed
+NO_PRICE = "price          no price for any card today (SkyPilot's catalog can't be read"
+TEMPLATE = "has no chat template, so Pion's own is used"
+PART = "the job was tried on the head of the data: `pion check` tries more"
+# What is written, the options, whether there are prices, and what is printed once.
+PRINTED = {
+    "a preset": (own_data.jsonl_texts, NONE, False, [NO_PRICE, "   pion2-max-nano ", "  pion, tr"]),
+    "for vLLM": (
+        own_data.jsonl_texts,
+        (*NONE, "--runs-in", "vllm"),
+        False,
+        [NO_PRICE, "   pion2-nano ", "runs in        llama.cpp, vLLM"],
+    ),
+    "no template": (
+        own_data.sharegpt,
+        ("--from", "BASE"),
+        True,
+        [TEMPLATE, "<|assistant|>\n    ⟦"],
+    ),
+    "a part": (own_data.jsonl_texts, NONE, True, [PART]),
+}
 
 
-def test_a_base_without_a_template(here, pion, sky_home, plain_base):
-    _, printed = made(pion, own_data.sharegpt(here), "--from", str(plain_base))
-    assert printed.count("has no chat template, so Pion's own is used") == 1
-    assert "<|assistant|>\n    ⟦" in printed
+@pytest.mark.parametrize(("write", "options", "priced", "lines"), PRINTED.values(), ids=PRINTED)
+def test_what_the_person_should_know_is_said_once(
+    write, options, priced, lines, here, pion, sky_home, plain_base, monkeypatch
+):
+    if not priced:
+        sky_home.lose_catalog()
+    if PART in lines:
+        monkeypatch.setattr("pipeline.new.read.SAMPLE_BYTES", 100_000)
+    options = [str(plain_base) if option == "BASE" else option for option in options]
+    _, printed = made(pion, write(here), *options)
+    assert {line: printed.count(line) for line in lines} == dict.fromkeys(lines, 1)
 
 
 @pytest.mark.soak
 def test_200_gigabytes_are_looked_at_in_part_and_sized_by_the_money(
     here, pion, sky_home, monkeypatch
 ):
-    monkeypatch.setattr("pipeline.new.sample.SAMPLE_BYTES", 200_000)
+    monkeypatch.setattr("pipeline.new.read.SAMPLE_BYTES", 200_000)
     # So long that rows have 2,048 tokens: other tests trace the same models at this length.
     data = own_data.jsonl_texts(here, 200, length=1200)
     with data.open("r+b") as file:

@@ -8,12 +8,10 @@ import pytest
 
 from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
-from pipeline.new.decide import decide
-from pipeline.new.files import find_data
-from pipeline.new.look import content_of
-from pipeline.new.options import Wishes, parse_roles
+from pipeline.new.data_set import content_of
+from pipeline.new.options import parse_roles
 from pipeline.new.read import ReadItem
-from pipeline.new.sample import sample_of
+from tests.pipeline.new.conftest import decided
 from tests.support.own_data import (
     csv_texts,
     customers,
@@ -31,19 +29,14 @@ TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He
 CHOSEN = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
 
 
-def decided(path, **wishes):
-    groups, _ = find_data(path)
-    return decide([sample_of(group) for group in groups], Wishes(**wishes))
-
-
-def refusal(path, **wishes):
+def refusal(path, **said):
     with pytest.raises(BadInput) as raised:
-        decided(path, **wishes)
+        decided(path, **said)
     return str(raised.value)
 
 
-def of(folder, *records, **wishes):
-    (reading,) = decided(write_lines(folder / "data.jsonl", records), **wishes)
+def of(folder, *records, **said):
+    (reading,) = decided(write_lines(folder / "data.jsonl", records), **said)
     return reading
 
 
@@ -61,6 +54,7 @@ COLUMNS = [
     ({"text": "short"}, "pretrain", {"text": "text"}),
     ({"id": 3, "body": PROSE, "url": "http://x/y"}, "pretrain", BODY),
     ({"text": PROSE, "title": PROSE}, "pretrain", {"text": "text"}),
+    ({"body": PROSE, "by": [{"author": "Ann", "year": 1990}]}, "pretrain", BODY),
     ({"Unnamed: 0": PROSE, "__index_level_0__": PROSE, "body": PROSE}, "pretrain", BODY),
     ({"messages": TURNS, "prompt": PROSE}, "sft", DIRECT),
     ({"messages": json.dumps(TURNS), "conversations": None}, "sft", DIRECT),
@@ -120,41 +114,33 @@ def test_what_could_be_two_things_is_asked_or_refused_with_the_options(
     type_in(monkeypatch, str(len(answers)))
     (reading,) = decided(data)
     assert "".join(f"  {n}  {one}\n" for n, one in enumerate(answers, 1)) in capsys.readouterr().out
-    (same,) = decided(data, **{option[2:].replace("-", "_"): answers[-1]})
+    (same,) = decided(data, **{option[2:].removesuffix("-column"): answers[-1]})
     assert reading == same
     type_in(monkeypatch, "3")
     assert "'3' is none of the answers. Nothing was written." in refusal(data)
 
 
-@pytest.mark.parametrize(
-    ("record", "wishes", "columns"),
-    [
-        ({"title": PROSE, "body": PROSE}, {"text_column": "body"}, BODY),
-        ({**CHOSEN, "chosen": TURNS}, {"turns_column": "chosen"}, {"chosen": "messages"}),
-        (
-            {"x": "a", "y": "b", "system": "s", "input": "c"},
-            {"question_column": "x", "answer_column": "y"},
-            {"x": "prompt", "y": "completion", "system": "system", "input": "context"},
-        ),
-        ({"question": "Why?", "answer": "So.", "text": PROSE}, {"use": "chats"}, DIRECT),
-    ],
-)
-def test_an_option_decides(record, wishes, columns, tmp_path):
-    reading = of(tmp_path, record, **wishes)
-    assert reading.columns == columns
+CHAT = {"x": "a", "y": "b", "system": "s", "input": "c"}
+COPY = {"x": "prompt", "y": "completion", "system": "system", "input": "context"}
+# By a record and what the person says: the new names of its columns, or the refusal.
+SAID = [
+    ({"title": PROSE, "body": PROSE}, {"text": "body"}, BODY),
+    ({**CHOSEN, "chosen": TURNS}, {"turns": "chosen"}, {"chosen": "messages"}),
+    (CHAT, {"question": "x", "answer": "y"}, COPY),
+    ({"question": "Why?", "answer": "So.", "text": PROSE}, {"use": "chats"}, DIRECT),
+    ({"body": PROSE}, {"text": "bdy"}, "data.jsonl has no such column; did you mean"),
+    ({"a": 1, "b": [2]}, {}, "no column has text. Its columns: a (int), b (list)"),
+    ({"body": PROSE}, {"question": "body"}, "no two columns have the names of a question"),
+    ({"text": PROSE}, {"use": "chats"}, "has no chats, only text"),
+]
 
 
-@pytest.mark.parametrize(
-    ("record", "wishes", "said"),
-    [
-        ({"body": PROSE}, {"text_column": "bdy"}, "data.jsonl has no such column; did you mean"),
-        ({"a": 1, "b": [2]}, {}, "no column has text. Its columns: a (int), b (list)"),
-        ({"body": PROSE}, {"question_column": "body"}, "no two columns have the names of a quest"),
-        ({"text": PROSE}, {"use": "chats"}, "has no chats, only text"),
-    ],
-)
-def test_what_is_not_there_is_refused(record, wishes, said, tmp_path):
-    assert said in refusal(write_lines(tmp_path / "data.jsonl", [record]), **wishes)
+@pytest.mark.parametrize(("record", "said", "expected"), SAID)
+def test_an_option_decides_and_what_is_not_there_is_refused(record, said, expected, tmp_path):
+    if isinstance(expected, str):
+        assert expected in refusal(write_lines(tmp_path / "data.jsonl", [record]), **said)
+    else:
+        assert of(tmp_path, record, **said).columns == expected
 
 
 # ---------------------------------------------------------------- copies
@@ -163,7 +149,7 @@ def test_what_is_not_there_is_refused(record, wishes, said, tmp_path):
 def test_a_copy_has_the_chosen_columns_and_what_belongs_to_them(tmp_path):
     record = {"q1": "Add.", "input": "1, 2", "a1": 3, "system": "", "n": 1}
     record["history"] = [["Hi", "Hello"]]
-    reading = of(tmp_path, record, question_column="q1", answer_column="a1")
+    reading = of(tmp_path, record, question="q1", answer="a1")
     said = read_conversation(reading.usable(record), "here").messages
     assert [(m["role"], m["content"]) for m in said] == [
         ("user", "Hi"),
@@ -171,18 +157,17 @@ def test_a_copy_has_the_chosen_columns_and_what_belongs_to_them(tmp_path):
         ("user", "Add.\n\n1, 2"),
         ("assistant", "3"),
     ]
-    assert reading.unused(record) == ["n"]
+    assert reading.columns_in_words() == (
+        "conversations: q1 as prompt, input as context, a1 as completion. Not used: n"
+    )
 
 
-def test_names_of_roles_are_given_in_any_letter_case():
+def test_names_of_roles_are_given_in_any_letter_case_or_refused():
     roles = parse_roles("Agent=assistant, customer = USER,bot=human")
     assert roles == {"agent": "assistant", "customer": "user", "bot": "user"}
-
-
-@pytest.mark.parametrize("given", ["agent", "agent=", "=user", "agent=boss"])
-def test_roles_that_say_nothing_are_refused(given):
-    with pytest.raises(BadInput, match="should be NAME=ROLE, such as agent=assistant"):
-        parse_roles(given)
+    for text in ("agent", "agent=", "=user", "agent=boss"):
+        with pytest.raises(BadInput, match="should be NAME=ROLE, such as agent=assistant"):
+            parse_roles(text)
 
 
 def test_unknown_roles_are_asked_or_refused_with_their_line(tmp_path, monkeypatch):
@@ -211,40 +196,42 @@ def test_roles_that_pion_knows_need_no_option(tmp_path):
 # ---------------------------------------------------------------- several files
 
 
-def test_text_and_conversations_are_mixed(tmp_path):
-    texts_folder(tmp_path)
-    messages(tmp_path)
-    said = refusal(tmp_path)
-    assert "text and conversations are mixed" in said
-    assert "--use text, --use chats, or --use both" in said
-    (text,) = decided(tmp_path, use="text")
-    assert text.group.kind == "text"
-    (chats,) = decided(tmp_path, use="chats")
-    assert chats.group.kind == "jsonl"
-    assert len(decided(tmp_path, use="both")) == 2
+def pairs(folder):
+    write_lines(folder / "pairs.jsonl", [CHOSEN])
 
 
-def test_what_is_mixed_in_files_of_one_kind_is_refused(tmp_path):
-    jsonl_texts(tmp_path)
-    chats = messages(tmp_path)
-    said = refusal(tmp_path, use="both")
-    assert f"articles.jsonl has text, and {chats} has conversations. A source of a job has" in said
-    chats.unlink()
-    write_lines(tmp_path / "pairs.jsonl", [CHOSEN])
-    assert "pairs.jsonl has preferences. A source of a job has one of them" in refusal(tmp_path)
+def a_text_and_a_table(folder):
+    csv_texts(folder)
+    write_lines(folder / "a.jsonl", [{"text": PROSE}])
 
 
-def test_both_layouts_of_conversations_may_be_in_one_folder(tmp_path):
-    messages(tmp_path)
-    sharegpt(tmp_path)
-    (reading,) = decided(tmp_path)
-    assert not reading.copied
+APART = "A source of a job has one of them."
+SEVERAL = [
+    ((texts_folder, messages), None, "text and conversations are mixed: "),
+    ((texts_folder, messages), None, "--use text, --use chats, or --use both"),
+    ((texts_folder, messages), "text", ["text"]),
+    ((texts_folder, messages), "chats", ["jsonl"]),
+    ((texts_folder, messages), "both", ["text", "jsonl"]),
+    ((jsonl_texts, messages), "both", "/articles.jsonl has text, and "),
+    ((jsonl_texts, messages), "both", f"/chats.jsonl has conversations. {APART}"),
+    ((jsonl_texts, pairs), None, f"/pairs.jsonl has preferences. {APART}"),
+    ((messages, sharegpt), None, ["jsonl"]),
+    ((a_text_and_a_table,), None, "/news.csv: the columns 'title' and 'body'"),
+]
 
 
-def test_the_first_of_several_columns_is_asked_once_for_all_files(tmp_path):
-    csv_texts(tmp_path).rename(tmp_path / "b.csv")
-    write_lines(tmp_path / "a.jsonl", [{"text": PROSE}])
-    assert f"{tmp_path}/b.csv: the columns 'title' and 'body'" in refusal(tmp_path)
+@pytest.mark.parametrize(("writers", "use", "expected"), SEVERAL)
+def test_what_is_mixed_is_refused_unless_the_person_says_what_is_used(
+    writers, use, expected, tmp_path
+):
+    for write in writers:
+        write(tmp_path)
+    if isinstance(expected, str):
+        assert expected in refusal(tmp_path, use=use)
+    else:
+        data_sets = decided(tmp_path, use=use)
+        assert [data.group.kind for data in data_sets] == expected
+        assert not any(data.copied for data in data_sets)
 
 
 # ---------------------------------------------------------------- layouts of peers
@@ -257,15 +244,11 @@ LAYOUTS = {
 COPIED = {"axolotl/oasst_upper_case.jsonl", "hub/complex_cot.jsonl", "services/dialog.jsonl"}
 
 
-def reading_of(found, folder):
-    return of(folder, *(example.value for example in found))
-
-
 def test_what_a_job_reads_is_proposed_without_a_question(tmp_path):
     for name, every in LAYOUTS.items():
         if not (found := [example for example in every if "refused" not in example.means]):
             continue
-        reading = reading_of(found, tmp_path)
+        reading = of(tmp_path, *(example.value for example in found))
         assert not reading.copied, name
         if found[0].stage in ("prefer", "text"):
             assert reading.stage == {"text": "pretrain"}.get(found[0].stage, "prefer"), name
@@ -280,7 +263,7 @@ def test_what_a_job_refuses_is_not_proposed(tmp_path):
         if "refused" not in example.means or example.value.get("label") == 2:
             continue
         try:
-            reading = reading_of([example], tmp_path)
+            reading = of(tmp_path, example.value)
         except BadInput:
             continue
         if reading.stage not in ("prefer", "reinforce"):

@@ -6,109 +6,98 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.new.files import find_data
-from tests.support.own_data import jsonl_texts, messages, texts_folder
 
 
-def refusal(path):
-    with pytest.raises(BadInput) as raised:
-        find_data(path)
-    return str(raised.value)
+def written(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
 
 
-def test_files_of_a_kind_are_one_group(tmp_path):
-    groups, left_out = find_data(texts_folder(tmp_path))
-    assert [(group.kind, len(group.files)) for group in groups] == [("text", 12)]
-    assert left_out == []
-    jsonl_texts(tmp_path)
-    assert [group.kind for group in find_data(tmp_path)[0]] == ["text", "jsonl"]
+TEXT, LINE, OBJECT = b"A book.\n", b'{"text": "a"}\n', json.dumps({"messages": []}, indent=1)
+NOT_READ = "left out, not read by Pion: 1 file "
+# The files of each folder, the kinds that are read with their numbers of files, and how what is
+# left out begins.
+FOLDERS = {
+    "text": ({"1.txt": TEXT, "b/2.md": TEXT}, {"text": 2}, []),
+    "two kinds": ({"1.txt": TEXT, "2.jsonl": LINE}, {"text": 1, "jsonl": 1}, []),
+    "a scan": ({"1.txt": TEXT, "s.pdf": b"%PDF"}, {"text": 1}, [f"{NOT_READ}.pdf, such as "]),
+    "a file for each conversation": (
+        {"0.json": LINE, "1.json": LINE, "2.json": OBJECT.encode()},
+        {"json": 2},
+        [f"{NOT_READ}.json, such as HERE/2.json"],
+    ),
+    "a readme and settings": (
+        {"a.jsonl": LINE, "settings.json": b'{\n "a": 1\n}\n', "README.md": b"# My chats\n"},
+        {"jsonl": 1},
+        ["left out, about the data: README.md", f"{NOT_READ}.json"],
+    ),
+    "hidden files": (
+        {"a.txt": TEXT, "b.jsonl": LINE, ".c.txt": TEXT, ".d.jsonl": LINE},
+        {"text": 1, "jsonl": 1},
+        ["left out, hidden: 1, ", "left out, hidden: 1, "],
+    ),
+}
 
 
-def test_what_is_not_read_is_named(tmp_path):
-    texts_folder(tmp_path)
-    (tmp_path / "my-texts" / "scan.pdf").write_bytes(b"%PDF")
-    _, (words,) = find_data(tmp_path / "my-texts")
-    assert words.startswith("left out, not read by Pion: 1 file .pdf, such as ")
+@pytest.mark.parametrize(("files", "kinds", "left_out"), FOLDERS.values(), ids=FOLDERS)
+def test_files_of_a_kind_are_one_group_and_what_is_not_read_is_named(
+    files, kinds, left_out, tmp_path
+):
+    written(tmp_path, files)
+    groups, notes = find_data(tmp_path)
+    assert {group.kind: len(group.files) for group in groups} == kinds
+    assert len(notes) == len(left_out)
+    for note, beginning in zip(notes, left_out):
+        assert note.startswith(beginning.replace("HERE", str(tmp_path)))
 
 
-def test_a_file_for_each_conversation_is_read_or_named_and_so_is_a_saved_data_set(tmp_path):
-    for number, indent in enumerate((None, None, 1)):
-        record = json.dumps({"messages": []}, indent=indent)
-        (tmp_path / f"{number}.json").write_text(record)
-    groups, (words,) = find_data(tmp_path)
-    assert [(group.kind, len(group.files)) for group in groups] == [("json", 2)]
-    assert words == f"left out, not read by Pion: 1 file .json, such as {tmp_path}/2.json"
-    (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
-    assert "has no data: 1 file .arrow. Pion reads" in refusal(tmp_path / "saved")
-
-
-def test_a_readme_and_settings_next_to_data_are_no_data(tmp_path):
-    messages(tmp_path)
-    (tmp_path / "settings.json").write_text('{\n "a": 1\n}\n')
-    (tmp_path / "README.md").write_text("# My chats\n")
-    groups, left_out = find_data(tmp_path)
-    assert [group.kind for group in groups] == ["jsonl"]
-    assert "left out, about the data: README.md" in left_out
-
-
-def test_hidden_files_are_left_out_and_a_link_never_hides_the_file_that_it_leads_to(tmp_path):
-    for name in ("a.txt", "b.jsonl", ".c.txt", ".d.jsonl"):
-        (tmp_path / name).write_text('{"text": "a"}\n')
+def test_a_link_never_hides_the_file_that_it_leads_to(tmp_path):
+    (tmp_path / "b.jsonl").write_bytes(LINE)
     (tmp_path / "a-newest").symlink_to("b.jsonl")
-    groups, left_out = find_data(tmp_path)
-    assert [file.name for group in groups for file in group.files] == ["a.txt", "b.jsonl"]
-    assert [words.partition(", such as ")[0] for words in left_out] == [
-        "left out, hidden: 1",
-        "left out, hidden: 1",
-        "left out, not read by Pion: 1 file without an ending",
-    ]
+    ((group,), (note,)) = find_data(tmp_path)
+    assert [file.name for file in group.files] == ["b.jsonl"]
+    assert note.startswith("left out, not read by Pion: 1 file without an ending")
 
 
-def test_an_empty_folder_is_refused(tmp_path):
-    assert f"{tmp_path} is empty: it has no files. Pion reads text" in refusal(tmp_path)
+MODEL = {"config.json": b"{}", "model.safetensors": b"\0" * 8}
+WEIGHTS = "has the weights of a model (model.safetensors), not data. To start from this model, name"
+# The files of each folder, the one that is named, and what the refusal says.
+REFUSED = {
+    "nothing": ({}, "nothing", "nothing does not exist. Give a file or a folder."),
+    "an empty folder": ({}, "", "HERE is empty: it has no files. Pion reads text"),
+    "a saved data set": ({"0.arrow": b"ARROW1"}, "", "has no data: 1 file .arrow. Pion reads"),
+    "a model": (MODEL, "", f"{WEIGHTS} your data first: pion new DATA --from HERE"),
+    "a model with a readme": (MODEL | {"README.md": TEXT}, "", WEIGHTS),
+    "the weights": (MODEL, "model.safetensors", WEIGHTS),
+    "a model next to data": (
+        {"1.txt": TEXT} | {f"models/mine/{name}": MODEL[name] for name in MODEL},
+        "",
+        "has data, and a model in HERE/models/mine. Give the folder",
+    ),
+    "tokens": ({"shard_0.npy": b"\x93NUMPY"}, "", "has tokens, not text"),
+    "a file of tokens": ({"shard_0.bin": b"\0"}, "shard_0.bin", "has tokens, not text"),
+    "a PDF": ({"book.pdf": b"%PDF-1.7"}, "book.pdf", "is a PDF, not UTF-8 text. Convert it"),
+    "an archive": ({"all.7z": b"7z\xbc\xaf\x27\x1c"}, "all.7z", "Unpack it first"),
+    "a table": ({"all.xlsx": b"PK\3\4"}, "all.xlsx", "or save it as text, CSV or parquet"),
+    "records": ({"all.avro": b"Obj\1\4"}, "all.avro", "Convert it to parquet"),
+    "zeros": ({"picture.raw": b"\0\1\2"}, "picture.raw", "is not text: it has zero bytes"),
+}
 
 
-@pytest.mark.parametrize("readme", [False, True])
-def test_a_folder_with_the_weights_of_a_model_is_refused(tmp_path, readme):
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"\0" * 8)
-    if readme:
-        (tmp_path / "README.md").write_text("# A model\n")
-    said = refusal(tmp_path)
-    assert "has the weights of a model (model.safetensors), not data" in said
-    assert f"pion new DATA --from {tmp_path}" in said
-
-
-def test_a_model_next_to_data_is_refused_with_its_folder(tmp_path):
-    texts_folder(tmp_path)
-    model = tmp_path / "models" / "mine"
-    model.mkdir(parents=True)
-    for name in ("config.json", "model.safetensors", "README.md"):
-        (model / name).write_text("{}")
-    assert f"has data, and a model in {model}. Give the folder" in refusal(tmp_path)
-
-
-def test_a_folder_of_tokens_is_refused(tmp_path):
-    (tmp_path / "shard_0.npy").write_bytes(b"\x93NUMPY")
-    assert "has tokens, not text" in refusal(tmp_path)
+@pytest.mark.parametrize(("files", "name", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_data_is_refused_with_what_to_do(files, name, said, tmp_path):
+    written(tmp_path, files)
+    with pytest.raises(BadInput) as raised:
+        find_data(tmp_path / name)
+    assert said.replace("HERE", str(tmp_path)) in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("nothing", None, "nothing does not exist. Give a file or a folder."),
-        ("book.pdf", b"%PDF", "Convert it to text first."),
-        ("all.zip", b"PK\0\0", "Unpack it first."),
-        ("picture.raw", b"\0\1\2", "is not text: it has zero bytes"),
-    ],
+    ("name", "content", "kind"),
+    [("book.rst", TEXT, "text"), ("B.TXT", TEXT, "text"), ("list.json.gz", b"[1]", "json")],
 )
-def test_what_is_no_text_is_refused_with_what_to_do(tmp_path, name, content, said):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    assert said in refusal(tmp_path / name)
-
-
-def test_a_text_of_another_ending_is_text_if_it_is_named(tmp_path):
-    (tmp_path / "book.rst").write_text("A book.\n")
-    (group,), _ = find_data(tmp_path / "book.rst")
-    assert group.kind == "text"
+def test_a_file_that_is_named_is_read_by_what_it_has(name, content, kind, tmp_path):
+    written(tmp_path, {name: content})
+    ((group,), _) = find_data(tmp_path / name)
+    assert group.kind == kind

@@ -5,11 +5,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.new.decide import Reading
+from pipeline.new.data_set import Content, DataSet
 from pipeline.new.files import Group
 from pipeline.new.job_text import job_text, reward_for, scalar, source_of
-from pipeline.new.look import Content, Look
-from pipeline.new.sample import Sample
+from pipeline.new.read import Sample
 
 
 @pytest.mark.parametrize(
@@ -26,8 +25,10 @@ def test_a_name_comes_back_as_it_was(text):
 
 
 def look(path, kind="jsonl", stage="pretrain", columns=None, *, copied=False):
-    reading = Reading(Group(kind, path, (path,)), stage, columns or {"text": "text"}, {}, copied)
-    return Look(reading, Sample(reading.group), path, [Content("here", {}, ["a\n\nb\n\nc"])])
+    sample = Sample(Group(kind, path, (path,)))
+    contents = [Content("here", {}, ["a\n\nb\n\nc"])]
+    columns = columns or {"text": "text"}
+    return DataSet(sample, stage, columns, {}, copied, path, contents)
 
 
 def test_a_source_names_the_files_from_the_folder_of_the_job(tmp_path):
@@ -53,24 +54,21 @@ def test_a_copy_has_the_usual_column_and_short_files_are_cut_into_paragraphs(
     assert source_of(look(tmp_path, **seen), tmp_path / "x", tmp_path) == {**source, "path": "x"}
 
 
-@pytest.mark.parametrize(
-    ("answers", "kind", "why"),
-    [
-        (["4", "#### 5"], "number", ""),
-        (["4", "\\sqrt{2}"], "math", "1 right answers have no number, the first at t.jsonl:2: "),
-        (
-            ["4", "\\pi", "no"],
-            "exact",
-            "1 right answers have no number or formula, the first at",
-        ),
-    ],
-)
+LACKS = "1 right answers have no number"
+REWARDS = [
+    (["4", "#### 5"], "number", ""),
+    (["4", "\\sqrt{2}"], "math", f"{LACKS}, the first at t.jsonl:2: "),
+    (["4", "\\pi", "no"], "exact", f"{LACKS} or formula, the first at t.jsonl:3: "),
+]
+
+
+@pytest.mark.parametrize(("answers", "kind", "why"), REWARDS)
 def test_the_reward_compares_with_all_answers_and_names_the_first_that_others_can_not(
     answers, kind, why
 ):
     contents = [Content(f"t.jsonl:{n}", {}, ["Why?"], "", a) for n, a in enumerate(answers, 1)]
-    found, words = reward_for(contents)
-    assert (found, words.startswith(why)) == (kind, True)
+    reward, reason = reward_for(contents)
+    assert (reward, reason.startswith(why)) == (kind, True)
 
 
 @given(st.text(max_size=60), st.text(max_size=60))

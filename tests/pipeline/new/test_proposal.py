@@ -1,8 +1,8 @@
 """`pion new` on preferences: the job that it writes, what it prints, and what it refuses."""
 
 import csv
-import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,36 +170,43 @@ def test_a_job_reads_a_copy_of_a_table_with_pairs(here, pion, sky_home, chat_bas
     assert rows["preferences"].startswith("184 pairs in")
 
 
-# ---------------------------------------------------------------- what is held out
+# ---------------------------------------------------------------- a little data
 
 
-@pytest.mark.parametrize("count", [4, 8, 12])
-def test_a_few_conversations_pass_check_or_are_refused(count, here, pion, sky_home, plain_base):
-    own_data.sharegpt(here, count)
-    code, _, errors = pion("new", "sharegpt.jsonl", "--from", str(plain_base))
+def paragraphs(folder, size):
+    text = "\n\n".join(own_data.words(30, n) for n in range(200))
+    (folder / "t.txt").write_text(text[:size])
+    return folder / "t.txt"
+
+
+def documents(folder):
+    """Write a few documents, each of many lines."""
+    texts = [{"text": own_data.words(4000, n)} for n in range(6)]
+    return own_data.write_lines(folder / "t.jsonl", texts)
+
+
+FEW = "too few conversations"
+# What is written, and why it may be refused.
+LITTLE = [
+    *((partial(own_data.sharegpt, count=count), FEW) for count in (1, 4, 8, 12)),
+    *((partial(paragraphs, size=size), "too little text") for size in (300, 3000)),
+    (partial(paragraphs, size=6000), None),
+    (documents, None),
+]
+
+
+@pytest.mark.parametrize(("write", "why"), LITTLE)
+def test_a_little_data_passes_check_or_is_refused_before_prices_are_asked(
+    write, why, here, pion, sky_home, plain_base
+):
+    data = write(here)
+    start = str(plain_base) if why == FEW else "none"
+    code, printed, errors = pion("new", data.name, "--from", start)
     if code:
-        assert "too few conversations" in errors
-        assert not Path("sharegpt.yaml").exists()
+        assert why is not None
+        assert why in errors
+        assert "price" not in printed
+        assert not [*here.glob("*.yaml")]
     else:
-        assert not [row for row in run_checks(read_job("sharegpt.yaml"), None) if row.ok is False]
-
-
-@pytest.mark.parametrize("size", [300, 3000, 6000])
-def test_a_little_text_passes_check_or_is_refused(size, here, pion, sky_home):
-    paragraphs = [own_data.words(30, n) for n in range(200)]
-    Path("t.txt").write_text("\n\n".join(paragraphs)[:size])
-    code, _, errors = pion("new", "t.txt", "--from", "none")
-    if code:
-        assert "too little text" in errors
-        assert not Path("t.yaml").exists()
-    else:
-        assert not [row for row in run_checks(read_job("t.yaml"), None) if row.ok is False]
-    assert (code == 0) or size < 6000
-
-
-def test_one_document_of_many_lines_is_enough(here, pion, sky_home):
-    records = [{"text": own_data.words(4000, n)} for n in range(6)]
-    Path("t.jsonl").write_text("\n".join(map(json.dumps, records)))
-    code, _, errors = pion("new", "t.jsonl", "--from", "none")
-    assert code == 0, errors
-    assert not [row for row in run_checks(read_job("t.yaml"), None) if row.ok is False]
+        (job,) = here.glob("*.yaml")
+        assert not [row for row in run_checks(read_job(job), None) if row.ok is False]

@@ -11,7 +11,6 @@ from pipeline.new.rules import (
     PRESETS,
     TOKENS_PER_PARAMETER,
     Amount,
-    FromRandom,
     StartModel,
     continued,
     default_base,
@@ -84,59 +83,58 @@ def test_little_text_still_fills_batches_and_held_out_rows(megabytes):
     assert rows * (1 - stage.held_out) >= stage.global_batch
 
 
-def test_text_of_fewer_than_five_million_tokens_starts_from_a_base():
-    assert default_base(text(10), NOTHING, english=True) == ENGLISH_BASES[1]
-    assert default_base(text(10), NOTHING, english=False) == OTHER_BASES[1]
-    assert default_base(text(25), NOTHING, english=True) is None
+@pytest.mark.parametrize("english", [True, False])
+def test_a_base_is_for_little_text_and_one_that_can_talk_for_conversations(english):
+    instruct, base = ENGLISH_BASES if english else OTHER_BASES
+    assert default_base(text(10), NOTHING, english=english) == base
+    assert default_base(text(10), CHATS, english=english) == instruct
+    assert default_base(NOTHING, CHATS, english=english) == instruct
+    assert default_base(text(25), NOTHING, english=english) is None
 
 
-def test_conversations_alone_start_from_a_model_that_can_talk():
-    assert default_base(NOTHING, CHATS, english=True) == ENGLISH_BASES[0]
-    assert default_base(NOTHING, CHATS, english=False) == OTHER_BASES[0]
+def chats(count):
+    return fine_tuning("sft", Amount(500 * count, count, long=700), SMALL)
 
 
-def test_a_base_is_trained_on_text_at_a_low_rate_within_its_context():
-    stage = continued(text(10), replace(SMALL, context=512))
-    assert not isinstance(stage, FromRandom)
-    assert (stage.seq_len, stage.lr) == (512, 1e-4)
-    assert stage.epochs == pytest.approx(3, rel=0.01)
+def prompts(count):
+    return fine_tuning("reinforce", replace(CHATS, count=count), SMALL)
 
 
-@pytest.mark.parametrize(
-    ("conversations", "held_out", "batch"), [(100, 0.1, 4), (2000, 0.05, 16), (50_000, 0.01, 16)]
-)
-def test_conversations_make_thirty_steps_if_they_can(conversations, held_out, batch):
-    stage = fine_tuning("sft", Amount(500 * conversations, conversations, long=700), SMALL)
-    assert (stage.held_out, stage.global_batch, stage.seq_len) == (held_out, batch, 256)
-    assert (stage.lora, stage.lr) == (False, None)
+def preferences(rows, count):
+    return fine_tuning("prefer", CHATS, SMALL, sides=2).of_rows(rows, count)
 
 
-@pytest.mark.parametrize(
-    ("needed", "seq_len", "why"),
-    [(256, 256, "19 of 20"), (288, 512, "19 of 20"), (2080, 2048, "the most that is proposed; ")],
-)
-def test_a_row_has_room_for_what_a_rehearsal_found(needed, seq_len, why):
-    stage = fine_tuning("sft", CHATS, SMALL, needed=needed)
-    assert (stage.seq_len, stage.why_rows.startswith(why)) == (seq_len, True)
+FITS, CUT = "19 of 20 conversations fit", "the most that is proposed; longer conversations are cut"
+# Of each stage, what its fields are.
+STAGES = [
+    # A base reads text three times at a low rate, within its context.
+    (continued(text(10), replace(SMALL, context=512)), {"seq_len": 512, "lr": 1e-4}),
+    (continued(text(10), SMALL), {"epochs": pytest.approx(3, rel=0.01)}),
+    # Conversations make thirty steps if they can.
+    (chats(100), {"held_out": 0.1, "global_batch": 4, "seq_len": 256, "lora": False, "lr": None}),
+    (chats(2000), {"held_out": 0.05, "global_batch": 16, "seq_len": 256}),
+    (chats(50_000), {"held_out": 0.01, "global_batch": 16, "seq_len": 256}),
+    # A row has room for what a rehearsal has shown.
+    (fine_tuning("sft", CHATS, SMALL, needed=256), {"seq_len": 256, "why_rows": FITS}),
+    (fine_tuning("sft", CHATS, SMALL, needed=288), {"seq_len": 512, "why_rows": FITS}),
+    (fine_tuning("sft", CHATS, SMALL, needed=2080), {"seq_len": 2048, "why_rows": CUT}),
+    # A large base gets LoRA, and a small model of one's own a higher rate.
+    (fine_tuning("sft", CHATS, replace(SMALL, parameters=600_000_000)), {"lora": True}),
+    (fine_tuning("sft", CHATS, None), {"lr": 1e-4}),
+    # A step has about 64 preferences, or there are thirty steps.
+    (preferences(1000, 2000), {"global_batch": 32, "epochs": 1}),
+    (preferences(120, 200), {"global_batch": 4, "epochs": 1}),
+    (preferences(1000, 60_000), {"global_batch": 1, "epochs": 1}),
+    (preferences(10, 20), {"global_batch": 4, "epochs": 1}),
+    # A few prompts are read until there are a hundred steps.
+    (prompts(100), {"epochs": 18, "steps": 102, "seq_len": SMALL.context}),
+    (prompts(10_000), {"epochs": 1}),
+]
 
 
-def test_a_large_base_gets_lora_and_a_small_model_of_ones_own_a_higher_rate():
-    assert fine_tuning("sft", CHATS, replace(SMALL, parameters=600_000_000)).lora
-    assert fine_tuning("sft", CHATS, None).lr == 1e-4
-
-
-@pytest.mark.parametrize(
-    ("rows", "count", "batch"), [(1000, 2000, 32), (120, 200, 4), (1000, 60_000, 1), (10, 20, 4)]
-)
-def test_a_step_of_preferences_has_about_64_of_them_or_there_are_thirty_steps(rows, count, batch):
-    stage = fine_tuning("prefer", CHATS, SMALL, sides=2).of_rows(rows, count)
-    assert (stage.global_batch, stage.epochs) == (batch, 1)
-
-
-def test_a_few_prompts_are_read_until_there_are_a_hundred_steps():
-    few, many = (fine_tuning("reinforce", replace(CHATS, count=n), SMALL) for n in (100, 10_000))
-    assert (few.epochs, few.steps, few.seq_len) == (18, 102, SMALL.context)
-    assert many.epochs == 1
+@pytest.mark.parametrize(("stage", "fields"), STAGES)
+def test_a_stage_follows_from_its_data_and_its_start(stage, fields):
+    assert {name: getattr(stage, name) for name in fields} == fields
 
 
 def test_less_money_buys_fewer_tokens_and_passes():

@@ -146,7 +146,7 @@ def test_a_corpus_of_blank_files_is_empty(tmp_path, name, read):
 
 def test_text_that_is_not_utf8_is_named_with_its_byte(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"gr\xfc\xdfe")
-    with pytest.raises(BadInput, match=r"a\.txt: not UTF-8 text at byte 2"):
+    with pytest.raises(BadInput, match=r"a\.txt:1: not UTF-8 text at byte 2"):
         texts(tmp_path)
 
 

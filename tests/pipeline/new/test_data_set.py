@@ -2,26 +2,21 @@
 
 import pytest
 
-from pipeline.new.decide import decide
-from pipeline.new.files import find_data
-from pipeline.new.look import in_words, look_at
-from pipeline.new.options import Wishes
-from pipeline.new.sample import sample_of
+from pipeline.new.data_set import in_words, look_at
+from tests.pipeline.new.conftest import decided
 from tests.support.own_data import bad_line, jsonl_texts, parquet_texts, write_lines
 
 
 def look(path, limit=None):
-    ((group,), _) = find_data(path)
-    sample = sample_of(group, limit)
-    (reading,) = decide([sample], Wishes())
-    return look_at(reading, sample)
+    (data,) = decided(path, limit)
+    look_at(data)
+    return data
 
 
 def test_it_counts_and_measures_all_of_small_data(tmp_path):
-    found = look(jsonl_texts(tmp_path))
-    assert found.sample.whole
-    assert found.all_records == 600
-    first, second, third, fourth = in_words(found)
+    data = look(jsonl_texts(tmp_path))
+    assert (data.sample.whole, data.all_records) == (True, 600)
+    first, second, third, fourth = in_words(data)
     assert first.endswith("all of it looked at")
     assert second.startswith("600 documents, ")
     assert third == "language, roughly: English 100%"
@@ -57,13 +52,10 @@ def test_short_texts_are_guessed_together(tmp_path):
     assert few.languages == {"English": 1}
 
 
-def test_copies_and_blanks_are_counted(tmp_path):
+def test_copies_and_blanks_and_what_can_t_be_read_are_counted(tmp_path):
     texts = ["a text of words", "another text", "a text of words", " "]
-    found = look(write_lines(tmp_path / "t.jsonl", [{"text": text} for text in texts]))
-    assert (len(found.contents), found.blank) == (3, 1)
-    assert any(line.startswith("twice: 1 of 3 (33.3%)") for line in in_words(found))
-
-
-def test_what_can_t_be_read_is_counted(tmp_path):
-    found = look(bad_line(tmp_path))
-    assert (len(found.problems), len(found.contents)) == (2, 38)
+    data = look(write_lines(tmp_path / "t.jsonl", [{"text": text} for text in texts]))
+    assert (len(data.contents), data.blank) == (3, 1)
+    assert any(line.startswith("twice: 1 of 3 (33.3%)") for line in in_words(data))
+    data = look(bad_line(tmp_path))
+    assert (len(data.problems), len(data.contents)) == (2, 38)
