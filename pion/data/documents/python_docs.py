@@ -42,7 +42,7 @@ RECOGNISED_LETTERS = 40
 LICENSE = re.compile(r"copyright|licen[sc]e|warrant|all rights reserved|permission to use", re.I)
 
 TWO_WORDS = re.compile(r"\s*([A-Za-z_]\w*)[ \t]+([A-Za-z_]\w*)")
-PYTHON_WORDS = frozenset(keyword.kwlist + keyword.softkwlist)
+PYTHON_WORDS = {*keyword.kwlist, *keyword.softkwlist}
 
 
 @dataclass(frozen=True)
