@@ -319,6 +319,14 @@ class JobFields(Section):
         assert isinstance(section, Train)
         return section
 
+    def trained_tokens(self, stage: str) -> int | None:
+        """Return the tokens that a stage trains on: steps × rows × length. None: its steps are not
+        known yet."""
+        section, seq_len = self.section(stage), self.seq_len(stage)
+        if not section.steps_are_known:
+            return None
+        return section.total_steps * section.rows_of_step(seq_len) * seq_len
+
     def conversations(self, stage: str) -> Conversations:
         """Return the section of a stage that learns from conversations."""
         section = getattr(self, stage)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pion.config.model_config import ModelConfig
 from pipeline.base.licence import conditions
 from pipeline.console.formats import duration, short_amount
-from pipeline.job import Job, Publish, Train
+from pipeline.job import Job, Publish
 from pipeline.report.card_sections import (
     adapter_sections,
     base_in_words,
@@ -126,13 +126,6 @@ def source_lines(job: Job) -> list[str]:
     return [*lines, *(f"pretraining from step {step:,} on: {words}" for step, words in phases)]
 
 
-def trained_tokens(job: Job, stage: str) -> int:
-    """Return the tokens that a finished stage has trained on: steps × sequences × length."""
-    section: Train = job.section(stage)
-    seq_len = job.seq_len(stage)
-    return section.total_steps * section.rows_of_step(seq_len) * seq_len
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
     """Return a Markdown table. Columns from `numbers_from` are aligned right."""
     rule = ["---" if i < numbers_from else "---:" for i in range(len(header))]
@@ -179,7 +172,7 @@ def _introduction(job: Job, config: ModelConfig, parameters: int, extra: CardExt
     start = f"from {base_in_words(base.source, base.commit)}" if base else "from random weights"
     what = "A conversational" if job.converses else "A base"
     steps = " and ".join(f"{STAGE_NAMES[stage]}" for stage in job.train_stages)
-    tokens = short_amount(sum(trained_tokens(job, stage) for stage in job.train_stages))
+    tokens = short_amount(sum(job.trained_tokens(stage) or 0 for stage in job.train_stages))
     sentence = (
         f"{what} language model of **{short_amount(parameters)} parameters**, trained {start} by "
         f"{steps} on {tokens} tokens. {_runs_in(config)}"
@@ -348,7 +341,7 @@ def _training(history: RunHistory, *, with_cost: bool) -> str:
                 STAGE_NAMES[stage],
                 f"{section.total_steps:,}",
                 f"{section.global_batch} × {job.seq_len(stage):,}",
-                short_amount(trained_tokens(job, stage)),
+                short_amount(job.trained_tokens(stage) or 0),
                 f"{optimizer} {section.lr:g} → {section.min_lr:g}, {schedule}",
             )
         )
