@@ -174,8 +174,6 @@ def _all_brief(estimates: Sequence[Estimate]) -> bool:
 def _assumptions(job: Job, rows: Sequence[Estimate]) -> list[str]:
     """Return notes that say what numbers are based on."""
     stages = [stage for row in rows if row.fits for stage in row.stages]
-    ways = [ways_on(job, stage, row.offer) for stage in fine_tuning_stages(job) for row in rows]
-    by_lora = [each.ways["lora"] for each in ways if each is not None and "lora" in each.ways]
     timed = [stage.stage for stage in stages if stage.reference_tokens]
     count = max(row.offer.count for row in rows)
     boot = f"a boot of {RESTART_SECONDS:.0f} s"
@@ -191,8 +189,8 @@ def _assumptions(job: Job, rows: Sequence[Estimate]) -> list[str]:
         f"(checkpoint.preemption_hours) costs a restart of {RESTART_SECONDS:.0f} s and half "
         "the time between two saves": any(row.offer.use_spot for row in rows),
         **{f"of it: the time of {work}": s in timed for s, work in NEXT_TO_STEPS.items()},
-        "* activations are recomputed to fit": any(
-            stage.recompute for stage in [*stages, *by_lora] if stage.fits
+        "* activations are recomputed to fit": (
+            fine_tuning_stages(job) or any(stage.recompute for stage in stages)
         ),
         f"time and $: {boot} and training; preparing data, evaluation and publishing are extra": (
             True

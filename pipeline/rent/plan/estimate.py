@@ -74,9 +74,11 @@ class StageEstimate:
 
     def as_json(self) -> dict[str, Any]:
         """Return the values of `--json`, whose keys are pinned (tests/golden/json/keys.txt)."""
-        shown = [name for name in vars(self) if name not in ("in_memory", "problem")]
-        names = [*shown, "peak_bytes", "reference_seconds"]
-        return {name: getattr(self, name) for name in names}
+        shown = {k: v for k, v in vars(self).items() if k not in ("in_memory", "problem")}
+        return shown | {
+            "peak_bytes": self.peak_bytes,
+            "reference_seconds": self.reference_seconds,
+        }
 
     @property
     def peak_bytes(self) -> int:

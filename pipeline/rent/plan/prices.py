@@ -83,6 +83,10 @@ class NotOffered(Offer):
         return self.gpu is not None and self.gpu not in GPU_TYPES
 
 
+class _Refused(Exception):
+    """Why a cloud does not have a machine."""
+
+
 def cheapest_first(offers: Iterable[Offer]) -> list[Offer]:
     """Return offers by price; offers without a price come last."""
     return sorted(offers, key=lambda o: (o.price is None, o.price or 0.0, str(o)))
@@ -106,18 +110,15 @@ def look_up(candidate: Candidate, num_nodes: int = 1, prices: Prices | None = No
     )
     clouds = [candidate.resources.cloud] if candidate.cloud else enabled_clouds()
     note = None if clouds else "no cloud is enabled here"
-    offers, refusals = list[Offer](), list[str]()
+    offers, refusals = [], []
     for cloud in clouds:
         try:
             with quiet():
-                answer = _cheapest(cloud, candidate, num_nodes, offer)
+                offers.append(_cheapest(cloud, candidate, num_nodes, offer))
+        except _Refused as error:
+            refusals.append(str(error))
         except Exception as error:  # SkyPilot and its clouds raise all kinds of errors
             note = f"{cloud}'s catalog can't be read ({type(error).__name__})"
-        else:
-            if isinstance(answer, Offer):
-                offers.append(answer)
-            else:
-                refusals.append(answer)
     if not offers and note is None:
         return NotOffered(**vars(offer) | {"note": "; ".join(refusals[:3])})
     best = cheapest_first(offers)[0] if offers else replace(offer, note=note)
@@ -235,12 +236,13 @@ def _with_own_price(offer: Offer, prices: Prices) -> Offer:
     return replace(offer, spot=spot, on_demand=on_demand, note=None, elsewhere={})
 
 
-def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) -> Offer | str:
-    """Return the candidate in the cloud's cheapest region, or why the cloud does not have it."""
+def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) -> Offer:
+    """Return the candidate in the cloud's cheapest region. Raises _Refused if the cloud does not
+    have it."""
     resources = candidate.resources.copy(cloud=cloud)
     feasible = cloud.get_feasible_launchable_resources(resources, num_nodes)
     if not feasible.resources_list:
-        return feasible.hint or _why_none(cloud, candidate)
+        raise _Refused(feasible.hint or _why_none(cloud, candidate))
     launchable = feasible.resources_list[0]
     prices = {
         place.name: _price(cloud, launchable, candidate.use_spot, place.name, candidate.zone)
@@ -249,7 +251,8 @@ def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) ->
     priced = [(price, name) for name, price in prices.items() if price is not None]
     if not priced:
         kind = "spot " if candidate.use_spot else ""
-        return f"{cloud} lists no {kind}price for {candidate.gpu or launchable.instance_type}"
+        machine = candidate.gpu or launchable.instance_type
+        raise _Refused(f"{cloud} lists no {kind}price for {machine}")
     price, region = min(priced)
     other = _price(cloud, launchable, not candidate.use_spot, region, candidate.zone)
     spot, on_demand = (price, other) if candidate.use_spot else (other, price)
