@@ -63,7 +63,6 @@ class StageEstimate:
     speed_from: str
     measured: bool = False
     reference_tokens: int = 0
-    sharded: bool = False  # whether the GPUs divide the weights (hardware.fsdp)
     joined: int = 1  # how many rows are read as one, where they are longest
     by_phase: tuple[float, ...] = ()  # the tokens per second of each phase of pretraining
     problem: BadInput | None = None
@@ -76,6 +75,7 @@ class StageEstimate:
         """Return the values of `--json`, whose keys are pinned (tests/golden/json/keys.txt)."""
         shown = {k: v for k, v in vars(self).items() if k not in ("in_memory", "problem")}
         return shown | {
+            "sharded": self.in_memory.sharded,  # the GPUs divide the weights (hardware.fsdp)
             "peak_bytes": self.peak_bytes,
             "reference_seconds": self.reference_seconds,
         }
@@ -160,7 +160,7 @@ class Estimate:
     @property
     def sharded(self) -> bool:
         """Whether the GPUs divide the weights in some stage."""
-        return any(stage.sharded for stage in self.stages)
+        return any(stage.in_memory.sharded for stage in self.stages)
 
     @property
     def dollars_per_billion_tokens(self) -> float | None:
@@ -239,7 +239,6 @@ def estimate_stage(
         speed_from=speed.source,
         measured=speed.measured,
         reference_tokens=_reference_tokens(job, stage),
-        sharded=in_memory.sharded,
         joined=joined,
         by_phase=by_phase,
         problem=problem,
