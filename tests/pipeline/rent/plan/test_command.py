@@ -143,7 +143,7 @@ def test_a_job_that_fits_on_none_of_the_gpus_is_refused_with_what_would_do(plan)
 def test_a_model_that_only_lora_can_fine_tune_there_is_refused_with_what_to_write(plan, tmp_path):
     job = write_fine_tuning(tmp_path, "Qwen3-1.7B")
     assert refusal(plan, job, gpus=("RTXA4000", "L4"))[-2:] == [
-        "It fits on A100, A40, L40, L40S, RTX6000-Ada, RTXA6000 and 12 more.",
+        "It fits on A100, A40, L40, L40S, RTX6000-Ada, RTXA6000 and 11 more.",
         "By LoRA, it fits on RTXA4000 (11.4 GiB), L4 (15.8 GiB): write `sft: {lora: {rank: 16}}` "
         "next to the other fields of sft, or add sft.lora.rank=16 to the command.",
     ]
