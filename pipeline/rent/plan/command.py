@@ -29,6 +29,7 @@ from pipeline.console.formats import (
 )
 from pipeline.console.print_and_ask import saying_if_slow, show_table
 from pipeline.job import Job
+from pipeline.job.section import made
 from pipeline.rehearsal.phases import PhaseRead, phases_read, warnings_of
 from pipeline.rehearsal.rehearse import expect_rows, rehearse
 from pipeline.rent.plan.compared import Compared, machines_for
@@ -177,7 +178,7 @@ def _assumptions(job: Job, rows: Sequence[Estimate]) -> list[str]:
     timed = [stage.stage for stage in stages if stage.reference_tokens]
     count = max(row.offer.count for row in rows)
     boot = f"a boot of {RESTART_SECONDS:.0f} s"
-    notes = {
+    notes: dict[str, object] = {
         f"hardware.workers {job.hardware.workers_in_words}: planned for "
         f"{counted(job.hardware.min_workers or 1, 'worker')}": job.hardware.elastic,
         f"$/h and tokens/s are for a machine's {count} GPUs, one for each worker": count > 1,
@@ -196,7 +197,7 @@ def _assumptions(job: Job, rows: Sequence[Estimate]) -> list[str]:
             True
         ),
     }
-    return [note for note, holds in notes.items() if holds]
+    return made(notes)
 
 
 def _why_unfit(rows: Sequence[Estimate]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from pion.errors import BadInput
 from pipeline.console.formats import amount, duration, money
 from pipeline.job import Job
-from pipeline.job.section import DOLLARS, HOURS
+from pipeline.job.section import DOLLARS, HOURS, made
 from pipeline.rent.plan.compared import Compared
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.prices import Offer
@@ -225,10 +225,15 @@ def _too_little(budget: Money, smallest: Size, offers: Sequence[Offer], num_node
     rows = [train_on(smallest, 1.03 * tokens, offer, num_nodes).estimate for offer in offers]
     paid = [(e.dollars, e.hours, e) for e in rows if e.dollars is not None and e.hours is not None]
     if not paid:
-        reasons = dict.fromkeys(str(row.problem or _unknown(row)) for row in rows)
-        return BadInput(
-            f"what {smallest.name} costs can't be said of any machine here: {'; '.join(reasons)}."
-        )
+        unknown = {
+            "sft has epochs in place of steps, and how many steps they are is not known yet": any(
+                stage.tokens is None for row in rows for stage in row.stages
+            ),
+            **{s.speed_from: s.tokens_per_second is None for row in rows for s in row.stages},
+            **{str(row.problem): row.problem for row in rows},
+        }
+        reasons = "; ".join(made(unknown))
+        return BadInput(f"what {smallest.name} costs can't be said of any machine here: {reasons}.")
     in_time = [row for row in paid if row[1] <= (budget.hours or math.inf)]
     advice = "Give more, or train a smaller model of your own (docs/sizing.md)."
     if not in_time:
@@ -241,9 +246,3 @@ def _too_little(budget: Money, smallest: Size, offers: Sequence[Offer], num_node
         f"{amount(tokens)} tokens, which cost {least} in {duration(3600 * hours)} on {row.offer}. "
         f"{advice}"
     )
-
-
-def _unknown(row: Estimate) -> str:
-    if any(stage.tokens is None for stage in row.stages):
-        return "sft has epochs in place of steps, and how many steps they are is not known yet"
-    return next((s.speed_from for s in row.stages if s.seconds is None), "its speed is unknown")

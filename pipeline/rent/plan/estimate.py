@@ -21,6 +21,7 @@ from pion.train.memory import Workload, predict_memory, rollout_rows
 from pion.train.micro_batch import DoesNotFit, choose_sharing
 from pion.train.phases import config_of_largest_phase, only_apart
 from pipeline.job import Job
+from pipeline.job.section import made
 from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
@@ -198,15 +199,14 @@ def estimate(
 
 def _unusable(job: Job, offer: Offer, num_nodes: int) -> str | None:
     """Return why no stage can train on these GPUs, whatever it needs; None if stages can."""
-    assert offer.gpu is not None
-    if (why := too_old(offer.gpu)) is not None:
-        return why
-    if offer.gpu_memory is None:
-        return f"the memory of a {offer.gpu} is unknown"
-    workers = workers_on(job, offer, num_nodes)
-    if (stage := stage_with_few_rows(job, workers)) is None:
-        return None
-    return f"{stage}.global_batch is less than one row for each of the {workers} workers"
+    gpu, workers = offer.gpu or "", workers_on(job, offer, num_nodes)
+    few = stage_with_few_rows(job, workers)
+    reasons = {
+        f"a {gpu} is too old: the installed torch needs compute capability 7.5": too_old(gpu),
+        f"the memory of a {gpu} is unknown": offer.gpu_memory is None,
+        f"{few}.global_batch is less than one row for each of the {workers} workers": few,
+    }
+    return next(iter(made(reasons)), None)
 
 
 def estimate_stage(

@@ -17,6 +17,7 @@ from typing import Any
 from pion.errors import BadInput
 from pipeline.console.formats import some
 from pipeline.job import Price
+from pipeline.job.section import made
 from pipeline.machine.rented import CPU
 from pipeline.machine.time_limit import within
 from pipeline.rent.plan.gpus import GPU_TYPES, gpu_memory
@@ -287,26 +288,25 @@ def _price(cloud: Any, launchable: Any, spot: bool, region: str, zone: str | Non
 
 def _why_none(cloud: Any, candidate: Candidate) -> str:
     """Return why the cloud does not have the candidate: GPU name, count, region, or spot."""
-    gpu = candidate.gpu
-    if gpu is None:
-        return f"{cloud} has no machine of that size"
-    by_name = _gpus_of(str(cloud).lower())
-    infos, others = by_name.get(gpu), f"it has {some(list(by_name), LISTED)}"
-    if infos is None and gpu in GPU_TYPES:
-        return f"{cloud} has no {gpu}; {others}"
-    if infos is None:
-        hint = did_you_mean(gpu, sorted({*by_name, *GPU_TYPES}), others)
-        return f"{cloud} has no GPU called {gpu}; {hint}"
+    gpu, by_name = candidate.gpu or "", _gpus_of(str(cloud).lower())
+    infos, has = by_name.get(gpu, []), f"it has {some(list(by_name), LISTED)}"
     here = [info for info in infos if candidate.region in (None, info.region)]
-    if not here:
-        regions = some(sorted({info.region for info in infos}), LISTED)
-        return f"{cloud} has {gpu} in {regions}, not in {candidate.region}"
+    regions = some(sorted({info.region for info in infos}), LISTED)
     counts = sorted({int(info.accelerator_count) for info in here})
-    if candidate.count not in counts:
-        return f"{cloud} offers {gpu} only with {some([*map(str, counts)], LISTED)} per machine"
-    if candidate.use_spot and all(_dollars(info.spot_price) is None for info in here):
-        return f"{cloud} lists no spot price for {gpu}"
-    return f"{cloud} has {gpu}, but not with the requested cpus and memory"
+    unpriced = all(_dollars(info.spot_price) is None for info in here)
+    hint = did_you_mean(gpu, sorted({*by_name, *GPU_TYPES}), has)
+    reasons = {
+        f"{cloud} has no machine of that size": not gpu,
+        f"{cloud} has no {gpu}; {has}": not infos and gpu in GPU_TYPES,
+        f"{cloud} has no GPU called {gpu}; {hint}": not infos,
+        f"{cloud} has {gpu} in {regions}, not in {candidate.region}": not here,
+        f"{cloud} offers {gpu} only with {some([*map(str, counts)], LISTED)} per machine": (
+            candidate.count not in counts
+        ),
+        f"{cloud} lists no spot price for {gpu}": candidate.use_spot and unpriced,
+        f"{cloud} has {gpu}, but not with the requested cpus and memory": True,
+    }
+    return made(reasons)[0]
 
 
 def _gpus_of(*clouds: str) -> dict[str, list[Any]]:

@@ -122,10 +122,9 @@ def _as_preset(job: Job, preset: str) -> str:
 
 def _size(name: str, path: str, overrides: Sequence[str], reference: Job | None = None) -> Size:
     job = read_job(path, overrides)
-    cost = cost_of(job.model_config_resolved())
     if reference is not None:  # what is learned of the rows of one is known of the other
-        shared = {stage: getattr(reference, stage) for stage in CONVERSING}
-        job = job.model_copy(update=shared)
+        job = job.model_copy(update={stage: getattr(reference, stage) for stage in CONVERSING})
+    cost = cost_of(job.model_config_resolved())
     return Size(name, job, reference or job, path, tuple(overrides), cost)
 
 

@@ -158,12 +158,14 @@ def _of_bench(
         if _is_that_of(speed, work, recompute):
             return Speed(speed.tokens_per_second, f"measured by {bench}", True)
     total = work.flops().total
-
-    def distance(row: tuple[TrainSpeed, str, float | None]) -> tuple[float, bool]:
-        ratio = row[0].flops_per_token / total
-        return abs(math.log(ratio)), row[0].documents != work.documents
-
-    for speed, bench, peak in sorted(rows, key=distance):
+    # The model whose size is nearest, as a ratio, comes first.
+    rows.sort(
+        key=lambda row: (
+            abs(math.log(row[0].flops_per_token / total)),
+            row[0].documents != work.documents,
+        )
+    )
+    for speed, bench, peak in rows:
         if peak is not None:
             source = f"estimated: {speed.mfu:.0%} MFU, as {speed.model} reached in {bench}"
             slower = recompute and not speed.recompute
