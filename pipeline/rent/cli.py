@@ -158,10 +158,10 @@ def _plan_for_dollars(args: argparse.Namespace) -> int:
     with _loading(quiet=args.json):
         from pipeline.rent.plan.command import show_dollars
         from pipeline.rent.plan.dollars import Money
+        from pipeline.rent.plan.sizes import sizes_of
 
     return show_dollars(
-        args.job,
-        args.overrides,
+        sizes_of(args.job, args.overrides),
         Money(args.dollars, args.hours),
         gpus=args.gpu,
         as_json=args.json,

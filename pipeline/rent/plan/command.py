@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -45,7 +45,7 @@ from pipeline.rent.plan.dollars import (
 )
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, seconds_here
 from pipeline.rent.plan.prices import RESTART_SECONDS, market
-from pipeline.rent.plan.sizes import sizes_of
+from pipeline.rent.plan.sizes import Size
 from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.plan.what_fits import (
     COUNTS,
@@ -345,8 +345,7 @@ def _as_json(job: Job, row: Estimate) -> dict[str, Any]:
 
 
 def show_dollars(
-    job: str | None,
-    overrides: Sequence[str],
+    sizes: Sequence[Size],
     budget: Money,
     *,
     gpus: Sequence[str] = (),
@@ -354,14 +353,13 @@ def show_dollars(
     bench: Sequence[str] = (),
     on: str | None = None,
 ) -> int:
-    """Print what to train for the money on each card, the best first: one of the models of `job`,
-    or of the jobs that come with Pion. The other arguments are those of `show_plan`.
+    """Print which of the models to train for the money on each card, the best first. The other
+    arguments are those of `show_plan`.
 
     Raises BadInput for a job with mistakes, for money that buys too little, and if no machine has a
     price.
     """
-    with saying_if_slow("reading jobs and the speeds of earlier runs", quiet=as_json):
-        sizes = sizes_of(job, overrides)
+    with saying_if_slow("reading the speeds of earlier runs", quiet=as_json):
         # A store that does not answer costs a few seconds, and not as many for each model.
         with ThreadPoolExecutor(len(sizes)) as pool:
             known = pool.map(lambda size: known_speeds(size.job, bench), sizes)
@@ -369,9 +367,7 @@ def show_dollars(
         uncertain = [expect_rows(size.job) for size in sizes]
     compared = machines_for(sizes[0].job, gpus, on, COUNTS, quiet=as_json)
     rows = purchases(budget, sizes, priced_offers(compared), compared.num_nodes)
-    best, (command, rental) = rows[0], command_for(rows, budget.dollars, on)
-    weights = 2 * best.size.cost.all_params
-    laptop = LAPTOP / (2 * best.size.cost.active_params)
+    command, change = command_for(rows, budget.dollars, on)
     if as_json:
         notes = [*compared.notes, *dict.fromkeys(filter(None, uncertain))]
         notes += [f"{SPARE:.0%} of the money is kept for other work than training"]
@@ -380,35 +376,44 @@ def show_dollars(
             | {"price": row.estimate.offer.price, "chosen": row.as_json()}
             for row in rows
         ]
-        use = {"bytes": weights, "laptop_tokens_per_second": laptop}
-        shown = {"options": options, "inference": use, "command": command, "notes": notes}
+        shown = {"options": options, "inference": _use(rows[0]), "command": command, "notes": notes}
         print(json.dumps(dataclasses.asdict(budget) | shown, indent=1))
         return 0
     cards = best_of_each(rows)[:SHOWN]
     more = f" ({len(rows) - len(cards)} more with --json)" if len(rows) > len(cards) else ""
     title = f"What to train for {budget}. The best cards{more}:"
     _show_rows(title, [*map(_purchase_cells, cards)])
-    stage, per_second = best.estimate.stages[0], float(f"{laptop:.2g}")
-    for line in (
-        f"Train {best.size.name}: the largest model that gets {TOKENS_PER_PARAMETER} tokens for "
-        "each parameter.",
-        f"  settings  {_settings(best)}",
-        f"  speed     {stage.tokens_per_second or 0:,.0f} tokens/s, {stage.speed_from}",
-        f"  to use    {size(weights)} in bf16; a laptop that reads 50 GB/s writes at most "
-        f"{per_second:,.0f} tokens/s",
-        f"A tenth of the money is kept for preparing data, evaluation and publishing. "
-        f"{'Next' if rental is None else f'Next, {rental}, then'}:",
-        f"  {command}",
-    ):
+    then = "Next" if change is None else f"Next, {change}, then"
+    kept = "A tenth of the money is kept for preparing data, evaluation and publishing."
+    for line in (*_recommended(rows[0]), f"{kept} {then}:", f"  {command}"):
         show(line)
     return 0
 
 
-def _settings(row: Purchase) -> str:
-    """Return steps, batch and rates in words."""
+def _use(row: Purchase) -> dict[str, float]:
+    """Return the bytes of a model in bf16, and the most tokens that a laptop writes in a second."""
+    cost = row.size.cost
+    laptop = LAPTOP / (2 * cost.active_params)
+    return {"bytes": 2 * cost.all_params, "laptop_tokens_per_second": laptop}
+
+
+def _recommended(row: Purchase) -> Iterator[str]:
+    """Yield the lines that say what to train."""
     rates = [f", {name} {value:g}" for name, value in row.settings.items()][2:]
     steps, batch = row.settings["steps"], row.settings["global_batch"]
-    return f"{steps:,} steps of {batch:,} × {row.size.job.data.seq_len:,} tokens{''.join(rates)}"
+    rows_of = f"{batch:,} × {row.size.job.data.seq_len:,} tokens"
+    stage, use = row.estimate.stages[0], _use(row)
+    per_second = float(f"{use['laptop_tokens_per_second']:.2g}")
+    yield (
+        f"Train {row.size.name}: the largest model that gets {TOKENS_PER_PARAMETER} tokens for "
+        "each parameter."
+    )
+    yield f"  settings  {steps:,} steps of {rows_of}{''.join(rates)}"
+    yield f"  speed     {stage.tokens_per_second or 0:,.0f} tokens/s, {stage.speed_from}"
+    yield (
+        f"  to use    {size(use['bytes'])} in bf16; a laptop that reads 50 GB/s writes at most "
+        f"{per_second:,.0f} tokens/s"
+    )
 
 
 def _purchase_cells(row: Purchase) -> dict[str, str]:

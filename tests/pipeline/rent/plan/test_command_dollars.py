@@ -14,6 +14,7 @@ from pipeline.rent.plan.command import show_dollars
 from pipeline.rent.plan.dollars import Money
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.sizes import sizes_of
 from tests.paths import JOBS, REPOSITORY
 from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.support.sky_catalog import Price
@@ -33,8 +34,8 @@ def plan(tmp_path, capsys):
     """What `pion plan --dollars` prints of jobs with an empty store: as JSON, or as lines."""
 
     def run(dollars=20.0, *overrides, job=SMALL, hours=None, as_json=True, **options):
-        given = [f"store={tmp_path / 'runs'}", *overrides]
-        assert show_dollars(job, given, Money(dollars, hours), as_json=as_json, **options) == 0
+        sizes = sizes_of(job, [f"store={tmp_path / 'runs'}", *overrides])
+        assert show_dollars(sizes, Money(dollars, hours), as_json=as_json, **options) == 0
         printed = capsys.readouterr().out
         return json.loads(printed) if as_json else printed.splitlines()
 
@@ -73,7 +74,7 @@ def test_the_example_in_the_document_is_what_the_program_prints(
     job = (JOBS / "pion2-max-small.yaml").read_text()
     named = re.sub(r"(?m)^name: .*$", "name: my", job)
     Path("my.yaml").write_text(f"{named}\n{found[1].replace(chr(10), ' ')}\n")
-    assert show_dollars("my.yaml", [], Money(20), as_json=False) == 0
+    assert show_dollars(sizes_of("my.yaml", []), Money(20), as_json=False) == 0
     assert capsys.readouterr().out.splitlines() == found[2].splitlines()
 
 
