@@ -145,9 +145,22 @@ def test_nobody_is_told_a_speed_that_no_host_can_reach(gpu, count):
     assert not stage.measured
 
 
-def test_recomputing_activations_is_slower():
-    plain, again = on("A40"), on("A40", "hardware.recompute=true")
-    assert (again.tokens_per_second or 0) == pytest.approx(0.75 * (plain.tokens_per_second or 0))
+@pytest.mark.parametrize(
+    ("rows", "overrides", "changes", "times"),
+    [
+        ((), ("hardware.recompute=true",), {}, 0.75),
+        # Each of several GPUs reaches a share of its speed, and the one with the most rows decides.
+        ((), (), {"count": 2}, 2 * SHARE_OF_SEVERAL),
+        (("pretrain.global_batch=9", "sft=null"), (), {"count": 4}, 9 / 3 * SHARE_OF_SEVERAL),
+    ],
+)
+def test_recomputing_and_several_gpus_change_the_speed(rows, overrides, changes, times):
+    before, after = on("A40", *rows), on("A40", *rows, *overrides, **changes)
+    assert after.tokens_per_second == pytest.approx(times * before.tokens_per_second)
+    words = "estimated: 15% MFU assumed"
+    if changes:
+        words += ", and each of several GPUs at 90% of that: not measured"
+    assert after.stages[0].speed_from == words
 
 
 def test_the_time_of_a_job_with_longer_rows_is_the_sum_over_its_phases():
@@ -190,18 +203,11 @@ def test_a_preemption_costs_a_restart_and_half_the_time_between_saves(steps, sec
     assert found.lost_hours == pytest.approx(found.hours * share)
 
 
-def test_each_of_several_gpus_is_taken_to_reach_a_share_of_its_speed_and_that_is_said():
-    one, two = on("A40"), on("A40", count=2)
+def test_several_machines_take_as_long_as_one_with_as_many_gpus_and_each_is_paid_for():
+    two, nodes = on("A40", count=2), estimate(small(), offer("A40"), num_nodes=2)
     assert two.stages[0].micro_batch * two.stages[0].grad_accum == 32
-    assert two.tokens_per_second == pytest.approx(2 * SHARE_OF_SEVERAL * one.tokens_per_second)
-    words = "estimated: 15% MFU assumed, and each of several GPUs at 90% of that: not measured"
-    assert two.stages[0].speed_from == words
-    nodes = estimate(small(), offer("A40"), num_nodes=2)
     assert nodes.hours == two.hours
-    assert nodes.dollars == pytest.approx(2 * 0.4 * (nodes.hours or 0))
-    rows = ("pretrain.global_batch=9", "sft=null")  # the GPU with the most rows decides
-    one, four = on("A40", *rows), on("A40", *rows, count=4)
-    assert four.tokens_per_second == pytest.approx(9 / 3 * SHARE_OF_SEVERAL * one.tokens_per_second)
+    assert nodes.dollars == pytest.approx(2 * 0.4 * nodes.hours)
 
 
 def test_each_of_several_gpus_has_a_part_of_the_moments():
