@@ -70,21 +70,34 @@ def test_the_market_has_each_gpu_spot_and_on_demand_where_it_is_cheapest(sky_hom
     assert "prices: the cheapest region in SkyPilot's catalog of runpod" in notes
 
 
-def also_by_four(sky_home, gpu, price):
-    """Let RunPod also offer machines with four such GPUs, at `price` for all four."""
+def also(sky_home, gpu, price, **fields):
+    """Let RunPod also offer a machine like that of this GPU, with other fields of the catalog."""
     import sky.catalog.runpod_catalog
     from sky.catalog import common
 
     path = sky_home.folder / ".sky/catalogs/v8/runpod/vms.csv"
     with path.open() as file:
-        one = next(row for row in csv.DictReader(file) if row["AcceleratorName"] == gpu)
-    kind = {"InstanceType": f"4x_{gpu}_SECURE", "AcceleratorCount": "4.0"}
-    four = one | kind | {"SpotPrice": str(price.spot), "Price": str(price.on_demand)}
+        machine = next(row for row in csv.DictReader(file) if row["AcceleratorName"] == gpu)
+    prices = {"SpotPrice": str(price.spot), "Price": str(price.on_demand)}
     with path.open("a", newline="") as file:
-        csv.DictWriter(file, list(one)).writerow(four)
+        csv.DictWriter(file, list(machine)).writerow(machine | prices | fields)
     machines = common.read_catalog("runpod/vms.csv")
     sky_home.patch.setattr(sky.catalog.runpod_catalog, "_df", machines)
     sky_home.answers.clear()
+
+
+def also_by_four(sky_home, gpu, price):
+    """Let RunPod also offer machines with four such GPUs, at `price` for all four."""
+    also(sky_home, gpu, price, InstanceType=f"4x_{gpu}_SECURE", AcceleratorCount="4.0")
+
+
+def test_spot_and_on_demand_are_each_taken_where_they_are_cheapest(sky_home):
+    also(sky_home, "A40", sky_catalog.Price(0.3, 0.35), Region="CZ", AvailabilityZone="EU-CZ-1")
+    offers, _ = market(["A40"])
+    assert [(str(o), o.price) for o in offers] == [
+        ("1 × A40 spot on RunPod/CA", 0.2),
+        ("1 × A40 on demand on RunPod/CZ", 0.35),
+    ]
 
 
 def test_the_market_of_four_gpus_has_machines_of_four_at_their_own_price(sky_home):
