@@ -319,6 +319,14 @@ class JobFields(Section):
         assert isinstance(section, Train)
         return section
 
+    def trained_tokens(self, stage: str) -> int | None:
+        """Return the tokens that a stage trains on: steps × rows × length. None: its steps are not
+        known yet."""
+        section, seq_len = self.section(stage), self.seq_len(stage)
+        if not section.steps_are_known:
+            return None
+        return section.total_steps * section.rows_of_step(seq_len) * seq_len
+
     def conversations(self, stage: str) -> Conversations:
         """Return the section of a stage that learns from conversations."""
         section = getattr(self, stage)
@@ -355,14 +363,6 @@ class JobFields(Section):
         if stage == "reinforce" and self.reinforce is not None:
             return self.reinforce.seq_len or max(self.data.seq_len, self.sft_seq_len)
         return self.sft_seq_len if stage == "sft" else self.data.seq_len
-
-    def trained_tokens(self, stage: str) -> int | None:
-        """Return the tokens of all steps of a training stage: steps × rows × length; None while
-        its steps are not known."""
-        section, length = self.section(stage), self.seq_len(stage)
-        if not section.steps_are_known:
-            return None
-        return section.total_steps * section.rows_of_step(length) * length
 
     @property
     def longest_prompt(self) -> int:

@@ -157,17 +157,17 @@ def _plan(args: argparse.Namespace) -> int:
 def _plan_for_dollars(args: argparse.Namespace) -> int:
     with _loading(quiet=args.json):
         from pipeline.rent.plan.command import show_dollars
-        from pipeline.rent.plan.dollars import Asked, Money
+        from pipeline.rent.plan.dollars import Money
+        from pipeline.rent.plan.sizes import sizes_of
 
-    asked = Asked(
-        job=args.job,
-        overrides=args.overrides,
-        money=Money(args.dollars, args.hours),
+    return show_dollars(
+        sizes_of(args.job, args.overrides),
+        Money(args.dollars, args.hours),
         gpus=args.gpu,
-        on=args.on,
+        as_json=args.json,
         bench=args.bench,
+        on=args.on,
     )
-    return show_dollars(asked, as_json=args.json)
 
 
 def _launch(args: argparse.Namespace) -> int:

@@ -111,7 +111,8 @@ def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> str | No
     problem = _worker_problem(job, offer, num_nodes)
     if problem is not None or offer.gpu is None or offer.gpu_memory is None:
         return problem
-    if guess.problem is not None and guess.stages:
+    never_ends = guess.stages and all(stage.fits for stage in guess.stages)
+    if guess.problem is not None and never_ends:
         return str(guess.problem)
     if guess.problem is not None:
         changes = what_to_change(job, [guess], num_nodes)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -28,20 +29,23 @@ from pipeline.console.formats import (
 )
 from pipeline.console.print_and_ask import saying_if_slow, show_table
 from pipeline.job import Job
+from pipeline.job.section import made
 from pipeline.rehearsal.phases import PhaseRead, phases_read, warnings_of
 from pipeline.rehearsal.rehearse import expect_rows, rehearse
 from pipeline.rent.plan.compared import Compared, machines_for
 from pipeline.rent.plan.dollars import (
     SPARE,
     TOKENS_PER_PARAMETER,
-    Asked,
+    Money,
     Purchase,
     best_of_each,
     command_for,
-    purchases_for,
+    priced_offers,
+    purchases,
 )
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, seconds_here
 from pipeline.rent.plan.prices import RESTART_SECONDS, market
+from pipeline.rent.plan.sizes import Size
 from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.plan.what_fits import (
     COUNTS,
@@ -61,7 +65,7 @@ NEXT_TO_STEPS = {
     "prefer": "computing the reference of prefer, once before its first step",
     "reinforce": "sampling the answers of reinforce, in each step",
 }
-# The columns of words. All others have numbers.
+# The columns of text. All others have numbers.
 LEFT = ("GPU", "way", "model", "steps", "source")
 # How many cards `--dollars` shows. `--json` has all.
 SHOWN = 5
@@ -95,28 +99,25 @@ def show_plan(
         sources = rehearse(plan, ["pretrain"]).rows_of("pretrain") if plan.mix_phases else ()
         phases = phases_read(plan, sources)
     compared = machines_for(plan, gpus, on, quiet=as_json)
-    nodes, here = compared.num_nodes, seconds_here(plan, known)
+    here = seconds_here(plan, known)
     rows, notes = _rows_and_notes(plan, compared, known)
     warnings = [*compared.warnings(plan, rows), *warnings_of(plan, phases, sources)]
-    notes += [f"warning: {words}" for words in warnings]
+    notes = [*filter(None, [uncertain]), *notes, *(f"warning: {text}" for text in warnings)]
     if here is None:
         notes.append("here, on this machine: known once a run of this model has trained here")
-    notes = [*filter(None, [uncertain]), *notes]
     if as_json:
         shown = {"run": plan.name, "estimates": [_as_json(plan, row) for row in rows]}
         read = {"phases": [dataclasses.asdict(phase) for phase in phases], "here_seconds": here}
         print(json.dumps({**shown, "notes": notes, **read}, indent=1))
         return 0
-    tokens = next((row.tokens for row in rows if row.stages), 0)
-    title = f"{plan.name}: {amount(tokens)} tokens ({', '.join(plan.train_stages)})"
-    own = {"GPU": "here", "way": "own", "time": _known(here, duration)}
-    _show_rows(title, [*map(_cells, rows), own])
+    title = f"{plan.name}: {amount(rows[0].tokens)} tokens ({', '.join(plan.train_stages)})"
+    this = {"GPU": "here", "way": "own", "time": _or_unknown(here, duration)}
+    _show_rows(title, [*map(_cells, rows), this])
     for stage in fine_tuning_stages(plan):
         at_once = f"with so many rows of {plan.seq_len(stage):,} tokens at once"
         _show_rows(f"{stage} on one GPU: GiB ({at_once})", _ways(plan, stage, rows))
-    for row in rows[:1]:
-        title = f"phases of pretrain on {row.offer.gpu or 'CPU'}"
-        _show_rows(title, _phases(phases, row, nodes))
+    title = f"phases of pretrain on {rows[0].offer.gpu or 'CPU'}"
+    _show_rows(title, _phases(phases, rows[0], compared.num_nodes))
     for note in notes:
         style = "yellow" if note.startswith("warning: ") else "dim"
         show_table(Text(f"· {printable(note)}"), style)
@@ -131,13 +132,13 @@ def _rows_and_notes(job: Job, compared: Compared, known: Known) -> tuple[list[Es
     changes = what_to_change(job, rows, nodes)
     is_rental, fits = compared.sky_yaml is not None, any(row.fits for row in rows)
     several = [] if is_rental or fits else on_several(job, rows)
-    for count in COUNTS:
+    for count in sorted({guess.offer.count for guess in several}):
         gpus = [str(guess.offer.gpu) for guess in several if guess.offer.count == count]
-        offers, about = market(gpus, job.prices, count=count) if gpus else ([], [])
+        offers, about = market(gpus, job.prices, count=count)
         rows += [estimate(job, offer, known) for offer in offers]
         notes += [note for note in about if note not in notes]
     rows = ranked(rows)
-    if rows and not rows[0].fits:
+    if not rows[0].fits:
         lines = [*(f"  {reason}" for reason in _why_unfit(rows)), what_would_fit(job), *changes]
         lines += what_several_would_fit(job, rows)
         raise BadInput("\n".join([f"{job.name} fits on none of these GPUs.", *lines]))
@@ -146,8 +147,7 @@ def _rows_and_notes(job: Job, compared: Compared, known: Known) -> tuple[list[Es
             "the job fits on none of these GPUs alone. Several GPUs of one machine divide its "
             "weights (hardware.fsdp), or its moments"
         )
-    notes += [*_why_unfit(rows), *changes, *_assumptions(job, rows)]
-    return rows, notes
+    return rows, [*notes, *_why_unfit(rows), *changes, *_assumptions(job, rows)]
 
 
 def ranked(estimates: Sequence[Estimate]) -> list[Estimate]:
@@ -165,8 +165,8 @@ def ranked(estimates: Sequence[Estimate]) -> list[Estimate]:
 
 def _all_brief(estimates: Sequence[Estimate]) -> bool:
     """Return whether training takes less than a minute on each GPU that it fits on."""
-    fit = [row for row in estimates if row.fits and row.stages]
-    return bool(fit) and all((row.training_seconds or BRIEF) < BRIEF for row in fit)
+    seconds = [row.training_seconds or BRIEF for row in estimates if row.fits and row.stages]
+    return bool(seconds) and max(seconds) < BRIEF
 
 
 # ---------------------------------------------------------------- notes
@@ -174,12 +174,11 @@ def _all_brief(estimates: Sequence[Estimate]) -> bool:
 
 def _assumptions(job: Job, rows: Sequence[Estimate]) -> list[str]:
     """Return notes that say what numbers are based on."""
-    stages = [stage for row in rows for stage in row.stages]
-    ways = [ways_on(job, stage, row.offer) for stage in fine_tuning_stages(job) for row in rows]
-    by_lora = [found.ways["lora"] for found in ways if found is not None]
-    count = max((row.offer.count for row in rows), default=1)
+    stages = [stage for row in rows if row.fits for stage in row.stages]
+    timed = [stage.stage for stage in stages if stage.reference_tokens]
+    count = max(row.offer.count for row in rows)
     boot = f"a boot of {RESTART_SECONDS:.0f} s"
-    notes = {
+    notes: dict[str, object] = {
         f"hardware.workers {job.hardware.workers_in_words}: planned for "
         f"{counted(job.hardware.min_workers or 1, 'worker')}": job.hardware.elastic,
         f"$/h and tokens/s are for a machine's {count} GPUs, one for each worker": count > 1,
@@ -190,32 +189,27 @@ def _assumptions(job: Job, rows: Sequence[Estimate]) -> list[str]:
         f"lost: on spot, a preemption every {job.checkpoint.preemption_hours:g} h "
         f"(checkpoint.preemption_hours) costs a restart of {RESTART_SECONDS:.0f} s and half "
         "the time between two saves": any(row.offer.use_spot for row in rows),
-        **{
-            f"of it: the time of {words}": any(
-                s.reference_tokens for s in stages if s.stage == stage
-            )
-            for stage, words in NEXT_TO_STEPS.items()
-        },
-        "* activations are recomputed to fit": any(
-            stage.recompute for stage in [*stages, *by_lora] if stage is not None and stage.fits
+        **{f"of it: the time of {work}": s in timed for s, work in NEXT_TO_STEPS.items()},
+        "* activations are recomputed to fit": (
+            fine_tuning_stages(job) or any(stage.recompute for stage in stages)
         ),
         f"time and $: {boot} and training; preparing data, evaluation and publishing are extra": (
             True
         ),
     }
-    return [note for note, holds in notes.items() if holds]
+    return made(notes)
 
 
 def _why_unfit(rows: Sequence[Estimate]) -> list[str]:
     """Return a line for each reason why GPUs will not do, with these GPUs and what they have."""
-    unfit: dict[str, dict[str, None]] = {}
+    gpus_of: dict[str, dict[str, None]] = {}
     refused = (row for row in rows if not row.fits)
     for row in sorted(refused, key=lambda row: row.lacks.usable if row.lacks else 0):
         gpu, why = row.offer.gpu or "CPU", str(row.problem)
         if row.lacks is not None:
             gpu, why = f"{gpu} ({row.lacks.usable / GIB:.1f} GiB usable)", row.lacks.what
-        unfit.setdefault(why, {})[gpu] = None
-    return [f"{', '.join(gpus)}: {why}" for why, gpus in unfit.items()]
+        gpus_of.setdefault(why, {})[gpu] = None
+    return [f"{', '.join(gpus)}: {why}" for why, gpus in gpus_of.items()]
 
 
 # ---------------------------------------------------------------- tables
@@ -254,27 +248,26 @@ def _cells(row: Estimate) -> dict[str, str]:
 def _machine_cells(row: Estimate) -> dict[str, str]:
     count = f"{row.offer.count} × " if row.offer.count > 1 else ""
     return {
-        "GPU": f"{count}{row.offer.gpu or 'CPU'}{', sharded' if row.sharded else ''}",
+        "GPU": f"{count}{row.offer.gpu or 'CPU'}{', sharded' if row.fits and row.sharded else ''}",
         "way": "spot" if row.offer.use_spot else "demand",
-        "$/h": _known(row.offer.price, cents),
+        "$/h": _or_unknown(row.offer.price, cents),
     }
 
 
 def _cost_cells(row: Estimate) -> dict[str, str]:
-    passes = [stage.reference_seconds for stage in row.stages]
-    of_it = sum(seconds for seconds in passes if seconds is not None)
+    of_it = sum(stage.reference_seconds or 0.0 for stage in row.stages)
     return {
-        "tokens/s": _known(row.tokens_per_second, "{:,.0f}".format),
-        "time": _known(row.hours, minutes_or_hours),
+        "tokens/s": _or_unknown(row.tokens_per_second, "{:,.0f}".format),
+        "time": _or_unknown(row.hours, minutes_or_hours),
         **({"of it": minutes_or_hours(of_it / 3600)} if of_it else {}),
-        "lost": _known(row.lost_hours, minutes_or_hours),
-        "$": _known(row.dollars, cents),
-        "$/10⁹": _known(row.dollars_per_billion_tokens, cents),
+        "lost": _or_unknown(row.lost_hours, minutes_or_hours),
+        "$": _or_unknown(row.dollars, cents),
+        "$/10⁹": _or_unknown(row.dollars_per_billion_tokens, cents),
     }
 
 
-def _known(value: float | None, words: Callable[[float], str]) -> str:
-    return "?" if value is None else words(value)
+def _or_unknown(value: float | None, form: Callable[[float], str]) -> str:
+    return "?" if value is None else form(value)
 
 
 def _ways(job: Job, stage: str, rows: Sequence[Estimate]) -> list[dict[str, str]]:
@@ -284,13 +277,13 @@ def _ways(job: Job, stage: str, rows: Sequence[Estimate]) -> list[dict[str, str]
     return [
         {
             "GPU": gpu,
-            "usable": f"{found.usable / GIB:.1f}",
-            "in full": _way(found.ways["full"]),
-            "recomputed": _way(found.ways["recomputed"]),
-            f"LoRA of rank {found.rank}": _way(found.ways["lora"]),
+            "usable": f"{each.usable / GIB:.1f}",
+            "in full": _way(each.ways.get("full")),
+            "recomputed": _way(each.ways.get("recomputed")),
+            f"LoRA of rank {each.rank}": _way(each.ways.get("lora")),
         }
-        for gpu, found in ways.items()
-        if found is not None
+        for gpu, each in ways.items()
+        if each is not None
     ]
 
 
@@ -305,14 +298,14 @@ def _phases(phases: Sequence[PhaseRead], row: Estimate, nodes: int) -> list[dict
     """Return what each phase reads of each source, with its time and dollars on a machine."""
     rows = []
     for number, phase in enumerate(phases):
-        seconds = row.stages[0].seconds_of_phase(number, phase.tokens) if row.stages else None
-        hours = None if seconds is None else seconds / 3600
+        speeds = row.stages[0].by_phase if row.stages else ()
+        hours = phase.tokens / speeds[number] / 3600 if speeds else None
         dollars = None if hours is None or not row.offer.price else hours * row.offer.price * nodes
         cells = {
             "steps": f"{phase.first:,}–{phase.last:,}",
             "rows of": f"{phase.seq_len:,}",
-            "time": _known(hours, minutes_or_hours),
-            "$": _known(dollars, cents),
+            "time": _or_unknown(hours, minutes_or_hours),
+            "$": _or_unknown(dollars, cents),
         }
         for source in phase.sources:
             rows.append(cells | source.cells)
@@ -325,9 +318,9 @@ def _phases(phases: Sequence[PhaseRead], row: Estimate, nodes: int) -> list[dict
 
 def _as_json(job: Job, row: Estimate) -> dict[str, Any]:
     ways = {
-        stage: None if found is None else found.as_json()
+        stage: None if each is None else each.as_json()
         for stage in fine_tuning_stages(job)
-        for found in [ways_on(job, stage, row.offer)]
+        for each in [ways_on(job, stage, row.offer)]
     }
     return {
         **dataclasses.asdict(row.offer),
@@ -351,50 +344,76 @@ def _as_json(job: Job, row: Estimate) -> dict[str, Any]:
 # ---------------------------------------------------------------- what to train for money
 
 
-def show_dollars(asked: Asked, *, as_json: bool) -> int:
-    """Print what to train for the money on each card, the best first.
+def show_dollars(
+    sizes: Sequence[Size],
+    budget: Money,
+    *,
+    gpus: Sequence[str] = (),
+    as_json: bool,
+    bench: Sequence[str] = (),
+    on: str | None = None,
+) -> int:
+    """Print which of the models to train for the money on each card, the best first. The other
+    arguments are those of `show_plan`.
 
     Raises BadInput for a job with mistakes, for money that buys too little, and if no machine has a
     price.
     """
-    rows, notes = purchases_for(asked, quiet=as_json)
-    best, (command, rental) = rows[0], command_for(asked, rows)
-    use = {
-        "bytes": 2 * best.size.cost.all_params,
-        "laptop_tokens_per_second": LAPTOP / (2 * best.size.cost.active_params),
-    }
+    with saying_if_slow("reading the speeds of earlier runs", quiet=as_json):
+        # A store that does not answer costs a few seconds, and not as many for each model.
+        with ThreadPoolExecutor(len(sizes)) as pool:
+            known = pool.map(lambda size: known_speeds(size.job, bench), sizes)
+            sizes = [dataclasses.replace(size, known=k) for size, k in zip(sizes, known)]
+        uncertain = [expect_rows(size.job) for size in sizes]
+    compared = machines_for(sizes[0].job, gpus, on, COUNTS, quiet=as_json)
+    rows = purchases(budget, sizes, priced_offers(compared), compared.num_nodes)
+    command, change = command_for(rows, budget.dollars, on)
     if as_json:
+        notes = [*compared.notes, *dict.fromkeys(filter(None, uncertain))]
         notes += [f"{SPARE:.0%} of the money is kept for other work than training"]
         options = [
             dataclasses.asdict(row.estimate.offer)
             | {"price": row.estimate.offer.price, "chosen": row.as_json()}
             for row in rows
         ]
-        money_asked = {"dollars": asked.money.dollars, "hours": asked.money.hours}
-        shown = {"options": options, "inference": use, "command": command, "notes": notes}
-        print(json.dumps(money_asked | shown, indent=1))
+        shown = {"options": options, "inference": _use(rows[0]), "command": command, "notes": notes}
+        print(json.dumps(dataclasses.asdict(budget) | shown, indent=1))
         return 0
-    shown_rows = best_of_each(rows)[:SHOWN]
-    left = len(rows) - len(shown_rows)
-    more = f" ({left} more with --json)" if left > 0 else ""
-    _show_rows(
-        f"What to train for {asked.money}. The best cards{more}:",
-        [*map(_purchase_cells, shown_rows)],
-    )
-    stage, laptop = best.estimate.stages[0], float(f"{use['laptop_tokens_per_second']:.2g}")
-    for line in (
-        f"Train {best.size.name}: the largest model that gets {TOKENS_PER_PARAMETER} tokens for "
-        "each parameter.",
-        f"  settings  {best.settings_in_words}",
-        f"  speed     {stage.tokens_per_second or 0:,.0f} tokens/s, {stage.speed_from}",
-        f"  to use    {size(use['bytes'])} in bf16; a laptop that reads 50 GB/s writes at most "
-        f"{laptop:,.0f} tokens/s",
-        f"A tenth of the money is kept for preparing data, evaluation and publishing. "
-        f"{'Next' if rental is None else f'Next, {rental}, then'}:",
-        f"  {command}",
-    ):
+    cards = best_of_each(rows)[:SHOWN]
+    more = f" ({len(rows) - len(cards)} more with --json)" if len(rows) > len(cards) else ""
+    title = f"What to train for {budget}. The best cards{more}:"
+    _show_rows(title, [*map(_purchase_cells, cards)])
+    then = "Next" if change is None else f"Next, {change}, then"
+    kept = "A tenth of the money is kept for preparing data, evaluation and publishing."
+    for line in (*_recommended(rows[0]), f"{kept} {then}:", f"  {command}"):
         show(line)
     return 0
+
+
+def _use(row: Purchase) -> dict[str, float]:
+    """Return the bytes of a model in bf16, and the most tokens that a laptop writes in a second."""
+    cost = row.size.cost
+    laptop = LAPTOP / (2 * cost.active_params)
+    return {"bytes": 2 * cost.all_params, "laptop_tokens_per_second": laptop}
+
+
+def _recommended(row: Purchase) -> Iterator[str]:
+    """Yield the lines that say what to train."""
+    rates = [f", {name} {value:g}" for name, value in row.settings.items()][2:]
+    steps, batch = row.settings["steps"], row.settings["global_batch"]
+    rows_of = f"{batch:,} × {row.size.job.data.seq_len:,} tokens"
+    stage, use = row.estimate.stages[0], _use(row)
+    per_second = float(f"{use['laptop_tokens_per_second']:.2g}")
+    yield (
+        f"Train {row.size.name}: the largest model that gets {TOKENS_PER_PARAMETER} tokens for "
+        "each parameter."
+    )
+    yield f"  settings  {steps:,} steps of {rows_of}{''.join(rates)}"
+    yield f"  speed     {stage.tokens_per_second or 0:,.0f} tokens/s, {stage.speed_from}"
+    yield (
+        f"  to use    {size(use['bytes'])} in bf16; a laptop that reads 50 GB/s writes at most "
+        f"{per_second:,.0f} tokens/s"
+    )
 
 
 def _purchase_cells(row: Purchase) -> dict[str, str]:

@@ -12,7 +12,6 @@ from pion.errors import BadInput
 from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.job import Job
 from pipeline.rent.plan.estimate import Estimate, estimate
-from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import (
     NO_CATALOG,
     NotOffered,
@@ -20,7 +19,6 @@ from pipeline.rent.plan.prices import (
     cheapest_first,
     look_up,
     market,
-    unpriced,
 )
 from pipeline.rent.sky_yaml import Candidate, SkyYaml, read_sky_yaml
 
@@ -47,9 +45,10 @@ class Compared:
         if self.sky_yaml is None:
             return []
         fitting = {(e.offer.gpu, e.offer.count, e.offer.use_spot) for e in estimates if e.fits}
-        candidates = self.sky_yaml.candidates
-        left = [c for c in candidates if (c.gpu, c.count, c.use_spot) in fitting]
-        return [*filter(None, [narrow_spot(job, self.sky_yaml, left)])]
+        candidates = [
+            c for c in self.sky_yaml.candidates if (c.gpu, c.count, c.use_spot) in fitting
+        ]
+        return [*filter(None, [narrow_spot(job, self.sky_yaml, candidates)])]
 
 
 def machines_for(
@@ -59,8 +58,8 @@ def machines_for(
 
     Raises as `of_rental` and `on_the_market`. If it is slow, says so, unless it is `quiet`.
     """
-    asked = "asking SkyPilot for the prices of machines, which it fetches every few hours"
-    with saying_if_slow(asked, quiet=quiet):
+    message = "asking SkyPilot for the prices of machines, which it fetches every few hours"
+    with saying_if_slow(message, quiet=quiet):
         return on_the_market(job, gpus, several) if on is None else of_rental(job, on)
 
 
@@ -82,9 +81,9 @@ def of_rental(job: Job, path: str) -> Compared:
     Raises BadInput if SkyPilot does not accept the file, and if nobody offers any of the machines.
     """
     sky_yaml = read_sky_yaml(path)
-    found = [(c, look_up(c, sky_yaml.num_nodes, job.prices)) for c in sky_yaml.candidates]
-    offers = [offer for _, offer in found if not isinstance(offer, NotOffered)]
-    notes = [f"{c}: {offer.note}" for c, offer in found if isinstance(offer, NotOffered)]
+    answers = [(c, look_up(c, sky_yaml.num_nodes, job.prices)) for c in sky_yaml.candidates]
+    offers = [offer for _, offer in answers if not isinstance(offer, NotOffered)]
+    notes = [f"{c}: {offer.note}" for c, offer in answers if isinstance(offer, NotOffered)]
     if not offers:
         raise BadInput("\n".join([f"nobody offers a machine of {path}.", *notes]))
     for why in sorted({offer.note for offer in offers if offer.note}):
@@ -105,34 +104,31 @@ def narrow_spot(job: Job, sky_yaml: SkyYaml, candidates: Sequence[Candidate]) ->
     The warning says which entries to add. A rental with an on-demand machine does not wait for
     spot.
     """
-    own = all((candidate.cloud or "").lower() in NO_CATALOG for candidate in candidates)
-    if own or not all(candidate.use_spot for candidate in candidates):
+    mine = all((candidate.cloud or "").lower() in NO_CATALOG for candidate in candidates)
+    if mine or not all(candidate.use_spot for candidate in candidates):
         return None
-    words: list[str] = []
-    entries: list[Candidate] = []
-    first = candidates[0]
-    places = {(candidate.cloud, candidate.region) for candidate in candidates}
-    if len(places) == 1 and first.region is not None:
+    sentences, entries, first = list[str](), list[Candidate](), candidates[0]
+    if len({(candidate.cloud, candidate.region) for candidate in candidates}) == 1 and first.region:
         zone = first.zone if len({candidate.zone for candidate in candidates}) == 1 else None
-        place = "/".join(filter(None, (first.cloud, first.region, zone)))
-        words.append(
-            f"every machine is spot in {place}: while there is none, the run waits. On recorded "
-            "AWS markets, a second region shortened the median wait of a 28-hour run from 23 h to "
-            "0.5 h; a second zone of the same region did not."
+        sentences.append(
+            f"every machine is spot in {'/'.join(filter(None, (first.cloud, first.region, zone)))}:"
+            " while there is none, the run waits. On recorded AWS markets, a second region "
+            "shortened the median wait of a 28-hour run from 23 h to 0.5 h; a second zone of the "
+            "same region did not."
         )
         entries += _elsewhere(job, sky_yaml, first)[:SUGGESTIONS]
-    if len({candidate.gpu for candidate in candidates}) == 1 and first.gpu is not None:
-        words.append(
+    if len({candidate.gpu for candidate in candidates}) == 1 and first.gpu:
+        sentences.append(
             f"every machine is a spot {first.gpu}: while none is free, the run waits. Other types "
             "of GPU may shorten the wait. That is unproven: no recorded market has several types."
         )
         entries += _of_other_gpus(job, sky_yaml, first)[:SUGGESTIONS]
-    if not words:
+    if not sentences:
         return None
     where = f"the list `ordered:` under `resources:` in {sky_yaml.path}"
     lines = "".join(f"\n- {_entry(candidate)}" for candidate in entries)
-    words.append(f"Add to {where}:{lines}" if entries else f"Add entries to {where}.")
-    return " ".join(words)
+    sentences.append(f"Add to {where}:{lines}" if entries else f"Add entries to {where}.")
+    return " ".join(sentences)
 
 
 def _elsewhere(job: Job, sky_yaml: SkyYaml, first: Candidate) -> list[Candidate]:
@@ -140,26 +136,26 @@ def _elsewhere(job: Job, sky_yaml: SkyYaml, first: Candidate) -> list[Candidate]
     resources = first.resources.copy(region=None, zone=None)
     anywhere = replace(first, region=None, zone=None, resources=resources)
     prices = look_up(anywhere, sky_yaml.num_nodes, job.prices).elsewhere
-    places = sorted(prices, key=lambda place: (prices[place], place))
-    regions = (place.partition("/")[2] for place in places)
+    regions = (place.partition("/")[2] for place in sorted(prices, key=lambda p: (prices[p], p)))
     return [replace(first, region=region) for region in regions if region != first.region]
 
 
 def _of_other_gpus(job: Job, sky_yaml: SkyYaml, first: Candidate) -> list[Candidate]:
     """Return the machine with the other types of GPU on which the job fits, the cheapest first."""
-    offers = []
-    for gpu in GPU_TYPES.keys() - {first.gpu}:
-        resources = first.resources.copy(accelerators={gpu: first.count})
-        other = replace(first, gpu=gpu, resources=resources)
-        if estimate(job, unpriced(other), num_nodes=sky_yaml.num_nodes).fits:
-            offers.append(look_up(other, sky_yaml.num_nodes, job.prices))
-    priced = [offer for offer in cheapest_first(offers) if offer.price is not None]
-    return [replace(first, gpu=offer.gpu) for offer in priced]
+    offers, _ = market((), job.prices, count=first.count, cloud=first.cloud)
+    spot = [o for o in offers if o.use_spot and o.gpu != first.gpu and o.price is not None]
+    return [
+        replace(first, gpu=offer.gpu)
+        for offer in cheapest_first(spot)
+        if estimate(job, offer, num_nodes=sky_yaml.num_nodes).fits
+    ]
 
 
 def _entry(candidate: Candidate) -> str:
     """Return the YAML of a spot machine, in one line."""
-    place = "/".join(filter(None, ((candidate.cloud or "").lower(), candidate.region)))
-    infra = f"infra: {place}, " if place else ""
-    gpu = "" if candidate.gpu is None else f"accelerators: {candidate.gpu}:{candidate.count}, "
-    return f"{{{infra}{gpu}use_spot: true}}"
+    fields = {
+        "infra": "/".join(filter(None, ((candidate.cloud or "").lower(), candidate.region))),
+        "accelerators": candidate.gpu and f"{candidate.gpu}:{candidate.count}",
+        "use_spot": "true",
+    }
+    return f"{{{', '.join(f'{name}: {value}' for name, value in fields.items() if value)}}}"

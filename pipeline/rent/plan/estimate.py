@@ -1,10 +1,5 @@
 """What a job takes on a machine: memory, micro-batch, speed, hours, dollars, and preemptions.
 
-    tokens/s of one GPU = measured by earlier runs of the model or by `pion bench`,
-                          or estimated: peak FLOP/s × MFU / FLOPs per token
-    tokens/s of several = tokens of a step / seconds of the GPU with the most rows, each at
-                          SHARE_OF_SEVERAL of its speed alone, unless a run has measured it;
-                          no step is shorter than its host needs to start kernels
     loss per preemption L = RESTART_SECONDS + half the interval between saves
     hours on spot = (RESTART_SECONDS + training) × M / (M − L), one preemption every M seconds
 
@@ -14,47 +9,39 @@ publishing are extra.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
 from pion.data.order import rows_per_rank
-from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
 from pion.train.hardware import device_name, pick_device, pick_residual
 from pion.train.memory import predict_memory, rollout_rows
-from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_sharing
+from pion.train.micro_batch import DoesNotFit, choose_sharing
 from pion.train.phases import config_of_largest_phase, only_apart
 from pion.train.workload import Workload
 from pipeline.job import Job
+from pipeline.job.section import made
 from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
-from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, Speed, past_speed_on, speed_on
+from pipeline.rent.plan.speeds import (
+    NOTHING_KNOWN,
+    Known,
+    Speed,
+    mean_over_phases,
+    past_speed_on,
+    speed_of_all,
+    speed_on,
+)
+from pipeline.run.preflight import stage_with_few_rows
 from pipeline.training.cadence import SaveCadence
 
 # Training takes so many times as long as a forward pass: the backward pass takes twice as long.
 FORWARD = 3
 # Sampling answers takes so many times as long as training on them (by arithmetic, not measured).
 SAMPLING = 2.0
-# Each of several GPUs is taken to reach this share of its speed alone. Nobody has measured the time
-# that they need to exchange gradients, updates and, if they divide them, weights.
-SHARE_OF_SEVERAL = 0.9
-# The hosts of a rented H200 and a rented H100 took 31 and 42 µs for each kernel of
-# `pion2-max-small` (docs/performance.md). A slower or faster host is possible.
-LAUNCH_SECONDS = 30e-6
-# Kernels of a compiled block, forward and backward; embedding and loss count as one more block. An
-# H100 ran 1,343 in a step of `pion-small`, whose 16 blocks count as 1,310 here.
-LAUNCHES = 70
-LAUNCHES_OF_UPDATE = 120  # clipping, Muon, AdamW, metrics
-# Where a speed comes from that is not the card's.
-HOST_LIMITS = (
-    f"estimated: so small a step waits for its host, which starts a kernel in "
-    f"{1e6 * LAUNCH_SECONDS:.0f} µs (as next to an H200)"
-)
 
 
 @dataclass(frozen=True)
@@ -78,7 +65,6 @@ class StageEstimate:
     speed_from: str
     measured: bool = False
     reference_tokens: int = 0
-    sharded: bool = False  # whether the GPUs divide the weights (hardware.fsdp)
     joined: int = 1  # how many rows are read as one, where they are longest
     by_phase: tuple[float, ...] = ()  # the tokens per second of each phase of pretraining
     problem: BadInput | None = None
@@ -89,9 +75,12 @@ class StageEstimate:
 
     def as_json(self) -> dict[str, Any]:
         """Return the values of `--json`, whose keys are pinned (tests/golden/json/keys.txt)."""
-        shown = [name for name in vars(self) if name not in ("in_memory", "problem")]
-        names = [*shown, "peak_bytes", "reference_seconds"]
-        return {name: getattr(self, name) for name in names}
+        shown = {k: v for k, v in vars(self).items() if k not in ("in_memory", "problem")}
+        return shown | {
+            "sharded": self.in_memory.sharded,  # the GPUs divide the weights (hardware.fsdp)
+            "peak_bytes": self.peak_bytes,
+            "reference_seconds": self.reference_seconds,
+        }
 
     @property
     def peak_bytes(self) -> int:
@@ -119,10 +108,6 @@ class StageEstimate:
         if self.tokens_per_second is None or not self.reference_tokens:
             return None
         return self.reference_tokens / self.tokens_per_second
-
-    def seconds_of_phase(self, number: int, tokens: int) -> float | None:
-        """Return how long a phase takes that reads so many tokens; None if that is not known."""
-        return tokens / self.by_phase[number] if self.by_phase else None
 
 
 @dataclass(frozen=True)
@@ -177,22 +162,11 @@ class Estimate:
     @property
     def sharded(self) -> bool:
         """Whether the GPUs divide the weights in some stage."""
-        return any(stage.sharded for stage in self.stages)
+        return any(stage.in_memory.sharded for stage in self.stages)
 
     @property
     def dollars_per_billion_tokens(self) -> float | None:
         return None if self.dollars is None else self.dollars / self.tokens * 1e9
-
-    def tokens_of_first_in(self, hours: float) -> float | None:
-        """Return on how many tokens the first stage would train if the job took so many hours and
-        its other stages stayed: hours grow linearly with tokens. None: its speed is not known."""
-        if not self.training_seconds or self.hours is None:
-            return None
-        first = self.stages[0]
-        paid = RESTART_SECONDS + self.training_seconds
-        others = self.training_seconds - (first.seconds or 0.0)
-        left = 3600 * hours / (3600 * self.hours / paid) - RESTART_SECONDS - others
-        return left * (first.tokens_per_second or 0.0)
 
 
 def estimate(
@@ -202,31 +176,38 @@ def estimate(
     of this model and of cards."""
     if offer.gpu is None:
         return Estimate(offer)
-    if (why := too_old(offer.gpu)) is not None:
+    if (why := _unusable(job, offer, num_nodes)) is not None:
         return Estimate(offer, problem=BadInput(why))
-    if offer.gpu_memory is None:
-        return Estimate(offer, problem=BadInput(f"the memory of a {offer.gpu} is unknown"))
-    stages: tuple[StageEstimate, ...] = ()
-    for stage in job.train_stages:
-        stages += (estimate_stage(job, stage, offer, known, num_nodes=num_nodes),)
-        if stages[-1].problem is not None:
-            return Estimate(offer, problem=stages[-1].problem)
-    unpriced = Estimate(offer, stages)
-    if unpriced.training_seconds is None:
-        return unpriced
-    paid = work = RESTART_SECONDS + unpriced.training_seconds
-    if offer.use_spot:
-        every, lost = 3600 * job.checkpoint.preemption_hours, _lost_seconds(job, stages)
-        if lost >= every:
-            why = (
-                f"a preemption every {every / 60:.0f} min (checkpoint.preemption_hours) would cost "
-                f"{lost / 60:.0f} min each time, so the job would never finish"
-            )
-            return replace(unpriced, problem=BadInput(why))
-        paid = work * every / (every - lost)
-    hours = paid / 3600
-    dollars = None if offer.price is None else hours * offer.price * num_nodes
-    return replace(unpriced, hours=hours, lost_hours=(paid - work) / 3600, dollars=dollars)
+    stages = tuple(
+        estimate_stage(job, stage, offer, known, num_nodes=num_nodes) for stage in job.train_stages
+    )
+    row = Estimate(offer, stages, next((s.problem for s in stages if s.problem), None))
+    if row.problem is not None or row.training_seconds is None:
+        return row
+    work = RESTART_SECONDS + row.training_seconds
+    every = 3600 * job.checkpoint.preemption_hours
+    lost = _lost_seconds(job, stages) if offer.use_spot else 0.0
+    if lost >= every:
+        why = (
+            f"a preemption every {every / 60:.0f} min (checkpoint.preemption_hours) would cost "
+            f"{lost / 60:.0f} min each time, so the job would never finish"
+        )
+        return replace(row, problem=BadInput(why))
+    paid = work / (1 - lost / every)
+    dollars = None if offer.price is None else paid / 3600 * offer.price * num_nodes
+    return replace(row, hours=paid / 3600, lost_hours=(paid - work) / 3600, dollars=dollars)
+
+
+def _unusable(job: Job, offer: Offer, num_nodes: int) -> str | None:
+    """Return why no stage can train on these GPUs, whatever it needs; None if stages can."""
+    gpu, workers = offer.gpu or "", workers_on(job, offer, num_nodes)
+    few = stage_with_few_rows(job, workers)
+    reasons = {
+        f"a {gpu} is too old: the installed torch needs compute capability 7.5": too_old(gpu),
+        f"the memory of a {gpu} is unknown": offer.gpu_memory is None,
+        f"{few}.global_batch is less than one row for each of the {workers} workers": few,
+    }
+    return next(iter(made(reasons)), None)
 
 
 def estimate_stage(
@@ -244,29 +225,33 @@ def estimate_stage(
 
     def speed_of(length: int) -> Speed:  # where so many rows are read as one
         read, long = replace(work, seq_len=length * work.seq_len), batch // length
-        one, micro = speed_on(gpu, read, known, recompute=recompute), max(1, micro_batch // length)
-        return _of_all(one, read, long, rows_per_rank(long, workers), micro)
+        single, micro = speed_on(gpu, read, known, recompute=recompute), micro_batch // length
+        return speed_of_all(single, read, long, rows_per_rank(long, workers), max(1, micro))
 
-    reached, by_phase = _over_phases(job.mix_phases if stage == "pretrain" else [], speed_of)
-    found = StageEstimate(
+    speed, by_phase = mean_over_phases(job.mix_phases if stage == "pretrain" else [], speed_of)
+    result = StageEstimate(
         stage=stage,
         micro_batch=micro_batch,
         grad_accum=-(-rows // micro_batch),
         recompute=recompute,
         in_memory=in_memory,
-        tokens=_tokens(job, stage),
-        tokens_per_second=reached.tokens_per_second,
-        speed_from=reached.words,
-        measured=reached.measured,
+        tokens=job.trained_tokens(stage),
+        tokens_per_second=speed.tokens_per_second,
+        speed_from=speed.source,
+        measured=speed.measured,
         reference_tokens=_reference_tokens(job, stage),
-        sharded=in_memory.sharded,
         joined=joined,
         by_phase=by_phase,
         problem=problem,
     )
-    if problem is None and micro_batch > fitting:
-        return _refuse_micro_batch(found, offer.gpu_memory, fitting)
-    return found
+    if problem is None and micro_batch > fitting and result.peak_bytes > offer.usable_bytes:
+        why = (
+            f"hardware.micro_batch {micro_batch}: {stage} would need "
+            f"{result.peak_bytes / 2**30:.1f} GiB of {offer.usable_bytes / 2**30:.1f} GiB. Remove "
+            f"hardware.micro_batch, and {fitting} is used"
+        )
+        return replace(result, problem=BadInput(why))
+    return result
 
 
 def _fit(
@@ -275,8 +260,7 @@ def _fit(
     """Return the work of the phase that needs the most memory, as ranks share it; the micro-batch
     that fits; whether activations are recomputed; and why not even one row fits."""
     section, hardware = job.section(stage), job.hardware
-    largest = config_of_largest_phase(phases_of(section), work.config)
-    work = replace(work, config=largest)
+    work = replace(work, config=config_of_largest_phase(phases_of(section), work.config))
     try:
         fitting = choose_sharing(
             work,
@@ -291,71 +275,12 @@ def _fit(
     return *fitting, None
 
 
-def _refuse_micro_batch(found: StageEstimate, memory_bytes: int, fitting: int) -> StageEstimate:
-    """Return a stage with the problem of a micro-batch that the job fixes, if it needs more memory
-    than there is. `fitting` rows would be chosen."""
-    usable = int(memory_bytes * (1 - HEADROOM))
-    if found.peak_bytes <= usable:
-        return found
-    why = (
-        f"hardware.micro_batch {found.micro_batch}: {found.stage} would need "
-        f"{found.peak_bytes / 2**30:.1f} GiB of {usable / 2**30:.1f} GiB. Remove "
-        f"hardware.micro_batch, and {fitting} is used"
-    )
-    return replace(found, problem=BadInput(why))
-
-
-def _over_phases(
-    phases: Sequence[MixPhase], speed_of: Callable[[int], Speed]
-) -> tuple[Speed, tuple[float, ...]]:
-    """Return the mean speed over phases, and the tokens per second of each. `speed_of` says the
-    speed where so many rows are read as one."""
-    speeds = [speed_of(phase.length) for phase in phases]
-    reached = [speed.tokens_per_second for speed in speeds if speed.tokens_per_second]
-    if not phases or len(reached) < len(speeds):
-        return speed_of(1), ()
-    time = sum(phase.rows / speed for phase, speed in zip(phases, reached))
-    mean = sum(phase.rows for phase in phases) / time
-    measured = all(speed.measured for speed in speeds)
-    return replace(speeds[0], tokens_per_second=mean, measured=measured), tuple(reached)
-
-
-def _of_all(one: Speed, work: Workload, batch: int, rows: int, micro_batch: int) -> Speed:
-    """Return the speed of all GPUs in steps of `batch` rows, of which the busiest GPU computes
-    `rows`. `one` is the speed of one GPU alone; if a run measured it, of one of the run's GPUs."""
-    if one.tokens_per_second is None:
-        return one
-    share = SHARE_OF_SEVERAL if work.ranks > 1 and not one.by_run else 1.0
-    seconds = rows * work.seq_len / (share * one.tokens_per_second)
-    passes = math.ceil(rows / micro_batch)
-    starting = LAUNCH_SECONDS * (
-        passes * LAUNCHES * (work.config.n_layers + 1) + LAUNCHES_OF_UPDATE
-    )
-    if not one.by_run and starting >= seconds:
-        return Speed(batch * work.seq_len / starting, HOST_LIMITS)
-    if work.ranks == 1:
-        return one
-    reached = replace(one, tokens_per_second=batch * work.seq_len / seconds)
-    if one.by_run:
-        return reached
-    words = f"{one.words}, and each of several GPUs at {share:.0%} of that: not measured"
-    return replace(reached, words=words, measured=False)
-
-
-def _tokens(job: Job, stage: str) -> int | None:
-    """Return the tokens of a stage; None while its steps are not known."""
-    section, length = job.section(stage), job.seq_len(stage)
-    if not section.steps_are_known:
-        return None
-    return section.total_steps * section.rows_of_step(length) * length
-
-
 def _reference_tokens(job: Job, stage: str) -> int:
     """Return how many trained tokens take as long as what a stage computes next to training: the
     reference, a forward pass over its rows, as far as these are known; or the answers."""
     section = job.section(stage)
     if section.reinforcement is not None:
-        return int(SAMPLING * (_tokens(job, stage) or 0))
+        return int(SAMPLING * (job.trained_tokens(stage) or 0))
     rows = section.rows if job.needs_reference(stage) else None
     return 0 if rows is None else rows * job.seq_len(stage) // FORWARD
 
@@ -381,7 +306,7 @@ def seconds_here(job: Job, known: Known) -> float | None:
     for stage in job.train_stages:
         length, lora = job.seq_len(stage), job.lora(stage) is not None
         past = past_speed_on(known.runs, device, length, lora=lora)
-        tokens = _tokens(job, stage)
+        tokens = job.trained_tokens(stage)
         if past is None or tokens is None:
             return None
         total += (tokens + _reference_tokens(job, stage)) / (workers * past.tokens_per_second)
@@ -417,5 +342,5 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
 def workers_on(job: Job, offer: Offer, num_nodes: int = 1) -> int:
     """Return how many workers train on `num_nodes` machines of an offer: at least, if their number
     may change."""
-    asked = job.hardware.min_workers
-    return offer.count * num_nodes if asked is None else max(1, asked)
+    workers = job.hardware.min_workers
+    return offer.count * num_nodes if workers is None else max(1, workers)

@@ -71,11 +71,9 @@ GPU_TYPES: dict[str, GpuType] = {
 _NO_KERNELS = re.compile(r"(V100|P100|P40|P4|K80|M60)\b")
 
 
-def too_old(gpu: str) -> str | None:
-    """Return why the GPU that SkyPilot calls `gpu` is too old for torch; None if it is not."""
-    if _NO_KERNELS.match(gpu) is None:
-        return None
-    return f"a {gpu} is too old: the installed torch needs compute capability 7.5"
+def too_old(gpu: str) -> bool:
+    """Return whether torch has no kernels for the GPU that SkyPilot calls `gpu`."""
+    return _NO_KERNELS.match(gpu) is not None
 
 
 def gpu_memory(gpu: str, catalog_gib: float | None = None) -> int | None:

@@ -15,6 +15,7 @@ from pion.errors import BadInput
 from pion.model.params_and_flops import ModelCost, cost_of
 from pipeline.base.job_with_base import read_job
 from pipeline.job import Job
+from pipeline.job.stages import CONVERSING
 from pipeline.job.train_sections import three_digits
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known
 
@@ -58,17 +59,19 @@ def sizes_of(path: str | None, overrides: Sequence[str]) -> list[Size]:
     own model. Without, each preset has the job of its name in `jobs/`. Raises BadInput for a job
     that can't be read or does not pretrain, and if there is none.
     """
-    found = _of_folder(overrides) if path is None else _of_job(path, overrides)
-    return sorted(found, key=lambda size: size.cost.all_params)
+    sizes = _of_folder(overrides) if path is None else _of_job(path, overrides)
+    return sorted(sizes, key=lambda size: size.cost.all_params)
 
 
 def _of_folder(overrides: Sequence[str]) -> list[Size]:
     """Return the presets of the first family with jobs in `jobs/`, each with its own job."""
     for family in FAMILIES:
         files = {preset: JOBS / f"{preset}.yaml" for preset in presets_of(family)}
-        there = {preset: str(file) for preset, file in files.items() if file.is_file()}
-        if there:
-            return [_size(preset, file, overrides) for preset, file in there.items()]
+        sizes = [
+            _size(name, str(file), overrides) for name, file in files.items() if file.is_file()
+        ]
+        if sizes:
+            return sizes
     raise BadInput(
         f"there are no jobs of presets, such as {JOBS}/pion-small.yaml, in this folder. Run this "
         "command in a checkout of Pion, or name a job: `pion plan JOB --dollars N`."
@@ -85,13 +88,13 @@ def _of_job(path: str, overrides: Sequence[str]) -> list[Size]:
         )
     preset = job.model.preset
     names = presets_of(_OF_OWN_MODELS if preset is None else _family(preset))
-    own = _size(preset or f"the model of {Path(path).name}", path, overrides)
+    mine = _size(preset or f"the model of {Path(path).name}", path, overrides)
     others = [
-        _size(other, path, [*overrides, _as_preset(job, other)], own.job)
+        _size(other, path, [*overrides, _as_preset(job, other)], mine.job)
         for other in names
         if other != preset
     ]
-    return [own, *others]
+    return [mine, *others]
 
 
 def _family(preset: str) -> str:
@@ -107,23 +110,21 @@ def presets_of(family: str) -> list[str]:
 def _as_preset(job: Job, preset: str) -> str:
     """Return the override that gives the job another preset, with the job's other fields and its
     vocabulary."""
-    kept = job.model.model_dump(exclude_unset=True, exclude=set(_SHAPE))
+    fields = job.model.model_dump(exclude_unset=True, exclude=set(_SHAPE))
     config = job.model_config_resolved()
-    of_preset = PRESETS[preset]
-    for name, value in (("vocab_size", config.vocab_size), ("seq_len", config.seq_len)):
-        if of_preset[name] != value:
-            kept[name] = value
-    if not kept:
+    used = {"vocab_size": config.vocab_size, "seq_len": config.seq_len}
+    fields |= {name: value for name, value in used.items() if PRESETS[preset][name] != value}
+    if not fields:
         return f"model={preset}"
-    fields = yaml.safe_dump({"preset": preset, **kept}, default_flow_style=True, width=_WIDTH)
-    return f"model={fields.strip()}"
+    text = yaml.safe_dump({"preset": preset, **fields}, default_flow_style=True, width=_WIDTH)
+    return f"model={text.strip()}"
 
 
 def _size(name: str, path: str, overrides: Sequence[str], reference: Job | None = None) -> Size:
     job = read_job(path, overrides)
-    cost = cost_of(job.model_config_resolved())
     if reference is not None:  # what is learned of the rows of one is known of the other
-        job = job.model_copy(update={"sft": reference.sft})
+        job = job.model_copy(update={stage: getattr(reference, stage) for stage in CONVERSING})
+    cost = cost_of(job.model_config_resolved())
     return Size(name, job, reference or job, path, tuple(overrides), cost)
 
 
@@ -151,23 +152,23 @@ def settings_by_rule(job: Job, d_model: int, tokens: float) -> dict[str, int | f
     """Return the fields of `pretrain` that train a model of this width on about so many tokens:
     steps, batch, rates and, if it has to be shorter, the warm-up."""
     train = job.section("pretrain")
-    own_tokens = train.total_steps * train.global_batch * job.data.seq_len
-    batch = round_batch(train.global_batch * (tokens / own_tokens) ** BATCH_POWER)
+    of_job = train.total_steps * train.global_batch * job.data.seq_len
+    batch = round_batch(train.global_batch * (tokens / of_job) ** BATCH_POWER)
     steps = max(1, int(tokens / (batch * job.data.seq_len)))
     by_batch = min(max(math.sqrt(batch / train.global_batch), 1 / _MOST), _MOST)
     by_width = (d_model / job.model_config_resolved().d_model) ** -0.5
     settings: dict[str, int | float] = {"steps": steps, "global_batch": batch}
-    given = {name: getattr(train, name) for name in _ADAMW}
+    rates = {name: getattr(train, name) for name in _ADAMW}
     settings |= {
         name: three_digits(rate * by_batch * by_width)
-        for name, rate in given.items()
+        for name, rate in rates.items()
         if rate is not None
     }
     if train.optimizer == "muon":
         settings["muon_lr"] = three_digits(train.muon_lr * by_batch)
     warmup = min(train.total_warmup_steps, int(_WARMUP * steps))
-    named = job.pretrain is not None and job.pretrain.recipe is not None
-    if warmup != train.warmup_steps or named:  # a recipe's warm-up would follow the steps
+    has_recipe = job.pretrain is not None and job.pretrain.recipe is not None
+    if warmup != train.warmup_steps or has_recipe:  # a recipe's warm-up would follow the steps
         settings["warmup_steps"] = warmup
     return settings
 

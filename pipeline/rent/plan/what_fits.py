@@ -4,12 +4,12 @@ and what to change where they have too little. All of these are estimates of a c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pion.errors import BadInput
-from pion.train.micro_batch import HEADROOM
-from pipeline.console.formats import counted
+from pipeline.console.formats import counted, some
 from pipeline.job import Job
 from pipeline.job.sft_and_lora_sections import Lora, how_to_use_lora
 from pipeline.job.stages import CONVERSING
@@ -20,8 +20,6 @@ from pipeline.rent.plan.prices import Offer
 GIB = 2**30
 # How many GPUs are named, the smallest first.
 LISTED = 6
-# How sentences about LoRA begin.
-BY_LORA, IN_BOTH = "By LoRA", "By LoRA in both stages"
 
 
 # ---------------------------------------------------------------- ways to fine-tune
@@ -36,33 +34,30 @@ class Ways:
         usable: the bytes of a GPU that training may use.
         rank: LoRA's rank, the job's or the default.
         ways: `full` (all weights are trained, and all activations are kept), `recomputed` (all
-            weights, and activations are recomputed) and `lora` (LoRA's additions are trained; None
-            if LoRA can't adapt this model).
+            weights, and activations are recomputed) and `lora` (LoRA's additions are trained; not
+            there if LoRA can't adapt this model).
     """
 
     stage: str
     usable: int
     rank: int
-    ways: Mapping[str, StageEstimate | None]
+    ways: Mapping[str, StageEstimate]
 
     def __str__(self) -> str:
         names = (f"{self.stage} in full", "recomputed", f"by LoRA of rank {self.rank}")
-        cells = [
+        return "; ".join(
             f"{name}: {'✓' if way.fits else '✗'} {way.peak_bytes / GIB:.1f} GiB "
             f"({counted(way.micro_batch, 'row')})"
-            for name, way in zip(names, self.ways.values(), strict=True)
-            if way is not None
-        ]
-        return "; ".join(cells)
+            for name, way in zip(names, self.ways.values())
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return the values of `--json`, whose keys are pinned."""
-        names = ("micro_batch", "recompute", "peak_bytes", "fits")
-        shown = {
-            key: None if way is None else {name: getattr(way, name) for name in names}
-            for key, way in self.ways.items()
+        keys = ("micro_batch", "recompute", "peak_bytes", "fits")
+        ways = dict.fromkeys(("full", "recomputed", "lora")) | {
+            name: {key: getattr(way, key) for key in keys} for name, way in self.ways.items()
         }
-        return {"stage": self.stage, "usable": self.usable, "rank": self.rank, **shown}
+        return {"stage": self.stage, "usable": self.usable, "rank": self.rank, **ways}
 
 
 def fine_tuning_stages(job: Job) -> list[str]:
@@ -85,28 +80,26 @@ def ways_on(job: Job, stage: str, offer: Offer, num_nodes: int = 1) -> Ways | No
     if offer.gpu is None or offer.gpu_memory is None:
         return None
     lora = job.conversations(stage).lora or Lora()
-    changed = {
+    jobs = {
         "full": _changed(job, {stage: None}, recompute=False),
         "recomputed": _changed(job, {stage: None}, recompute=True),
         "lora": _changed(job, {stage: lora}, recompute=job.hardware.recompute),
     }
-    ways: dict[str, StageEstimate | None] = {}
-    for name, other in changed.items():
-        try:
-            ways[name] = estimate_stage(other, stage, offer, num_nodes=num_nodes)
-        except BadInput:  # it has no projections that LoRA can adapt
-            ways[name] = None
-    return Ways(stage, int(offer.gpu_memory * (1 - HEADROOM)), lora.rank, ways)
+    ways = {}
+    for name, changed in jobs.items():
+        with suppress(BadInput):  # it has no projections that LoRA can adapt
+            ways[name] = estimate_stage(changed, stage, offer, num_nodes=num_nodes)
+    return Ways(stage, offer.usable_bytes, lora.rank, ways)
 
 
 def _changed(job: Job, loras: Mapping[str, Lora | None], *, recompute: bool | None) -> Job:
     """Return the job with this LoRA in these stages, where None trains all weights."""
-    sections = {}
-    for stage, lora in loras.items():
-        changes: dict[str, Any] = {"lora": lora}
-        if lora is not None:
-            changes["optimizer"] = "adamw"
-        sections[stage] = job.section(stage).model_copy(update=changes)
+    sections = {
+        stage: job.section(stage).model_copy(
+            update={"lora": lora} | ({} if lora is None else {"optimizer": "adamw"})
+        )
+        for stage, lora in loras.items()
+    }
     hardware = job.hardware.model_copy(update={"recompute": recompute})
     return job.model_copy(update={**sections, "hardware": hardware})
 
@@ -129,7 +122,7 @@ def what_would_fit(job: Job) -> str:
     """Return a sentence that names the GPU types on which a single GPU can train the job, the
     smallest memory first."""
     names = [str(guess.offer.gpu) for guess in on_each_gpu(job) if guess.fits]
-    return f"It fits on {_listed(names)}." if names else "It fits on no GPU known here."
+    return f"It fits on {some(names, LISTED)}." if names else "It fits on no GPU known here."
 
 
 # ---------------------------------------------------------------- several GPUs
@@ -143,7 +136,7 @@ COMMON = 80 * GIB
 
 def on_several(job: Job, lacking: Sequence[Estimate]) -> list[Estimate]:
     """Return what the job takes on the fewest GPUs of one machine that it fits on, of the types
-    that lack memory alone. Each GPU needs a row of a step.
+    that lack memory alone.
 
     Return nothing for a job that fits on a common GPU alone, and for one that says how many workers
     there are.
@@ -151,10 +144,8 @@ def on_several(job: Job, lacking: Sequence[Estimate]) -> list[Estimate]:
     alone = (guess.offer.gpu_memory or 0 for guess in on_each_gpu(job) if guess.fits)
     if job.hardware.workers is not None or any(memory <= COMMON for memory in alone):
         return []
-    rows = min(job.section(stage).global_batch for stage in job.train_stages)
     types = dict.fromkeys(e.offer.gpu for e in lacking if e.lacks and e.offer.gpu in GPU_TYPES)
-    counts = [count for count in COUNTS if count <= rows]
-    guesses = ((on_gpus(job, str(gpu), count) for count in counts) for gpu in types)
+    guesses = ((on_gpus(job, str(gpu), count) for count in COUNTS) for gpu in types)
     fewest = (next((guess for guess in of_type if guess.fits), None) for of_type in guesses)
     return [guess for guess in fewest if guess is not None]
 
@@ -172,7 +163,7 @@ def what_several_would_fit(job: Job, lacking: Sequence[Estimate]) -> list[str]:
     ]
     first = guesses[0].offer
     return [
-        f"On several GPUs of one machine, it fits on {_listed(names)}: write accelerators: "
+        f"On several GPUs of one machine, it fits on {some(names, LISTED)}: write accelerators: "
         f"{first.gpu}:{first.count} in the rental, or hardware.workers={first.count} for "
         "`pion plan`."
     ]
@@ -187,38 +178,31 @@ def what_to_change(job: Job, guesses: Sequence[Estimate], num_nodes: int = 1) ->
     Of the estimates, only those that lack memory count. A sentence says what to write, and what the
     job then needs.
     """
-    lacking = [guess.offer for guess in guesses if guess.lacks is not None]
-    offers = sorted(lacking, key=lambda offer: offer.gpu_memory or 0)
-    sentences: list[str] = []
-    for how, changed, lines in _changes(job):
-        if how == IN_BOTH and any(one.startswith(BY_LORA) for one in sentences):
-            continue
-        tried = [estimate(changed, offer, num_nodes=num_nodes) for offer in offers]
-        names = [f"{e.offer.gpu} ({e.peak_bytes / GIB:.1f} GiB)" for e in tried if e.fits]
+    lacking = sorted((e for e in guesses if e.lacks), key=lambda e: e.offer.gpu_memory or 0)
+    short = {stage.stage for guess in lacking for stage in guess.stages if not stage.fits}
+    sentences = []
+    for title, changed, lines in _changes(job, short):
+        guesses = [estimate(changed, e.offer, num_nodes=num_nodes) for e in lacking]
+        names = [f"{e.offer.gpu} ({e.peak_bytes / GIB:.1f} GiB)" for e in guesses if e.fits]
         if names:
-            sentences.append(f"{how}, it fits on {_listed(list(dict.fromkeys(names)))}: {lines}.")
+            fitting = some(list(dict.fromkeys(names)), LISTED)
+            sentences.append(f"{title}, it fits on {fitting}: {lines}.")
     return sentences
 
 
-def _changes(job: Job) -> Iterator[tuple[str, Job, str]]:
-    """Yield the changes that lower the memory of a job: in words, the job, and what to write."""
+def _changes(job: Job, short: set[str]) -> Iterator[tuple[str, Job, str]]:
+    """Yield the changes that lower the memory of a job whose stages `short` lack some: in words,
+    the job, and what to write."""
     recompute = job.hardware.recompute
     if recompute is False:
         changed = _changed(job, {}, recompute=None)
         yield "With recomputed activations", changed, "remove hardware.recompute: false"
-    loras: dict[str, Lora | None] = {}
-    for stage in fine_tuning_stages(job):
-        if job.lora(stage) is None:
-            other = job.same_lora_as(stage)
-            loras[stage] = Lora() if other is None else job.conversations(other).lora
-            changed = _changed(job, {stage: loras[stage]}, recompute=recompute)
-            yield BY_LORA, changed, how_to_use_lora(stage, other)
-    if len(loras) > 1:
-        below = " and ".join(f"below {stage}" for stage in loras)
-        added = " ".join(f"{stage}.lora.rank=16" for stage in loras)
-        how = f"write `lora: {{rank: 16}}` {below}, or add {added} to the command"
-        yield IN_BOTH, _changed(job, loras, recompute=recompute), how
-
-
-def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:LISTED])}{' …' if len(names) > LISTED else ''}"
+    same_as = {
+        stage: job.same_lora_as(stage)
+        for stage in fine_tuning_stages(job)
+        if stage in short and job.lora(stage) is None
+    }
+    if same_as:
+        loras = {stage: job.conversations(o).lora if o else Lora() for stage, o in same_as.items()}
+        lines = "; and ".join(how_to_use_lora(stage, other) for stage, other in same_as.items())
+        yield "By LoRA", _changed(job, loras, recompute=recompute), lines

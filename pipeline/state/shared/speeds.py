@@ -67,6 +67,11 @@ def read_train_speeds(store: Store, model: Mapping[str, Any]) -> list[PastSpeed]
     return sorted((s for s in found if s is not None), key=lambda speed: -speed.at)
 
 
+def about_speed(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those inputs of a model on which its speed depends."""
+    return {path: value for path, value in model.items() if path not in NOT_ABOUT_SPEED}
+
+
 def _folder(model: Mapping[str, Any]) -> str:
-    about = {path: value for path, value in model.items() if path not in NOT_ABOUT_SPEED}
-    return f"{SPEEDS}/{hashlib.sha256(to_json(about).encode()).hexdigest()[:32]}/"
+    about = to_json(about_speed(model))
+    return f"{SPEEDS}/{hashlib.sha256(about.encode()).hexdigest()[:32]}/"

@@ -57,7 +57,7 @@ def test_the_disk_holds_the_checkpoints_of_what_is_trained(tmp_path, a4000):
 def test_a_job_that_fits_everywhere_lists_the_smallest_gpus():
     (row,) = check_memory(load_job(JOBS / "tachyon-tiny.yaml"))
     assert row.ok
-    assert row.words == "It fits on T4, RTXA4000, RTXA4500, A10, A10G, L4 …."
+    assert row.words == "It fits on T4, RTXA4000, RTXA4500, A10, A10G, L4 and 22 more."
 
 
 @pytest.mark.soak

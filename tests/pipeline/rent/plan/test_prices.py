@@ -15,59 +15,48 @@ from tests.paths import JOBS
 from tests.support import sky_catalog
 
 
-def asked(sky_home, resources, prices=None):
+def asked(sky_home, resources, nodes=1):
     """Look up the only candidate of a YAML."""
     (candidate,) = read_sky_yaml(sky_home.yaml(resources)).candidates
-    return look_up(candidate, 1, prices)
-
-
-def why_not(sky_home, resources):
-    return asked(sky_home, resources).note
+    return look_up(candidate, nodes)
 
 
 @pytest.mark.parametrize(
-    ("resources", "place", "price"),
+    ("resources", "machine", "price"),
     [
         ("accelerators: A40\nuse_spot: true", "1 × A40 spot on RunPod/CA", 0.20),
         ("accelerators: A40", "1 × A40 on demand on RunPod/CA", 0.40),
     ],
 )
-def test_an_offer_has_the_price_of_what_would_be_rented(sky_home, resources, place, price):
+def test_an_offer_has_the_price_of_what_would_be_rented(sky_home, resources, machine, price):
     offer = asked(sky_home, resources)
-    assert (str(offer), offer.price) == (place, price)
-    assert (offer.spot, offer.on_demand) == (0.20, 0.40)
+    assert (str(offer), offer.price) == (machine, price)
+    assert (offer.spot, offer.on_demand, offer.disk_gb) == (0.20, 0.40, 60)
 
 
-def test_an_offer_has_the_memory_that_cuda_reports_not_what_is_advertised(sky_home):
-    offer = asked(sky_home, "accelerators: A40")
-    assert 44 * 2**30 < offer.gpu_memory < 45 * 2**30
-    assert offer.disk_gb == 60
+def test_an_offer_has_the_memory_that_cuda_reports_and_not_what_is_advertised(sky_home):
+    sky_home.sell({gpu: sky_catalog.Price(0.1, 0.2) for gpu in ("A40", "RTXA2000")})
+    assert 44 * 2**30 < asked(sky_home, "accelerators: A40").gpu_memory < 45 * 2**30
+    unknown = asked(sky_home, "accelerators: RTXA2000")
+    assert unknown.gpu_memory == int(6 * 0.92 * 2**30), "the catalog's, less what CUDA keeps"
 
 
-def test_a_gpu_unknown_here_has_the_memory_of_the_catalog_less_what_cuda_keeps(sky_home):
-    sky_home.sell({"RTXA2000": sky_catalog.Price(0.1, 0.2)})
-    offer = asked(sky_home, "accelerators: RTXA2000")
-    assert offer.gpu_memory == int(6 * 0.92 * 2**30)
-
-
-def test_the_reason_names_what_the_cloud_lacks(sky_home):
-    assert "offers A40 only with 1 per machine" in why_not(sky_home, "accelerators: A40:4")
-    assert "has A40 in CA, not in SE" in why_not(
-        sky_home, "any_of: [{infra: runpod/SE, accelerators: A40}]"
-    )
-    sky_home.sell({"A40": sky_catalog.Price(None, 0.4)})
-    assert "no spot price for A40" in why_not(sky_home, "accelerators: A40\nuse_spot: true")
-
-
-def test_several_nodes_are_refused_in_skypilots_words_where_the_cloud_has_none(sky_home):
-    (candidate,) = read_sky_yaml(sky_home.yaml()).candidates
-    found = look_up(candidate, 2)
-    assert "Multi-node not supported" in found.note
-
-
-def test_a_rental_on_any_cloud_says_that_none_is_enabled(sky_home):
-    offer = asked(sky_home, "any_of: [{infra: '*', accelerators: A40}]")
-    assert offer.note == "no cloud is enabled here"
+@pytest.mark.parametrize(
+    ("resources", "nodes", "why"),
+    [
+        ("accelerators: A40:4", 1, "offers A40 only with 1 per machine"),
+        ("any_of: [{infra: runpod/SE, accelerators: A40}]", 1, "has A40 in CA, not in SE"),
+        ("accelerators: L40S\nuse_spot: true", 1, "no spot price for L40S"),
+        ("accelerators: T4", 1, "RunPod has no T4; it has A40"),
+        ("accelerators: A4O:1", 1, "has no GPU called A4O; did you mean A40"),
+        ("accelerators: A40", 2, "Multi-node not supported"),  # in SkyPilot's words
+        ("any_of: [{infra: '*', accelerators: A40}]", 1, "no cloud is enabled here"),
+    ],
+)
+def test_the_reason_names_what_the_cloud_lacks(sky_home, resources, nodes, why):
+    prices = {"A40": sky_catalog.Price(0.2, 0.4), "L40S": sky_catalog.Price(None, 0.9)}
+    sky_home.sell(prices)
+    assert why in asked(sky_home, resources, nodes=nodes).note
 
 
 def test_the_market_has_each_gpu_spot_and_on_demand_where_it_is_cheapest(sky_home):
@@ -81,21 +70,34 @@ def test_the_market_has_each_gpu_spot_and_on_demand_where_it_is_cheapest(sky_hom
     assert "prices: the cheapest region in SkyPilot's catalog of runpod" in notes
 
 
-def also_by_four(sky_home, gpu, price):
-    """Let RunPod also offer machines with four such GPUs, at `price` for all four."""
+def also(sky_home, gpu, price, **fields):
+    """Let RunPod also offer a machine like that of this GPU, with other fields of the catalog."""
     import sky.catalog.runpod_catalog
     from sky.catalog import common
 
     path = sky_home.folder / ".sky/catalogs/v8/runpod/vms.csv"
     with path.open() as file:
-        one = next(row for row in csv.DictReader(file) if row["AcceleratorName"] == gpu)
-    kind = {"InstanceType": f"4x_{gpu}_SECURE", "AcceleratorCount": "4.0"}
-    four = one | kind | {"SpotPrice": str(price.spot), "Price": str(price.on_demand)}
+        machine = next(row for row in csv.DictReader(file) if row["AcceleratorName"] == gpu)
+    prices = {"SpotPrice": str(price.spot), "Price": str(price.on_demand)}
     with path.open("a", newline="") as file:
-        csv.DictWriter(file, list(one)).writerow(four)
+        csv.DictWriter(file, list(machine)).writerow(machine | prices | fields)
     machines = common.read_catalog("runpod/vms.csv")
     sky_home.patch.setattr(sky.catalog.runpod_catalog, "_df", machines)
     sky_home.answers.clear()
+
+
+def also_by_four(sky_home, gpu, price):
+    """Let RunPod also offer machines with four such GPUs, at `price` for all four."""
+    also(sky_home, gpu, price, InstanceType=f"4x_{gpu}_SECURE", AcceleratorCount="4.0")
+
+
+def test_spot_and_on_demand_are_each_taken_where_they_are_cheapest(sky_home):
+    also(sky_home, "A40", sky_catalog.Price(0.3, 0.35), Region="CZ", AvailabilityZone="EU-CZ-1")
+    offers, _ = market(["A40"])
+    assert [(str(o), o.price) for o in offers] == [
+        ("1 × A40 spot on RunPod/CA", 0.2),
+        ("1 × A40 on demand on RunPod/CZ", 0.35),
+    ]
 
 
 def test_the_market_of_four_gpus_has_machines_of_four_at_their_own_price(sky_home):

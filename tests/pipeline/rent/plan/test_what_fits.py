@@ -36,10 +36,10 @@ OFFERS = {
     "prefer": ("By LoRA", ["prefer.lora.rank=16"], "or add prefer.lora.rank=16 to the command."),
     "the same": ("By LoRA", ["prefer.lora.rank=8"], SAME),
     "both": (
-        "By LoRA in both stages",
+        "By LoRA",
         ["sft.lora.rank=16", "prefer.lora.rank=16"],
-        "write `lora: {rank: 16}` below sft and below prefer, or add sft.lora.rank=16 "
-        "prefer.lora.rank=16 to the command.",
+        "or add sft.lora.rank=16 to the command; and write `prefer: {lora: {rank: 16}}` next to "
+        "the other fields of prefer, or add prefer.lora.rank=16 to the command.",
     ),
     "recompute": (
         "With recomputed activations",
@@ -48,6 +48,8 @@ OFFERS = {
     ),
 }
 LONG = ["data.seq_len=40960", "sft.global_batch=1", "hardware.recompute=true"]
+# Rows of prefer for which LoRA is needed, after conversations that train all weights.
+LONGER = ["prefer.seq_len=10240", "prefer.global_batch=1"]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,7 @@ LONG = ["data.seq_len=40960", "sft.global_batch=1", "hardware.recompute=true"]
     [
         in_soak("Qwen3-1.7B", ["sft=null", *PREFER], ["prefer"]),
         in_soak("Qwen3-1.7B", [*PREFER, "sft.lora.rank=8"], ["the same"]),
+        in_soak("Qwen3-0.6B", [*PREFER, *LONGER], ["prefer"]),
         ("Qwen3-1.7B", PREFER, ["both"]),
         ("Qwen3-0.6B", ["hardware.recompute=false"], ["recompute", "sft"]),
         # What would not help is not offered: it fits, rows are too long, or a micro-batch is why.
@@ -97,9 +100,8 @@ def test_lora_does_not_help_where_pretraining_does_not_fit():
 def test_what_a_published_model_needs_on_a_card_of_16_gb(tmp_path, name, fits, gib):
     """With a job that says nothing but the model and the conversations."""
     ways = ways_on(read_fine_tuning(tmp_path, name), "sft", A4000)
-    found = ways.ways.values()
-    assert tuple(way.fits for way in found) == fits
-    assert all((way.peak_bytes <= ways.usable) == way.fits for way in found)
+    assert tuple(way.fits for way in ways.ways.values()) == fits
+    assert all((way.peak_bytes <= ways.usable) == way.fits for way in ways.ways.values())
     smallest = ways_on(read_fine_tuning(tmp_path, name, "hardware.micro_batch=1"), "sft", A4000)
     least = smallest.ways.values()
     assert [way.micro_batch for way in least] == [1, 1, 1]
@@ -142,7 +144,8 @@ def test_a_model_of_experts_has_no_way_by_lora():
     tuned = job_from(ModelConfig.preset("tachyon-tiny"), pretrain=None)
     ways = ways_on(tuned, "sft", A4000)
     assert ways.ways["full"].fits
-    assert ways.ways["lora"] is None
+    assert "lora" not in ways.ways
+    assert ways.as_json()["lora"] is None
     assert "LoRA" not in str(ways)
 
 
