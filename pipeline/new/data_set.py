@@ -57,6 +57,7 @@ class Content:
         texts: its texts; of a preference, each is a side with its prompt.
         question: the beginning of a text, or what the user asks first.
         answer: the right answer to a prompt, or what a conversation ends with.
+        unread: filled keys of the record that a job does not read.
     """
 
     where: str
@@ -64,6 +65,7 @@ class Content:
     texts: list[str]
     question: str = ""
     answer: Any = None
+    unread: tuple[str, ...] = ()
 
     @cached_property
     def bytes(self) -> int:
@@ -167,7 +169,9 @@ class DataSet:
         records = islice((i.record for i in self.sample.items if i.record is not None), GUESSED)
         filled = dict.fromkeys(name for one in records for name in Fields(one, "").there(*one))
         of_text = self.stage == "pretrain"
-        columns = self.columns or {name: name for name in COLUMNS}
+        some = self.contents[:GUESSED]
+        read = {name for content in some for name in content.record.keys() - {*content.unread}}
+        columns = self.columns or {name: name for name in COLUMNS if name in read}
         names = [
             name if name == columns[name] else f"{name} as {columns[name]}"
             for name in filled
@@ -205,7 +209,7 @@ def content_of(data: DataSet, item: ReadItem, *, own: bool = False) -> Content:
     questions = (m["content"] or "" for m in conversations[0].messages if m["role"] == "user")
     question = " ".join(next(questions, "").split()[:40])
     texts = ["\n".join(m["content"] or "" for m in one.messages) for one in conversations]
-    return Content(where, record, texts, question, answer)
+    return Content(where, record, texts, question, answer, conversations[0].seen.unread)
 
 
 def look_at(data: DataSet, *, own: bool = False) -> None:

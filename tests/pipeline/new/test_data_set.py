@@ -23,6 +23,13 @@ def test_it_counts_and_measures_all_of_small_data(tmp_path):
     assert fourth == "read as text. Not used: id"
 
 
+def test_it_names_the_columns_that_are_read_of_turns(tmp_path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    record = {"messages": turns, "conversations": None, "prompt": "a text", "system": "Be short."}
+    *_, last = in_words(look(write_lines(tmp_path / "t.jsonl", [record] * 9)))
+    assert last == "read as conversations: messages, system"
+
+
 @pytest.mark.parametrize("write", [jsonl_texts, parquet_texts])
 def test_of_more_data_it_looks_at_a_part_and_says_so(tmp_path, write):
     path = write(tmp_path, 4000)
