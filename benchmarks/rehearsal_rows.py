@@ -5,7 +5,8 @@
 The text is that of Python's standard library, and the conversations ask about it. Each job is
 written to a temporary folder, rehearsed, and prepared. A rehearsal reads text of more than 4 MB,
 and records of more than 8 MB, only in part: the rows of these jobs are estimated, and those of all
-others are exact. Writes benchmarks/results/rehearsal.json, which has the rows, steps and tokens of
+others are exact. In text of both kinds, documentation comes before source code, so that a head is
+not like the rest. Writes benchmarks/results/rehearsal.json, which has the rows, steps and tokens of
 both, the seconds that each took, and the bytes of all rows on the disk, of which a rehearsal says
 nothing. With names, the results of the others are kept.
 """
@@ -159,10 +160,9 @@ def another_model(folder: Path) -> Fields:
 
 
 def preferences(folder: Path) -> Fields:
-    entries = list(enumerate(prose()))
     pairs = (
-        {"prompt": f"{n}: explain.", "chosen": entry[:300], "rejected": entry[-200:]}
-        for n, entry in entries
+        {"prompt": f"{n}: explain.", "chosen": entry[:300], "rejected": prose()[n - 1][:200]}
+        for n, entry in enumerate(prose())
     )
     write_lines(folder / "pairs.jsonl", pairs)
     sources = [{"kind": "jsonl", "path": "pairs.jsonl"}]
