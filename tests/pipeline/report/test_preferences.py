@@ -6,6 +6,7 @@ import json
 import pytest
 
 from pion.data.preference.summary import Part, Summary, Tally, Targets
+from pion.evaluation.item_scores import with_errors
 from pipeline.job import Job
 from pipeline.report.blocks import Table
 from pipeline.report.page_sections import measured_sections
@@ -16,25 +17,20 @@ from pipeline.state.shared.folder import WITH_ADDITIONS
 from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
 
 SHA = "0123456789abcdef" * 4
-AGREES = {"accuracy": 0.8, "accuracy_sem": 0.04, "where_longer": 0.9, "where_longer_sem": 0.03}
-AGREES |= {"where_shorter": 0.6, "where_shorter_sem": 0.06}
-AGREES |= {"length_bias": 0.3, "length_bias_sem": 0.07}
-ANSWERS = {"tokens": 30.0, "tokens_sem": 2.0, "stopped": 0.95, "stopped_sem": 0.02}
-ANSWERS |= {"distinct": 0.9, "distinct_sem": 0.01}
+AGREES = {"accuracy": (0.8, 0.04), "where_longer": (0.9, 0.03), "where_shorter": (0.6, 0.06)}
+AGREES = with_errors(AGREES | {"length_bias": (0.3, 0.07)})
+ANSWERS = with_errors({"tokens": (30.0, 2.0), "stopped": (0.95, 0.02), "distinct": (0.9, 0.01)})
+RULES = with_errors({"longer_wins": (0.62, 0.01), "shorter_wins": (0.38, 0.01)})
 FOUND = {"start": "sft", "kind": "pairs", "of_means": True, "with_reference": True}
-FOUND |= {
-    "items": 1234,
-    "prompts": 1200,
+FOUND |= {"items": 1234, "prompts": 1200, "reference": SHA} | {
     "before": {"raw": AGREES, "normalized": {**AGREES, "accuracy": 0.7}},
     "after": {"raw": AGREES, "normalized": AGREES, "margin": {**AGREES, "accuracy": 0.91}},
     "change": {
-        "raw": {"accuracy": -0.02, "accuracy_sem": 0.01},
-        "normalized": {"accuracy": 0.1, "accuracy_sem": 0.02},
+        "raw": with_errors({"accuracy": (-0.02, 0.01)}),
+        "normalized": with_errors({"accuracy": (0.1, 0.02)}),
     },
-    "moved": {"chosen": 0.05, "chosen_sem": 0.01, "rejected": -0.2, "rejected_sem": 0.02},
-    "reference": SHA,
-    "rules": {"longer_wins": 0.62, "longer_wins_sem": 0.01, "longer": 700}
-    | {"shorter_wins": 0.38, "shorter_wins_sem": 0.01, "shorter": 400},
+    "moved": with_errors({"chosen": (0.05, 0.01), "rejected": (-0.2, 0.02)}),
+    "rules": RULES | {"longer": 700, "shorter": 400},
     "answers": {
         "prompts": 64,
         "most_tokens": 256,
@@ -44,9 +40,8 @@ FOUND |= {
         "shown": [{"prompt": "What is\n x?", "before": "It | is.", "after": "A name."}],
     },
 }
-TUNED = {"accuracy": 0.91, "accuracy_sem": 0.04, "preferences": FOUND}
-TUNED |= {"text_change": 0.012, "text_change_sem": 0.003}
-TUNED |= {"response_change": -0.02, "response_change_sem": 0.01}
+CHANGES = {"text_change": (0.012, 0.003), "response_change": (-0.02, 0.01)}
+TUNED = with_errors({"accuracy": (0.91, 0.04), **CHANGES}) | {"preferences": FOUND}
 WHY = "longer than a row"
 LONG = {WHY: 66}
 SUMMARY = Summary(
