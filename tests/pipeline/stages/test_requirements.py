@@ -79,6 +79,8 @@ def test_a_condition_on_preferences_that_is_not_met_blocks_the_model():
         ("ngram.order.x", "'order' is a number, and nothing in it has a name; 'ngram' has the num"),
         ("sft", "'sft' is a table: name a number in it. It has the numbers loss,"),
         ("packs", "'packs' is a table: name a number in it"),
+        ("lm_eval", "'lm_eval' is a table: name a number in it"),
+        ("lm_eval.arc_easy", "'arc_easy' is a table: name a number in it"),
         ("prefer.calibration", "'calibration' is a table: name a number in it. It has the numbers"),
         ("sft.calibration.ecce", "did you mean 'ece'?; 'calibration' has the numbers ece,"),
         ("packs.mine.acuracy", "did you mean 'accuracy'?"),
@@ -133,6 +135,7 @@ LONGER = {"data__documents": True, "pretrain__phases": [{"until": 5}, {"seq_len"
         ("sources.web.loss < 1", "sources", MIXED),
         ("long_context.worth < 1", "long_context", LONGER),
         ("prefer.text.bits_per_byte < 1", "text", None),
+        ("sft.sources.web.loss < 1", "sources", MIXED),
         ("accurate > 1", "accurate", None),
     ],
 )
