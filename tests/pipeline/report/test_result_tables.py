@@ -35,23 +35,17 @@ def with_change(change, error):
 
 
 def test_each_measure_has_a_row_with_both_sides_and_a_signed_difference():
-    assert before_after_rows(job_with(), RESULTS) == [
-        (
-            "loss of responses in held-out conversations (nats per token)",
-            "3.200 ± 0.050",
-            "1.900 ± 0.040",
-            "−1.300 ± 0.010",
-        ),
-        ("other text (bits per byte)", "1.000 ± 0.200", "1.050 ± 0.200", "+0.050 ± 0.010"),
-    ]
-
-
-def test_a_run_with_text_of_its_own_has_a_row_for_it():
     results = copy.deepcopy(RESULTS)
     for name, value in (("base", 2.0), ("sft", 1.5), ("change", -0.5)):
         results[name]["bits_per_byte"] = value
-    titles = [row[0] for row in before_after_rows(job_with(), results)]
-    assert titles[1:] == ["held-out text (bits per byte)", "other text (bits per byte)"]
+    talks, held_out, other = before_after_rows(job_with(), results)
+    assert talks == (
+        "loss of responses in held-out conversations (nats per token)",
+        *("3.200 ± 0.050", "1.900 ± 0.040", "−1.300 ± 0.010"),
+    )
+    assert held_out == ("held-out text (bits per byte)", "2.000", "1.500", "−0.500")
+    assert other[1:] == ("1.000 ± 0.200", "1.050 ± 0.200", "+0.050 ± 0.010")
+    assert before_after_rows(job_with(), RESULTS) == [talks, other]
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,7 @@ def world(tmp_path_factory):
 
 def start_of(world, folder, *kinds, job=None):
     """Return what is measured of the model in `folder`, as before training."""
-    trained = TrainedRun({"base": folder}, world.data)
-    measures = Measures(job or world.job(), trained, lambda: None)
+    measures = Measures(job or world.job(), TrainedRun({"base": folder}, world.data), lambda: None)
     return MeasuredStart({kind: measures.on_rows("base", kind) for kind in kinds or LABELS}, SHA)
 
 
@@ -92,7 +91,7 @@ def test_models_measured_on_different_rows_are_not_compared(world):
 
 
 def test_the_sums_of_very_many_documents_can_be_read_again():
-    """A store has at most 50,000 values in a record."""
+    """A record has at most 50,000 values."""
     documents = ItemScores(np.arange(200_000) / 7, sizes=np.arange(200_000))
     kept = parse_record(finite_json({BY_ITEM: {"loss": pack(documents)}}).encode(), "part")
     assert np.array_equal(unpack(kept[BY_ITEM]["loss"]).scores, documents.scores)
