@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.console.formats import measured
 from pipeline.job.stages import TRAINING
-from pipeline.report.blocks import value_with_error
 from pipeline.report.results import SIDES, numbers_of
 
 Result = Mapping[str, Any]
@@ -38,9 +38,14 @@ def made_worse(results: Result) -> list[str]:
         lost = math.isfinite(before.get(name, math.nan)) and math.isnan(after.get(name, 0.0))
         error = change.get(f"{name}_sem", math.nan)
         if lost or sign * change.get(name, math.nan) > ERRORS_OF_A_DIFFERENCE * error:
-            shown = " → ".join(value_with_error(side, name) for side in (before, after))
+            shown = " → ".join(_shown(side, name) for side in (before, after))
             sentences.append(f"{stage} made the model worse: {shown} {what}")
     return sentences
+
+
+def _shown(numbers: Mapping[str, float], name: str) -> str:
+    value = numbers.get(name, math.nan)
+    return "–" if math.isnan(value) else measured(value, numbers.get(f"{name}_sem"))
 
 
 def _sides(results: Result, stage: str, *, last: bool) -> list[Result]:

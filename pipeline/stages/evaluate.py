@@ -203,9 +203,8 @@ class _Evaluation:
         for model in models:
             if f"{model}.{NAMES[kind]}" not in self.items:
                 self._on_rows(model, kind)
-        return self._change(models, kind, "text_change") | self._change(
-            models, "conversations", "response_change"
-        )
+        change = self._change(models, kind, "text_change")
+        return change | self._change(models, "conversations", "response_change")
 
     def _change(self, models: tuple[str, str], kind: MeasuredOn, name: str) -> Result:
         """Return the change from one model to the other as `name`, and its standard error; {} if

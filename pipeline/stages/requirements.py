@@ -77,22 +77,22 @@ def _parse(condition: str) -> tuple[str, str, float]:
 
 def check_names(job: Job, publish: Publish) -> None:
     """Raise BadInput before training for a name in publish.require that will not exist after it."""
-    published = job.train_stages[-1]
-    measures = _measures(job, published)
     before = ("untrained",) if job.base is None else ("base", "change")
-    others = [*job.train_stages, *before, "ngram", "lm_eval"]
+    models = [*job.train_stages, *before, "ngram", "lm_eval"]
     for condition in publish.require:
         path = _parse(condition)[0].split(".")
-        model, rest = (path[0], path[1:]) if path[0] in others else (published, path)
-        if model == published and rest and rest[0] not in measures:
+        model, rest = (path[0], path[1:]) if path[0] in models else (job.train_stages[-1], path)
+        measures = _measures(job, model) if model in job.train_stages else []
+        if measures and rest and rest[0] not in measures:
             raise BadInput(
                 f"publish.require: {condition!r}: nothing called {rest[0]!r} will be measured"
-                f"{closest(rest[0], [*measures, *others])}; there are "
-                f"{', '.join(n for n in measures if not n.endswith('_sem'))} of the published "
-                f"model, and the results of {', '.join(others)} (ngram.loss). Nothing was started."
+                f"{closest(rest[0], [*measures, *models])}; there are "
+                f"{', '.join(n for n in measures if not n.endswith('_sem'))} of the {model} "
+                f"model, and the results of {', '.join(models)} (ngram.loss). Nothing was started."
             )
-        # lm-eval has its own names.
-        problem = None if model == "lm_eval" else _no_number(KINDS[model], [model, *rest])
+        # lm-eval has its own names of metrics.
+        is_metric = model == "lm_eval" and len(rest) > 1
+        problem = None if is_metric else _no_number(KINDS[model], [model, *rest])
         if problem is not None:
             raise BadInput(f"publish.require: {condition!r}: {problem}. Nothing was started.")
 

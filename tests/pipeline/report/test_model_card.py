@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from pion.config.lora import Adapter, BaseModel, Lora
 from pion.config.model_config import ModelConfig
+from pion.evaluation.item_scores import with_errors
 from pipeline.base.licence import Terms
 from pipeline.cost.costs import Costs, costs
 from pipeline.job import Job
@@ -41,29 +42,14 @@ JOB = {
     "publish": {"to": "hf://tester/demo", "license": "apache-2.0", "description": "A toy."},
 }
 RESULTS = {
-    "sft": {
-        "loss": 3.11,
-        "loss_sem": 0.021,
-        "perplexity": 22.4,
-        "bits_per_byte": 2.143,
-        "bits_per_byte_sem": 0.014,
-        "response_loss": 1.61,
-        "response_loss_sem": 0.03,
-        "stop_accuracy": 0.93,
-        "stop_accuracy_sem": 0.012,
-    },
-    "pretrain": {
-        "loss": 3.02,
-        "loss_sem": 0.02,
-        "perplexity": 20.5,
-        "bits_per_byte": 2.081,
-        "bits_per_byte_sem": 0.013,
-        "continuations": {
-            "accuracy": 0.635,
-            "accuracy_sem": 0.034,
-            "chance": 0.25,
-            "questions": 200,
-        },
+    "sft": {"perplexity": 22.4}
+    | with_errors({"loss": (3.11, 0.021), "bits_per_byte": (2.143, 0.014)})
+    | with_errors({"response_loss": (1.61, 0.03), "stop_accuracy": (0.93, 0.012)}),
+    "pretrain": {"perplexity": 20.5}
+    | with_errors({"loss": (3.02, 0.02), "bits_per_byte": (2.081, 0.013)})
+    | {
+        "continuations": with_errors({"accuracy": (0.635, 0.034)})
+        | {"chance": 0.25, "questions": 200}
     },
     "untrained": {"loss": 7.65, "perplexity": 2100.0, "bits_per_byte": 5.31},
     "ngram": {"order": 4, "loss": 3.05, "perplexity": 21.1, "bits_per_byte": 2.1},

@@ -123,12 +123,17 @@ MEASURED = {
 }
 
 
-def evaluated(store, name, measures=MEASURED):
-    """Return a finished run whose evaluation has kept `measures`."""
+def trained(store, name):
     rented = RentedRun(FileStore(store), name)
     rented.rent()
     rented.train(10)
     rented.save()
+    return rented
+
+
+def evaluated(store, name, measures=MEASURED):
+    """Return a finished run whose evaluation has kept `measures`."""
+    rented = trained(store, name)
     rented.claim.finish_stage("evaluate", "e1", {})
     run = rented.state
     packed = {of: {"key": form, **pack(scores)} for of, (form, scores) in measures.items()}
@@ -162,10 +167,7 @@ def test_status_compares_what_was_measured_of_the_final_models(here, pion):
 @pytest.mark.usefixtures("wide")
 def test_a_run_that_kept_no_answers_is_compared_by_the_rest(here, pion):
     evaluated(here / "runs", "a")
-    rented = RentedRun(FileStore(here / "runs"), "b")
-    rented.rent()
-    rented.train(10)
-    rented.save()
+    trained(here / "runs", "b")
     code, out, _ = pion("status", "a", "b", "--compare")
     assert code == 0
     assert "– (not compared: measured of one alone)" in out

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from pion.data.preference.summary import Part, Summary, Tally, Targets
+from pion.evaluation.item_scores import with_errors
 from pipeline.job import Job
 from pipeline.report.blocks import Table
 from pipeline.report.page_sections import measured_sections
@@ -16,25 +17,20 @@ from pipeline.state.shared.folder import WITH_ADDITIONS
 from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
 
 SHA = "0123456789abcdef" * 4
-AGREES = {"accuracy": 0.8, "accuracy_sem": 0.04, "where_longer": 0.9, "where_longer_sem": 0.03}
-AGREES |= {"where_shorter": 0.6, "where_shorter_sem": 0.06}
-AGREES |= {"length_bias": 0.3, "length_bias_sem": 0.07}
-ANSWERS = {"tokens": 30.0, "tokens_sem": 2.0, "stopped": 0.95, "stopped_sem": 0.02}
-ANSWERS |= {"distinct": 0.9, "distinct_sem": 0.01}
+AGREES = {"accuracy": (0.8, 0.04), "where_longer": (0.9, 0.03), "where_shorter": (0.6, 0.06)}
+AGREES = with_errors(AGREES | {"length_bias": (0.3, 0.07)})
+ANSWERS = with_errors({"tokens": (30.0, 2.0), "stopped": (0.95, 0.02), "distinct": (0.9, 0.01)})
+RULES = with_errors({"longer_wins": (0.62, 0.01), "shorter_wins": (0.38, 0.01)})
 FOUND = {"start": "sft", "kind": "pairs", "of_means": True, "with_reference": True}
-FOUND |= {
-    "items": 1234,
-    "prompts": 1200,
+FOUND |= {"items": 1234, "prompts": 1200, "reference": SHA} | {
     "before": {"raw": AGREES, "normalized": {**AGREES, "accuracy": 0.7}},
     "after": {"raw": AGREES, "normalized": AGREES, "margin": {**AGREES, "accuracy": 0.91}},
     "change": {
-        "raw": {"accuracy": -0.02, "accuracy_sem": 0.01},
-        "normalized": {"accuracy": 0.1, "accuracy_sem": 0.02},
+        "raw": with_errors({"accuracy": (-0.02, 0.01)}),
+        "normalized": with_errors({"accuracy": (0.1, 0.02)}),
     },
-    "moved": {"chosen": 0.05, "chosen_sem": 0.01, "rejected": -0.2, "rejected_sem": 0.02},
-    "reference": SHA,
-    "rules": {"longer_wins": 0.62, "longer_wins_sem": 0.01, "longer": 700}
-    | {"shorter_wins": 0.38, "shorter_wins_sem": 0.01, "shorter": 400},
+    "moved": with_errors({"chosen": (0.05, 0.01), "rejected": (-0.2, 0.02)}),
+    "rules": RULES | {"longer": 700, "shorter": 400},
     "answers": {
         "prompts": 64,
         "most_tokens": 256,
@@ -44,9 +40,8 @@ FOUND |= {
         "shown": [{"prompt": "What is\n x?", "before": "It | is.", "after": "A name."}],
     },
 }
-TUNED = {"accuracy": 0.91, "accuracy_sem": 0.04, "preferences": FOUND}
-TUNED |= {"text_change": 0.012, "text_change_sem": 0.003}
-TUNED |= {"response_change": -0.02, "response_change_sem": 0.01}
+CHANGES = {"text_change": (0.012, 0.003), "response_change": (-0.02, 0.01)}
+TUNED = with_errors({"accuracy": (0.91, 0.04), **CHANGES}) | {"preferences": FOUND}
 WHY = "longer than a row"
 LONG = {WHY: 66}
 SUMMARY = Summary(
@@ -80,60 +75,50 @@ def without(*names):
     return {**TUNED, "preferences": {k: v for k, v in FOUND.items() if k not in names}}
 
 
-def test_the_card_has_both_sides_their_difference_and_whose_agreement_it_is():
-    card = card_of_history(history())
-    assert "Of 1,234 held-out pairs to 1,200 prompts, the model has 91.0 % ± 4.0 right" in card
-    assert "agreement with these labels, and not with people." in card
-    lines = card.splitlines()
-    assert (
+ADDED = {**TUNED, "preferences": {**FOUND, "reference": f"{SHA}{WITH_ADDITIONS}{'e' * 64}"}}
+MIXTURE = {"kind": "hub", "repo": "allenai/llama-3.1-tulu-3-8b-preference-mixture"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Of 1,234 held-out pairs to 1,200 prompts, the model has 91.0 % ± 4.0 right",
+        "agreement with these labels, and not with people.",
         "| the chosen answer is likelier, by the mean over its tokens | 70.0 % ± 4.0 | "
-        "80.0 % ± 4.0 | +10.0 % ± 2.0 |" in lines
-    )
-    assert any("by the sum" in line and "−2.0 % ± 1.0" in line for line in lines)
-    assert (
-        "| it is ahead by what the loss compares (means, less those of the reference) | – | "
-        "91.0 % ± 4.0 | – |" in lines
-    )
-    assert '"the longer answer is better" has 62.0 % ± 1.0 right' in card
-    assert "win rate" not in card.lower()
-
-
-def test_the_card_has_the_table_of_lengths_and_what_was_forgotten():
-    card = card_of_history(history())
-    assert "longer in 700 of the pairs, and shorter in 400" in card
-    shares = "90.0 % ± 3.0 | 60.0 % ± 6.0 | +30.0 % ± 7.0"
-    assert f"| after training, by what the loss compares | {shares} |" in card.splitlines()
-    assert "of text by +0.012 ± 0.003 bits per byte and of responses" in card
-    assert "by −0.020 ± 0.010 nats per token" in card
-    assert "| tokens of an answer | 30.0 ± 2.0 | 20.0 ± 2.0 | −10.0 ± 2.0 |" in card.splitlines()
-
-
-def test_the_card_says_of_which_base_and_additions_the_reference_is():
-    found = {**FOUND, "reference": f"{SHA}{WITH_ADDITIONS}{'e' * 64}"}
-    said = "the reference is the fine-tuned model, with additions (SHA-256 `eee"
-    card = card_of_history(history({**TUNED, "preferences": found}))
-    assert said in card
-    assert f"`) to a base whose tensors have the SHA-256 `{SHA}`" in card
-
-
-def test_the_card_says_how_it_was_trained_and_on_which_pairs():
-    card = card_of_history(history(sft_weight=0.2))
-    assert "the loss is `dpo-norm` with β 5, plus 0.2 × the cross-entropy of the chosen" in card
-    assert f"the reference is the fine-tuned model, whose tensors have the SHA-256 `{SHA}`" in card
-    assert (
+        "80.0 % ± 4.0 | +10.0 % ± 2.0 |\n",
+        "by the sum over its tokens | 80.0 % ± 4.0 | 80.0 % ± 4.0 | −2.0 % ± 1.0 |\n",
+        "ahead by what the loss compares (means, less those of the reference) | – | 91.0 % ± 4.0 | "
+        "– |\n",
+        '"the longer answer is better" has 62.0 % ± 1.0 right',
+        "longer in 700 of the pairs, and shorter in 400",
+        "| after training, by what the loss compares | 90.0 % ± 3.0 | 60.0 % ± 6.0 | +30.0 % ±",
+        "of text by +0.012 ± 0.003 bits per byte and of responses",
+        "by −0.020 ± 0.010 nats per token",
+        "| tokens of an answer | 30.0 ± 2.0 | 20.0 ± 2.0 | −10.0 ± 2.0 |\n",
+        f"the reference is the fine-tuned model, whose tensors have the SHA-256 `{SHA}`",
         "20,000 pairs were trained on, and 1,234 held out; left out: 66, because they are longer "
-        "than a row (on average 3,000 tokens)." in card
-    )
-    assert "[org/pairs](https://huggingface.co/datasets/org/pairs) (preferences)" in card
-    simpo = card_of_history(history(loss="simpo"))
-    assert "`simpo` with β 2.5 and γ 1.25, without a reference." in simpo
+        "than a row (on average 3,000 tokens).",
+        "[org/pairs](https://huggingface.co/datasets/org/pairs) (preferences)",
+    ],
+)
+def test_the_card_says_what_preferences_changed_and_how_they_were_learned(text):
+    card = card_of_history(history())
+    assert text in card
+    assert "win rate" not in card.lower()
+    assert "non-commercial" not in card
 
 
-def test_the_card_warns_of_data_that_are_not_for_every_use():
-    mixture = {"kind": "hub", "repo": "allenai/llama-3.1-tulu-3-8b-preference-mixture"}
-    card = card_of_history(history(sources=[mixture]))
-    assert "(parts of it are for non-commercial use only) (preferences)" in card
-    assert "non-commercial" not in card_of_history(history())
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (history(sft_weight=0.2), "the loss is `dpo-norm` with β 5, plus 0.2 × the cross-entropy"),
+        (history(loss="simpo"), "`simpo` with β 2.5 and γ 1.25, without a reference."),
+        (history(sources=[MIXTURE]), "(parts of it are for non-commercial use only) (preferences)"),
+        (history(ADDED), f"model, with additions (SHA-256 `{'e' * 64}`) to a base whose tensors"),
+    ],
+)
+def test_the_card_says_how_other_preferences_were_learned(other, text):
+    assert text in card_of_history(other)
 
 
 def test_the_card_names_each_source_that_left_something_out():

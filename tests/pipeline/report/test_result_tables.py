@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from pion.evaluation.item_scores import with_errors
 from pipeline.job import Job
 from pipeline.report.blocks import share_with_interval
 from pipeline.report.model_card import source_lines
@@ -12,23 +13,14 @@ from tests.pipeline.report.test_model_card import JOB, card_and_page
 
 SHA = "0123456789abcdef" * 4
 RESULTS = {
-    "base": {
-        "response_loss": 3.2,
-        "response_loss_sem": 0.05,
-        "text": {"bits_per_byte": 1.0, "bits_per_byte_sem": 0.2},
-    },
-    "sft": {
-        "response_loss": 1.9,
-        "response_loss_sem": 0.04,
-        "text": {"bits_per_byte": 1.05, "bits_per_byte_sem": 0.2},
-    },
-    "change": {
-        "response_loss": -1.3,
-        "response_loss_sem": 0.01,
-        "text": {"bits_per_byte": 0.05, "bits_per_byte_sem": 0.01},
-    },
-    "compared_text": {"sha256": SHA},
+    name: with_errors({"response_loss": loss}) | {"text": with_errors({"bits_per_byte": bits})}
+    for name, loss, bits in (
+        ("base", (3.2, 0.05), (1.0, 0.2)),
+        ("sft", (1.9, 0.04), (1.05, 0.2)),
+        ("change", (-1.3, 0.01), (0.05, 0.01)),
+    )
 }
+RESULTS["compared_text"] = {"sha256": SHA}
 
 
 def job_with(text=None):
@@ -38,28 +30,22 @@ def job_with(text=None):
 
 
 def with_change(change, error):
-    text = {"bits_per_byte": change, "bits_per_byte_sem": error}
+    text = with_errors({"bits_per_byte": (change, error)})
     return {**RESULTS, "change": {**RESULTS["change"], "text": text}}
 
 
 def test_each_measure_has_a_row_with_both_sides_and_a_signed_difference():
-    assert before_after_rows(job_with(), RESULTS) == [
-        (
-            "loss of responses in held-out conversations (nats per token)",
-            "3.200 ± 0.050",
-            "1.900 ± 0.040",
-            "−1.300 ± 0.010",
-        ),
-        ("other text (bits per byte)", "1.000 ± 0.200", "1.050 ± 0.200", "+0.050 ± 0.010"),
-    ]
-
-
-def test_a_run_with_text_of_its_own_has_a_row_for_it():
     results = copy.deepcopy(RESULTS)
     for name, value in (("base", 2.0), ("sft", 1.5), ("change", -0.5)):
         results[name]["bits_per_byte"] = value
-    titles = [row[0] for row in before_after_rows(job_with(), results)]
-    assert titles[1:] == ["held-out text (bits per byte)", "other text (bits per byte)"]
+    talks, held_out, other = before_after_rows(job_with(), results)
+    assert talks == (
+        "loss of responses in held-out conversations (nats per token)",
+        *("3.200 ± 0.050", "1.900 ± 0.040", "−1.300 ± 0.010"),
+    )
+    assert held_out == ("held-out text (bits per byte)", "2.000", "1.500", "−0.500")
+    assert other[1:] == ("1.000 ± 0.200", "1.050 ± 0.200", "+0.050 ± 0.010")
+    assert before_after_rows(job_with(), RESULTS) == [talks, other]
 
 
 @pytest.mark.parametrize(
@@ -117,12 +103,10 @@ def test_a_share_of_all_cases_has_an_interval_and_an_old_result_has_no_error():
 
 
 def test_a_model_that_was_measured_on_sources_apart_has_a_column_for_each():
-    sources = {
-        "web": {"bits_per_byte": 1.0, "bits_per_byte_sem": 0.01},
-        "code": {"bits_per_byte": 2.0, "bits_per_byte_sem": 0.02},
-    }
-    whole = {"loss": 4.0, "perplexity": 54.6, "bits_per_byte": 1.5, "bits_per_byte_sem": 0.011}
-    results = {"pretrain": whole | {"sources": sources}, "untrained": whole | {"sources": sources}}
+    bits = {"web": (1.0, 0.01), "code": (2.0, 0.02)}
+    sources = {name: with_errors({"bits_per_byte": both}) for name, both in bits.items()}
+    whole = {"loss": 4.0, "perplexity": 54.6, **with_errors({"bits_per_byte": (1.5, 0.011)})}
+    results = dict.fromkeys(("pretrain", "untrained"), whole | {"sources": sources})
     for text in card_and_page(results):
         assert "plain means of all sources" in text
         assert text.count("on web alone") == 1

@@ -2,38 +2,33 @@
 
 import pytest
 
+from pion.evaluation.item_scores import with_errors
 from pipeline.report.blocks import Table
 from pipeline.report.rewards import ROWS, reward_blocks, rewards_in_brief
 
-NAMES = [name for *_, name in ROWS]
-SIDE = {f"{name}{end}": value for name in NAMES for end, value in (("", 0.5), ("_sem", 0.1))}
+SIDE = {name: (0.5, 0.1) for *_, name in ROWS}
 
 
 def tuned(**change):
-    """Return results whose changes are none, except for these."""
-    changed = dict.fromkeys(SIDE, 0.0) | {f"{name}_sem": 0.1 for name in NAMES} | change
+    """Return what was measured where nothing has changed, except for these."""
+    changed = with_errors({name: (change.get(name, 0.0), 0.1) for name in SIDE})
+    after = with_errors(SIDE | {"reward": (0.75, 0.1)})
     shown = [{"prompt": "What is\n1 + 1?", "before": "3", "after": "2"}]
-    sides = {"before": SIDE, "after": SIDE | {"reward": 0.75}, "change": changed}
-    return {"start": "sft", "prompts": 1200, "answers": 4, "shown": shown, **sides}
-
-
-def texts(**change):
-    blocks = reward_blocks({"reinforce": {"rewards": tuned(**change)}}, brief=True)
-    return " ".join(block for block in blocks if isinstance(block, str))
+    found = {"start": "sft", "prompts": 1200, "answers": 4, "shown": shown}
+    return found | {"before": with_errors(SIDE), "after": after, "change": changed}
 
 
 @pytest.mark.parametrize(
     ("right", "right_of_any", "is_sharper"),
     [
-        *((0.3, 0.1, True), (0.3, -0.3, True)),
-        *((0.3, 0.3, False), (0.1, 0.1, False)),
-        *((None, 0.1, False), (0.3, None, False)),
+        *((0.3, 0.1, True), (0.3, -0.3, True), (0.3, 0.3, False)),
+        *((0.1, 0.1, False), (None, 0.1, False), (0.3, None, False)),
     ],
 )
 def test_a_model_may_be_right_more_often_but_not_to_more_prompts(right, right_of_any, is_sharper):
-    assert ("but not to more prompts" in texts(**{"pass": right, "pass_any": right_of_any})) == (
-        is_sharper
-    )
+    found = tuned(**{"pass": right, "pass_any": right_of_any})
+    blocks = reward_blocks({"reinforce": {"rewards": found}}, brief=True)
+    assert any("but not to more prompts" in block for block in blocks) == is_sharper
 
 
 def test_both_sides_and_the_difference_have_a_row_and_only_the_page_shows_answers():
@@ -47,10 +42,6 @@ def test_both_sides_and_the_difference_have_a_row_and_only_the_page_shows_answer
     brief = reward_blocks(results, brief=True)
     assert sum(isinstance(block, Table) for block in brief) == 1
     assert reward_blocks({"reinforce": {}}, brief=True) == []
-
-
-def test_the_summary_has_a_line():
-    assert rewards_in_brief({"rewards": tuned()}) == (
-        "0.500 ± 0.100 → 0.750 ± 0.100 on average for 1,200 prompts"
-    )
+    line = rewards_in_brief(results["reinforce"])
+    assert line == "0.500 ± 0.100 → 0.750 ± 0.100 on average for 1,200 prompts"
     assert rewards_in_brief({}) == ""

@@ -3,6 +3,7 @@
 import pytest
 
 from pion.errors import BadInput
+from pion.evaluation.item_scores import with_errors
 from pipeline.report.model_card import model_card
 from pipeline.report.page_sections import measured_sections
 from pipeline.report.reading import read_history
@@ -17,16 +18,16 @@ from tests.support.tiny_config import tiny_config
 
 
 def bits(value, error=0.01):
-    return {"bits_per_byte": value, "bits_per_byte_sem": error}
+    return with_errors({"bits_per_byte": (value, error)})
 
 
 def answers(value, error=0.01):
-    return {"response_loss": value, "response_loss_sem": error}
+    return with_errors({"response_loss": (value, error)})
 
 
 def sides(name, change, error=0.01):
-    side = {name: 0.5, f"{name}_sem": 0.1}
-    return {"before": side, "after": side, "change": {name: change, f"{name}_sem": error}}
+    side = with_errors({name: (0.5, 0.1)})
+    return {"before": side, "after": side, "change": with_errors({name: (change, error)})}
 
 
 def pairs(change, *, of_means=False):

@@ -20,7 +20,8 @@ RESULTS = {
 def job(*conditions, **changes):
     """Return a job with `prefer`, which is published on these conditions."""
     prefer = {"steps": 5, "sources": [{"kind": "jsonl", "path": "pairs.jsonl"}]}
-    return tiny_job(prefer=prefer, publish={"to": "model", "require": list(conditions)}, **changes)
+    publish = {"to": "model", "require": list(conditions)}
+    return tiny_job(**{"prefer": prefer, "publish": publish} | changes)
 
 
 def check(*conditions, **changes):
@@ -33,24 +34,9 @@ def decide(*conditions):
     check_requirements(made, made.publish, RESULTS, "It is safe.")
 
 
-def test_what_is_measured_of_preferences_can_be_required():
-    conditions = (
-        "prefer.accuracy > 0.6",
-        "accuracy > 0.6",
-        "prefer.accuracy_sem < 0.05",
-        "prefer.text_change < 0.02",
-        "prefer.response_change < 0.1",
-        "prefer.preferences.after.normalized.accuracy > 0.5",
-        "prefer.preferences.change.raw.length_bias < 0.1",
-        "prefer.preferences.answers.after.stopped > 0.9",
-        "prefer.preferences.rules.longer_wins < 0.7",
-        "prefer.bits_per_byte < 3",
-        "prefer.ends > 3",
-        "sft.response_loss < 9",
-    )
-    check(*conditions)
-    decide(*(one for one in conditions if "_sem" not in one and one.startswith("prefer.acc")))
-    decide("prefer.text_change < 0.02", "prefer.preferences.after.normalized.accuracy > 0.5")
+def test_a_condition_that_is_met_blocks_nothing():
+    decide("prefer.accuracy > 0.6", "accuracy > 0.6", "prefer.text_change < 0.02")
+    decide("prefer.preferences.after.normalized.accuracy > 0.5", "sft.bits_per_byte < 3")
 
 
 def test_a_condition_on_preferences_that_is_not_met_blocks_the_model():
@@ -58,23 +44,6 @@ def test_a_condition_on_preferences_that_is_not_met_blocks_the_model():
         decide("prefer.accuracy > 0.8", "prefer.text_change < 0.02")
     with pytest.raises(BadInput, match=r"prefer\.text_change < 0\.005 \(measured: 0\.01\)"):
         decide("prefer.text_change < 0.005")
-
-
-@pytest.mark.parametrize(
-    ("condition", "meant"),
-    [
-        ("prefer.acuracy > 0.6", "accuracy"),
-        ("acuracy > 0.6", "accuracy"),
-        ("prefer.text_chance < 0.02", "text_change"),
-        ("prefer.preferences.aftr.raw.accuracy > 0.6", "after"),
-        ("prefer.preferences.after.normalised.accuracy > 0.6", "normalized"),
-        ("prefer.preferences.after.raw.acuracy > 0.6", "accuracy"),
-        ("prefer.preferences.answers.after.stoped > 0.6", "stopped"),
-    ],
-)
-def test_a_misspelt_name_is_found_before_anything_is_started(condition, meant):
-    with pytest.raises(BadInput, match=rf"did you mean '{meant}'.*Nothing was started"):
-        check(condition)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +65,18 @@ def test_a_misspelt_name_is_found_before_anything_is_started(condition, meant):
         ("ngram.order.x", "'order' is a number, and nothing in it has a name; 'ngram' has the num"),
         ("sft", "'sft' is a table: name a number in it. It has the numbers loss,"),
         ("packs", "'packs' is a table: name a number in it"),
+        ("lm_eval", "'lm_eval' is a table: name a number in it"),
+        ("lm_eval.arc_easy", "'arc_easy' is a table: name a number in it"),
         ("prefer.calibration", "'calibration' is a table: name a number in it. It has the numbers"),
         ("sft.calibration.ecce", "did you mean 'ece'?; 'calibration' has the numbers ece,"),
         ("packs.mine.acuracy", "did you mean 'accuracy'?"),
+        ("prefer.acuracy", "did you mean 'accuracy'?"),
+        ("acuracy", "did you mean 'accuracy'?"),
+        ("prefer.text_chance", "did you mean 'text_change'?"),
+        ("prefer.preferences.aftr.raw.accuracy", "did you mean 'after'?"),
+        ("prefer.preferences.after.normalised.accuracy", "did you mean 'normalized'?"),
+        ("prefer.preferences.after.raw.acuracy", "did you mean 'accuracy'?"),
+        ("prefer.preferences.answers.after.stoped", "did you mean 'stopped'?"),
     ],
 )
 def test_what_is_no_number_is_refused_before_anything_is_started(name, words):
@@ -126,6 +104,11 @@ def test_what_is_no_number_is_refused_before_anything_is_started(name, words):
         "lm_eval.gsm8k.asked.cut_off",
         *(f"prefer.preferences.{one}" for one in ("items", "rules.longer", "desired")),
         "prefer.preferences.answers.change.tokens_sem",
+        *("prefer.accuracy", "accuracy", "prefer.accuracy_sem", "prefer.text_change"),
+        *("prefer.response_change", "prefer.bits_per_byte", "prefer.ends", "sft.response_loss"),
+        *(f"prefer.preferences.{one}" for one in ("rules.longer_wins", "change.raw.length_bias")),
+        *(f"prefer.preferences.{one}.accuracy" for one in ("after.normalized", "after.margin")),
+        "prefer.preferences.answers.after.stopped",
     ],
 )
 def test_a_number_in_a_table_of_a_stage_can_be_required(name):
@@ -138,32 +121,22 @@ LONGER = {"data__documents": True, "pretrain__phases": [{"until": 5}, {"seq_len"
 
 
 @pytest.mark.parametrize(
-    ("condition", "missing", "measured_with"),
+    ("name", "without", "measured_with"),
     [
-        ("sources.web.loss < 1", "sources", MIXED),
-        ("long_context.worth < 1", "long_context", LONGER),
-        ("prefer.text.bits_per_byte < 1", "text", None),
-        ("accurate > 1", "accurate", None),
+        ("sources.web.loss", {}, MIXED),
+        ("sft.sources.web.loss", {}, MIXED),
+        ("long_context.worth", {}, LONGER),
+        ("prefer.text.bits_per_byte", {}, None),
+        ("response_change", {"sft": None}, {}),
+        ("prefer.response_loss_sem", {"sft": None}, {}),
+        ("ends", {"sft": None}, {}),
+        ("prefer.others", {"sft": None}, {}),
+        ("accuracy", {"prefer": None}, {}),
     ],
 )
-def test_what_the_job_does_not_measure_is_refused(condition, missing, measured_with):
+def test_what_the_job_does_not_measure_is_refused(name, without, measured_with):
+    missing = name.removeprefix("sft.").removeprefix("prefer.").partition(".")[0]
     with pytest.raises(BadInput, match=f"nothing called '{missing}'"):
-        check(condition)
+        check(f"{name} < 1", **without)
     if measured_with is not None:
-        check(condition, **measured_with)
-
-
-@pytest.mark.parametrize(
-    "name", ["response_change", "prefer.response_loss_sem", "ends", "prefer.others"]
-)
-def test_without_conversations_nothing_of_them_is_measured(name):
-    check(f"{name} < 1")
-    with pytest.raises(BadInput, match=f"nothing called '{name.removeprefix('prefer.')}'"):
-        check(f"{name} < 1", sft=None)
-
-
-def test_without_preferences_nothing_of_them_is_measured():
-    publish = {"to": "model", "require": ["accuracy > 0.6"]}
-    made = tiny_job(publish=publish)
-    with pytest.raises(BadInput, match="nothing called 'accuracy'"):
-        check_names(made, made.publish)
+        check(f"{name} < 1", **measured_with)
