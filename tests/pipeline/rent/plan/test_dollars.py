@@ -51,7 +51,10 @@ def test_the_largest_model_that_gets_enough_tokens_is_taken(sizes, dollars):
     assert row.tokens_per_parameter >= TOKENS_PER_PARAMETER
     for larger in sizes[sizes.index(row.size) + 1 :]:
         bought = buy(larger, A40, Money(dollars))
-        assert bought is None or bought.tokens_per_parameter < TOKENS_PER_PARAMETER
+        assert bought is None or (
+            bought.tokens_per_parameter < TOKENS_PER_PARAMETER
+            and bought.estimate.dollars <= dollars * (1 - SPARE)
+        )
 
 
 def test_cards_that_compute_more_for_the_money_come_first_and_hours_limit_them(sizes):

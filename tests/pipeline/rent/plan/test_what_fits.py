@@ -49,7 +49,7 @@ OFFERS = {
 }
 LONG = ["data.seq_len=40960", "sft.global_batch=1", "hardware.recompute=true"]
 # Rows of prefer for which LoRA is needed, after conversations that train all weights.
-LONGER = ["prefer.seq_len=10240", "prefer.global_batch=1"]
+LONGER = ["prefer.seq_len=28672", "prefer.global_batch=1"]
 
 
 @pytest.mark.parametrize(
