@@ -23,9 +23,9 @@ from pipeline.stages.prepare import prepare_part
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import BY_ITEM
 from pipeline.training.context import TrainingContext
-from pipeline.training.reference.of_stage import Start
 from pipeline.training.setup import Setup, _trainer
 from pipeline.training.stage_data import open_stage_data
+from pipeline.training.stage_model import StageModel
 from pipeline.training.train_request import Group, TrainRequest
 from tests.pipeline.stages.test_evaluate import Folder
 from tests.support.corpora import SEQ_LEN, make_job, write_corpus
@@ -126,8 +126,8 @@ def test_while_training_the_loss_is_the_plain_mean_of_the_sources(folder):
     context.watchdog.close()
     data = open_stage_data(context.job, "pretrain", folder / "data", download_shard)
     model = Decoder(job.model_config_resolved())
-    start = Start(model, None, ComputePlan(threads=1))
-    trainer = _trainer(context, "pretrain", data.train, start, None)
+    start = StageModel(model, ComputePlan(threads=1))
+    trainer = _trainer(context, "pretrain", data.train, start)
     found = Setup(context, "pretrain", trainer, data, None, "").evaluate(lambda: None)
     trainer.close()
 

@@ -20,8 +20,7 @@ from pion.model.saved_weights import Tensors
 from pion.train.settings import ComputePlan
 from pipeline.base.find import read_config
 from pipeline.training.first_weights import first_model, frozen_base, show_first_rows
-from pipeline.training.reference.of_stage import Start, name_of
-from pipeline.training.stage_model import with_additions
+from pipeline.training.stage_model import StageModel, with_additions
 from tests.pipeline.training.test_first_weights_parts import MODULE, context_of
 from tests.support.jobs import job_from
 from tests.support.tiny_config import tiny_config
@@ -173,7 +172,7 @@ def test_preferences_after_fine_tuning_start_from_the_fine_tuned_model(after_sft
     assert tensors_sha256(Tensors(weights)) == identity.sha256 == after
     model, plan = Decoder.from_state(config, dict(Tensors(weights))), ComputePlan()
     for adapter in (None, Adapter(Lora(rank=2), identity)):
-        assert name_of(Start(model, adapter, plan)) == after
+        assert StageModel(model, plan, adapter=adapter).weights_sha256() == after
 
 
 def test_additions_that_are_trained_further_are_brought_once(after_sft, tmp_path, monkeypatch):
@@ -194,8 +193,8 @@ def test_additions_that_are_trained_further_are_brought_once(after_sft, tmp_path
 
     monkeypatch.setattr("pipeline.training.first_weights._bring_trained", bring)
     data = None
-    model, _, _, adapter = with_additions(context, "prefer", data, ComputePlan(), None)
+    start = with_additions(context, "prefer", data, ComputePlan(), None)
     assert brought == ["sft"]
-    assert adapter.base.sha256 == identity.sha256
-    found = additions(model)
+    assert start.adapter.base.sha256 == identity.sha256
+    found = additions(start.model)
     assert all(torch.equal(found[name], tensor) for name, tensor in additions(trained).items())

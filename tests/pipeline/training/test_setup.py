@@ -23,9 +23,9 @@ from pipeline.state.head import data_key
 from pipeline.state.owner import Owner
 from pipeline.training import setup
 from pipeline.training.context import TrainingContext
-from pipeline.training.reference.of_stage import Start
 from pipeline.training.setup import SAMPLE_TOKENS, _trainer, prompt_ids, sample_texts, start_stage
 from pipeline.training.stage_data import open_stage_data
+from pipeline.training.stage_model import StageModel
 from pipeline.training.train_request import Group, TrainRequest
 from tests.support.corpora import make_job, write_corpus
 from tests.support.in_process_uploader import InProcessUploader
@@ -63,8 +63,8 @@ def test_ranks_may_divide_a_model_that_does_not_fit_if_the_job_leaves_that_open(
     context.watchdog.close()
     data = open_stage_data(context.job, "pretrain", tmp_path / "data", download_shard)
     model = Decoder(context.job.model_config_resolved())
-    start = Start(model, None, ComputePlan(threads=1))
-    begun = _trainer(context, "pretrain", data.train, start, None)
+    start = StageModel(model, ComputePlan(threads=1))
+    begun = _trainer(context, "pretrain", data.train, start)
     begun.close()
     assert begun.may_divide == may
 
