@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from pion.data.stream import References, RowStream
     from pipeline.training.context import TrainingContext
 
-# Format 1 had the numbers of a split in one array, and in another one where those of a row begin.
-FORMAT = 2
+FORMAT = 1
 # Of the hash that ends the file of an unfinished column.
 HASH_BYTES = 32
 
@@ -196,9 +195,8 @@ def read_reference(folder: Path, streams: Mapping[str, RowStream]) -> Reference:
     don't fit the rows, or are not those that REFERENCE_FILE names."""
     try:
         about = parse_object(read_file(folder / REFERENCE_FILE), str(folder / REFERENCE_FILE))
-        read = _numbers_of_format_1 if about["format"] == 1 else _numbers
         with_numbers = {
-            split: stream.with_references(read(folder, about["files"], split, stream))
+            split: stream.with_references(_numbers(folder, about["files"], split, stream))
             for split, stream in streams.items()
         }
         record = {name: about[name] for name in ("format", "key", "files")}
@@ -212,6 +210,8 @@ def read_reference(folder: Path, streams: Mapping[str, RowStream]) -> Reference:
 
 
 def _numbers(folder: Path, hashes: Mapping[str, Any], split: str, stream: RowStream) -> References:
+    if f"{split}.sums.npy" in hashes:
+        return _numbers_of_split(folder, hashes, split, stream)
     columns = {}
     for column in columns_of({split: stream}):
         path, shape = folder / column.name, (column.rows, None)
@@ -221,9 +221,11 @@ def _numbers(folder: Path, hashes: Mapping[str, Any], split: str, stream: RowStr
     return lambda place: numbers_in(columns[place[:2]][place[2]])
 
 
-def _numbers_of_format_1(
+def _numbers_of_split(
     folder: Path, hashes: Mapping[str, Any], split: str, stream: RowStream
 ) -> References:
+    """Return the numbers of a split as a version without columns wrote them: in one array, and in
+    another one where those of each row begin."""
     starts, sums = f"{split}.starts.npy", f"{split}.sums.npy"
     begins = read_array(folder / starts, np.int64, (stream.total_rows + 1,), str(hashes[starts]))
     numbers = read_array(folder / sums, np.float64, (int(begins[-1]),), str(hashes[sums]))

@@ -174,7 +174,7 @@ def other_column(rows):
         (lambda folder: (folder / SHARDS[1]).write_bytes(b""), "altered"),
         (lambda folder: (folder / SHARDS[1]).unlink(), "can't read this array"),
         (lambda folder: (folder / "reference.json").write_text("[]"), "should be a JSON object"),
-        (lambda folder: (folder / "reference.json").write_text("{}"), "'format'"),
+        (lambda folder: (folder / "reference.json").write_text("{}"), "'files'"),
         (lambda folder: (folder / "reference.json").unlink(), "can't be read"),
         (lambda folder: write_reference(folder, KEY, {}), "'weights'"),
         (lambda folder: write_reference(folder, KEY, ABOUT | {"dtype": "int8"}), "dtype 'int8'"),
