@@ -244,6 +244,7 @@ def test_sigint_after_a_signal_ends_the_process_at_once_even_in_c(start, first):
 def test_a_closed_terminal_is_a_signal_to_save(start):
     process = start("""
 import fcntl, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
 os.setsid()
 terminal, ours = os.openpty()
 fcntl.ioctl(ours, termios.TIOCSCTTY, 0)
