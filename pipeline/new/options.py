@@ -87,7 +87,7 @@ def read_options(args: argparse.Namespace) -> NewOptions:
     """Return what the arguments say. Raises BadInput for a number that is no price."""
     if not (math.isfinite(args.dollars) and 0 < args.dollars <= 1e6):
         raise BadInput(f"--dollars {args.dollars:g} must be above 0, and at most 1,000,000")
-    data, columns = Path(args.data), {name: getattr(args, f"{name}_column") for name in COLUMNS}
+    data, columns = Path(args.data), {name: vars(args)[f"{name}_column"] for name in COLUMNS}
     return NewOptions(
         data,
         Path(f"{name_of(data)}.yaml" if args.out is None else args.out),

@@ -158,7 +158,7 @@ PRINTS_ITSELF = {
     "pipeline/console/formats.py": "show() itself",
     "pipeline/console/print_and_ask.py": "tables, whose cells went through printable()",
     "pipeline/job/help_job.py": "docs/jobs.md",
-    "pipeline/search/runs.py": "how far it is, through printable()",
+    "pipeline/search/try_command.py": "how far it is, through printable()",
     "pipeline/models/find.py": "which run is left out, through printable()",
     "pipeline/rent/on_machine/boot_check.py": "starts without packages, and prints its own words",
     "pipeline/rent/on_machine/gpu_check.py": "prints its own words",

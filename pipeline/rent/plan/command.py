@@ -110,14 +110,16 @@ def show_plan(
         read = {"phases": [dataclasses.asdict(phase) for phase in phases], "here_seconds": here}
         print(json.dumps({**shown, "notes": notes, **read}, indent=1))
         return 0
-    title = f"{plan.name}: {amount(rows[0].tokens)} tokens ({', '.join(plan.train_stages)})"
+    tokens = rows[0].tokens if rows else 0
+    title = f"{plan.name}: {amount(tokens)} tokens ({', '.join(plan.train_stages)})"
     this = {"GPU": "here", "way": "own", "time": _or_unknown(here, duration)}
     _show_rows(title, [*map(_cells, rows), this])
     for stage in fine_tuning_stages(plan):
         at_once = f"with so many rows of {plan.seq_len(stage):,} tokens at once"
         _show_rows(f"{stage} on one GPU: GiB ({at_once})", _ways(plan, stage, rows))
-    title = f"phases of pretrain on {rows[0].offer.gpu or 'CPU'}"
-    _show_rows(title, _phases(phases, rows[0], compared.num_nodes))
+    for row in rows[:1]:
+        title = f"phases of pretrain on {row.offer.gpu or 'CPU'}"
+        _show_rows(title, _phases(phases, row, compared.num_nodes))
     for note in notes:
         style = "yellow" if note.startswith("warning: ") else "dim"
         show_table(Text(f"· {printable(note)}"), style)
@@ -138,7 +140,7 @@ def _rows_and_notes(job: Job, compared: Compared, known: Known) -> tuple[list[Es
         rows += [estimate(job, offer, known) for offer in offers]
         notes += [note for note in about if note not in notes]
     rows = ranked(rows)
-    if not rows[0].fits:
+    if rows and not rows[0].fits:
         lines = [*(f"  {reason}" for reason in _why_unfit(rows)), what_would_fit(job), *changes]
         lines += what_several_would_fit(job, rows)
         raise BadInput("\n".join([f"{job.name} fits on none of these GPUs.", *lines]))
@@ -176,7 +178,7 @@ def _assumptions(job: Job, rows: Sequence[Estimate]) -> list[str]:
     """Return notes that say what numbers are based on."""
     stages = [stage for row in rows if row.fits for stage in row.stages]
     timed = [stage.stage for stage in stages if stage.reference_tokens]
-    count = max(row.offer.count for row in rows)
+    count = max((row.offer.count for row in rows), default=1)
     boot = f"a boot of {RESTART_SECONDS:.0f} s"
     notes: dict[str, object] = {
         f"hardware.workers {job.hardware.workers_in_words}: planned for "

@@ -61,6 +61,7 @@ def run_program(program, output):
     output.close()
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` ignores it
     exec(HEAD + program, {"__name__": "__main__"})
 
 
@@ -244,7 +245,6 @@ def test_sigint_after_a_signal_ends_the_process_at_once_even_in_c(start, first):
 def test_a_closed_terminal_is_a_signal_to_save(start):
     process = start("""
 import fcntl, termios
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
 os.setsid()
 terminal, ours = os.openpty()
 fcntl.ioctl(ours, termios.TIOCSCTTY, 0)
