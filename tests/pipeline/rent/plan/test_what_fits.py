@@ -29,11 +29,16 @@ from tests.support.published_models import PUBLISHED
 
 A4000 = one("RTXA4000")
 in_soak = partial(pytest.param, marks=pytest.mark.soak)
-SAME = "write the same `lora` below prefer as below sft."
+SAME = "GiB): write the same `lora` below prefer as below sft."
 # By name: what is offered, the overrides that do it, and how the sentence ends.
+ADD = "GiB): write `{0}: {{lora: {{rank: 16}}}}` next to the other fields of {0}, or add {0}.lora."
 OFFERS = {
-    "sft": ("By LoRA", ["sft.lora.rank=16"], "or add sft.lora.rank=16 to the command."),
-    "prefer": ("By LoRA", ["prefer.lora.rank=16"], "or add prefer.lora.rank=16 to the command."),
+    "sft": ("By LoRA", ["sft.lora.rank=16"], f"{ADD.format('sft')}rank=16 to the command."),
+    "prefer": (
+        "By LoRA",
+        ["prefer.lora.rank=16"],
+        f"{ADD.format('prefer')}rank=16 to the command.",
+    ),
     "the same": ("By LoRA", ["prefer.lora.rank=8"], SAME),
     "both": (
         "By LoRA",
@@ -49,7 +54,7 @@ OFFERS = {
 }
 LONG = ["data.seq_len=40960", "sft.global_batch=1", "hardware.recompute=true"]
 # Rows of prefer for which LoRA is needed, after conversations that train all weights.
-LONGER = ["prefer.seq_len=28672", "prefer.global_batch=1"]
+LONGER = ["prefer.seq_len=32768", "prefer.global_batch=1"]
 
 
 @pytest.mark.parametrize(
