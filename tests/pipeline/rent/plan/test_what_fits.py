@@ -30,15 +30,11 @@ from tests.support.published_models import PUBLISHED
 A4000 = one("RTXA4000")
 in_soak = partial(pytest.param, marks=pytest.mark.soak)
 SAME = "GiB): write the same `lora` below prefer as below sft."
+ADD = "next to the other fields of {0}, or add {0}.lora.rank=16 to the command."
 # By name: what is offered, the overrides that do it, and how the sentence ends.
-ADD = "GiB): write `{0}: {{lora: {{rank: 16}}}}` next to the other fields of {0}, or add {0}.lora."
 OFFERS = {
-    "sft": ("By LoRA", ["sft.lora.rank=16"], f"{ADD.format('sft')}rank=16 to the command."),
-    "prefer": (
-        "By LoRA",
-        ["prefer.lora.rank=16"],
-        f"{ADD.format('prefer')}rank=16 to the command.",
-    ),
+    "sft": ("By LoRA", ["sft.lora.rank=16"], ADD.format("sft")),
+    "prefer": ("By LoRA", ["prefer.lora.rank=16"], ADD.format("prefer")),
     "the same": ("By LoRA", ["prefer.lora.rank=8"], SAME),
     "both": (
         "By LoRA",
