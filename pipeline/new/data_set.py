@@ -151,8 +151,8 @@ class DataSet:
             text = record.get(column)
             return {TEXT: "" if is_null(text) and column in record else text}
         if self.columns:
-            beside = {key: record[key] for key in NEXT_TO_TURNS if record.get(key)}
-            record = beside | {self.columns[k]: v for k, v in record.items() if k in self.columns}
+            extra = {key: record[key] for key in NEXT_TO_TURNS if record.get(key)}
+            record = extra | {self.columns[k]: v for k, v in record.items() if k in self.columns}
         if not self.roles:
             return record
         return {

@@ -224,8 +224,8 @@ def _pair(columns: Sequence[str], options: NewOptions, file: Path) -> dict[str, 
         if name is None and not names:
             return None
         pair[key] = name or names[0]
-    beside = {"context": _lower_in(columns, CONTEXTS), "system": _lower_in(columns, SYSTEMS)}
-    free = {key: [n for n in names if n not in pair.values()] for key, names in beside.items()}
+    columns_of = {"context": _lower_in(columns, CONTEXTS), "system": _lower_in(columns, SYSTEMS)}
+    free = {key: [n for n in names if n not in pair.values()] for key, names in columns_of.items()}
     return pair | {key: names[0] for key, names in free.items() if names}
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pion.data.documents.file_to_documents import LONGEST_LINE
 from pion.data.documents.find_files import PACKED_SUFFIXES, PARQUET_SUFFIXES
@@ -16,6 +17,9 @@ from pion.untrusted import open_file
 from pipeline.data.sources import SAMPLED, find_input
 from pipeline.job import BinShards, HubDataset, Job, JsonlFiles, NpyShards, ParquetFiles, TextFiles
 from pipeline.job.model_section import TrainTokenizer
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import FileMetaData
 
 # Sources whose rows are counted in their headers.
 Shards = NpyShards | BinShards
@@ -202,11 +206,19 @@ def _copy_rows(file: Path, target: Path, most: int) -> tuple[float, int, bool]:
 
     size = rows = 0
     with pyarrow.parquet.ParquetFile(file) as table:
-        total = table.metadata.num_rows
+        every = table.metadata
         with pyarrow.parquet.ParquetWriter(target, table.schema_arrow) as out:
             for batch in table.iter_batches(256):
                 out.write_batch(batch)
                 size, rows = size + batch.nbytes, rows + batch.num_rows
                 if size >= most:
                     break
-    return file.stat().st_size * rows / max(1, total), size, rows == total
+    whole = rows == every.num_rows
+    # The first records may be short, so their number says little of the bytes behind them.
+    share = 1.0 if whole else _bytes(pyarrow.parquet.read_metadata(target)) / _bytes(every)
+    return file.stat().st_size * min(1.0, share), size, whole
+
+
+def _bytes(parquet: FileMetaData) -> int:
+    """Return how many bytes the columns of a Parquet file have before they are compressed."""
+    return sum(parquet.row_group(i).total_byte_size for i in range(parquet.num_row_groups))

@@ -34,7 +34,7 @@ _REACHED = 0.99
 @open_record
 @dataclass(frozen=True, kw_only=True)
 class SearchRecord:
-    """What the store keeps of a search, beside its runs.
+    """What the store keeps of a search, next to its runs.
 
     Attributes:
         hours, dollars: the cap over all runs, on all their machines; None: no limit.

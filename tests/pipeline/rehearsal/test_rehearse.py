@@ -97,6 +97,20 @@ def test_of_large_text_rows_are_estimated_from_a_head_by_the_jobs_own_readers(
     )
 
 
+def test_parquet_that_begins_with_short_texts_is_estimated_by_its_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.rehearsal.head.TEXT_BYTES", (300_000, 200_000))
+    short = [f"{n * n} mice ran {n} times." for n in range(20_000)]
+    long = [" ".join(short[n::20]).replace("mice", "cats") for n in range(20)]
+    table = pyarrow.table({"text": short + long})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    source = {"kind": "parquet", "path": "a.parquet"}
+    train = {"train": {"vocab_size": 512}}
+    changes = {"data__held_out": 0.001, "model__vocab_size": 512, "sft": None}
+    job = chat_job(tmp_path, **changes, tokenizer=train, data__sources=[source])
+    rows = rehearse(job).stages["pretrain"].all_rows
+    assert rows == pytest.approx(prepared_rows(job, "pretrain", tmp_path)["train_rows"], rel=0.1)
+
+
 def test_a_mistake_in_a_head_is_named_with_the_jobs_own_file(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.rehearsal.head.RECORD_BYTES", (1000, 9000))
     job = chat_job(tmp_path)

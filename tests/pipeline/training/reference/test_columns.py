@@ -142,7 +142,7 @@ def test_each_row_has_its_numbers(world):
 
 
 def test_numbers_of_a_version_without_columns_are_read(world):
-    """A stage in the middle of its steps goes on with them."""
+    """A stage in the middle of its steps continues with these numbers."""
     folder, numbers = finish(world)
     files = {}
     for split, rows in numbers.items():
