@@ -226,7 +226,7 @@ def _of_start(p: Proposal) -> Iterator[str]:
     if base.base is None:
         yield (
             f"{base.source} can't be looked up now ({base.why}), so the job was not tried. "
-            "`pion check` data_sets again"
+            "`pion check` tries again"
         )
     elif p.last != "pretrain" and not base.has_template:
         yield (

@@ -159,17 +159,6 @@ class PreferenceFormat:
         return LONGER_THAN_ROW if sum(len(side.ids) for side in sides) > self.seq_len else None
 
 
-def reason_without_ids(preference: Preference) -> str | None:
-    """Return why a preference is left out whatever the tokenizer is, or None."""
-    if any(map(is_empty, preference.conversations)):
-        return EMPTY
-    if not isinstance(preference, Pair):
-        return None
-    if preference.chosen.messages == preference.rejected.messages:
-        return IDENTICAL
-    return TIE if preference.tie else None
-
-
 def preference_format(written: ChatFormat, seq_len: int, context: int) -> PreferenceFormat:
     """Return how a model with this chat format writes preferences.
 

@@ -103,10 +103,9 @@ def test_parquet_that_begins_with_short_texts_is_estimated_by_its_bytes(tmp_path
     long = [" ".join(short[n::20]).replace("mice", "cats") for n in range(20)]
     table = pyarrow.table({"text": short + long})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    source = {"kind": "parquet", "path": "a.parquet"}
-    train = {"train": {"vocab_size": 512}}
     changes = {"data__held_out": 0.001, "model__vocab_size": 512, "sft": None}
-    job = chat_job(tmp_path, **changes, tokenizer=train, data__sources=[source])
+    changes |= {"data__sources": [{"kind": "parquet", "path": "a.parquet"}]}
+    job = chat_job(tmp_path, **changes, tokenizer={"train": {"vocab_size": 512}})
     rows = rehearse(job).stages["pretrain"].all_rows
     assert rows == pytest.approx(prepared_rows(job, "pretrain", tmp_path)["train_rows"], rel=0.1)
 

@@ -18,14 +18,6 @@ from tests.support.states import someone
 # In these days, JOB runs on pod `a` at first. `lost a 0-10` is what the run keeps of a pod that was
 # lost: when it was first and last seen.
 DAYS = """
-a pod that goes before it owns the run is kept with what it cost
-  0   asks
-  20  job 7 status=RECOVERING
-  20  pods
-  30  job 7 status=SUCCEEDED
-  end → return 0
-  end lost a 0-10
-
 the shown cost includes a machine that never owned the run
   0   claim
   0   beat stage=sft step=6
@@ -35,19 +27,13 @@ the shown cost includes a machine that never owned the run
   end says sft step 6, saved: sft step 5 ($0.36 so far)
   end last stopped with status FAILED ($0.36 so far)
 
-an exited pod costs nothing more although it is still listed
-  10  pods a:EXITED
-  20  → terminate a
+pods that have ended cost nothing more although they are still listed
+  0   pods a x
+  10  pods a:EXITED x:TERMINATED
+  20  → terminate a, terminate x
   30  job 7 status=SUCCEEDED
   end → return 0
-  end lost a 0-0
-
-a terminated pod costs nothing more although it is still listed
-  10  pods a:TERMINATED
-  20  → terminate a
-  30  job 7 status=SUCCEEDED
-  end → return 0
-  end lost a 0-0
+  end lost a 0-0 x 0-0
 
 the pod of a job that has ended is kept too, because this is the last look
   0   job 7 status=FAILED_SETUP
