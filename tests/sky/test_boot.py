@@ -312,7 +312,7 @@ def test_what_the_job_asks_for_is_installed_too(machine):
     (machine.folder / "checkout/job.yaml").write_text("log:\n  wandb: pion\n")
     # An override inside a section asks for it, too.
     machine.boot(OVERRIDES="evaluate.lm_eval.tasks=[piqa] log.trackio=pion")
-    assert "--group evaluate" in machine.uv_calls[-1]
+    assert "--extra evaluate" in machine.uv_calls[-1]
     assert "--extra trackio" in machine.uv_calls[-1]
     assert "--extra wandb" in machine.uv_calls[-1]
     assert "tensorboard" not in machine.uv_calls[-1]

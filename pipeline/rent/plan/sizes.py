@@ -17,6 +17,7 @@ from pipeline.base.job_with_base import read_job
 from pipeline.job import Job
 from pipeline.job.stages import CONVERSING
 from pipeline.job.train_sections import three_digits
+from pipeline.machine.own_files import file_meant
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known
 
 # The family that is used without a job: the first that has jobs in this folder.
@@ -68,13 +69,15 @@ def _of_folder(overrides: Sequence[str]) -> list[Size]:
     for family in FAMILIES:
         files = {preset: JOBS / f"{preset}.yaml" for preset in presets_of(family)}
         sizes = [
-            _size(name, str(file), overrides) for name, file in files.items() if file.is_file()
+            _size(name, str(file), overrides)
+            for name, file in files.items()
+            if file_meant(file, "jobs").is_file()
         ]
         if sizes:
             return sizes
     raise BadInput(
-        f"there are no jobs of presets, such as {JOBS}/pion-small.yaml, in this folder. Run this "
-        "command in a checkout of Pion, or name a job: `pion plan JOB --dollars N`."
+        f"there are no jobs of presets, such as {JOBS}/pion-small.yaml, in this folder. "
+        "Name a job: `pion plan JOB --dollars N`."
     )
 
 
