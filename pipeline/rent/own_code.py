@@ -28,6 +28,12 @@ MOUNT = "~/pion"
 _OF_INSTALLER = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json")
 
 
+def brings_code(config: Mapping[str, Any]) -> bool:
+    """Return whether a task copies Pion to its machine, next to the folder of the user."""
+    mounts = config.get("file_mounts")
+    return isinstance(mounts, dict) and MOUNT in mounts
+
+
 def with_code(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a task whose machine gets this Pion, and boots with its script. Raises BadInput."""
     mounts = {**(config.get("file_mounts") or {}), MOUNT: str(code_folder())}

@@ -17,7 +17,7 @@ from pipeline.job import Job
 from pipeline.job.stages import check_until, stages_until
 from pipeline.machine.own_files import OWN, file_meant, is_own
 from pipeline.rent.credentials import refuse_recorded_secrets, secrets_written
-from pipeline.rent.own_code import BOOT, MOUNT, with_code
+from pipeline.rent.own_code import BOOT, brings_code, with_code
 from pipeline.rent.skypilot import did_you_mean, known_clouds, quiet, sky_module
 
 JOB_VARIABLE = "JOB"
@@ -77,7 +77,7 @@ def read_sky_yaml(path: str | Path) -> SkyYaml:
     config = _parse(file)
     refuse_recorded_secrets(config, str(path))
     elsewhere = is_own(file) and Path.cwd() != OWN.resolve()
-    if elsewhere or MOUNT in (config.get("file_mounts") or {}):
+    if elsewhere or brings_code(config):
         config = with_code(config)
     return sky_yaml_of(config, Path(file.name) if elsewhere else file)
 

@@ -22,7 +22,7 @@ from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared
 from pipeline.rent.check.scripts import refuse_missing_script
 from pipeline.rent.credentials import names_given, wanted_secrets
-from pipeline.rent.own_code import MOUNT
+from pipeline.rent.own_code import brings_code
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.stores import FileStore
@@ -130,7 +130,7 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> Iterator[Check
         raise BadInput(f"{sky_yaml.path}: workdir {root} is not a folder")
     left_out = _left_out(root)
     refuse_missing_script(sky_yaml, root, left_out)
-    has_pion = MOUNT in (sky_yaml.config.get("file_mounts") or {})
+    has_pion = brings_code(sky_yaml.config)
     for each in local:
         if not (has_pion and is_own(each.file)):
             _require_copied(each, job.folder, root, left_out)

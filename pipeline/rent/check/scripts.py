@@ -37,7 +37,9 @@ def refuse_missing_script(sky_yaml: SkyYaml, root: Path, left_out: set[Path]) ->
             made = _ELSEWHERE.search(before[: found.start(1)])
             if file is None or made or (file.is_file() and file not in left_out):
                 continue
-            why = "leave it out" if file.is_file() else "there is no such file here"
+            why = "there is no such file here"
+            if file.is_file():
+                why = "the file is left out by .skyignore or .gitignore"
             raise BadInput(
                 f"{_place(sky_yaml, script)}: `{key}` starts {script}, which is not copied to the "
                 f"machine ({why}: {file}). The machine would end with exit code 127, after a boot "
