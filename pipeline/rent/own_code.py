@@ -24,8 +24,9 @@ from pipeline.machine.own_files import IN_CHECKOUT, OWN
 BOOT = "sky/boot.sh"
 # Where the machine has it.
 MOUNT = "~/pion"
-# What the installer adds to the files of a wheel.
-_OF_INSTALLER = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json")
+# The files of a wheel; the installer adds others.
+_PACKAGES = ("pion", "pipeline")
+_METADATA = ("METADATA", "WHEEL", "entry_points.txt", "LICENSE")
 
 
 def brings_code(config: Mapping[str, Any]) -> bool:
@@ -53,7 +54,7 @@ def code_folder() -> Path:
     files = [
         file
         for file in installed.files or ()
-        if file.hash is not None and file.name not in _OF_INSTALLER and ".." not in file.parts
+        if file.hash and (file.parts[0] in _PACKAGES or file.name in _METADATA)
     ]
     of_wheel = next((file.parent for file in files if file.name == "WHEEL"), None)
     if of_wheel is None:

@@ -1,7 +1,6 @@
-"""Pion as a wheel in an empty folder: from a CSV to a checked rental, and to a published model."""
+"""Pion as a wheel in an empty folder: from a CSV to a checked rental, and a run to its end."""
 
 import os
-import re
 import subprocess
 import zipfile
 
@@ -10,7 +9,8 @@ import yaml
 
 from tests.paths import JOBS, RENTALS
 from tests.support.installed_pion import build_and_install, write_questions
-from tests.support.runpod_api import CONFIG
+from tests.support.jobs import tiny_dict, write_tiny_data
+from tests.support.runpod_api import CONFIG, RunPodApi, serve_runpod
 from tests.support.sky_catalog import write_catalog
 from tests.support.waiting import LONG_SECONDS
 
@@ -34,7 +34,6 @@ class Installed:
             "PYTHONPATH": str(target),
             "PION_ALLOW_LOOPBACK": "1",
             "COLUMNS": "300",
-            "RUNPOD_API_BASE_URL": "http://127.0.0.1:9",
             "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
             **environment,
         }
@@ -56,12 +55,22 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory, s3):
-    return Installed(tmp_path_factory.mktemp("wheel"), s3.environment())
+    with serve_runpod(RunPodApi()) as url:
+        environment = s3.environment() | {"RUNPOD_API_BASE_URL": url}
+        yield Installed(tmp_path_factory.mktemp("wheel"), environment)
 
 
-def test_a_csv_becomes_a_checked_rental_and_a_published_model(installed, s3):
+def test_a_tiny_job_runs_and_a_csv_becomes_a_job_whose_rental_is_right(installed, s3):
+    write_tiny_data(installed.folder)
+    tiny = tiny_dict(
+        data__seq_len=128, pretrain__steps=4, hardware={"workers": 0}, publish={"to": "models/tiny"}
+    )
+    del tiny["sft"], tiny["evaluate"]
+    (installed.folder / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    installed.pion("run", "tiny")
+    assert (installed.folder / "models/tiny/model.safetensors").is_file()
     write_questions(installed.folder)
-    installed.pion("new", "questions.csv", "--from", "base")
+    installed.pion("new", "questions.csv", "--from", "models/tiny")
     store = f"store=s3://{s3.bucket()}/runs"
     checked = installed.pion("check", "questions.yaml", "--on", "runpod-spot", store)
     assert f"{installed.folder} is copied to the machine, and Pion next to it" in checked
@@ -71,8 +80,6 @@ def test_a_csv_becomes_a_checked_rental_and_a_published_model(installed, s3):
         assert {n: copy.getinfo(n).CRC for n in copy.namelist() if "RECORD" not in n} == {
             n: wheel.getinfo(n).CRC for n in wheel.namelist() if "RECORD" not in n
         }
-    installed.pion("run", "questions.yaml", "hardware.workers=0", "sft.epochs=1")
-    assert (installed.folder / "models/questions/model.safetensors").is_file()
 
 
 def test_the_wheel_has_every_job_and_rental_and_init_copies_them(installed):
@@ -89,12 +96,4 @@ def test_the_wheel_has_every_job_and_rental_and_init_copies_them(installed):
     refused = installed.pion("init", "demo", "pion-nano", code=2)
     assert "pion-nano.yaml exists and is different" in refused
     assert not (installed.folder / "demo.yaml").exists()
-
-
-def test_launch_by_name_sends_the_job_as_a_name(installed, s3):
-    store = f"store=s3://{s3.bucket()}/runs"
-    task = installed.pion("launch", "demo", "--on", "runpod-a40", "--dry-run", store)
-    assert re.search("^  JOB: demo$", task, re.MULTILINE)
-    assert re.search(r"^  ~/pion: .*/\.cache/pion/code/", task, re.MULTILINE)
-    refused = installed.pion("check", "demo-prefr", code=2)
-    assert "did you mean demo-prefer?" in refused
+    assert "did you mean demo-prefer?" in installed.pion("check", "demo-prefr", code=2)

@@ -134,8 +134,10 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> Iterator[Check
     for each in local:
         if not (has_pion and is_own(each.file)):
             _require_copied(each, job.folder, root, left_out)
-    pion = ", and Pion next to it" if has_pion else ""
-    yield CheckRow("files", True, f"{root} is copied to the machine{pion}")
+    words = f"{root} is copied to the machine" + (", and Pion next to it" if has_pion else "")
+    if not sky_yaml.path.exists():
+        words += f". To change {sky_yaml.path}: pion init {sky_yaml.path.stem}"
+    yield CheckRow("files", True, words)
 
 
 def _require_copied(local: LocalInput, folder: Path, root: Path, left_out: set[Path]) -> None:
