@@ -4,6 +4,8 @@ import csv
 import sys
 
 from tests.paths import REPOSITORY
+from tests.support.chat_templates import CHATML
+from tests.support.instruct_model import write_instruct_model
 from tests.support.waiting import run_to_end
 
 
@@ -18,7 +20,8 @@ def build_and_install(folder):
 
 
 def write_questions(folder):
-    """Write questions.csv, which has 60 questions and answers."""
+    """Write questions.csv with 60 questions, and base/, a tiny model to start from."""
+    write_instruct_model(folder / "base", "smollm2", CHATML)
     rows = [(f"What is {n} plus {n}?", f"It is {2 * n}.") for n in range(60)]
     with (folder / "questions.csv").open("w", encoding="utf-8") as file:
         csv.writer(file).writerows([("question", "answer"), *rows])
