@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pion.generation.generate import generate, generate_batch
     from pion.model.decoder import Decoder
 
+# The name on the registry, where another project is called pion.
+DISTRIBUTION = "pion-lm"
+
 __all__ = ["Decoder", "ModelConfig", "generate", "generate_batch", "import_seed", "load"]
 
 _HOMES = {

@@ -14,7 +14,6 @@ import sys
 import textwrap
 import threading
 from collections.abc import Container, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from pion.errors import BadInput, Paused, PionError, causes, is_panic
@@ -48,7 +47,7 @@ exit codes:
 """
 # The commands by what they are for, in the order in which a person needs them.
 GROUPS = {
-    "train": "new check plan run try",
+    "train": "new init check plan run try",
     "look after runs": "status report checkpoints stop fork rm data prove",
     "rent machines": "launch watch deadline rentals hop bench",
     "use models": "chat generate serve eval export import-seed",
@@ -253,7 +252,9 @@ def _add_run(add: Add) -> None:
         "run",
         _run,
         "start or resume a job, and continue until it is done",
-        argument("job", metavar="JOB", nargs="?", help="a job file, such as jobs/demo.yaml"),
+        argument(
+            "job", metavar="JOB", nargs="?", help="a job file, or one of Pion's own, such as demo"
+        ),
         argument(
             "--redo",
             metavar="STAGE",
@@ -299,8 +300,10 @@ def _run(args: argparse.Namespace) -> int:
         print(help_job(width))
         return 0
     if args.job is None:
-        files = ", ".join(str(p) for p in sorted(Path("jobs").glob("*.yaml")))
-        raise BadInput("name a job file" + (f": {files}" if files else ", such as jobs/demo.yaml"))
+        from pipeline.machine.own_files import own_names
+
+        names = ", ".join(own_names("jobs"))
+        raise BadInput(f"name a job file, or one of Pion's own jobs: {names}")
     from pipeline.machine.core_waits import yield_cores
 
     yield_cores()

@@ -10,7 +10,15 @@
 set -uo pipefail
 trap 'exit 75' TERM
 export PION_BOOT_STARTED=$(date +%s.%N)
-cd "$(dirname "$0")/.."
+# The job's paths begin in the folder that was copied here. Pion is that folder, or next to it.
+folder=$PWD
+pion=$(cd "$(dirname "$0")/.." && pwd)
+# An installed Pion sends itself as a wheel. Unpacked, it has what boots and is run from a checkout.
+wheel=$(echo "$pion"/pion_lm-*.whl)
+if [ -f "$wheel" ]; then
+    python3 -m zipfile -e "$wheel" "$pion" && cp -r "$pion/pipeline/package_data/." "$pion" ||
+        exit 75
+fi
 
 # A test that crashes or hangs has failed: the driver of a broken GPU does that. Code 124 is a hang
 # (from `timeout`), and codes above 128 are signals.
@@ -30,13 +38,17 @@ unset PYTHONDONTWRITEBYTECODE
 
 # A mistake in the launch is the same on every machine.
 [ -n "${JOB:-}" ] || { echo "boot: JOB is empty; launch with --env JOB=jobs/….yaml" >&2; exit 2; }
-[ -f "$JOB" ] || {
-    echo "boot: $JOB was not copied here; JOB is relative to the checkout, and files that" \
-        ".gitignore names are not copied" >&2
+for job in "$JOB" "$JOB.yaml" "$pion/jobs/$(basename "$JOB" .yaml).yaml" ""; do
+    [ ! -f "$job" ] || break
+done
+[ -n "$job" ] || {
+    echo "boot: $JOB was not copied here; JOB is relative to the folder that is copied, and files" \
+        "that .gitignore names are not copied" >&2
     exit 2
 }
+job=$(realpath "$job")
 
-[ "${SKYPILOT_NUM_NODES:-1}" = 1 ] || . sky/ray_token.sh
+[ "${SKYPILOT_NUM_NODES:-1}" = 1 ] || . "$pion/sky/ray_token.sh"
 
 # Split into shell words without running a shell: an override may contain spaces and quotes.
 words=$(mktemp)
@@ -65,6 +77,7 @@ if [ -n "${VIRTUAL_ENV:-}" ]; then
     PATH=${PATH//"$VIRTUAL_ENV/bin:"/}
     unset VIRTUAL_ENV
 fi
+cd "$pion"
 # Several nodes need the same torch, whatever their drivers run.
 any_build=--any-build
 [ "${SKYPILOT_NUM_NODES:-1}" = 1 ] || any_build=
@@ -82,13 +95,14 @@ export PION_BOOT_CHECKED=$(date +%s.%N)
 # fail for an image whose Python is a virtual environment: it would find the interpreter below it.)
 export PATH=$HOME/.local/bin:$PATH   # where SkyPilot has put uv
 command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh || exit 75
-mentions() { grep -Eq "(^|[[:space:]{.])$1[:=.]" "$JOB" - <<<"${OVERRIDES:-}"; }
+mentions() { grep -Eq "(^|[[:space:]{.])$1[:=.]" "$job" - <<<"${OVERRIDES:-}"; }
 sync=(uv sync --no-default-groups)
-mentions lm_eval && sync+=(--group evaluate)
+mentions lm_eval && sync+=(--extra evaluate)
 mentions wandb && sync+=(--extra wandb)
 mentions tensorboard && sync+=(--extra tensorboard)
 mentions trackio && sync+=(--extra trackio)
 [ -z "$image_packages$build" ] || sync+=($(bash sky/without_torch.sh))
+[ ! -f "$wheel" ] || sync+=(--no-install-project)
 # Keep the build that an earlier start on this machine installed.
 [ -z "$build" ] || sync+=(--inexact)
 if [ -n "$image_packages" ]; then
@@ -114,13 +128,19 @@ if [ -n "$build" ] && ! uv pip install --quiet --no-config --python .venv/bin/py
         "here; exiting with 75" >&2
     exit 75
 fi
+if [ -f "$wheel" ] &&
+    ! uv pip install --quiet --no-deps --reinstall --python .venv/bin/python "$wheel"; then
+    echo "boot: ${wheel##*/} can't be installed on this machine; exiting with 75" >&2
+    exit 75
+fi
 export PION_BOOT_SYNCED=$(date +%s.%N)
 
 if [ "${PION_EXPECT_GPUS:-${SKYPILOT_NUM_GPUS_PER_NODE:-0}}" != 0 ]; then
     timeout -k 10 180 .venv/bin/python -m pipeline.rent.on_machine.gpu_check || leave_with $?
 fi
 
+cd "$folder"
 arguments=("$JOB" "${overrides[@]}" ${PION_UNTIL:+--until "$PION_UNTIL"})
 # `exec` replaces this shell, so that SIGTERM reaches pion, and pion's exit code is the job's.
-[ "${SKYPILOT_NUM_NODES:-1}" = 1 ] || exec bash sky/ray_nodes.sh "${arguments[@]}"
-exec .venv/bin/pion "${command[@]}" "${arguments[@]}"
+[ "${SKYPILOT_NUM_NODES:-1}" = 1 ] || exec bash "$pion/sky/ray_nodes.sh" "${arguments[@]}"
+exec "$pion/.venv/bin/pion" "${command[@]}" "${arguments[@]}"

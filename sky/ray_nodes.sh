@@ -7,6 +7,7 @@
 set -uo pipefail
 trap 'exit 75' TERM
 
+pion=$(cd "$(dirname "$0")/.." && pwd)
 head_ip=${SKYPILOT_NODE_IPS%%$'\n'*}
 my_ip=$(sed -n "$((SKYPILOT_NODE_RANK + 1))p" <<<"$SKYPILOT_NODE_IPS")
 port=${PION_RAY_PORT:-6399}
@@ -31,10 +32,11 @@ unset RAY_ADDRESS
 # ends for any reason, the pipe closes, and the reaper ends all of them.
 # Ray opens its own folder to everybody, so this folder is in one that only this user can enter.
 export PION_RAY_SESSION=$(mktemp -d /tmp/pion-ray-XXXXXX)
-exec 9> >(exec .venv/bin/python -S -I pipeline/workers/reaper.py "$PION_RAY_SESSION")
+reaper=$pion/pipeline/workers/reaper.py
+exec 9> >(exec "$pion/.venv/bin/python" -S -I "$reaper" "$PION_RAY_SESSION")
 
 start_node() {
-    .venv/bin/ray start "$@" --node-ip-address="$my_ip" --num-cpus="$cpus" \
+    "$pion/.venv/bin/ray" start "$@" --node-ip-address="$my_ip" --num-cpus="$cpus" \
         --num-gpus="$gpus" --dashboard-agent-listen-port=0 --disable-usage-stats \
         --temp-dir="$PION_RAY_SESSION/r" --log-style=record 9>&- >"$PION_RAY_SESSION/start.log" 2>&1
 }
@@ -48,7 +50,8 @@ if [ "$SKYPILOT_NODE_RANK" = 0 ]; then
     }
     echo "ray: $SKYPILOT_NUM_NODES nodes of $workers_here workers meet at $address"
     # `exec` keeps the pipe open. Ray Train waits for workers on nodes that are not up yet.
-    exec .venv/bin/pion run "$1" "hardware.workers=$((SKYPILOT_NUM_NODES * workers_here))" "${@:2}"
+    workers=$((SKYPILOT_NUM_NODES * workers_here))
+    exec "$pion/.venv/bin/pion" run "$1" "hardware.workers=$workers" "${@:2}"
 fi
 
 # This node's exit code decides nothing. It is 0 when the head is gone, done or not: SkyPilot looks

@@ -28,7 +28,7 @@ def resolve(pyproject: str) -> list[dict[str, Any]]:
             (Path(folder) / package).mkdir()
         subprocess.run(["uv", "lock", "--quiet"], cwd=folder, check=True)
         lock = tomllib.loads((Path(folder) / "uv.lock").read_text("utf-8"))
-    return [package for package in lock["package"] if package["name"] != "pion"]
+    return [package for package in lock["package"] if package["name"] != "pion-lm"]
 
 
 def pins(packages: list[dict[str, Any]]) -> list[str]:

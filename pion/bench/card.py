@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from pion import DISTRIBUTION
 from pion.errors import BadInput
 from pion.secret_names import without_secret_names
 from pion.train.hardware import device_name, total_memory
@@ -108,7 +109,7 @@ def _driver() -> str | None:
 def _version() -> str:
     """Return Pion's version, also from a checkout that is not installed."""
     try:
-        return importlib.metadata.version("pion")
+        return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         project = PACKAGE.parent / "pyproject.toml"
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])

@@ -100,7 +100,7 @@ class Grammars:
         except ImportError:
             raise BadInput(
                 "this Pion is installed without llguidance, which lets answers be JSON. Install "
-                "it: uv sync --extra json, or pip install llguidance"
+                "it: uv pip install llguidance, or in a checkout uv sync --extra json"
             ) from None
         text = json.dumps(schema)
         if len(text) > MOST_CHARACTERS:

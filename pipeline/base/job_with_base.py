@@ -11,6 +11,7 @@ from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.job.model_section import Base
 from pipeline.job.stages import TRAINING
+from pipeline.machine.own_files import file_meant
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import read_pin
 from pipeline.state.stores import DEFAULT_STORE, open_store
@@ -33,7 +34,7 @@ def read_job(path: str | Path, overrides: Sequence[str] = (), redo: str | None =
             return pinned
         from pipeline.base.find import find_base
 
-        found = find_base(source, Path(path).resolve().parent).base
+        found = find_base(source, file_meant(path, "jobs").resolve().parent).base
         # What the run has recorded holds for the same content, also the day of its chat template.
         return pinned if pinned is not None and pinned.hash == found.hash else found
 

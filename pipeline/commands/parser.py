@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from pion import DISTRIBUTION
 from pipeline.commands.arguments import argument
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked
@@ -78,7 +79,7 @@ def version_line() -> str:
 
     from pipeline.state.owner import code_version
 
-    version = f"pion {importlib.metadata.version('pion')}"
+    version = f"pion {importlib.metadata.version(DISTRIBUTION)}"
     code = code_version()
     if code.commit is None:
         return version

@@ -28,6 +28,7 @@ from pipeline.job.mistakes import (
 )
 from pipeline.job.model_section import Base
 from pipeline.job.section import join
+from pipeline.machine.own_files import file_meant
 
 # From a job's values, which have `model.from`, to the model that it starts from.
 FindBase = Callable[[dict[str, Any]], Base]
@@ -58,7 +59,7 @@ JobLoader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
 def load_job(
     path: str | Path, overrides: Sequence[str] = (), find_base: FindBase | None = None
 ) -> Job:
-    """Return the job of a file, with `key=value` overrides applied.
+    """Return the job of a file, or of Pion's own job of this name, with `key=value` overrides.
 
     `find_base` looks up a model to start from; without it, a job with `model.from` is a mistake.
 
@@ -67,7 +68,8 @@ def load_job(
             is wrong, or a number exceeds its limit; the message lists every mistake with its line,
             dotted path, value and what was expected.
     """
-    return _loaded(_parse(Path(path), overrides), Path(path), find_base)
+    path = file_meant(path, "jobs")
+    return _loaded(_parse(path, overrides), path, find_base)
 
 
 def job_of_text(text: str, path: Path, find_base: FindBase | None = None) -> Job:
@@ -99,11 +101,12 @@ def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
 
     Raises BadInput for a record that `parse_job` would refuse for its size.
     """
+    path = file_meant(path, "jobs")
     if not overrides:
-        return _read(Path(path))
+        return _read(path)
     header = "".join(f"# {override}\n" for override in overrides)
-    text = f"# {Path(path).name} with these overrides merged in:\n{header}" + yaml.safe_dump(
-        _parse(Path(path), overrides).values, sort_keys=False, allow_unicode=True
+    text = f"# {path.name} with these overrides merged in:\n{header}" + yaml.safe_dump(
+        _parse(path, overrides).values, sort_keys=False, allow_unicode=True
     )
     if len(text) > LARGEST_JOB:
         raise too_large(f"{path} with its overrides", LARGEST_JOB)
@@ -112,7 +115,8 @@ def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
 
 def mistake_in(path: str | Path, overrides: Sequence[str], key: str, text: str) -> BadInput:
     """Return the error for a field that is valid by itself, but not now, with its line."""
-    return _mistake(_parse(Path(path), overrides), Path(path), key, text)
+    path = file_meant(path, "jobs")
+    return _mistake(_parse(path, overrides), path, key, text)
 
 
 def _mistake(document: Document, path: Path, key: str, text: str) -> BadInput:

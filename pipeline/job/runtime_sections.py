@@ -98,17 +98,16 @@ class Log(Section):
     every: int = runtime(10, "steps between two lines of metrics", gt=0, most=STEPS)
     tensorboard: str | None = runtime(
         None,
-        "folder for TensorBoard's event files; needs `uv sync --extra tensorboard`; unset: no "
+        "folder for TensorBoard's event files; needs the extra `tensorboard`; unset: no "
         "event files",
     )
     wandb: str | None = runtime(
         None,
-        "project in Weights & Biases; needs `uv sync --extra wandb`; unset: Weights & Biases is "
-        "not used",
+        "project in Weights & Biases; needs the extra `wandb`; unset: Weights & Biases is not used",
     )
     trackio: str | None = runtime(
         None,
-        "project in Trackio; needs `uv sync --extra trackio`; unset: Trackio is not used",
+        "project in Trackio; needs the extra `trackio`; unset: Trackio is not used",
     )
     trackio_space: str | None = runtime(
         None,

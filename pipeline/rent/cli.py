@@ -14,20 +14,22 @@ from pipeline.console.print_and_ask import saying_if_slow
 LOADING = "loading the code that knows machines: a first start takes longer"
 
 RUN_HELP = "STORE/NAME, or a name in runs/"
-ON_HELP = "the SkyPilot file that lists the machines to rent, such as sky/runpod-spot.yaml"
+ON_HELP = "the SkyPilot file that lists the machines to rent, or Pion's own, such as runpod-spot"
 DEAR_SPOT_HELP = "accept a spot price above the on-demand price"
 UNTIL_HELP = "end the rental after this stage; default: as the SkyPilot file says, or the last one"
 FORCE_HELP = f"{DEAR_SPOT_HELP}, and rent even if a machine for this run is already starting"
 
 
-JOB = argument("job", metavar="JOB", help="a job file, such as jobs/pion-small.yaml")
+JOB = argument("job", metavar="JOB", help="a job file, or one of Pion's own, such as pion-small")
 RUN = argument("run", metavar="RUN", help=RUN_HELP)
 ON = argument("--on", metavar="SKY", required=True, help=ON_HELP)
 FORCE = flag("--force", FORCE_HELP)
 
 
 def add_rent_commands(add: Add) -> None:
-    """Add check, plan, launch, watch, hop and rentals; `add` makes a command's parser."""
+    """Add init, check, plan, launch, watch, hop and rentals; `add` makes a command's parser."""
+    names = argument("names", metavar="NAME", nargs="*", help="such as demo or runpod-spot")
+    add("init", _init, "copy Pion's own job or rental file into this folder", names)
     add(
         "check",
         _check,
@@ -125,6 +127,12 @@ def _loading(*, quiet: bool = False) -> Iterator[None]:
     """Import what a command needs: torch, for the memory of a step."""
     with saying_if_slow(LOADING, quiet=quiet), importing():
         yield
+
+
+def _init(args: argparse.Namespace) -> None:
+    from pipeline.rent.init import init
+
+    init(args.names)
 
 
 def _check(args: argparse.Namespace) -> int:

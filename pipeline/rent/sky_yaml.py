@@ -15,7 +15,9 @@ from pion.bounded_yaml import check_yaml, read_yaml
 from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.stages import check_until, stages_until
+from pipeline.machine.own_files import OWN, file_meant, is_own
 from pipeline.rent.credentials import refuse_recorded_secrets, secrets_written
+from pipeline.rent.own_code import BOOT, brings_code, with_code
 from pipeline.rent.skypilot import did_you_mean, known_clouds, quiet, sky_module
 
 JOB_VARIABLE = "JOB"
@@ -62,17 +64,22 @@ class SkyYaml:
 
 
 def read_sky_yaml(path: str | Path) -> SkyYaml:
-    """Read the rental that a SkyPilot task YAML describes.
+    """Read the rental that a SkyPilot task YAML describes: a file, or the name of Pion's own.
+
+    Outside of Pion's checkout, a rental of Pion's own brings Pion to the machine.
 
     Raises:
         BadInput: there is no such file, SkyPilot does not accept it, it is not one task, it shows
             a secret outside of `secrets:`, or it lacks the JOB variable that tells the machine what
             to run.
     """
-    path = Path(path)
-    config = _parse(path)
+    file = file_meant(path, "sky")
+    config = _parse(file)
     refuse_recorded_secrets(config, str(path))
-    return sky_yaml_of(config, path)
+    elsewhere = is_own(file) and Path.cwd() != OWN.resolve()
+    if elsewhere or brings_code(config):
+        config = with_code(config)
+    return sky_yaml_of(config, Path(file.name) if elsewhere else file)
 
 
 def sky_yaml_of(config: Mapping[str, Any], path: Path) -> SkyYaml:
@@ -190,7 +197,6 @@ def _candidate(resources: Any) -> Candidate:
 
 # The machine's boot script passes it to `pion run --until`.
 UNTIL = "PION_UNTIL"
-BOOT = "sky/boot.sh"
 
 
 def with_until(sky_yaml: SkyYaml, job: Job, until: str | None) -> SkyYaml:

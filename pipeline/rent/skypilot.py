@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from pion.errors import BadInput
+from pipeline.machine.own_files import how_to_install
 
 
 def sky_module() -> ModuleType:
@@ -37,7 +38,7 @@ def sky_module() -> ModuleType:
     return sky
 
 
-_INSTALL = "Install it on the machine you rent from: `uv sync` in the project's folder."
+_INSTALL = f"Install it on the machine you rent from: {how_to_install('rent')}"
 
 
 # Silencing affects the whole process. The first thread begins it, and the last one ends it.

@@ -27,13 +27,14 @@ from typing import Any, Literal
 
 from pion.errors import Interrupted
 from pipeline.machine.child_process import HUB, without_secrets
+from pipeline.machine.own_files import how_to_install
 from pipeline.state.run_state import BY_ITEM
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
 HUB_TIMEOUT = 5.0  # seconds
 POLL_SECONDS = 0.2
 PYTHON = sys.executable  # where lm-eval is installed
-INSTALL = "uv sync --group evaluate"
+INSTALL = how_to_install("evaluate")
 # evaluate.lm_eval.chat of a job.
 Chat = Literal["auto", True, False]
 # The file in the folder `out` with the answer: what `run_task` returns, as JSON.

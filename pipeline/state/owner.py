@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pion import DISTRIBUTION
 from pion.errors import BadInput
 from pion.untrusted import read_file
 from pipeline.console.formats import printable
@@ -163,7 +164,8 @@ def code_version() -> CodeVersion:
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+            name = DISTRIBUTION if package == "pion" else package
+            versions[package] = importlib.metadata.version(name)
     commit, dirty = checkout(Path(__file__).parents[2])
     if commit is None:
         commit, dirty = (os.environ.get(name) or None for name in ("PION_COMMIT", "PION_DIRTY"))

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from pion.errors import BadInput, Fenced
 from pipeline.job import Job
+from pipeline.machine.own_files import how_to_install
 from pipeline.state.claim import Claim
 from pipeline.state.rows.join_segments import PARTS, Joiner
 from pipeline.state.rows.metrics import MetricsLog
@@ -188,7 +189,7 @@ def _load(name: str) -> Any:
     except ImportError:
         raise BadInput(
             f"log.{name}: the package {name} is not installed. Nothing was started. "
-            f"Install it with `uv sync --extra {name}`, or remove log.{name}."
+            f"Install it with `{how_to_install(name)}`, or remove log.{name}."
         ) from None
 
 

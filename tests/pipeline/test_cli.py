@@ -12,6 +12,7 @@ import pytest
 
 import pipeline.cli  # noqa: F401
 import pipeline.commands.cli
+from pion import DISTRIBUTION
 from pion.errors import Fenced, NotDurable
 from pipeline.cli import GROUPS, _parser_of, main
 from pipeline.job import STAGES
@@ -292,4 +293,4 @@ def test_the_version_names_the_commit_and_whether_the_code_was_changed(
     monkeypatch.setattr(owner, "code_version", owner.code_version.__wrapped__)
     for name in ("PION_COMMIT", "PION_DIRTY"):
         monkeypatch.setenv(name, launched_with.get(name, ""))
-    assert pion("--version") == (0, f"pion {importlib.metadata.version('pion')}{words}\n", "")
+    assert pion("--version") == (0, f"pion {importlib.metadata.version(DISTRIBUTION)}{words}\n", "")

@@ -58,7 +58,7 @@ def window(rented, *arguments, **environment):
 
 
 @contextmanager
-def running(rented, command, typed="", **environment):
+def running(rented, command, typed="", cwd=REPOSITORY, **environment):
     """Run any command, which reads what is `typed`, and end it with the block."""
     with tempfile.TemporaryDirectory() as folder:
         output, keyboard = Path(folder, "output"), Path(folder, "keyboard")
@@ -68,7 +68,7 @@ def running(rented, command, typed="", **environment):
                 # As in a terminal, even if the tests run in the background (`… &`), which ignores
                 # Ctrl-C.
                 ["env", "--default-signal=INT", *command],
-                cwd=REPOSITORY,
+                cwd=cwd,
                 env={
                     **rented.environment,
                     "PION_ALLOW_LOOPBACK": "1",

@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from pipeline.rent.on_machine.torch_builds import BUILDS, choose_torch
-from tests.paths import REPOSITORY
+from tests.paths import JOBS, REPOSITORY
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 BOOT_SECONDS = 120  # far above what a boot with stand-ins takes
@@ -62,10 +63,11 @@ class Machine:
     folder: Path
     environment: dict[str, str]
     began: float = 0.0
+    script: str = "sky/boot.sh"
 
     def start(self, **environment):
         return subprocess.Popen(
-            ["bash", "sky/boot.sh"],
+            ["bash", self.script],
             cwd=self.folder / "checkout",
             env=self.environment | environment,
             stdout=subprocess.PIPE,
@@ -186,6 +188,30 @@ def test_a_search_takes_the_place_of_pion_run(machine):
     assert code == 4, output
     arguments = ["try", "--vary", "evaluate.prompts=[a b],[c]", "--hours=3.0"]
     assert machine.pion() == [*arguments, "job.yaml", "pretrain.lr=1e-3"]
+
+
+def test_an_installed_pion_boots_from_its_wheel_next_to_the_folder(machine):
+    folder, pion = machine.folder / "checkout", machine.folder / "home/pion"
+    shutil.copytree(JOBS, folder / "jobs", ignore=shutil.ignore_patterns("*.json"))
+    (pion / "sky").mkdir(parents=True)
+    machine.script = str(shutil.copy(folder / "sky/boot.sh", pion / "sky"))
+    wheel = pion / "pion_lm-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as packed:
+        for path in (path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder)
+            package = "" if name.parts[0] == "pipeline" else "pipeline/package_data"
+            packed.write(path, Path(package, name))
+    for name in ("sky", "pipeline", "jobs"):
+        shutil.rmtree(folder / name)
+    for job in ("job.yaml", "demo"):
+        code, output = machine.boot(JOB=job)
+        assert code == 0, output
+        assert machine.pion() == ["run", job]
+        assert machine.variables["PWD"] == str(folder)
+    sync, install = machine.uv_calls[-2:]
+    assert sync.startswith("sync --no-default-groups ")
+    assert sync.endswith(" --no-install-project")
+    assert install.endswith(f" --no-deps --reinstall --python .venv/bin/python {wheel}")
 
 
 in_soak = functools.partial(pytest.param, marks=pytest.mark.soak)
@@ -312,7 +338,7 @@ def test_what_the_job_asks_for_is_installed_too(machine):
     (machine.folder / "checkout/job.yaml").write_text("log:\n  wandb: pion\n")
     # An override inside a section asks for it, too.
     machine.boot(OVERRIDES="evaluate.lm_eval.tasks=[piqa] log.trackio=pion")
-    assert "--group evaluate" in machine.uv_calls[-1]
+    assert "--extra evaluate" in machine.uv_calls[-1]
     assert "--extra trackio" in machine.uv_calls[-1]
     assert "--extra wandb" in machine.uv_calls[-1]
     assert "tensorboard" not in machine.uv_calls[-1]

@@ -16,10 +16,13 @@ from pipeline.data.hub import OnHub, explained
 from pipeline.data.sources import find_input
 from pipeline.job import Job
 from pipeline.job.model_section import Base
+from pipeline.machine.own_files import file_meant, is_own
 from pipeline.models.find import Listed, locate_model
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared
+from pipeline.rent.check.scripts import refuse_missing_script
 from pipeline.rent.credentials import names_given, wanted_secrets
+from pipeline.rent.own_code import brings_code
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.stores import FileStore
@@ -115,7 +118,8 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> Iterator[Check
     workdir = sky_yaml.config.get("workdir")
     local = local_inputs(job, prepared=is_prepared(job))
     if path is not None:
-        local.append(LocalInput("the job file", "", expand(path).resolve()))
+        file = file_meant(expand(path), "jobs").resolve()
+        local.append(LocalInput("the job file", "", file))
     if not isinstance(workdir, str):
         keys = ", ".join(dict.fromkeys(each.key for each in local))
         words = f"{sky_yaml.path} has no local workdir. Copy these to the machine yourself: {keys}"
@@ -124,10 +128,16 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> Iterator[Check
     root = expand(workdir).resolve()
     if not root.is_dir():
         raise BadInput(f"{sky_yaml.path}: workdir {root} is not a folder")
-    left_out = _left_out(root) if local else set()
+    left_out = _left_out(root)
+    refuse_missing_script(sky_yaml, root, left_out)
+    has_pion = brings_code(sky_yaml.config)
     for each in local:
-        _require_copied(each, job.folder, root, left_out)
-    yield CheckRow("files", True, f"{root} is copied to the machine")
+        if not (has_pion and is_own(each.file)):
+            _require_copied(each, job.folder, root, left_out)
+    words = f"{root} is copied to the machine" + (", and Pion next to it" if has_pion else "")
+    if not sky_yaml.path.exists():
+        words += f". To change {sky_yaml.path}: pion init {sky_yaml.path.stem}"
+    yield CheckRow("files", True, words)
 
 
 def _require_copied(local: LocalInput, folder: Path, root: Path, left_out: set[Path]) -> None:

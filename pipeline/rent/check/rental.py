@@ -202,8 +202,8 @@ def check_controller() -> list[CheckRow]:
             CheckRow(
                 name,
                 None,
-                "SkyPilot will rent an extra machine for its controller, and copy this git "
-                "checkout to that machine through a storage bucket. To keep the controller on this "
+                "SkyPilot will rent an extra machine for its controller, and copy this "
+                "folder to that machine through a storage bucket. To keep the controller on this "
                 f"machine, put `{CONTROLLER_SETTING}` into ~/.sky/config.yaml. Then run: sky api "
                 "stop",
             )

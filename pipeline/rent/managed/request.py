@@ -146,7 +146,7 @@ def submit_order(
     ):
         if clear_stops(state) and not moving:
             show("cleared an earlier request to stop this run")
-        show("submitting the job; SkyPilot copies the checkout")
+        show("submitting the job; SkyPilot copies the folder")
         task = make_task(order.config, secrets)
         try:
             return provider.submit(task, order.name), before

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput
@@ -198,9 +199,13 @@ def command_for(rows: Sequence[Purchase], dollars: float, on: str | None) -> tup
     elif on is None and offer.count == 1 and not offer.use_spot and offer.gpu in ONE_CARD:
         rental = ONE_CARD[offer.gpu]
     else:
+        how = f"copy {on or SKY} to {MY_SKY} with"
+        if on is None and not Path(SKY).is_file():
+            rental = Path(SKY).name
+            how = f"make {rental} (pion init {Path(SKY).stem}), and write"
         infra = "" if offer.cloud is None else f"infra: {offer.cloud.lower()}, "
         change = (
-            f"copy {on or SKY} to {MY_SKY} with {infra}accelerators: {offer.gpu}:{offer.count}, "
+            f"{how} {infra}accelerators: {offer.gpu}:{offer.count}, "
             f"use_spot: {str(offer.use_spot).lower()} in place of its machines"
         )
     pretrain = job.section("pretrain")

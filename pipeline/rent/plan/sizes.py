@@ -17,6 +17,7 @@ from pipeline.base.job_with_base import read_job
 from pipeline.job import Job
 from pipeline.job.stages import CONVERSING
 from pipeline.job.train_sections import three_digits
+from pipeline.machine.own_files import own_names
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known
 
 # The family that is used without a job: the first that has jobs in this folder.
@@ -64,18 +65,18 @@ def sizes_of(path: str | None, overrides: Sequence[str]) -> list[Size]:
 
 
 def _of_folder(overrides: Sequence[str]) -> list[Size]:
-    """Return the presets of the first family with jobs in `jobs/`, each with its own job."""
-    for family in FAMILIES:
+    """Return the presets of the first family with jobs in `jobs/`, each with its own job; where
+    there are none, those of the first family of Pion's own jobs."""
+
+    def files_of(family: str) -> dict[str, Path]:
         files = {preset: JOBS / f"{preset}.yaml" for preset in presets_of(family)}
-        sizes = [
-            _size(name, str(file), overrides) for name, file in files.items() if file.is_file()
-        ]
-        if sizes:
-            return sizes
-    raise BadInput(
-        f"there are no jobs of presets, such as {JOBS}/pion-small.yaml, in this folder. Run this "
-        "command in a checkout of Pion, or name a job: `pion plan JOB --dollars N`."
-    )
+        return {preset: file for preset, file in files.items() if file.is_file()}
+
+    files = next(filter(None, map(files_of, FAMILIES)), None)
+    if files is None:
+        own = set(own_names("jobs"))
+        files = {name: JOBS / f"{name}.yaml" for name in presets_of(_MAX) if name in own}
+    return [_size(name, str(file), overrides) for name, file in files.items()]
 
 
 def _of_job(path: str, overrides: Sequence[str]) -> list[Size]:

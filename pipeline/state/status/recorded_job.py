@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput
 from pipeline.job.stages import TRAINING
+from pipeline.machine.own_files import OWN
 from pipeline.state.head import Head
 from pipeline.state.record_json import Count, Damaged, build, damaged, open_record, record_type
 from pipeline.state.run_state import RunState
@@ -135,8 +136,8 @@ def find_job_file(state: RunState, head: Head) -> tuple[str, list[str]]:
 
 
 def _job_files(name: str | None) -> Iterator[Path]:
-    """Yield YAML files below the working directory, jobs/ first. With a `name`, yield only files of
-    that name."""
+    """Yield YAML files below the working directory, jobs/ first, and then Pion's own jobs. With a
+    `name`, yield only files of that name."""
     for folder, below, files in os.walk("."):
         below[:] = sorted(
             (b for b in below if not b.startswith(".")), key=lambda b: (b != "jobs", b)
@@ -144,3 +145,4 @@ def _job_files(name: str | None) -> Iterator[Path]:
         for file in sorted(files):
             if file == name or (name is None and file.endswith((".yaml", ".yml"))):
                 yield Path(folder) / file
+    yield from (own for own in sorted((OWN / "jobs").glob("*.yaml")) if name in (None, own.name))

@@ -301,7 +301,7 @@ def test_an_lm_eval_task_that_can_not_run_is_listed_with_its_reason_and_not_trie
     results, said = world.run(job, parts)
     reason = results["lm_eval"]["arc_easy"]["skipped"]
     assert f"evaluate: lm-eval task arc_easy is skipped: {reason}" in said
-    assert reason == "lm-eval is not installed here: uv sync --group evaluate"
+    assert reason == "lm-eval is not installed here: uv sync --extra evaluate"
     again, said = world.run(job, parts)
     assert (again, said) == (results, [])
 

@@ -17,6 +17,7 @@ import yaml
 from pion.errors import BadInput
 from pion.files import expand
 from pipeline.job import Job
+from pipeline.machine.own_files import file_meant, is_own
 from pipeline.machine.rented import CPU, priced_at
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.managed.provider.jobs import asking_skypilot
@@ -153,7 +154,9 @@ def _travelling_path(job_path: str, sky_yaml: SkyYaml) -> str:
     workdir = sky_yaml.config.get("workdir")
     if not isinstance(workdir, str):
         return job_path
-    root, path = expand(workdir).resolve(), expand(job_path).resolve()
+    root, path = expand(workdir).resolve(), file_meant(expand(job_path), "jobs").resolve()
+    if is_own(path) and not path.is_relative_to(root):
+        return path.stem  # the Pion there has it, too
     if not path.is_relative_to(root):
         raise BadInput(
             f"{job_path} is not inside {root}, the `workdir` of {sky_yaml.path} that is copied to "

@@ -18,6 +18,7 @@ from pipeline.rent.managed.provider.task import make_task, task_config, task_var
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.stores import FileStore
+from tests.paths import REPOSITORY
 from tests.pipeline.rent.conftest import YAML
 from tests.pipeline.rent.managed.conftest import checkout_in, submit_by
 from tests.support.sky_catalog import Price
@@ -150,6 +151,15 @@ def test_a_key_that_the_job_does_not_use_is_not_sent():
     environment = {"HF_TOKEN": "x", "AWS_ACCESS_KEY_ID": "y", "MINE": "z"}
     given = secrets_for(declared, environment, wanted={"HF_TOKEN"})
     assert given == {"HF_TOKEN": "x", "MINE": "z"}
+
+
+def test_a_job_and_a_rental_of_pions_own_are_taken_by_name_and_bring_pion(project, capsys):
+    launch("pion-nano", ["store=s3://bucket/runs"], on="runpod-a40", dry_run=True, force=False)
+    task = yaml.safe_load(capsys.readouterr().out)
+    assert task["envs"]["JOB"] == "pion-nano"
+    assert task["file_mounts"] == {"~/pion": str(REPOSITORY)}
+    assert task["run"] == "exec bash ~/pion/sky/boot.sh"
+    assert task["workdir"] == str(project)
 
 
 def test_a_job_file_that_would_not_travel_is_refused(project, sky_home, tmp_path):

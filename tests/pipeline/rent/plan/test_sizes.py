@@ -42,10 +42,11 @@ def test_where_pion_2_has_no_jobs_those_of_pion_are_taken(tmp_path, monkeypatch)
         assert names(sizes_of(None, [])) == [name]
 
 
-def test_a_folder_without_jobs_says_where_to_run_the_command(tmp_path, monkeypatch):
+def test_in_a_folder_without_jobs_those_of_pions_own_are_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(BadInput, match="Run this command in a checkout of Pion, or name a job"):
-        sizes_of(None, [])
+    sizes = sizes_of(None, [])
+    assert names(sizes)[0] == "pion2-max-nano"
+    assert sizes[0].path == "jobs/pion2-max-nano.yaml"
 
 
 def test_a_job_is_trained_at_each_size_of_its_family():
