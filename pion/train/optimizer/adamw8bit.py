@@ -61,20 +61,31 @@ class AdamW8bit(AdamW):
                 self._step_coded(owned, lr)
 
     def _step_coded(self, owned: Owned, lr: float) -> None:
-        before = owned.steps.clone()
-        blocks = len(owned.state[f"{MOMENTS[0]}_scale"])
+        steps, blocks = owned.steps.clone(), len(owned.state[f"{MOMENTS[0]}_scale"])
         size = (owned.stop - owned.start) // blocks
         every = owned.weights, owned.gradient, *owned.state.values()
-        for weights, gradient, *moments in zip(
-            *(tensor.view(blocks, -1).split(AT_ONCE // size) for tensor in every), strict=True
-        ):
-            first, second, first_scale, second_scale = moments
-            exp_avg = _decode(first, first_scale, signed=True)
-            exp_avg_sq = _decode(second, second_scale, signed=False)
-            owned.steps.copy_(before)
-            self._update([weights], [gradient], [exp_avg], [exp_avg_sq], [owned.steps], lr)
-            _encode(exp_avg, first, first_scale, signed=True)
-            _encode(exp_avg_sq, second, second_scale, signed=False)
+        parts = [tensor.view(blocks, -1).split(AT_ONCE // size) for tensor in every]
+        for part in zip(*parts, strict=True):
+            owned.steps.copy_(steps)
+            self._step_part(*part, owned.steps, lr)
+
+    def _step_part(
+        self,
+        weights: Tensor,
+        gradient: Tensor,
+        first: Tensor,
+        second: Tensor,
+        first_scale: Tensor,
+        second_scale: Tensor,
+        steps: Tensor,
+        lr: float,
+    ) -> None:
+        """Update weights (blocks, size) whose moments have these codes and scales."""
+        exp_avg = _decode(first, first_scale, signed=True)
+        exp_avg_sq = _decode(second, second_scale, signed=False)
+        self._update([weights], [gradient], [exp_avg], [exp_avg_sq], [steps], lr)
+        _encode(exp_avg, first, first_scale, signed=True)
+        _encode(exp_avg_sq, second, second_scale, signed=False)
 
 
 def _block(shape: torch.Size) -> int:

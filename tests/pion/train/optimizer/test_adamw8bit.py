@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
 from pion.train.memory import predict_memory
-from pion.train.memory_trace.live_bytes import LiveBytes
+from pion.train.memory_trace.live_bytes import ROUNDED_TO, LiveBytes
 from pion.train.optimizer import adamw8bit
 from pion.train.optimizer.adamw8bit import AdamW8bit
 from pion.train.optimizer.optimizer import Optimizer
@@ -20,7 +20,7 @@ from pion.train.workload import Workload
 
 SETTINGS = TrainSettings(steps=20, global_batch=1, lr=1e-2, optimizer="adamw8bit")
 SHAPE = ModelConfig(
-    d_model=64, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=176, vocab_size=512, seq_len=16
+    d_model=128, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=352, vocab_size=512, seq_len=16
 )
 
 
@@ -47,7 +47,7 @@ class Weights(nn.Module):
         return self.matrix.detach()
 
 
-@pytest.mark.parametrize(("scale", "most"), [(0.0, 0.03), (1.0, 0.04), (3.0, 0.15)])
+@pytest.mark.parametrize(("scale", "most"), [(0.0, 0.03), (1.0, 0.04), (3.0, 0.2)])
 def test_weights_move_as_by_adamw_whatever_the_sizes_of_gradients_in_a_block(scale, most):
     """No update is large because a small second moment was read as 0."""
     first, exact, coded = Weights(), Weights(), Weights()
@@ -104,17 +104,11 @@ def test_the_memory_plan_has_the_bytes_of_the_state_and_of_a_step(ranks):
     work = Workload(SHAPE, 16, "float32", "adamw8bit", "cuda", documents=False, ranks=ranks)
     found = predict_memory(work, micro_batch=1, recompute=False)
     model = Decoder(SHAPE)
-    pieces = [
-        sum(
-            piece.values.nbytes
-            for piece in Optimizer(model, SETTINGS, rank=r, world_size=ranks).pieces()
-        )
-        for r in range(ranks)
-    ]
-    rounding = 3 * 512 * len(list(model.parameters()))
-    assert max(pieces) <= found.optimizer <= 1.05 * max(pieces) + rounding
-    by_adamw = 8 * model.num_params()
-    assert sum(pieces) <= 0.27 * by_adamw
+    optimizers = [Optimizer(model, SETTINGS, rank=r, world_size=ranks) for r in range(ranks)]
+    state = [sum(piece.values.nbytes for piece in each.pieces()) for each in optimizers]
+    rounding = 3 * ROUNDED_TO * len(list(model.parameters()))
+    assert max(state) <= found.optimizer <= 1.02 * max(state) + rounding
+    assert sum(state) <= 0.27 * 8 * model.num_params(), "a quarter of AdamW's"
 
 
 def test_the_bytes_of_a_step_are_those_that_are_counted(monkeypatch):
