@@ -67,20 +67,11 @@ class AdamW8bit(AdamW):
         parts = [tensor.view(blocks, -1).split(AT_ONCE // size) for tensor in every]
         for part in zip(*parts, strict=True):
             owned.steps.copy_(steps)
-            self._step_part(*part, owned.steps, lr)
+            self._step_part(part, owned.steps, lr)
 
-    def _step_part(
-        self,
-        weights: Tensor,
-        gradient: Tensor,
-        first: Tensor,
-        second: Tensor,
-        first_scale: Tensor,
-        second_scale: Tensor,
-        steps: Tensor,
-        lr: float,
-    ) -> None:
-        """Update weights (blocks, size) whose moments have these codes and scales."""
+    def _step_part(self, part: tuple[Tensor, ...], steps: Tensor, lr: float) -> None:
+        """Update weights (blocks, size) whose moments are codes with scales (blocks, 1)."""
+        weights, gradient, first, second, first_scale, second_scale = part
         exp_avg = _decode(first, first_scale, signed=True)
         exp_avg_sq = _decode(second, second_scale, signed=False)
         self._update([weights], [gradient], [exp_avg], [exp_avg_sq], [steps], lr)
