@@ -23,7 +23,7 @@ from pion.model.parameters import parameter_roles
 from pion.model.saved_weights import placeholders
 from pion.train.optimizer.muon import Muon
 from pion.train.optimizer.ownership import even_parts, even_rows
-from pion.train.optimizer.rule import Owned, Rule, rule_of
+from pion.train.optimizer.rule import ALIGNED_TO, Owned, Rule, rule_of
 from pion.train.optimizer.sharded_muon import ShardedMuon
 from pion.train.optimizer.shared_muon import SharedMuon
 from pion.train.optimizer.shared_weights import SharedWeights
@@ -93,6 +93,8 @@ class Optimizer:
         shapes = [self._shape(name, param) for name, param in params.items()]
         sizes, units = [param.numel() for param in every], [kind.unit(shape) for shape in shapes]
         by_rank = even_parts(sizes, self._owners, units)
+        fits = self._own is None or all(u <= max(s[-1], ALIGNED_TO) for u, s in zip(units, shapes))
+        assert fits, f"{kind.__name__} can't exchange rows of matrices: see sharded_muon.py"
         flat = [param.detach().view(-1) for param in every]
         self._weights.add(group, [[flat[p.index][p.start : p.stop] for p in ps] for ps in by_rank])
         for part in by_rank[self._owner]:

@@ -71,13 +71,16 @@ class Rule(ABC):
     @staticmethod
     @abstractmethod
     def state(shape: torch.Size) -> Layout:
-        """Return the shape and the dtype of each state tensor of a whole parameter, by key. The
-        number of elements of each tensor divides that of the parameter."""
+        """Return the shape and the dtype of each state tensor of a whole parameter, by key.
+
+        A tensor has an element for each element of the parameter, or one for so many neighbours,
+        of which `unit` keeps all on one rank.
+        """
 
     @staticmethod
     def unit(shape: torch.Size) -> int:
-        """Return how many consecutive elements of a parameter are always on one rank. Ranks divide
-        the parameters evenly: by elements, or by whole rows, or by whole matrices."""
+        """Return how many consecutive elements of a parameter are always on one rank: 64, or those
+        of a block, of a row, or of a matrix. Ranks divide the parameters evenly at such borders."""
         return ALIGNED_TO
 
     @staticmethod
