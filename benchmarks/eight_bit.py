@@ -37,7 +37,7 @@ SHAPE = Shape(
     batch=8,
     seq_len=128,
 )
-STEPS, SEEDS, HELD_OUT, LR, NUDGE = 300, 5, 256, 3e-3, 1e-6
+STEPS, SEEDS, HELD_OUT, LR, NUDGE = 300, 6, 256, 3e-3, 1e-6
 SIDES = {"adamw": "adamw", "adamw8bit": "adamw8bit", "adamw, nudged": "adamw"}
 
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps; writes nothing")
     quick = parser.parse_args().quick
     steps, seeds = (4, 2) if quick else (STEPS, SEEDS)
+    torch.set_num_threads(1)
     rows = text_rows(SHAPE)
     losses: dict[str, list[float]] = {side: [] for side in SIDES}
     for seed in range(seeds):

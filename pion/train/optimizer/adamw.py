@@ -28,11 +28,10 @@ class AdamW(Rule):
 
     def _step(self, owned: Sequence[Owned], lr: float) -> None:
         """Update weights whose moments are in fp32, and count the update."""
-        moments = ([each.state[key] for each in owned] for key in MOMENTS)
+        exp_avgs, exp_avg_sqs = ([each.state[key] for each in owned] for key in MOMENTS)
+        weights, gradients = [each.weights for each in owned], [each.gradient for each in owned]
         steps = [each.steps for each in owned]
-        self._update(
-            [each.weights for each in owned], [each.gradient for each in owned], *moments, steps, lr
-        )
+        self._update(weights, gradients, exp_avgs, exp_avg_sqs, steps, lr)
 
     def _update(
         self,
