@@ -73,8 +73,8 @@ class Rule(ABC):
     def state(shape: torch.Size) -> Layout:
         """Return the shape and the dtype of each state tensor of a whole parameter, by key.
 
-        The tensors begin as zeros. A tensor has an element for each element of the parameter, or one for so many neighbours,
-        of which `unit` keeps all on one rank.
+        The tensors begin as zeros. A tensor has an element for each element of the parameter, or
+        one for so many neighbours, of which `unit` keeps all on one rank.
         """
 
     @staticmethod
