@@ -6,19 +6,20 @@ No part of a model states bytes. What a micro-batch needs is traced on fake tens
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+
+import torch
 
 from pion.config.lora import lora_cost
 from pion.config.model_config import APART_ROLES, ModelConfig
 from pion.config.parts import Role
-from pion.model.params_and_flops import cost_of, matrix_shapes, shapes_and_roles
+from pion.model.params_and_flops import cost_of, shapes_and_roles
 from pion.train.memory_trace.live_bytes import ROUNDED_TO
 from pion.train.memory_trace.remembered import remembered_peaks
 from pion.train.optimizer.moments import each_matrix, moment_bytes, sharded_step_bytes
-from pion.train.optimizer.muon import step_bytes
+from pion.train.optimizer.muon import Muon, step_bytes
+from pion.train.optimizer.rule import Rule, rule_of, state_bytes
 from pion.train.optimizer.shared_muon import shared_step_bytes
 from pion.train.optimizer.shared_weights import exchange_bytes
 from pion.train.shard_rules import KEPT_WHOLE, part_of
@@ -118,54 +119,59 @@ def _rollout_bytes(work: Workload) -> int:
     return copied + work.rollout_rows * work.seq_len * cache_bytes(work.config, work.dtype)
 
 
+@lru_cache(maxsize=64)
 def _state(work: Workload) -> tuple[int, int, int]:
     """Return the bytes of the weights with their gradients, of the moments, and of an update.
 
     If ranks divide the weights, the bytes are those of the rank that keeps the most: its part of a
     weight, of its gradient and of its moments have as many elements.
     """
-    cost, own = cost_of(work.config), _own_params(work)
-    every, rounding = sum(own.values()), ROUNDED_TO * cost.tensors
-    by_muon = False
+    parts, tensors = _parts(work), cost_of(work.config).tensors
+    every, rounding = sum(part for *_, part in parts), ROUNDED_TO * tensors
+    by_rule: dict[type[Rule], list[torch.Size]] = {}
     if work.lora is not None:
         additions = lora_cost(work.config, work.lora)
-        in_products = sum(own.get(role, 0) for role in ("matrix", "embedding", "head"))
+        in_products = sum(p for _, role, p in parts if role in ("matrix", "embedding", "head"))
         frozen = work.stored_width * in_products + 4 * (every - in_products) + rounding
         learned, rounding = additions.params, ROUNDED_TO * additions.tensors
         if work.sharded:
             # A part has whole rows: of the matrices with LoRA's rank of them, so many.
             learned = -(-learned * -(-work.lora.rank // work.ranks) // work.lora.rank)
-    elif work.only_apart:
-        learned = sum(own.get(role, 0) for role in APART_ROLES)
-        frozen = 4 * every - 4 * learned
+        moments = 8 * learned
     else:
-        learned, frozen, by_muon = every, 0, work.optimizer == "muon"
-    weights = frozen + 8 * learned + 2 * rounding
-    matrices = matrix_shapes(work.config) if by_muon else ()
+        trained = [each for each in parts if not work.only_apart or each[1] in APART_ROLES]
+        learned, moments = sum(part for *_, part in trained), 0
+        frozen = 4 * (every - learned)
+        for shape, role, part in trained:
+            by_rule.setdefault(rule_of(work.optimizer, role), []).append(shape)
+            moments += state_bytes(work.optimizer, role, shape) * part // shape.numel()
+    weights, matrices = frozen + 8 * learned + 2 * rounding, by_rule.pop(Muon, [])
+    update = max((rule.step_bytes(shapes) for rule, shapes in by_rule.items()), default=0)
     if work.sharded:
-        moments = 8 * learned - (4 * own["matrix"] if by_muon else 0)
-        update = sharded_step_bytes(matrices, work.width, work.ranks) if by_muon else 0
-        return weights, moments + 3 * rounding, update
-    by_adamw = learned - (own["matrix"] if by_muon else 0)
-    moments = moment_bytes(by_adamw, each_matrix(matrices), work.ranks) + 3 * rounding
-    update = 0 if work.only_apart else exchange_bytes(by_adamw, work.ranks)
-    if by_muon and work.ranks == 1:
-        update = step_bytes(matrices, work.width)
-    elif by_muon:
-        shared = shared_step_bytes(each_matrix(matrices), work.width, work.ranks)
-        update = max(shared, update)
-    return weights, moments, update
+        by_muon = sharded_step_bytes(matrices, work.width, work.ranks)
+        return weights, moments + 3 * rounding, max(update, by_muon)
+    elements = sum(shape.numel() for shape in matrices)
+    moments = moment_bytes(moments - 4 * elements, each_matrix(matrices), work.ranks)
+    exchanged = 0 if work.only_apart else exchange_bytes(learned - elements, work.ranks)
+    if work.ranks == 1:
+        by_muon = step_bytes(matrices, work.width)
+    else:
+        by_muon = shared_step_bytes(each_matrix(matrices), work.width, work.ranks)
+    return weights, moments + 3 * rounding, max(update, exchanged, by_muon)
 
 
-def _own_params(work: Workload) -> Mapping[Role, int]:
-    """Return the parameters of each role that a rank keeps."""
-    if not work.sharded:
-        return cost_of(work.config).params
-    own: dict[Role, int] = {}
-    for shape, role in shapes_and_roles(work.config):
-        part = math.prod(shape) if role in KEPT_WHOLE else part_of(shape, work.ranks, role)
-        own[role] = own.get(role, 0) + part
-    return own
+def _parts(work: Workload) -> list[tuple[torch.Size, Role, int]]:
+    """Return the shape and the role of each parameter, and how many elements a rank keeps."""
+    return [
+        (
+            shape,
+            role,
+            part_of(shape, work.ranks, role)
+            if work.sharded and role not in KEPT_WHOLE
+            else shape.numel(),
+        )
+        for shape, role in shapes_and_roles(work.config)
+    ]
 
 
 def _reserve(work: Workload, micro_batch: int, moments: int, forward: int) -> int:

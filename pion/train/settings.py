@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pion.errors import BadInput
 from pion.later_fields import later_field, to_record, values_before
+from pion.train.optimizers import OPTIMIZERS, OptimizerName
 from pion.train.phases import Phase, check_phases
 from pion.train.preference import Preference
 from pion.train.reinforce import Reinforcement
@@ -33,7 +34,7 @@ class TrainSettings:
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     decay_shape: Literal["cosine", "linear"] = "cosine"  # of wsd's decay
     decay_fraction: float = 0.2  # of the steps, at the end, in which wsd decays
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     muon_lr: float = 0.02
     muon_momentum: float = 0.95
     weight_decay: float = 0.1  # decoupled: each step shrinks weights by its lr times this
@@ -77,7 +78,7 @@ class TrainSettings:
         for name, known in (
             ("schedule", ("wsd", "cosine", "constant")),
             ("decay_shape", ("cosine", "linear")),
-            ("optimizer", ("adamw", "muon")),
+            ("optimizer", OPTIMIZERS),
             ("window_schedule", ("constant", "cubic")),
         ):
             value = getattr(self, name)

@@ -10,6 +10,7 @@ from pion.config.model_config import ModelConfig
 from pion.model.feedforward.expert_products import product_path
 from pion.model.params_and_flops import TokenFlops, token_flops
 from pion.train.hardware import torch_dtype
+from pion.train.optimizers import OptimizerName
 
 # GPUs with and without kernels for grouped products of experts. Nothing else of a GPU decides what
 # a step needs. An unknown GPU counts as one with them, because they need more.
@@ -23,7 +24,7 @@ class Workload:
     config: ModelConfig
     seq_len: int  # tokens in a row
     dtype: Literal["float32", "bfloat16"]
-    optimizer: Literal["adamw", "muon"]
+    optimizer: OptimizerName
     device: str  # "cpu" or "cuda"; they differ in their kernels and in the chunks of the loss
     documents: bool  # whether rows hold several documents, as those of conversations do
     compile: bool = False  # whether the blocks are compiled

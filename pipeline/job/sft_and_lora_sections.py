@@ -156,7 +156,7 @@ class Conversations(Train):
             f"{name}: LoRA trains only its additions; remove `{name}`": getattr(self, name)
             for name in ("embedding_lr", "head_lr", "vector_lr", "phases", "primitive_weight_decay")
         }
-        frozen["optimizer: LoRA trains with adamw; remove `optimizer`"] = self.optimizer == "muon"
+        frozen["optimizer: LoRA trains with adamw; remove `optimizer`"] = self.optimizer != "adamw"
         return refuse(self, made(frozen))
 
     @property

@@ -17,6 +17,7 @@ from pydantic import PrivateAttr, model_validator
 from pion.config.part_fields import FACTOR
 from pion.config.presets import PRESETS
 from pion.errors import BadInput
+from pion.train.optimizers import OPTIMIZERS, OptimizerName
 from pion.train.phases import Phase as TrainPhase
 from pion.train.phases import check_phases
 from pion.train.preference import Preference
@@ -134,9 +135,8 @@ class Train(Section):
         gt=0,
         le=1,
     )
-    optimizer: Literal["adamw", "muon"] = scheduled(
-        "adamw",
-        "adamw: AdamW for everything; muon: Muon for the blocks' matrices, AdamW for the rest",
+    optimizer: OptimizerName = scheduled(
+        "adamw", "; ".join(f"{name}: {row.words}" for name, row in OPTIMIZERS.items())
     )
     muon_lr: float = scheduled(0.02, "peak learning rate of Muon", gt=0, most=FACTOR)
     muon_momentum: float = scheduled(0.95, "momentum of Muon", ge=0, lt=1)

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from pion.config.model_config import ModelConfig
+from pion.train.optimizers import OPTIMIZERS
 from pipeline.base.licence import conditions
 from pipeline.console.formats import duration, short_amount
 from pipeline.job import Job, Publish
@@ -330,7 +331,7 @@ def _training(history: RunHistory, *, with_cost: bool) -> str:
     rows = []
     for stage in job.train_stages:
         section = job.section(stage)
-        optimizer = "AdamW"
+        optimizer = OPTIMIZERS[section.optimizer].title
         if (lora := job.lora(stage)) is not None:
             optimizer = f"LoRA of rank {lora.rank}, AdamW"
         if section.optimizer == "muon":

@@ -234,17 +234,16 @@ def require_room(job: Job, run: RunState, left: WorkLeft, until: str | None = No
 def checkpoint_bytes(job: Job, stage: str) -> tuple[int, int]:
     """Return the bytes of the weights and of the optimizer's state in a checkpoint of `stage`."""
     from pion.config.lora import lora_cost
-    from pion.model.params_and_flops import cost_of  # imports torch
+    from pion.model.params_and_flops import cost_of, shapes_and_roles  # imports torch
+    from pion.train.optimizer.rule import state_bytes
 
     config, lora = job.model_config_resolved(), job.lora(stage)
     if lora is not None:
         learned = FLOAT32 * lora_cost(config, lora).params
         return learned, 2 * learned
-    cost = cost_of(config)
-    moments = 2 * cost.all_params
-    if job.section(stage).optimizer == "muon":  # it has one moment, AdamW two
-        moments -= cost.params["matrix"]
-    return FLOAT32 * cost.all_params, FLOAT32 * moments
+    name = job.section(stage).optimizer
+    moments = sum(state_bytes(name, role, shape) for shape, role in shapes_and_roles(config))
+    return FLOAT32 * cost_of(config).all_params, moments
 
 
 def _to_save(job: Job, left: WorkLeft, until: str | None) -> list[str]:

@@ -12,15 +12,14 @@ from pion.train.optimizer.ownership import Shape, deal_matrices, muon_rounds
 from pion.train.shard_rules import part_of, sharded_dim
 
 
-def moment_bytes(by_adamw: int, matrices: Sequence[Shape], ranks: int) -> int:
+def moment_bytes(evenly: int, matrices: Sequence[Shape], ranks: int) -> int:
     """Return the bytes of the moments on the rank that has the most of them.
 
-    AdamW has 8 bytes for each of the numbers that it updates, and they are divided evenly. Muon has
-    4 for each element of a matrix, which its owner keeps.
+    Ranks divide `evenly` bytes. Muon has 4 for each element of a matrix, which its owner keeps.
     """
     owned = deal_matrices(matrices, ranks)
     most = max(elements([matrices[number] for number in numbers]) for numbers in owned)
-    return 8 * -(-by_adamw // ranks) + 4 * most
+    return -(-evenly // ranks) + 4 * most
 
 
 def elements(matrices: Sequence[Shape]) -> int:

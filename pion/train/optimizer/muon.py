@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pion.model.saved_weights import Layout
+from pion.train.optimizer.rule import Rule
+
 # The coefficients (a, b, c) of each iteration x ← ax + b(xxᵀ)x + c(xxᵀ)²x, from the Daisy seed.
 NEWTON_SCHULZ = (
     (4.0848, -6.8946, 2.9270),
@@ -124,13 +127,21 @@ class _Batch:
         return torch.cat([param.grad.view(-1, *shape) for param in self.params])  # type: ignore[union-attr]
 
 
-class Muon:
+class Muon(Rule):
     """Muon over named parameters: matrices (rows, cols), and stacks of matrices (k, rows, cols).
 
     Each matrix of a stack, such as one expert's, is orthogonalized for itself. `momentum` has each
     parameter's buffer by name, as a view into its batch. `dtype` is the precision of the
-    Newton–Schulz iterations.
+    Newton–Schulz iterations. Several ranks divide the matrices in their own way (shared_muon.py,
+    sharded_muon.py), because they exchange updates in this precision.
     """
+
+    roles = frozenset({"matrix"})
+
+    @staticmethod
+    def state(shape: torch.Size) -> Layout:
+        """Return the layout of the momentum."""
+        return {"momentum": (shape, torch.float32)}
 
     def __init__(
         self,
@@ -160,10 +171,10 @@ class Muon:
         self._batches.append(_Batch(every, matrices, momentum.view(-1, *shape[-2:])))
 
     @torch.no_grad()
-    def step(self, lr: float, beta: float) -> None:
-        """Update every parameter from its `.grad`, with the momentum `beta`."""
+    def step(self, lr: float, momentum: float) -> None:
+        """Update every parameter from its `.grad`."""
         for batch in self._batches:
             grads = batch.gradients()
-            batch.momentum.lerp_(grads, 1 - beta)
-            update = orthogonalize(grads.lerp_(batch.momentum, beta), self.dtype).float()
+            batch.momentum.lerp_(grads, 1 - momentum)
+            update = orthogonalize(grads.lerp_(batch.momentum, momentum), self.dtype).float()
             apply_update(batch.matrices, list(update.unbind()), lr, self.weight_decay)

@@ -11,12 +11,10 @@ Parameters that need no gradient, as the base of LoRA, have no moments at all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from pion.config.parts import Role
 from pion.model.decoder import OWN_RULES
@@ -25,6 +23,7 @@ from pion.model.parameters import parameter_roles
 from pion.model.saved_weights import placeholders
 from pion.train.optimizer.muon import Muon
 from pion.train.optimizer.ownership import even_parts, even_rows
+from pion.train.optimizer.rule import ALIGNED_TO, Owned, Rule, rule_of
 from pion.train.optimizer.sharded_muon import ShardedMuon
 from pion.train.optimizer.shared_muon import SharedMuon
 from pion.train.optimizer.shared_weights import SharedWeights
@@ -32,42 +31,6 @@ from pion.train.optimizer.state_pieces import OwnParts, Piece
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
 from pion.train.shard_rules import KEPT_WHOLE
-
-
-@dataclass(frozen=True)
-class _Owned:
-    """Elements [start, stop) of the flattened `param`: `weights` is a flat view of them."""
-
-    param: nn.Parameter
-    start: int
-    stop: int
-
-    @property
-    def weights(self) -> Tensor:
-        return self.param.detach().view(-1)[self.start : self.stop]
-
-    @property
-    def gradient(self) -> Tensor:
-        assert self.param.grad is not None
-        return self.param.grad.view(-1)[self.start : self.stop]
-
-
-@dataclass(frozen=True)
-class _AdamWGroup:
-    """What AdamW updates of a role: parameters, or parts of them; the lists have the same order."""
-
-    weight_decay: float
-    owned: list[_Owned] = field(default_factory=list)
-    exp_avgs: list[Tensor] = field(default_factory=list)
-    exp_avg_sqs: list[Tensor] = field(default_factory=list)
-    steps: list[Tensor] = field(default_factory=list)  # the kernel needs its count on the device
-
-    def add(self, owned: _Owned) -> None:
-        self.owned.append(owned)
-        self.exp_avgs.append(torch.zeros_like(owned.weights))
-        self.exp_avg_sqs.append(torch.zeros_like(owned.weights))
-        self.steps.append(torch.zeros((), dtype=torch.float32, device=owned.weights.device))
-
 
 # A role of parameters, and the band that they belong to, if any.
 Group = tuple[Role, int | None]
@@ -100,9 +63,8 @@ class Optimizer:
             learned = own.params
         self.params = list(learned.values())
         self._groups: dict[Group, dict[str, nn.Parameter]] = {}
-        self._adamw: dict[Group, _AdamWGroup] = {}
+        self._rules: dict[Group, Rule] = {}
         self._own_rules: dict[Group, list[tuple[nn.Parameter, range, Any]]] = {}
-        self._muon: dict[Group, Muon | SharedMuon | ShardedMuon] = {}
         # Who updates what: one of all ranks, or each its own part of a sharded model.
         self._owner, self._owners = (rank, world_size) if own is None else (0, 1)
         self._weights = SharedWeights(self._owner, self._owners)
@@ -113,35 +75,40 @@ class Optimizer:
             group = roles[name], group_of_parameter(model, name)
             self._groups.setdefault(group, {})[name] = param
         for group, params in self._groups.items():
-            role, stacks = group[0], {n: param for n, param in params.items() if param.ndim == 3}
-            if role == "matrix" and settings.optimizer == "muon":
+            rule, stacks = rule_of(settings.optimizer, group[0]), _stacks(group, params)
+            if rule is Muon:
                 self._add_muon(group, params)
-            elif role in OWN_RULES:
-                self._add_own_rule(group, stacks)
-                self._add_adamw(group, {n: p for n, p in params.items() if n not in stacks})
             else:
-                self._add_adamw(group, params)
+                self._add_own_rule(group, stacks)
+                self._add(group, rule, {n: p for n, p in params.items() if n not in stacks})
         self.steps = 0  # updates made
         # AdamW's bias correction counts the updates of each group.
         self._updates = dict.fromkeys(self._groups, 0)
 
-    def _add_adamw(self, group: Group, params: dict[str, nn.Parameter]) -> None:
+    def _add(self, group: Group, kind: type[Rule], params: dict[str, nn.Parameter]) -> None:
         if not params:
             return
-        adamw = self._adamw[group] = _AdamWGroup(self._decay(group[0]))
+        owned = []
         names, every = list(params), list(params.values())
-        by_rank = even_parts([param.numel() for param in every], self._owners)
-        owned = [[_Owned(every[p.index], p.start, p.stop) for p in parts] for parts in by_rank]
-        self._weights.add(group, [[part.weights for part in parts] for parts in owned])
-        for part, mine in zip(by_rank[self._owner], owned[self._owner], strict=True):
-            adamw.add(mine)
-            for key, moments in (("exp_avg", adamw.exp_avgs), ("exp_avg_sq", adamw.exp_avg_sqs)):
-                self._keep(names[part.index], key, moments[-1], part.start)
-        self._layout |= {
-            f"{name}.{key}": (self._shape(name, param), torch.float32)
-            for name, param in params.items()
-            for key in ("exp_avg", "exp_avg_sq")
-        }
+        shapes = [self._shape(name, param) for name, param in params.items()]
+        sizes, units = [param.numel() for param in every], [kind.unit(shape) for shape in shapes]
+        by_rank = even_parts(sizes, self._owners, units)
+        fits = self._own is None or all(u <= max(s[-1], ALIGNED_TO) for u, s in zip(units, shapes))
+        assert fits, f"{kind.__name__} can't exchange rows of matrices: see sharded_muon.py"
+        flat = [param.detach().view(-1) for param in every]
+        self._weights.add(group, [[flat[p.index][p.start : p.stop] for p in ps] for ps in by_rank])
+        for part in by_rank[self._owner]:
+            name, param, size = names[part.index], every[part.index], shapes[part.index].numel()
+            state = {}
+            for key, (whole, dtype) in kind.state(shapes[part.index]).items():
+                per = size // whole.numel()
+                count = (part.stop - part.start) // per
+                state[key] = torch.zeros(count, dtype=dtype, device=param.device)
+                self._keep(name, key, state[key], part.start // per)
+            steps = torch.zeros((), dtype=torch.float32, device=param.device)
+            owned.append(Owned(param, part.start, part.stop, state, steps))
+        self._rules[group] = kind(self.settings, self._decay(group[0]), owned)
+        self._lay_out(kind, params)
 
     def _add_own_rule(self, group: Group, params: dict[str, nn.Parameter]) -> None:
         for name, param in params.items():
@@ -159,23 +126,26 @@ class Optimizer:
     def _add_muon(self, group: Group, params: dict[str, nn.Parameter]) -> None:
         alike: dict[str, Any] = {"weight_decay": self.settings.weight_decay, "dtype": self._dtype}
         over_ranks = alike | {"rank": self._rank, "world_size": self._world_size}
-        muon: Muon | ShardedMuon | SharedMuon
+        muon: Muon
         if self._own is not None:
             muon = ShardedMuon(params, self._own.held, **over_ranks)
         elif self._world_size == 1:
             muon = Muon(params, **alike)
         else:
             muon = SharedMuon(params, **over_ranks)
-        self._muon[group] = muon
+        self._rules[group] = muon
         if isinstance(muon, SharedMuon):
             self._pieces += muon.pieces
         else:
             for name, momentum in muon.momentum.items():
                 self._keep(name, "momentum", momentum)
-        self._layout |= {
-            f"{name}.momentum": (self._shape(name, param), torch.float32)
-            for name, param in params.items()
-        }
+        self._lay_out(Muon, params)
+
+    def _lay_out(self, kind: type[Rule], params: dict[str, nn.Parameter]) -> None:
+        """Note what state all ranks together have of parameters."""
+        for name, param in params.items():
+            state = kind.state(self._shape(name, param))
+            self._layout |= {f"{name}.{key}": layout for key, layout in state.items()}
 
     def _keep(self, name: str, key: str, values: Tensor, start: int = 0) -> None:
         """Note that this rank has state of the parameter `name`: from the element `start` on, or of
@@ -185,8 +155,8 @@ class Optimizer:
             self._pieces.append(Piece(state, start, values.view(-1)))
         else:
             held = self._own.held[name]
-            per_row = values.numel() < sum(run.size for run in held.runs)
-            self._pieces += (held.per_row() if per_row else held).pieces(state, values)
+            per = sum(run.size for run in held.runs) // max(values.numel(), 1)
+            self._pieces += held.per(max(per, 1)).pieces(state, values)
 
     def _shape(self, name: str, param: Tensor) -> torch.Size:
         """Return the shape of a whole parameter, of which a sharded model has a part here."""
@@ -216,39 +186,15 @@ class Optimizer:
         """
         trained = [group for group in self._groups if not _frozen(group, plan)]
         for group in trained:
-            if group in self._adamw:
-                self._step_adamw(self._adamw[group], plan.rates[group[0]])
+            if group in self._rules:
+                self._rules[group].step(plan.rates[group[0]], plan.momentum)
             for param, rows, rule in self._own_rules.get(group, ()):
                 assert param.grad is not None
                 rule.step(param.grad[rows.start : rows.stop], plan.rates[group[0]])
+            self._updates[group] += 1
         if self._owners > 1:
             self._weights.exchange(trained)
-        for group in trained:
-            if group in self._muon:
-                self._muon[group].step(plan.rates["matrix"], plan.momentum)
-            self._updates[group] += 1
         self.steps += 1
-
-    def _step_adamw(self, group: _AdamWGroup, lr: float) -> None:
-        settings = self.settings
-        # The functional form is used because constructing an optimizer object imports torch's
-        # compiler, which would delay every start by seconds.
-        adamw(
-            [owned.weights for owned in group.owned],
-            [owned.gradient for owned in group.owned],
-            group.exp_avgs,
-            group.exp_avg_sqs,
-            [],
-            group.steps,
-            fused=True,
-            amsgrad=False,
-            beta1=settings.beta1,
-            beta2=settings.beta2,
-            lr=lr,
-            weight_decay=group.weight_decay,
-            eps=settings.eps,
-            maximize=False,
-        )
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -288,9 +234,14 @@ class Optimizer:
         groups = counts.get("groups", {})
         for group in self._groups:
             self._updates[group] = groups.get(_name(group), self.steps)
-            if group in self._adamw:
-                for count in self._adamw[group].steps:
-                    count.fill_(float(self._updates[group]))
+            if group in self._rules:
+                for owned in self._rules[group].owned:
+                    owned.steps.fill_(float(self._updates[group]))
+
+
+def _stacks(group: Group, params: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Return the parameters of a group that have a rule of their own."""
+    return {n: p for n, p in params.items() if group[0] in OWN_RULES and p.ndim == 3}
 
 
 def _frozen(group: Group, plan: StepPlan) -> bool:

@@ -18,10 +18,7 @@ from itertools import accumulate, zip_longest
 from typing import TypeVar
 
 from pion.train.optimizer.muon import newton_schulz_flops
-
-# A tensor is cut at multiples of so many elements. Kernels compute elements in groups, and the last
-# few one by one, which may round in another way. So no group is cut.
-ALIGNED_TO = 64
+from pion.train.optimizer.rule import ALIGNED_TO
 
 Shape = tuple[int, int]  # (rows, cols)
 
@@ -37,20 +34,20 @@ class Part:
     stop: int
 
 
-def even_parts(sizes: Sequence[int], ranks: int) -> list[list[Part]]:
+def even_parts(sizes: Sequence[int], ranks: int, units: Sequence[int]) -> list[list[Part]]:
     """Return the parts of tensors with so many elements that each rank owns, in order.
 
     The tensors lie one behind the other, each beginning at a multiple of `ALIGNED_TO`, and are cut
-    into `ranks` equal lengths.
+    into `ranks` equal lengths, at the next multiple of a tensor's unit.
     """
-    *begins, end = accumulate(map(_aligned, sizes), initial=0)
-    length = _aligned(-(-end // ranks))
+    *begins, end = accumulate((_up(size, ALIGNED_TO) for size in sizes), initial=0)
+    length = _up(-(-end // ranks), ALIGNED_TO)
     owned: list[list[Part]] = []
     for rank in range(ranks):
         first, last = rank * length, (rank + 1) * length
         parts = [
-            Part(index, max(first - begin, 0), min(last - begin, size))
-            for index, (begin, size) in enumerate(zip(begins, sizes, strict=True))
+            Part(index, max(_up(first - begin, unit), 0), min(_up(last - begin, unit), size))
+            for index, (begin, size, unit) in enumerate(zip(begins, sizes, units, strict=True))
         ]
         owned.append([part for part in parts if part.start < part.stop])
     return owned
@@ -107,5 +104,6 @@ def _flops(shape: Shape) -> int:
     return newton_schulz_flops(*shape)
 
 
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNED_TO) * ALIGNED_TO
+def _up(number: int, unit: int) -> int:
+    """Return the next multiple of the unit."""
+    return -(-number // unit) * unit

@@ -43,7 +43,7 @@ class _Matrix:
         return self.rows_of[rank] * self.shape[1]
 
 
-class ShardedMuon:
+class ShardedMuon(Muon):
     """Muon over this rank's parts of named parameters, as muon.py's `Muon`.
 
     `held` says which parts these are. `momentum` has each parameter's buffer by name, like its
@@ -86,14 +86,14 @@ class ShardedMuon:
         ]
 
     @torch.no_grad()
-    def step(self, lr: float, beta: float) -> None:
-        """Update this rank's parts from their `.grad`, with the momentum `beta`.
+    def step(self, lr: float, momentum: float) -> None:
+        """Update this rank's parts from their `.grad`.
 
         Every rank calls this.
         """
-        self._whole.step(lr, beta)
+        self._whole.step(lr, momentum)
         for by_owner in self._rounds:
-            self._step(by_owner, lr, beta)
+            self._step(by_owner, lr, momentum)
 
     def _step(self, by_owner: Sequence[Sequence[_Matrix]], lr: float, beta: float) -> None:
         """Update the matrices of a round, by the rank that owns them."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pion.train.optimizer.muon import (
     BATCH_ELEMENTS,
+    Muon,
     apply_update,
     orthogonalize,
     orthogonalize_bytes,
@@ -93,7 +94,7 @@ class _Round:
     elements: int
 
 
-class SharedMuon:
+class SharedMuon(Muon):
     """Muon over named parameters, as muon.py's `Muon`, on the rank `rank` of several.
 
     `pieces` are this rank's momentum.
@@ -143,14 +144,14 @@ class SharedMuon:
         return runs
 
     @torch.no_grad()
-    def step(self, lr: float, beta: float) -> None:
-        """Update every parameter from its `.grad`, with the momentum `beta`.
+    def step(self, lr: float, momentum: float) -> None:
+        """Update every parameter from its `.grad`.
 
         Every rank calls this. On a GPU the host does not wait.
         """
         under_way: tuple[_Round, Tensor, Tensor, Any] | None = None
         for part in self._rounds:
-            sent = self._orthogonalized(part, beta)
+            sent = self._orthogonalized(part, momentum)
             got = sent.new_empty(self._world_size * part.elements)
             work = dist.all_gather_into_tensor(got, sent, async_op=True)
             if under_way is not None:

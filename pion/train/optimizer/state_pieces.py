@@ -68,11 +68,10 @@ class Held:
             if run.size
         ]
 
-    def per_row(self) -> Held:
-        """Return what the rank has of a tensor with an element for each row of this one."""
-        rows, below = self.shape[0], self.shape[1:].numel()
-        runs = tuple(Run(r.whole // below, r.own // below, r.size // below) for r in self.runs)
-        return Held(torch.Size((rows,)), runs, self.saved)
+    def per(self, size: int) -> Held:
+        """Return what the rank has of a tensor with one element for `size` elements of this one."""
+        runs = tuple(Run(*(number // size for number in run)) for run in self.runs)
+        return Held(torch.Size((self.shape.numel() // size,)), runs, self.saved)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def assert_identical(a, b):
     [
         ("adamw", "bfloat16"),
         ("muon", "float32"),
+        ("adamw8bit", "float32"),
         pytest.param("adamw", "float32", marks=pytest.mark.soak),
         pytest.param("muon", "bfloat16", marks=pytest.mark.soak),
     ],

@@ -224,6 +224,7 @@ def test_the_workers_get_the_resolved_rates():
         ({"sft__lora": {"dropout": 0.1}}, "sft.lora.dropout: 0.1: LoRA trains without dropout"),
         ({"sft__lora": {"base_dtype": "int4"}}, "sft.lora.base_dtype: unknown value 'int4'"),
         ({"sft__lora": {}, "sft__optimizer": "muon"}, "sft.optimizer: LoRA trains with adamw"),
+        ({"sft__lora": {}, "sft__optimizer": "adamw8bit"}, "LoRA trains with adamw; remove"),
         ({"sft__lora": {}, "sft__head_lr": 1e-3}, "sft.head_lr: LoRA trains only its additions"),
         (
             {

@@ -14,11 +14,11 @@ MUON = Workload(ModelConfig.preset("pion-small"), 2048, "bfloat16", "muon", "cud
 
 
 def test_a_lone_rank_has_all_moments_and_several_divide_them():
-    # 1,000 numbers of AdamW and four matrices of 6 elements.
+    # 8,000 bytes of AdamW and four matrices of 6 elements.
     matrices = [(2, 3)] * 4
-    assert moment_bytes(1000, matrices, 1) == 8 * 1000 + 4 * 24
-    assert moment_bytes(1000, matrices, 2) == 8 * 500 + 4 * 12
-    assert moment_bytes(1000, matrices, 3) == 8 * 334 + 4 * 12, "one rank has two matrices"
+    assert moment_bytes(8000, matrices, 1) == 8000 + 4 * 24
+    assert moment_bytes(8000, matrices, 2) == 4000 + 4 * 12
+    assert moment_bytes(8000, matrices, 3) == 2667 + 4 * 12, "one rank has two matrices"
     assert moment_bytes(0, [], 8) == 0
 
 
@@ -27,7 +27,13 @@ def test_the_matrices_of_a_stack_count_one_by_one():
 
 
 @pytest.mark.parametrize(
-    "changed", [{}, {"optimizer": "adamw"}, {"lora": Lora(), "optimizer": "adamw"}]
+    "changed",
+    [
+        {},
+        {"optimizer": "adamw"},
+        {"optimizer": "adamw8bit"},
+        {"lora": Lora(), "optimizer": "adamw"},
+    ],
 )
 @pytest.mark.usefixtures("untraced")
 def test_the_memory_of_a_rank_has_its_share_of_the_moments(changed):

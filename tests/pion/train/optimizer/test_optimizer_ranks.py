@@ -26,6 +26,7 @@ PHASES = (Phase(until=2, rates={"embedding": 0.0}, only_bands=(0,)), Phase())
 
 CASES = {
     "adamw": (tiny_config(), {}),
+    "adamw8bit": (tiny_config(d_model=64, vocab_size=320), {"optimizer": "adamw8bit"}),
     "muon": (tiny_config(), MUON),
     "muon, bf16": (tiny_config(), MUON),
     "experts": (FAMILIES["tachyon"].config(), MUON),

@@ -10,13 +10,13 @@ from pion.model.params_and_flops import matrix_shapes
 from pion.train.optimizer.moments import each_matrix
 from pion.train.optimizer.muon import newton_schulz_flops
 from pion.train.optimizer.ownership import (
-    ALIGNED_TO,
     Shape,
     deal_matrices,
     even_parts,
     even_rows,
     muon_rounds,
 )
+from pion.train.optimizer.rule import ALIGNED_TO
 
 
 def matrices(preset) -> tuple[Shape, ...]:
@@ -63,21 +63,21 @@ def test_of_8_cards_none_has_over_a_sixth_of_muons_arithmetic_and_of_64_its_shar
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8, 64])
 def test_every_element_has_one_owner_and_parts_begin_where_kernels_do(ranks):
-    sizes = [1000, 7, 64, 1, 4097]
-    owned = even_parts(sizes, ranks)
+    sizes, units = [1000, 7, 64, 1, 4097, 1760], [ALIGNED_TO] * 5 + [176]
+    owned = even_parts(sizes, ranks, units)
     assert len(owned) == ranks
-    for index, size in enumerate(sizes):
+    for index, (size, unit) in enumerate(zip(sizes, units, strict=True)):
         parts = [part for parts in owned for part in parts if part.index == index]
         assert parts[0].start == 0
         assert parts[-1].stop == size
         assert all(one.stop == other.start for one, other in pairwise(parts))
-        assert all(part.start % ALIGNED_TO == 0 for part in parts)
+        assert all(part.start % unit == 0 for part in parts)
     most = max(sum(part.stop - part.start for part in parts) for parts in owned)
-    assert most <= sum(sizes) / ranks + ALIGNED_TO * (len(sizes) + 1)
+    assert most <= sum(sizes) / ranks + sum(units)
 
 
 def test_one_rank_owns_every_tensor_whole():
-    (parts,) = even_parts([1000, 7], 1)
+    (parts,) = even_parts([1000, 7], 1, [64, 64])
     assert [(part.start, part.stop) for part in parts] == [(0, 1000), (0, 7)]
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 from contextlib import closing, contextmanager
 from functools import partial
+from itertools import product
 from unittest import mock
 
 import pytest
@@ -50,8 +51,7 @@ CASES = {
             {"name": family, "optimizer": optimizer, "sharded": True},
             (2, 3, 1, 2),
         )
-        for family in FAMILIES
-        for optimizer in ("adamw", "muon")
+        for family, optimizer in (*product(FAMILIES, ("adamw", "muon")), ("pion", "adamw8bit"))
     },
 }
 # By default, the ranks that die have the model whole.
