@@ -100,6 +100,9 @@ def models():
     families = results("families")["models"]
     for name in ("dense", "tachyon", "daisy"):
         yield f"| {families[name]['params']:,} | {families[name]['bits_per_byte']:.3f} |"
+
+
+def pilon():
     for one in results("pilon")["models"].values():
         apart = one.get("from dense layers")
         words = f"{signed(apart['difference'])} (t = {apart['t']})" if apart else ""
@@ -112,18 +115,27 @@ def models():
         )
     for one in results("published")["models"].values():
         yield f"| {one['bytes'] / 1e6:.1f} MB | {one['peak_mib']} MiB | {times(one['ratio'])}"
+
+
+def gates():
     for one in results("gates")["thresholds"]:
         more = f"{one['bits_per_byte']:.3f} ({signed(one['more_than_without'])})"
         yield f"| {one['skip_above']:.2f} | {100 * one['skipped']:.0f} % | {more} |"
-    drafts = results("drafts")
+
+
+def drafts():
+    found = results("drafts")
     for text in ("prose", "code"):
         for sampling, words in (("greedy", "the likeliest tokens"), ("0.8", "temperature 0.8")):
             ratios = [
                 times(one["ratio"])
-                for one in drafts
+                for one in found
                 if (one.get("text"), one.get("sampling")) == (text, sampling)
             ]
             yield f"| {text}, {words} | {' | '.join(ratios)} |"
+
+
+def slots():
     for arm, words in (
         ("slots", "window and slots (2 after each 8 tokens)"),
         ("blind", "window, and slots that see only themselves"),
@@ -206,10 +218,6 @@ def recipes():
     pion = found["scaling"]["recipes"]["C pion 2"]
     first, *_, last = pion["multiplier"]
     yield f"from {first:.1f} to {last:.1f} (slope {signed(pion['slope'], 2)}"
-    for run in results("recipe_search")["runs"]:
-        # Of Max and of longer races, only some were worth telling.
-        if run["what"] in ("B", "C", "D", "D narrow") or run["steps"] == 720:
-            yield f"{run['bits_per_byte']:.3f}"
 
 
 def races():
@@ -238,13 +246,17 @@ PAGES = [
     ("docs/performance.md", cards),
     ("docs/performance.md", performance),
     ("docs/models.md", models),
-    ("docs/preferences.md", preferences),
+    ("docs/pilon.md", pilon),
+    ("docs/gates.md", gates),
+    ("docs/drafts.md", drafts),
+    ("docs/slots.md", slots),
+    ("docs/prefer-measured.md", preferences),
     ("docs/reinforce.md", rewards),
     ("docs/sizing.md", vocabulary),
     ("docs/clean-data.md", clean_data),
-    ("docs/try.md", search),
-    ("docs/recipes.md", recipes),
-    ("docs/recipes.md", races),
+    ("docs/halving.md", search),
+    ("docs/races.md", recipes),
+    ("docs/races.md", races),
 ]
 
 
