@@ -22,7 +22,8 @@ where the run's state is stored. `pion run JOB` keeps running until everything i
 ```yaml
 {whole}```
 
-Most other fields have a default. The tables below mark a field without a default as `required`.
+Most other fields have a default. The tables below have the default
+after the type. A field that must be given is `required`.
 `jobs/` has more examples, and `pion run --help-job` prints this reference in a terminal.
 
 ## The fields that you will set
@@ -44,8 +45,7 @@ Most other fields have a default. The tables below mark a field without a defaul
   key.
 
 Below a table stand the fields that a section has *as in* an earlier one. A default in parentheses
-is the section's own. The last column of each table says what happens to finished work when you
-change the field:
+is the section's own. There stands, too, what happens to finished work when you change a field:
 
 {parts}
 
@@ -229,6 +229,7 @@ def _chapter(chapter: Chapter, told: dict[tuple[str | None, ...], tuple[str, str
             meaning += f" {PRESENCE[chapter.presence]}"
     anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
     rows, again = "", defaultdict[str, list[str]](list)
+    told_here = defaultdict[str, list[str]](list)
     for field in chapter.fields:
         name = field.path.removeprefix(chapter.path).removeprefix(".N").removeprefix(".")
         key = chapter.kind, name, field.type, field.meaning, field.part
@@ -238,12 +239,18 @@ def _chapter(chapter: Chapter, told: dict[tuple[str | None, ...], tuple[str, str
             again[where].append(f"`{name}`" if same else f"`{name}` ({_default(field)})")
         else:
             told[key] = f"[{title}](#{anchor})", field.default
+            told_here[field.part].append(f"`{name}`")
             rows += _row(field)
-    table = f"| key | type | default | meaning | |\n|---|---|---|---|---|\n{rows}" if rows else ""
-    parts = [f"{heading}\n\n{meaning}\n\n```yaml\n{example}```\n", table]
-    for where, names in again.items():
-        parts.append(f"As in {where}: {', '.join(names)}.\n")
-    return "\n".join(part for part in parts if part)
+    parts = [f"{heading}\n\n{meaning}\n\n```yaml\n{example}```\n"]
+    if chapter.kind and not rows:
+        parts = [f"{title}: `{example[2:-1]}`.\n"]
+    if rows:
+        *few, (most, _) = sorted(told_here.items(), key=lambda item: len(item[1]))
+        kinds = [f"{', '.join(names)}: {part}. " for part, names in few]
+        parts.append(f"| key | type, default | meaning |\n|---|---|---|\n{rows}")
+        parts.append(f"{''.join(kinds)}All{' others' if few else ''}: {most}.\n")
+    parts += [f"As in {where}: {', '.join(names)}.\n" for where, names in again.items()]
+    return "\n".join(parts)
 
 
 def _default(field: JobField) -> str:
@@ -257,7 +264,8 @@ def _row(field: JobField) -> str:
     meaning, _, unset = field.meaning.rpartition("; unset: ")
     default = unset if meaning and field.default == "unset" else _default(field)
     words = (meaning if default == unset else field.meaning).replace("|", "\\|")
-    return f"| {' | '.join((f'`{field.path}`', kind, default, words, field.part))} |\n"
+    of_type = kind if default == "unset" else f"{kind}, {default}"
+    return f"| `{field.path}` | {of_type} | {words} |\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""docs/faults.md: each row of its tables has exit codes and names the test that shows it.
+"""tests/faults/README.md: each row of its tables has exit codes and names the test that shows it.
 
 tests/docs/test_names.py checks that the named tests exist.
 """
@@ -8,7 +8,7 @@ import re
 from tests.docs.test_exit_codes import in_the_document
 from tests.paths import REPOSITORY
 
-TEXT = (REPOSITORY / "docs" / "faults.md").read_text(encoding="utf-8")
+TEXT = (REPOSITORY / "tests" / "faults" / "README.md").read_text(encoding="utf-8")
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in TEXT.splitlines()
