@@ -1,6 +1,6 @@
 """What the core must know of a family of models: its presets. presets.py has the list.
 
-docs/models.md, Add a family, names all places.
+docs/add-a-family.md names all places.
 """
 
 from __future__ import annotations

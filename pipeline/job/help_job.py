@@ -6,6 +6,8 @@ python -m pipeline.job.help_job > docs/jobs.md
 from __future__ import annotations
 
 import io
+import re
+from collections import defaultdict
 
 from pipeline.job.every_field import PARTS, Chapter, JobField, chapters
 
@@ -20,7 +22,8 @@ where the run's state is stored. `pion run JOB` keeps running until everything i
 ```yaml
 {whole}```
 
-Most other fields have a default. The tables below mark a field without a default as `required`.
+Most other fields have a default. The tables below have the default
+after the type. A field that must be given is `required`.
 `jobs/` has more examples, and `pion run --help-job` prints this reference in a terminal.
 
 ## The fields that you will set
@@ -41,7 +44,8 @@ Most other fields have a default. The tables below mark a field without a defaul
   invalid value, it prints the line number. For a misspelled key it also names the nearest valid
   key.
 
-The last column of each table says what happens to finished work when you change the field:
+Below a table stand the fields that a section has *as in* an earlier one. A default in parentheses
+is the section's own. There stands, too, what happens to finished work when you change a field:
 
 {parts}
 
@@ -202,34 +206,66 @@ def reference() -> str:
         .replace("{sections}", ", ".join(links))
         .replace("{parts}", parts)
     )
-    return "\n".join([head, *(_chapter(chapter) for chapter in chapters())])
+    told: dict[tuple[str | None, ...], tuple[str, str]] = {}
+    return "\n".join([head, *(_chapter(chapter, told) for chapter in chapters())])
 
 
-def _chapter(chapter: Chapter) -> str:
+def _chapter(chapter: Chapter, told: dict[tuple[str | None, ...], tuple[str, str]]) -> str:
+    """Return a chapter's text, whose table leaves out fields that an earlier chapter has.
+
+    `told` has the link to the chapter and the default of each field so far, and is added to.
+    """
     if chapter.kind is not None:
-        heading = f"### `kind: {chapter.kind}` in `{chapter.path}`"
+        title = f"`kind: {chapter.kind}` in `{chapter.path}`"
+        heading = f"### {title}"
         example = f"- {EXAMPLES[f'{chapter.path}/{chapter.kind}']}\n"
         meaning = f"{chapter.meaning}."
     else:
-        heading = f"## `{chapter.path}`" if chapter.path else "## The top of the file"
+        title = f"`{chapter.path}`" if chapter.path else "The top of the file"
+        heading = f"## {title}"
         example = EXAMPLES[chapter.path]
         meaning = f"{chapter.meaning[0].upper()}{chapter.meaning[1:]}."
         if chapter.presence != "section" and chapter.path not in ("tokenizer", "deadline"):
             meaning += f" {PRESENCE[chapter.presence]}"
-    rows = "".join(map(_row, chapter.fields))
-    return (
-        f"{heading}\n\n{meaning}\n\n```yaml\n{example}```\n\n"
-        f"| key | type | default | meaning | |\n|---|---|---|---|---|\n{rows}"
-    )
+    anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+    rows, again = "", defaultdict[str, list[str]](list)
+    told_here = defaultdict[str, list[str]](list)
+    for field in chapter.fields:
+        name = field.path.removeprefix(chapter.path).removeprefix(".N").removeprefix(".")
+        key = chapter.kind, name, field.type, field.meaning, field.part
+        if key in told:
+            where, default = told[key]
+            same = field.default == default
+            again[where].append(f"`{name}`" if same else f"`{name}` ({_default(field)})")
+        else:
+            told[key] = f"[{title}](#{anchor})", field.default
+            told_here[field.part].append(f"`{name}`")
+            rows += _row(field)
+    parts = [f"{heading}\n\n{meaning}\n\n```yaml\n{example}```\n"]
+    if chapter.kind and not rows:
+        parts = [f"{title}: `{example[2:-1]}`.\n"]
+    if rows:
+        *few, (most, _) = sorted(told_here.items(), key=lambda item: len(item[1]))
+        kinds = [f"{', '.join(names)}: {part}. " for part, names in few]
+        parts.append(f"| key | type, default | meaning |\n|---|---|---|\n{rows}")
+        parts.append(f"{''.join(kinds)}All{' others' if few else ''}: {most}.\n")
+    parts += [f"As in {where}: {', '.join(names)}.\n" for where, names in again.items()]
+    return "\n".join(parts)
+
+
+def _default(field: JobField) -> str:
+    plain = field.default in ("required", "unset", "empty")
+    return field.default if plain else f"`{field.default}`"
 
 
 def _row(field: JobField) -> str:
     choices = field.type.split(" | ")
     kind = " or ".join(f"`{c}`" for c in choices) if len(choices) > 1 else field.type
-    plain = field.default in ("required", "unset", "empty")
-    default = field.default if plain else f"`{field.default}`"
-    cells = (f"`{field.path}`", kind, default, field.meaning.replace("|", "\\|"), field.part)
-    return f"| {' | '.join(cells)} |\n"
+    meaning, _, unset = field.meaning.rpartition("; unset: ")
+    default = unset if meaning and field.default == "unset" else _default(field)
+    words = (meaning if default == unset else field.meaning).replace("|", "\\|")
+    of_type = kind if default == "unset" else f"{kind}, {default}"
+    return f"| `{field.path}` | {of_type} | {words} |\n"
 
 
 if __name__ == "__main__":

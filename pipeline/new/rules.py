@@ -1,4 +1,4 @@
-"""The rules by which `pion new` proposes a model and its training. docs/own-data.md explains them.
+"""The rules by which `pion new` proposes a model and its training. docs/new-rules.md explains them.
 
 Each rule is a plain function. The sources of the numbers are in docs/sizing.md.
 """

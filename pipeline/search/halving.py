@@ -5,7 +5,7 @@ of the settings continues to the end, from its checkpoints. Most seeds train onl
 steps: they tell how much of a difference is noise, and who diverges.
 
 So a few seeds decide at the end, in place of all seeds long before. On recorded curves
-(docs/try.md), a paused run misleads more than a single seed does: a setting that starts
+(docs/halving.md), a paused run misleads more than a single seed does: a setting that starts
 fast looks better than it ends, and while rates fall, the lower rate does.
 
 A choice between two settings is made by the mean of their paired differences. Their standard error

@@ -1,4 +1,4 @@
-"""What docs/fine-tune.md shows is read as it stands there: jobs, sources and conversations."""
+"""What the pages about fine-tuning show is read as it stands there."""
 
 import json
 import re
@@ -12,30 +12,32 @@ from pipeline.job.prefer_section import Prefer
 from tests.paths import REPOSITORY
 from tests.support.published_models import load_shipped
 
-TEXT = (REPOSITORY / "docs" / "fine-tune.md").read_text()
+PAGES = {
+    name: (REPOSITORY / "docs" / f"{name}.md").read_text()
+    for name in ("fine-tune", "conversations", "overfitting", "preferences")
+}
 
 
-def blocks(kind):
-    return re.findall(rf"```{kind}\n(.*?)```", TEXT, re.S)
+def blocks(page, kind):
+    return re.findall(rf"```{kind}\n(.*?)```", PAGES[page], re.S)
 
 
 def test_its_job_is_valid_and_may_have_each_of_its_sources(tmp_path):
-    job, sources, measured, preferring = blocks("yaml")
+    (job,), (sources,) = blocks("fine-tune", "yaml"), blocks("conversations", "yaml")
+    (measured,) = blocks("overfitting", "yaml")
     path = tmp_path / "job.yaml"
     for source in yaml.safe_load(sources)["sources"]:
         content = yaml.safe_load(job)
         content["sft"]["sources"] = [source]
         path.write_text(yaml.safe_dump(content))
         assert load_shipped(path).stages == ["prepare", "sft", "evaluate", "publish"]
-    path.write_text(yaml.safe_dump(yaml.safe_load(job) | yaml.safe_load(preferring)))
-    assert load_shipped(path).stages == ["prepare", "sft", "prefer", "evaluate", "publish"]
     # Its folder is not here; a model of the same settings stands for it.
     path.write_text(yaml.safe_dump(yaml.safe_load(measured) | {"model": content["model"]}))
     assert load_shipped(path).stages == ["prepare", "sft", "evaluate", "publish"]
 
 
 def test_its_conversations_have_the_layouts_that_are_read():
-    plain, with_tools, openhermes, _ = map(json.loads, blocks("json"))
+    plain, with_tools, openhermes = map(json.loads, blocks("conversations", "json"))
     records = [read_conversation(record, "here") for record in (plain, openhermes, with_tools)]
     roles = [" ".join(message["role"] for message in record.messages) for record in records]
     assert roles == ["system user assistant", "user assistant", "user assistant tool assistant"]
@@ -46,9 +48,9 @@ def test_its_conversations_have_the_layouts_that_are_read():
 
 
 def test_its_pair_is_read_and_its_losses_and_numbers_are_pions():
-    *_, pair = map(json.loads, blocks("json"))
+    (pair,) = map(json.loads, blocks("preferences", "json"))
     assert isinstance(parse_preference(pair, "here"), Pair)
-    chapter = TEXT.partition("## Preferences")[2].partition("\n## ")[0]
+    chapter = re.sub(r"\s+", " ", PAGES["preferences"])
     defaults = re.search(r"`(\S+)`, β (\d+), `lr: (\S+)` \((\S+) with LoRA\)", chapter)
     loss, beta, lr, lr_of_lora = defaults.groups()
     usual, adapted = (
@@ -57,5 +59,5 @@ def test_its_pair_is_read_and_its_losses_and_numbers_are_pions():
     )
     assert (usual.loss, usual.beta, usual.lr) == (loss, float(beta), float(lr))
     assert adapted.lr == float(lr_of_lora)
-    assert set(re.findall(r"^\| `(\w+)`", chapter, re.M)) <= METRICS.keys()
+    assert set(re.findall(r"^\| `(\w+)`", PAGES["preferences"], re.M)) <= METRICS.keys()
     assert set(re.findall(r"`(\w+): [\w.-]+`", chapter)) <= {*Prefer.model_fields, "checkpoint"}

@@ -52,11 +52,11 @@ def readme():
 def cards():
     for card in ("h200", "h100-80gb-hbm3"):
         for one in (row["measures"] for row in results(f"bench/nvidia-{card}")["rows"]):
-            if "mfu" in one:
+            if "mfu" in one and one["compiled"]:
                 speed, memory = one["tokens_per_second"], f" {one['measured_bytes'] / 2**30:.1f} |"
                 speed = round(speed, -3 if speed > 1e5 else -2)
                 quoted = f"{speed:,.0f}, {100 * one['mfu']:.1f} % |"
-                yield f"| {quoted}" + memory * (card == "h200" and one["compiled"])
+                yield f"| {quoted}" + memory * (card == "h200")
 
 
 def performance():
@@ -100,6 +100,9 @@ def models():
     families = results("families")["models"]
     for name in ("dense", "tachyon", "daisy"):
         yield f"| {families[name]['params']:,} | {families[name]['bits_per_byte']:.3f} |"
+
+
+def pilon():
     for one in results("pilon")["models"].values():
         apart = one.get("from dense layers")
         words = f"{signed(apart['difference'])} (t = {apart['t']})" if apart else ""
@@ -110,20 +113,27 @@ def models():
             f"| {one['params']:,} | {one['macs_per_token']:,} | {one['tokens_per_second']:,} | "
             f"{times(one['ratio'])} ({low[:-1]} to {high[:-1]}) |"
         )
-    for one in results("published")["models"].values():
-        yield f"| {one['bytes'] / 1e6:.1f} MB | {one['peak_mib']} MiB | {times(one['ratio'])}"
+
+
+def gates():
     for one in results("gates")["thresholds"]:
         more = f"{one['bits_per_byte']:.3f} ({signed(one['more_than_without'])})"
         yield f"| {one['skip_above']:.2f} | {100 * one['skipped']:.0f} % | {more} |"
-    drafts = results("drafts")
+
+
+def drafts():
+    found = results("drafts")
     for text in ("prose", "code"):
         for sampling, words in (("greedy", "the likeliest tokens"), ("0.8", "temperature 0.8")):
             ratios = [
                 times(one["ratio"])
-                for one in drafts
+                for one in found
                 if (one.get("text"), one.get("sampling")) == (text, sampling)
             ]
             yield f"| {text}, {words} | {' | '.join(ratios)} |"
+
+
+def slots():
     for arm, words in (
         ("slots", "window and slots (2 after each 8 tokens)"),
         ("blind", "window, and slots that see only themselves"),
@@ -172,17 +182,8 @@ def clean_data():
 
 
 def search():
-    for case in ("one-layer", "prose", "source"):
-        found = results(f"ladder-{case}")["summary"]
-        yield f"| {found['held']} of {found['of']} | at most {100 * found['widest']:.1f} % |"
-        beyond = [row["error"] for row in found["rows"] if row["flops_of_largest"] > 1]
-        within = [row["error"] for row in found["rows"] if row["flops_of_largest"] <= 1]
-        low, high = (signed(100 * end, 1) for end in (min(within), max(within)))
-        yield f"| {low} to {high} % | "
-        far = [signed(100 * e, 1) for e in sorted(beyond, reverse=True)]
-        yield f"| {', '.join(far) if case == 'one-layer' else f'{far[0]} to {far[-1]}'} % |"
     grids = results("halving")["summary"]
-    for name in grids["muon_lr"]["plans"]:
+    for name in ("pion try", "all seeds: 17 %, 34 %, 69 %", "one seed: 100 %"):
         both = [grid["plans"][name] for grid in grids.values()]
         goods = ", ".join(f"{100 * plan['good_of_all_triples']:.0f} %" for plan in both)
         regrets = ", ".join(f"{plan['regret']:.4f}" for plan in both)
@@ -206,14 +207,10 @@ def recipes():
     pion = found["scaling"]["recipes"]["C pion 2"]
     first, *_, last = pion["multiplier"]
     yield f"from {first:.1f} to {last:.1f} (slope {signed(pion['slope'], 2)}"
-    for run in results("recipe_search")["runs"]:
-        # Of Max and of longer races, only some were worth telling.
-        if run["what"] in ("B", "C", "D", "D narrow") or run["steps"] == 720:
-            yield f"{run['bits_per_byte']:.3f}"
 
 
 def races():
-    """Yield the rows of the table of races, each for every size at equal FLOPs."""
+    """Yield the rows of the arms that are worth telling, for every size at equal FLOPs."""
     of_arms = {}
     for row in results("recipes")["summary"]:
         if row["equal"] == "FLOPs":
@@ -222,7 +219,8 @@ def races():
             value = f"{row['bits_per_byte']:.3f}" if is_first else f"{row['difference']:+.3f}"
             cell = f"{value} ({row['seeds']}{t})".replace("-", "−")
             of_arms.setdefault(row["arm"], {})[row["size"]] = cell
-    for arm, cells in of_arms.items():
+    for arm in ("A adamw 1e-3", "B muon", "C pion 2", "D max", "N nanochat · 16"):
+        cells = of_arms[arm]
         yield f"| {arm} | {' | '.join(cells.get(size, '–') for size in ('xs', 's', 'm', 'l'))} |"
 
 
@@ -238,13 +236,17 @@ PAGES = [
     ("docs/performance.md", cards),
     ("docs/performance.md", performance),
     ("docs/models.md", models),
-    ("docs/preferences.md", preferences),
+    ("docs/pilon.md", pilon),
+    ("docs/gates.md", gates),
+    ("docs/drafts.md", drafts),
+    ("docs/slots.md", slots),
+    ("docs/prefer-measured.md", preferences),
     ("docs/reinforce.md", rewards),
     ("docs/sizing.md", vocabulary),
     ("docs/clean-data.md", clean_data),
-    ("docs/try.md", search),
-    ("docs/recipes.md", recipes),
-    ("docs/recipes.md", races),
+    ("docs/halving.md", search),
+    ("docs/races.md", recipes),
+    ("docs/races.md", races),
 ]
 
 

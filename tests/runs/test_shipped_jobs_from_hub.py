@@ -135,7 +135,7 @@ def test_the_job_and_the_conversation_of_the_readme_pass_their_check(
     job, line = (re.findall(rf"```{kind}\n(.*?)```", readme, re.S)[0] for kind in ("yaml", "json"))
     (tmp_path / "my-assistant.yaml").write_text(job)
     lines = [line.replace("axolotl", f"axolotl {number}") for number in range(200)]
-    (tmp_path / "chat.jsonl").write_text("".join(lines))
+    (tmp_path / "questions-chats.jsonl").write_text("".join(lines))
     monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
     few = "sft.global_batch=1"
     rows = printed("check", tmp_path / "my-assistant.yaml", f"publish.to=hf://{USER}/mine", few)

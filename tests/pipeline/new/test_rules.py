@@ -1,4 +1,4 @@
-"""The rules of docs/own-data.md, with their borders."""
+"""The rules of docs/new-rules.md, with their borders."""
 
 from dataclasses import replace
 
@@ -145,7 +145,7 @@ def test_less_money_buys_fewer_tokens_and_passes():
 
 
 def test_the_page_about_them_has_their_numbers():
-    page = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "new-rules.md").read_text(encoding="utf-8")
     for preset, (size, tokens) in PRESETS.items():
         assert f"| `{preset}` | {size:,} | {tokens:,} |" in page
     for source in (*ENGLISH_BASES, *OTHER_BASES):

@@ -64,7 +64,7 @@ def test_without_a_job_it_says_what_to_run(plan):
 def test_the_example_in_the_document_is_what_the_program_prints(
     sky_home, tmp_path, capsys, monkeypatch
 ):
-    document = (REPOSITORY / "docs" / "renting.md").read_text()
+    document = (REPOSITORY / "docs" / "dollars.md").read_text()
     found = re.search(
         r"`(prices: \{.*?)`\..*?\$ pion plan my\.yaml --dollars 20\n(.*?)```", document, re.S
     )
