@@ -44,24 +44,28 @@ class StepPlan:
 def plan_at(settings: TrainSettings, step: int, config: ModelConfig | None = None) -> StepPlan:
     """Return what optimizer step `step` uses; `config` is the model's."""
     scale = lr_at(settings, step)
-    lr = settings.lr * scale
-    muon_lr = settings.muon_lr * (scale if settings.muon_decays else 1.0)
-    rates: dict[Role, float] = dict.fromkeys(get_args(Role), lr)
-    rates |= {
-        "matrix": muon_lr if settings.optimizer == "muon" else lr,
-        "embedding": (settings.embedding_lr or settings.lr) * scale,
-        "head": (settings.head_lr or settings.lr) * scale,
-        "vector": (settings.vector_lr or settings.lr) * scale,
-    }
+    rates = {role: peak * scale for role, peak in peak_rates(settings).items()}
+    if settings.optimizer == "muon" and not settings.muon_decays:
+        rates["matrix"] = settings.muon_lr
     phase = phase_at(settings.phases, step, settings.steps) if settings.phases else Phase()
     return StepPlan(
-        lr=lr,
+        lr=settings.lr * scale,
         rates={role: rate * phase.factor(role) for role, rate in rates.items()},
         momentum=momentum_at(settings, step),
         parts={} if config is None else _parts_at(settings, step, phase, config),
         frozen=phase.frozen_roles(),
         bands=phase.only_bands,
     )
+
+
+def peak_rates(settings: TrainSettings) -> dict[Role, float]:
+    """Return the highest rate of each role over the run, without the factors of phases."""
+    return dict.fromkeys(get_args(Role), settings.lr) | {
+        "matrix": settings.muon_lr if settings.optimizer == "muon" else settings.lr,
+        "embedding": settings.embedding_lr or settings.lr,
+        "head": settings.head_lr or settings.lr,
+        "vector": settings.vector_lr or settings.lr,
+    }
 
 
 def _parts_at(

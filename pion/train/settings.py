@@ -50,6 +50,9 @@ class TrainSettings:
     muon_momentum_start: float | None = later_field(None, before=None)
     # Of models with windows. cubic: windows grow to their full size over the run.
     window_schedule: Literal["constant", "cubic"] = later_field("constant", before="constant")
+    # In so many steps at its peak rate, decay alone takes a weight to 1/e, whatever the rate of its
+    # role (Wang and Aitchison 2024, arXiv 2405.13698); None: `weight_decay` says how fast.
+    decay_steps: float | None = later_field(None, before=None)
     primitive_weight_decay: float = later_field(0.0, before=0.0)
     phases: tuple[Phase, ...] = later_field((), before=())
     # How the stage learns from pairs of answers; None: it learns each target token.
@@ -59,7 +62,7 @@ class TrainSettings:
     max_spike: float | None = None  # limit of a step's loss over the recent median; None = none
 
     def __post_init__(self) -> None:
-        rates = ("embedding_lr", "head_lr", "vector_lr")
+        rates = ("embedding_lr", "head_lr", "vector_lr", "decay_steps")
         given = [name for name in rates if getattr(self, name) is not None]
         for name in ("steps", "global_batch", "lr", "muon_lr", "eps", *given):
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")

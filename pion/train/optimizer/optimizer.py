@@ -29,7 +29,7 @@ from pion.train.optimizer.sharded_muon import ShardedMuon
 from pion.train.optimizer.shared_muon import SharedMuon
 from pion.train.optimizer.shared_weights import SharedWeights
 from pion.train.optimizer.state_pieces import OwnParts, Piece
-from pion.train.schedule import StepPlan
+from pion.train.schedule import StepPlan, peak_rates
 from pion.train.settings import TrainSettings
 from pion.train.shard_rules import KEPT_WHOLE
 
@@ -157,7 +157,7 @@ class Optimizer:
                 self._layout[f"{name}.{key}"] = shape, tensor.dtype
 
     def _add_muon(self, group: Group, params: dict[str, nn.Parameter]) -> None:
-        alike: dict[str, Any] = {"weight_decay": self.settings.weight_decay, "dtype": self._dtype}
+        alike: dict[str, Any] = {"weight_decay": self._decay(group[0]), "dtype": self._dtype}
         over_ranks = alike | {"rank": self._rank, "world_size": self._world_size}
         muon: Muon | ShardedMuon | SharedMuon
         if self._own is not None:
@@ -195,8 +195,10 @@ class Optimizer:
     def _decay(self, role: Role) -> float:
         if role in OWN_RULES:
             return OWN_RULES[role].decay(self.settings)
-        # Of what is small, only routers are decayed.
-        return 0.0 if role in KEPT_WHOLE - {"router"} else self.settings.weight_decay
+        if role in KEPT_WHOLE - {"router"}:  # of what is small, only routers are decayed
+            return 0.0
+        steps, rates = self.settings.decay_steps, peak_rates(self.settings)
+        return self.settings.weight_decay if steps is None else 1 / (steps * rates[role])
 
     def trained(self, plan: StepPlan) -> list[nn.Parameter]:
         """Return the parameters that `plan` does not freeze."""
