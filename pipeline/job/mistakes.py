@@ -168,7 +168,7 @@ GONE = {
     "their questions out of the training text, and reports how many there were",
     "evaluate.instructions": "name the task ifeval in evaluate.lm_eval.tasks, which asks "
     "instructions whose answers code can check",
-    "evaluate.ladder": "leave it out. Pion predicts no loss any more (docs/try.md)",
+    "evaluate.ladder": "leave it out. Pion predicts no loss any more (`pion help try`)",
     **{
         f"{stage}.init_from": "write `model: {from: …}` in place of the sections model and "
         "tokenizer. The model that the run starts from brings both"
@@ -188,9 +188,7 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
     if kind == "value_error":
         return [_stated(path, line, value, document) for line in str(context["error"]).split("\n")]
     if kind == "extra_forbidden":
-        gone = GONE.get(path)
-        advice = f"this key is gone: {gone}" if gone else _closest_key(path, value, document.values)
-        text = f"unknown key (value {shown(value)}); {advice}"
+        text = f"unknown key (value {shown(value)}); {_meant_key(path, value, document.values)}"
     elif kind == "missing":
         found = find_field(path, document.values)
         text = f"missing: {found.description}" if found and found.description else "missing"
@@ -210,12 +208,7 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
         # Texts are in quotes, and true and false as in Python.
         words = re.findall(r"'([^']*)'|\b(True|False)\b", context["expected"])
         choices = [text or flag.lower() for text, flag in words]
-        instead = GONE.get(f"{path}={value}")
-        wrong = f"the value {shown(value)} is gone: {instead}" if instead else None
-        if of_others := instead_of_value(path.rpartition(".")[2], value):
-            wrong = f"unknown value {shown(value)}; {of_others}"
-        wrong = wrong or _not_one_of("value", value, choices)
-        text = f"{wrong} (expected {', '.join(choices)})"
+        text = f"{_wrong_value(path, value, choices)} (expected {', '.join(choices)})"
     elif kind == "invalid_key":
         text = f"the key {shown(value)} is not text"
     elif kind == "string_pattern_mismatch":
@@ -281,7 +274,17 @@ def _path_of(loc: tuple[int | str, ...], values: Any) -> str:
     return path
 
 
-def _closest_key(path: str, value: object, values: dict[str, Any]) -> str:
+def _wrong_value(path: str, value: Any, choices: list[str]) -> str:
+    if instead := GONE.get(f"{path}={value}"):
+        return f"the value {shown(value)} is gone: {instead}"
+    if instead := instead_of_value(path.rpartition(".")[2], value):
+        return f"unknown value {shown(value)}; {instead}"
+    return _not_one_of("value", value, choices)
+
+
+def _meant_key(path: str, value: object, values: dict[str, Any]) -> str:
+    if gone := GONE.get(path):
+        return f"this key is gone: {gone}"
     if instead := in_pion(path, value, values):
         return instead
     section, _, key = path.rpartition(".")
