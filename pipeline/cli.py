@@ -6,6 +6,7 @@ The other arguments: cli.py of pipeline/commands, rent and new.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -43,7 +44,7 @@ exit codes:
   75  interrupted; state is saved, so run the same command again
       (130: interrupted before there was anything to save)
 
-`pion run --help-job` explains each field of a job file.
+`pion run --help-job` explains each field of a job file. `pion help` lists the documentation.
 """
 # The commands by what they are for, in the order in which a person needs them.
 GROUPS = {
@@ -51,7 +52,7 @@ GROUPS = {
     "look after runs": "status report checkpoints stop fork rm data prove",
     "rent machines": "launch watch deadline rentals hop bench",
     "use models": "chat generate serve eval export import-seed",
-    "this program": "completion help",
+    "this program": "help schema completion",
 }
 
 
@@ -164,8 +165,7 @@ def _parser() -> Parser:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    if argv[:1] in ([], ["help"]):
-        argv = [*argv[1:2], "--help"]
+    argv = argv or ["--help"]
     parser, take_overrides = _parser_of(argv)
     # argparse accepts no overrides after an option: `pion run JOB --redo sft sft.lr=1e-4`.
     overrides: list[str] = []
@@ -182,7 +182,7 @@ def _parser_of(argv: Container[str]) -> tuple[Parser, Container[str]]:
     take overrides."""
     parser = _parser()
     unused = Parser(add_help=False)
-    helps = {"help": "print this, or the help of a command"}
+    helps: dict[str, str] = {}
 
     def parser_of(*, prog: str, **described: Any) -> Parser:
         """Make a parser only for a command that may be meant: each takes as long as the rest."""
@@ -218,11 +218,10 @@ def _parser_of(argv: Container[str]) -> tuple[Parser, Container[str]]:
     add_commands(add)
     _add_prove(add)
     add_rent_commands(add)
-    shell = argument("shell", choices=tuple(SHELLS), help="prints a script; see docs/commands.md")
-    add("completion", _completion, "complete commands and options in a shell", shell)
+    _add_this_program(add)
     for sub in take_overrides.values():  # after the other positional arguments
         OVERRIDES(sub)
-    parser.commands = (*commands.choices, "help")
+    parser.commands = tuple(commands.choices)
     parser.subparsers = {name: sub for name, sub in commands.choices.items() if sub is not unused}
     parser.epilog = f"{_grouped(helps)}\n\n{EXIT_CODES}"
     return parser, take_overrides
@@ -245,6 +244,38 @@ def _completion(args: argparse.Namespace) -> None:
     """Print the script with which a shell completes each command and its options."""
     every = {name for names in GROUPS.values() for name in names.split()}
     print(completion(args.shell, _parser_of(every)[0]))
+
+
+def _schema(args: argparse.Namespace) -> None:
+    """Print the JSON schema of a job."""
+    from pipeline.job import Job
+
+    print(json.dumps(Job.model_json_schema(), indent=1, ensure_ascii=False))
+
+
+def _help(args: argparse.Namespace) -> None:
+    """Print a page, the help of a command, or where words are in the pages."""
+    from pipeline.commands.help import about, print_topic, search
+
+    if args.search:
+        search(args.search)
+    elif args.topic in " ".join(GROUPS.values()).split() and not about(args.topic):
+        _parse([args.topic, "--help"])
+    else:
+        print_topic(args.topic)
+
+
+def _add_this_program(add: Add) -> None:
+    shell = argument("shell", choices=tuple(SHELLS), help="prints a script; `pion help commands`")
+    add("completion", _completion, "complete commands and options in a shell", shell)
+    add("schema", _schema, "print the JSON schema of a job file, by which editors complete keys")
+    add(
+        "help",
+        _help,
+        "list the pages of the documentation, or print one",
+        argument("topic", metavar="TOPIC", nargs="?", help="a page, a heading or a command"),
+        argument("--search", metavar="WORD", nargs="+", help="find these words in the pages"),
+    )
 
 
 def _add_run(add: Add) -> None:

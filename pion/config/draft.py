@@ -99,7 +99,7 @@ class Draft(Part):
                 "model.draft: LoRA trains only its additions, and the model it starts from has "
                 f"{which}, so the new block would learn nothing. Nothing was lost. Remove "
                 "model.draft. If you want drafts, train a block for the finished model "
-                '(docs/models.md, "Drafts")'
+                "(`pion help drafts`)"
             )
 
     def card(self) -> tuple[str, str]:

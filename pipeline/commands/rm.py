@@ -34,8 +34,8 @@ def remove_runs(runs: Sequence[str], *, yes: bool, take_over: bool) -> None:
         _remove(one)
     if any(one.has_base for one in found):
         show(
-            "The models that runs start from stay in _bases: docs/fine-tune.md says when one may "
-            "be deleted."
+            "The models that runs start from stay in _bases: `pion help fine-tune` says when one "
+            "may be deleted."
         )
     for store in {one.run.store.url: one.run.store for one in found}.values():
         _say_unused(store)

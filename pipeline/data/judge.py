@@ -63,8 +63,8 @@ def require_judgeable(job: Job, answers: Sequence[Answered]) -> None:
     for place, section in enumerate(job.reinforce.rewards):
         if answers and all(why := unjudgeable(section.kind, one.answer) for one in answers):
             raise BadInput(
-                f"reinforce.rewards.{place}: {why}, in any of the first records. docs/reinforce.md "
-                "lists the keys that may have a right answer"
+                f"reinforce.rewards.{place}: {why}, in any of the first records. "
+                "`pion help rewards` lists the keys that may have a right answer"
             )
         if not isinstance(section, PythonReward) or not section.deterministic:
             continue

@@ -38,7 +38,7 @@ class Clean(Section):
         True,
         "leave out a document with the same text as an earlier document of any source. Case and "
         "the amount of white space don't count. Without the section `clean`, which may be `{}`, "
-        "no document is left out (docs/clean-data.md)",
+        "no document is left out (`pion help clean-data`)",
     )
     near: float | None = identity(
         0.6,
@@ -295,7 +295,7 @@ class Data(Section):
     clean: Clean | None = identity(
         None,
         "leave out copies and bad documents before anything is learned from them "
-        "(docs/clean-data.md); unset: every document is kept",
+        "(`pion help clean-data`); unset: every document is kept",
         before=None,
     )
 

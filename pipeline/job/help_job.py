@@ -42,7 +42,11 @@ after the type. A field that must be given is `required`.
 * Numbers may be written as `22_500` or `3e-4`.
 * `pion check JOB` finds mistakes without starting anything. For each misspelled key, wrong type or
   invalid value, it prints the line number. For a misspelled key it also names the nearest valid
-  key.
+  key. For a key of TRL, axolotl or LLaMA-Factory, `pion check` says what Pion calls the key, or what to
+  do instead.
+* `pion schema > pion-schema.json` writes the JSON schema of a job, with which editors complete and check
+  a job next to the file that begins with `# yaml-language-server: $schema=pion-schema.json`. `pion new`
+  writes this line if the file is there; write the file again after an update.
 
 Below a table stand the fields that a section has *as in* an earlier one. A default in parentheses
 is the section's own. There stands, too, what happens to finished work when you change a field:
@@ -90,7 +94,7 @@ prices: {A40: 0.4, L40S: {spot: 0.5, on_demand: 0.9}}
 """,
     "model": """\
 model: {preset: pion-small, seq_len: 4096}   # or only the name: `model: pion-small`
-# Or start from a trained model (docs/fine-tune.md): model: {from: user/name}
+# Or start from a trained model (pion help fine-tune): model: {from: user/name}
 """,
     "tokenizer": """\
 tokenizer: {file: tokenizer.json}

@@ -105,12 +105,14 @@ class JobFields(Section):
     _base: Base | None = PrivateAttr(default=None)
     _kept: Callable[[str], Path | None] | None = PrivateAttr(default=None)
 
-    @field_validator("model", mode="before")
+    @field_validator("model", mode="before", json_schema_input_type=str | Model)
     @classmethod
     def _preset_name(cls, model: Any) -> Any:
         return {"preset": model} if isinstance(model, str) else model
 
-    @field_validator("prices", mode="before")
+    @field_validator(
+        "prices", mode="before", json_schema_input_type=dict[str, float | Price] | None
+    )
     @classmethod
     def _dollars(cls, prices: Any) -> Any:
         if not isinstance(prices, dict):

@@ -16,11 +16,14 @@ from pipeline.console.formats import counted
 from pipeline.job import Job, Price, Section
 from pipeline.job.every_field import fields_at, find_field, homes_of, is_number
 from pipeline.job.model_section import Base
+from pipeline.job.names_of_others import in_pion, instead_of_value
 from pipeline.job.section import join, most_of
 from pipeline.job.stages import TRAINING
 
 # The most mistakes that are explained and listed.
 MOST_MISTAKES = 50
+# From this likeness on, a key is taken for a misspelled one: two letters swapped in `name`.
+_LIKE = 0.75
 
 
 @dataclass
@@ -81,7 +84,8 @@ def in_misspelled_sections(
     for details in error.errors():
         path = _path_of(details["loc"], document.values)
         parent, _, key = path.rpartition(".")
-        name = _near(key, fields_at(parent, document.values))
+        of_others = in_pion(path, None, document.values)
+        name = None if of_others else _near(key, fields_at(parent, document.values))
         here: Any = read.values
         for part in filter(None, parent.split(".")):
             here = here.get(part) if isinstance(here, dict) else None
@@ -164,7 +168,7 @@ GONE = {
     "their questions out of the training text, and reports how many there were",
     "evaluate.instructions": "name the task ifeval in evaluate.lm_eval.tasks, which asks "
     "instructions whose answers code can check",
-    "evaluate.ladder": "leave it out. Pion predicts no loss any more (docs/try.md)",
+    "evaluate.ladder": "leave it out. Pion predicts no loss any more (`pion help try`)",
     **{
         f"{stage}.init_from": "write `model: {from: …}` in place of the sections model and "
         "tokenizer. The model that the run starts from brings both"
@@ -184,9 +188,7 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
     if kind == "value_error":
         return [_stated(path, line, value, document) for line in str(context["error"]).split("\n")]
     if kind == "extra_forbidden":
-        instead = GONE.get(path)
-        advice = f"this key is gone: {instead}" if instead else _closest_key(path, document.values)
-        text = f"unknown key (value {shown(value)}); {advice}"
+        text = f"unknown key (value {shown(value)}); {_meant_key(path, value, document.values)}"
     elif kind == "missing":
         found = find_field(path, document.values)
         text = f"missing: {found.description}" if found and found.description else "missing"
@@ -206,10 +208,7 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
         # Texts are in quotes, and true and false as in Python.
         words = re.findall(r"'([^']*)'|\b(True|False)\b", context["expected"])
         choices = [text or flag.lower() for text, flag in words]
-        instead = GONE.get(f"{path}={value}")
-        wrong = f"the value {shown(value)} is gone: {instead}" if instead else None
-        wrong = wrong or _not_one_of("value", value, choices)
-        text = f"{wrong} (expected {', '.join(choices)})"
+        text = f"{_wrong_value(path, value, choices)} (expected {', '.join(choices)})"
     elif kind == "invalid_key":
         text = f"the key {shown(value)} is not text"
     elif kind == "string_pattern_mismatch":
@@ -275,21 +274,33 @@ def _path_of(loc: tuple[int | str, ...], values: Any) -> str:
     return path
 
 
-def _closest_key(path: str, values: dict[str, Any]) -> str:
+def _wrong_value(path: str, value: Any, choices: list[str]) -> str:
+    if instead := GONE.get(f"{path}={value}"):
+        return f"the value {shown(value)} is gone: {instead}"
+    if instead := instead_of_value(path.rpartition(".")[2], value):
+        return f"unknown value {shown(value)}; {instead}"
+    return _not_one_of("value", value, choices)
+
+
+def _meant_key(path: str, value: object, values: dict[str, Any]) -> str:
+    if gone := GONE.get(path):
+        return f"this key is gone: {gone}"
+    if instead := in_pion(path, value, values):
+        return instead
     section, _, key = path.rpartition(".")
     key = key[:100]
     valid = fields_at(section, values)
-    if close := _near(key, valid):
+    homes = homes_of(key)
+    if close := _near(key, valid, 0.8 if homes else _LIKE):
         return f"did you mean `{join(section, close)}`?"
-    if homes := homes_of(key):
+    if homes:
         return f"`{key}` belongs in " + " or ".join(f"`{home}`" for home in homes)
-    best = max(valid, key=lambda v: difflib.SequenceMatcher(None, key, v).ratio())
-    return f"the closest key in this section is `{best}` ({', '.join(valid)})"
+    return f"the keys of this section are {', '.join(valid)}"
 
 
-def _near(key: str, valid: list[str]) -> str | None:
-    """Return the valid key that a misspelled one is likely to mean."""
-    return next(iter(difflib.get_close_matches(key[:100], valid, 1, 0.6)), None)
+def _near(key: str, valid: list[str], least: float = _LIKE) -> str | None:
+    """Return the valid key that a misspelled one is likely to mean, with at least this likeness."""
+    return next(iter(difflib.get_close_matches(key[:100], valid, 1, least)), None)
 
 
 def _not_one_of(what: str, given: Any, valid: list[str]) -> str:

@@ -199,6 +199,8 @@ class Model(_ShapeAndParts):
     def _preset_exists(cls, preset: str | None) -> str | None:
         if preset is None:
             return None
+        if "/" in preset:
+            return refuse(preset, [f"to start from a trained model, write {{from: {preset}}}"])
         return refuse(preset, mistakes_of(ModelConfig.preset, preset))
 
 

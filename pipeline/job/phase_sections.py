@@ -46,7 +46,7 @@ class PretrainPhase(Phase):
         None,
         "what the rows are read from, by the names of sources: {web: 9, code: 1} are shares, and "
         "4x reads a source 4 times in this phase. A source that is not named is not read; unset: "
-        "as before (docs/phases.md)",
+        "as before (`pion help phases`)",
         before=None,
         most=10**9,
     )

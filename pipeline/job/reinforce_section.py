@@ -72,7 +72,7 @@ class PythonReward(Reward):
 
     kind: Literal["python"]
     path: str = identity(..., "the file. It can import packages, but no files next to it")
-    function: str = identity(..., "name of the function in the file (docs/reinforce.md)")
+    function: str = identity(..., "name of the function in the file (`pion help rewards`)")
     deterministic: bool = identity(
         True,
         "whether the function returns the same for the same answer. If false, a resumed run may "
@@ -149,7 +149,7 @@ class Reinforce(Conversations):
     )
     held_out: float = identity(0.02, "share of the prompts reserved for evaluation", gt=0, lt=0.5)
 
-    @field_validator("rewards", mode="before")
+    @field_validator("rewards", mode="before", json_schema_input_type=list[str | RewardSection])
     @classmethod
     def _names(cls, rewards: Any) -> Any:
         if not isinstance(rewards, list):

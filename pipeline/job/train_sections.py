@@ -307,7 +307,7 @@ class Pretrain(Train):
     recipe: Recipe | None = runtime(
         None,
         "pion2: sets the optimizer, rates and schedule of Pion 2 for this width and these steps. "
-        "Fields that you set win (docs/recipes.md); unset: each field's default",
+        "Fields that you set win (`pion help recipes`); unset: each field's default",
     )
     steps: int = scheduled(..., "optimizer steps", gt=0, most=STEPS)
     warmup_steps: int = scheduled(1000, WARMUP, ge=0, most=STEPS)

@@ -13,7 +13,7 @@ from pipeline.new.base import NONE, LookedUp, look_up
 from pipeline.new.data_set import LEARNED, ONE, DataSet, in_words, look_at
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
-from pipeline.new.job_text import BUILT_IN, PREFERENCES, Proposal, job_text, lines_of
+from pipeline.new.job_text import BUILT_IN, PREFERENCES, Line, Proposal, job_text, lines_of
 from pipeline.new.options import NewOptions
 from pipeline.new.proposal import default_start, propose
 from pipeline.new.read import sample_of
@@ -31,6 +31,9 @@ LEAST_RATIO = 5
 LEAST_USED = 0.5
 # With fewer conversations, or preferences, a note says so.
 FEW_CONVERSATIONS, FEW_PREFERENCES = 20, 300
+# What `pion schema` prints, in a file next to the job, and the line by which editors find the file.
+SCHEMA = "pion-schema.json"
+OF_EDITORS = f"# yaml-language-server: $schema={SCHEMA}"
 # What the proposal says of pretraining, in this order and first.
 FIRST = (
     *("start", "size", "runs in", "vocabulary", "rows", "steps", "batch", "rate", "recipe"),
@@ -60,7 +63,8 @@ def new_job(options: NewOptions) -> int:
                 f"{data.path}, the copy that the job would read, exists, and Pion never overwrites "
                 "a file. Move it, or choose another name: --out FILE. Nothing was written."
             )
-    text = job_text(lines_of(proposal))
+    editors = [Line(OF_EDITORS)] if target.with_name(SCHEMA).exists() else []
+    text = job_text([*editors, *lines_of(proposal)])
     if options.dry_run:
         show(f"\n--dry-run: {target} would be:\n")
         show(text.removesuffix("\n"))

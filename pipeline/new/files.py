@@ -147,7 +147,7 @@ def _refuse_weights(path: Path, files: Sequence[Path]) -> None:
     if not data and any(file.suffix.lower() in TOKENIZED for file in files):
         raise BadInput(
             f"{path} has tokens, not text. A job reads tokenized files with kind: npy or kind: bin "
-            "(docs/jobs.md), and names their tokenizer, so write this job by hand."
+            "(`pion help jobs`), and names their tokenizer, so write this job by hand."
         )
 
 

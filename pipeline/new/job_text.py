@@ -44,9 +44,9 @@ COLUMN = 34
 # The text that comes with Python.
 BUILT_IN: Mapping[str, object] = {"kind": "python-docs"}
 # The page on rewards.
-REWARDS = "docs/reinforce.md"
+REWARDS = "pion help rewards"
 # The page on preferences.
-PREFERENCES = "docs/fine-tune.md#preferences"
+PREFERENCES = "pion help preferences"
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,12 @@ def lines_of(p: Proposal) -> list[Line]:
 
 
 _HEAD = (
-    "# docs/own-data.md explains the rules behind these numbers. Change what you like, then",
-    "# run `pion check`. docs/jobs.md has all other fields.",
+    "# `pion help own-data` explains the rules behind these numbers. Change what you like, then",
+    "# run `pion check`. `pion help jobs` has all other fields.",
 )
 _HEAD_OF_PREFERENCES = (
-    f"# {PREFERENCES} says when this is worth it, and what to change. Change what you",
-    "# like, then run `pion check`. docs/jobs.md has all other fields.",
+    f"# `{PREFERENCES}` says when this is worth it, and what to change. Change what you",
+    "# like, then run `pion check`. `pion help jobs` has all other fields.",
 )
 _MAX = "needs Pion's modelling files; without -max, llama.cpp and vLLM run it"
 _STOCK = "exported as Qwen3; with -max, it learns more, and only Pion and transformers run it"
@@ -184,7 +184,7 @@ def _pretrain(p: Proposal, stage: Pretraining) -> list[Line]:
     in_step = f"rows in a step: {short_amount(batch * stage.seq_len)} tokens"
     kept_out = "share of the documents that is kept out of training, to measure on"
     apart = Line("  documents: true", "no token sees the document before its own")
-    recipe = "optimizer, rates and schedule of Pion 2: docs/recipes.md"
+    recipe = "optimizer, rates and schedule of Pion 2: pion help recipes"
     warm_up = f"  warmup_steps: {max(1, min(1000, steps // 20))}"
     return [
         Line("data:"),

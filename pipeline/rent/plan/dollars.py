@@ -240,7 +240,7 @@ def _too_little(budget: Money, smallest: Size, offers: Sequence[Offer], num_node
         reasons = "; ".join(made(unknown))
         return BadInput(f"what {smallest.name} costs can't be said of any machine here: {reasons}.")
     in_time = [row for row in paid if row[1] <= (budget.hours or math.inf)]
-    advice = "Give more, or train a smaller model of your own (docs/sizing.md)."
+    advice = "Give more, or train a smaller model of your own (`pion help sizing`)."
     if not in_time:
         in_time, advice = [min(paid, key=itemgetter(1))], "Give more hours."
     dollars, hours, row = min(in_time, key=itemgetter(0))

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.base.job_with_base import read_job
 from pipeline.base.keep import tokenizer_of_base
+from pipeline.new.command import OF_EDITORS, SCHEMA
 from pipeline.new.options import name_of
 from pipeline.rent.check.command import run_checks
 from pipeline.stages.prepare import prepare_part
@@ -343,3 +344,10 @@ def test_the_run_is_named_after_the_data():
         "чат.txt": "mine",
     }
     assert {data: name_of(Path(data)) for data in names} == names
+
+
+def test_editors_are_told_of_a_schema_that_is_next_to_the_job(here, pion):
+    (here / SCHEMA).touch()
+    data = own_data.GOOD["CSV"](here)
+    command = ("new", str(data), "--text-column", "body", "--from", "none", "--dry-run")
+    assert f"would be:\n\n{OF_EDITORS}\n# Written by: pion new" in pion(*command)[1]

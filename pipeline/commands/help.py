@@ -1,0 +1,121 @@
+"""`pion help`: the pages of docs/. A topic is a page, or a heading that one page has.
+
+Messages of the program name topics, not files: `pion help rewards`. test_help.py reads the
+messages, and fails for a topic that is not there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from functools import cache
+from itertools import takewhile
+from typing import NamedTuple
+
+from pion.errors import BadInput
+from pipeline.console.formats import show
+from pipeline.machine.own_files import OWN
+
+# Columns of a page, and rows of a search.
+WIDEST, MOST_FOUND = 100, 20
+_NOT_IN_A_TOPIC = re.compile(r"[^\w\- ]")
+_LINK = re.compile(r"\[([^\]]*)\]\(([\w-]+)\.md(?:#[\w-]+)?\)")
+
+
+class Section(NamedTuple):
+    """A heading of a page, and the lines from there to the next heading. A page begins with its
+    title, of level 1."""
+
+    page: str
+    level: int
+    heading: str
+    lines: list[str]
+
+    @property
+    def topic(self) -> str:
+        """The heading as links name it: `pion help add-a-family`."""
+        return _NOT_IN_A_TOPIC.sub("", self.heading.lower()).replace(" ", "-")
+
+
+@cache
+def sections() -> tuple[Section, ...]:
+    """Return the sections of all pages."""
+    found: list[Section] = []
+    for path in sorted((OWN / "docs").glob("*.md")):
+        in_code, begun = False, len(found)
+        for line in path.read_text(encoding="utf-8").splitlines():
+            in_code ^= line.lstrip().startswith("```")
+            marks, _, heading = line.partition(" ")
+            if marks and not marks.strip("#") and not in_code:
+                found.append(Section(path.stem, len(marks), heading, []))
+            if len(found) > begun:
+                found[-1].lines.append(line)
+    return tuple(found)
+
+
+def about(topic: str) -> list[Section]:
+    """Return the page, or the section with what is in it; nothing if there is no such topic."""
+    page = [one for one in sections() if one.page == topic]
+    places = [place for place, one in enumerate(sections()) if one.topic == topic]
+    places = [place for place in places if sections()[place].level == 1] or places
+    if page or len(places) != 1:
+        return page
+    first, *rest = sections()[places[0] :]
+    inner = takewhile(lambda one: one.page == first.page and one.level > first.level, rest)
+    return [first, *inner]
+
+
+def print_topic(topic: str | None) -> None:
+    """Print a page or a section, or without a topic the list of pages. Raises BadInput."""
+    titles = {one.page: one.heading for one in reversed(sections())}
+    if topic is None:
+        show("`pion help TOPIC` prints a page, and `pion help --search WORDS` finds words in them.")
+        show("`pion --help` lists the commands.\n")
+        show("\n".join(f"  {page:<17}{titles[page]}" for page in sorted(titles)))
+        return
+    if not (found := about(topic)):
+        close = difflib.get_close_matches(topic, titles, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise BadInput(
+            f"no page is called {topic!r}{hint}\n`pion help` lists the pages, and "
+            f"`pion help --search {topic}` finds words in them"
+        )
+    text = "\n".join(line for section in found for line in section.lines)
+    if not sys.stdout.isatty():
+        show(text)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    os.environ.setdefault("LESS", "-FRX")  # colors, and no pager for a page that fits
+    console = Console(width=min(WIDEST, shutil.get_terminal_size().columns))
+    with console.pager(styles=True):
+        console.print(Markdown(_LINK.sub(_topic_of_link, text), hyperlinks=False))
+
+
+def _topic_of_link(link: re.Match[str]) -> str:
+    words, page = link.groups()
+    command = f"`pion help {page}`"
+    bare = words == "more" or page in words or "pion help" in words
+    return command if bare else f"{words} ({command})"
+
+
+def search(words: Iterable[str]) -> None:
+    """Print the sections that have all of the words, those with the most first. Raises BadInput."""
+    wanted = [word.lower() for word in words]
+    found = []
+    for section in sections():
+        text = "\n".join(section.lines).lower()
+        if all(word in text for word in wanted):
+            line = next(line for line in section.lines if wanted[0] in line.lower())
+            found.append((-sum(map(text.count, wanted)), section, line.strip()))
+    if not found:
+        raise BadInput(f"no page has {' '.join(wanted)!r}. `pion help` lists the pages")
+    for _, section, line in sorted(found)[:MOST_FOUND]:
+        show(f"pion help {section.page}: {section.heading}\n    {line:.{WIDEST - 4}}")
+    if len(found) > MOST_FOUND:
+        show(f"and {len(found) - MOST_FOUND} more: give another word, too")
