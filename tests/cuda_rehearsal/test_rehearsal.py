@@ -136,13 +136,13 @@ def test_weights_states_and_caches_are_on_the_card_in_fp32(reports):
 @pytest.mark.parametrize(
     ("scenario", "parts"),
     [
-        ("train adamw bfloat16", ("embed._parameters.weight", "exp_avgs", "exp_avg_sqs", "steps")),
-        in_soak("train muon bfloat16", ("exp_avgs", "momentum")),
+        ("train adamw bfloat16", ("embed._parameters.weight", "exp_avg", "exp_avg_sq", "steps")),
+        in_soak("train muon bfloat16", ("exp_avg", "momentum")),
         ("evaluate text float32", ("embed._parameters.weight",)),
         in_soak("generate float32", ("layers.0.both",)),
         ("generate together float32", ("layers.0.both", "_joined")),
         ("replay float32", ("layers.0.both", "._given", "._results")),
-        ("train draft bfloat16", ("draft._buffers.ids", "exp_avgs")),
+        ("train draft bfloat16", ("draft._buffers.ids", "exp_avg")),
         ("captured bfloat16", ("embed._parameters.weight", "._static.0.tokens", "._gradients.0")),
     ],
 )

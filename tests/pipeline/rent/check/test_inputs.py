@@ -3,6 +3,7 @@
 The other files of a job are tried in test_rental.py.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -199,7 +200,7 @@ def test_a_text_outside_the_workdir_is_not_copied(tmp_path):
     workdir = tmp_path / "work"
     workdir.mkdir()
     (tmp_path / "notes.txt").write_text("a text")
-    there = SimpleNamespace(path="rental.yaml", config={"workdir": str(workdir)})
+    there = SimpleNamespace(path=Path("rental.yaml"), config={"workdir": str(workdir)})
     with pytest.raises(BadInput, match=r"evaluate\.text: .*notes\.txt is outside .*work"):
         list(check_files(job_with(workdir, "../notes.txt"), there, None))
     (workdir / "notes.txt").write_text("a text")
