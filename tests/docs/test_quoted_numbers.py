@@ -80,13 +80,6 @@ def performance():
     yield f"fine-tuning | {between:.2f} s |"
     first_steps = results("restore")["first_step_seconds"]
     yield f"{first_steps['empty disk']:.1f} s, {rounded(first_steps['same disk'], 1)} s |"
-    for what, name in (("states", "residual"), ("Logits", "bf16_logits")):
-        found = results(name)["verdict"]
-        mean, low, high = (signed(n, 4) for n in (found["difference"], *found["interval"]))
-        yield f"{what}: {mean} bits per byte, 95 % interval {low} to {high}"
-    experts = results("expert_speed")
-    yield f"{times(experts['demo']['ratio'])} (the demo's shape), "
-    yield f"{times(experts['tachyon-tiny']['ratio'])} (`tachyon-tiny`) the tokens/s"
     yield f"({times(results('pieces')['ratio']['median'])}) |"
     replay = results("replay")
     kept = sorted(100 * trace["kept"] for trace in replay["traces"].values())
