@@ -231,30 +231,30 @@ def _chapter(chapter: Chapter, told: dict[tuple[str | None, ...], tuple[str, str
         meaning = f"{chapter.meaning[0].upper()}{chapter.meaning[1:]}."
         if chapter.presence != "section" and chapter.path not in ("tokenizer", "deadline"):
             meaning += f" {PRESENCE[chapter.presence]}"
-    anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-    rows, again = "", defaultdict[str, list[str]](list)
-    told_here = defaultdict[str, list[str]](list)
+    link = f"[{title}](#{re.sub(r'[^a-z0-9_ -]', '', title.lower()).replace(' ', '-')})"
+    rows: list[str] = []
+    by_part, again = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     for field in chapter.fields:
         name = field.path.removeprefix(chapter.path).removeprefix(".N").removeprefix(".")
         key = chapter.kind, name, field.type, field.meaning, field.part
-        if key in told:
-            where, default = told[key]
-            same = field.default == default
-            again[where].append(f"`{name}`" if same else f"`{name}` ({_default(field)})")
+        where, default = told.setdefault(key, (link, field.default))
+        if where == link:
+            by_part[field.part].append(f"`{name}`")
+            rows.append(_row(field))
         else:
-            told[key] = f"[{title}](#{anchor})", field.default
-            told_here[field.part].append(f"`{name}`")
-            rows += _row(field)
+            own = "" if default == field.default else f" ({_default(field)})"
+            again[where].append(f"`{name}`{own}")
     parts = [f"{heading}\n\n{meaning}\n\n```yaml\n{example}```\n"]
-    if chapter.kind and not rows:
-        parts = [f"{title}: `{example[2:-1]}`.\n"]
     if rows:
-        *few, (most, _) = sorted(told_here.items(), key=lambda item: len(item[1]))
-        kinds = [f"{', '.join(names)}: {part}. " for part, names in few]
-        parts.append(f"| key | type, default | meaning |\n|---|---|---|\n{rows}")
-        parts.append(f"{''.join(kinds)}All{' others' if few else ''}: {most}.\n")
-    parts += [f"As in {where}: {', '.join(names)}.\n" for where, names in again.items()]
-    return "\n".join(parts)
+        *few, (most, _) = sorted(by_part.items(), key=lambda item: len(item[1]))
+        said = [f"{', '.join(names)}: {part}. " for part, names in few]
+        parts.append(f"| key | type, default | meaning |\n|---|---|---|\n{''.join(rows)}")
+        parts.append(f"{''.join(said)}All{' others' if few else ''}: {most}.\n")
+    elif chapter.kind:
+        parts = [f"{title}: `{example[2:-1]}`.\n"]
+    return "\n".join(
+        [*parts, *(f"As in {where}: {', '.join(names)}.\n" for where, names in again.items())]
+    )
 
 
 def _default(field: JobField) -> str:
@@ -266,10 +266,10 @@ def _row(field: JobField) -> str:
     choices = field.type.split(" | ")
     kind = " or ".join(f"`{c}`" for c in choices) if len(choices) > 1 else field.type
     meaning, _, unset = field.meaning.rpartition("; unset: ")
-    default = unset if meaning and field.default == "unset" else _default(field)
-    words = (meaning if default == unset else field.meaning).replace("|", "\\|")
-    of_type = kind if default == "unset" else f"{kind}, {default}"
-    return f"| `{field.path}` | {of_type} | {words} |\n"
+    moved = bool(meaning) and field.default == "unset"  # what it is if unset, to the type
+    words = (meaning if moved else field.meaning).replace("|", "\\|")
+    default = unset if moved else _default(field)
+    return f"| `{field.path}` | {kind}{'' if default == 'unset' else f', {default}'} | {words} |\n"
 
 
 if __name__ == "__main__":
