@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console.formats import duration, moment, number_or_dash
+from pipeline.console.formats import duration, moment, number_or_dash, passes_in_words
 from pipeline.cost.costs import ELSE
+from pipeline.job import Job
 from pipeline.report.blocks import table_block, text_block
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.result_tables import result_blocks
@@ -133,12 +134,23 @@ def _stages(history: RunHistory) -> Block:
             (
                 stage,
                 f"finished {moment(record.at)}" if record else "not finished",
-                f"{step:,}" if step is not None else "",
+                f"{step:,}{_passes(history.known_job, stage, step)}" if step is not None else "",
                 duration(seconds) if seconds is not None else "",
                 record.digest[:12] if record else "",
             )
         )
     return table_block(("stage", "state", "steps", "time", "digest"), rows, numbers_from=2)
+
+
+def _passes(job: Job | None, stage: str, step: int) -> str:
+    """Return how often the data were read up to a step, if the job knows their rows and reads all
+    of them alike."""
+    if job is None or stage not in job.train_stages or (stage == "pretrain" and job.mixes):
+        return ""
+    section = job.section(stage)
+    return (
+        f" ({passes_in_words(step * section.global_batch / section.rows)})" if section.rows else ""
+    )
 
 
 def _phases(phases: Sequence[Row]) -> list[Block]:

@@ -278,6 +278,13 @@ def test_each_stage_has_how_long_it_took_where_the_run_has_recorded_that():
     assert stages["sft"] == ("not finished", ["", "", ""])
 
 
+def test_a_stage_says_how_often_its_data_were_read():
+    job = Job.model_validate(JOB)
+    job.section("pretrain").know_rows(120 * job.section("pretrain").global_batch)
+    (table,) = blocks(page_data(dataclasses.replace(history(), known_job=job)), "Stages")
+    assert table["rows"][1][2] == "480 (4 passes)"
+
+
 def test_each_attempt_has_all_that_is_known_of_it_under_its_time():
     (attempt,) = blocks(told(), "Attempts")
     assert attempt["heading"] == "1970-01-01 00:00:00 UTC, pretraining"
