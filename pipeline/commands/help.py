@@ -38,7 +38,11 @@ class Section(NamedTuple):
     @property
     def topic(self) -> str:
         """The heading as links name it: `pion help add-a-family`."""
-        return _NOT_IN_A_TOPIC.sub("", self.heading.lower()).replace(" ", "-")
+        return _topic_of(self.heading)
+
+
+def _topic_of(heading: str) -> str:
+    return _NOT_IN_A_TOPIC.sub("", heading.lower()).replace(" ", "-")
 
 
 @cache
@@ -73,11 +77,12 @@ def print_topic(topic: str | None) -> None:
     """Print a page or a section, or without a topic the list of pages. Raises BadInput."""
     titles = {one.page: one.heading for one in reversed(sections())}
     if topic is None:
-        show("`pion help TOPIC` prints a page, and `pion help --search WORDS` finds words in them.")
-        show("`pion --help` lists the commands.\n")
+        show("Begin with `pion help index`. `pion help TOPIC` prints a page, and `pion help")
+        show("--search WORDS` finds words in the pages. `pion --help` lists the commands.\n")
         show("\n".join(f"  {page:<17}{titles[page]}" for page in sorted(titles)))
         return
-    if not (found := about(topic)):
+    plain = topic.rpartition("#")[2].removesuffix(".md")  # as pages link to each other
+    if not (found := about(plain) or about(_topic_of(plain))):
         close = difflib.get_close_matches(topic, titles, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise BadInput(
