@@ -15,12 +15,12 @@ class Row(NamedTuple):
     Attributes:
         rule: the module and the class. They import torch, so a job does not import them.
         title: what a model card calls the optimizer.
-        words: what it does, for people who write jobs.
+        description: what it does, for people who write jobs.
     """
 
     rule: str
     title: str
-    words: str
+    description: str
 
 
 OPTIMIZERS = {

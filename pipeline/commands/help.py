@@ -48,17 +48,17 @@ def _topic_of(heading: str) -> str:
 @cache
 def sections() -> tuple[Section, ...]:
     """Return the sections of all pages."""
-    found: list[Section] = []
+    all_sections: list[Section] = []
     for path in sorted((OWN / "docs").glob("*.md")):
-        in_code, begun = False, len(found)
+        in_code, begun = False, len(all_sections)
         for line in path.read_text(encoding="utf-8").splitlines():
             in_code ^= line.lstrip().startswith("```")
             marks, _, heading = line.partition(" ")
             if marks and not marks.strip("#") and not in_code:
-                found.append(Section(path.stem, len(marks), heading, []))
-            if len(found) > begun:
-                found[-1].lines.append(line)
-    return tuple(found)
+                all_sections.append(Section(path.stem, len(marks), heading, []))
+            if len(all_sections) > begun:
+                all_sections[-1].lines.append(line)
+    return tuple(all_sections)
 
 
 def about(topic: str) -> list[Section]:
@@ -82,14 +82,14 @@ def print_topic(topic: str | None) -> None:
         show("\n".join(f"  {page:<17}{titles[page]}" for page in sorted(titles)))
         return
     plain = topic.rpartition("#")[2].removesuffix(".md")  # as pages link to each other
-    if not (found := about(plain) or about(_topic_of(plain))):
+    if not (topic_sections := about(plain) or about(_topic_of(plain))):
         close = difflib.get_close_matches(topic, titles, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise BadInput(
             f"no page is called {topic!r}{hint}\n`pion help` lists the pages, and "
             f"`pion help --search {topic}` finds words in them"
         )
-    text = "\n".join(line for section in found for line in section.lines)
+    text = "\n".join(line for section in topic_sections for line in section.lines)
     if not sys.stdout.isatty():
         show(text)
         return
@@ -112,15 +112,15 @@ def _topic_of_link(link: re.Match[str]) -> str:
 def search(words: Iterable[str]) -> None:
     """Print the sections that have all of the words, those with the most first. Raises BadInput."""
     wanted = [word.lower() for word in words]
-    found = []
+    hits = []
     for section in sections():
         text = "\n".join(section.lines).lower()
         if all(word in text for word in wanted):
             line = next(line for line in section.lines if wanted[0] in line.lower())
-            found.append((-sum(map(text.count, wanted)), section, line.strip()))
-    if not found:
+            hits.append((-sum(map(text.count, wanted)), section, line.strip()))
+    if not hits:
         raise BadInput(f"no page has {' '.join(wanted)!r}. `pion help` lists the pages")
-    for _, section, line in sorted(found)[:MOST_FOUND]:
+    for _, section, line in sorted(hits)[:MOST_FOUND]:
         show(f"pion help {section.page}: {section.heading}\n    {line:.{WIDEST - 4}}")
-    if len(found) > MOST_FOUND:
-        show(f"and {len(found) - MOST_FOUND} more: give another word, too")
+    if len(hits) > MOST_FOUND:
+        show(f"and {len(hits) - MOST_FOUND} more: give another word, too")

@@ -136,7 +136,7 @@ class Train(Section):
         le=1,
     )
     optimizer: OptimizerName = scheduled(
-        "adamw", "; ".join(f"{name}: {row.words}" for name, row in OPTIMIZERS.items())
+        "adamw", "; ".join(f"{name}: {row.description}" for name, row in OPTIMIZERS.items())
     )
     muon_lr: float = scheduled(0.02, "peak learning rate of Muon", gt=0, most=FACTOR)
     muon_momentum: float = scheduled(0.95, "momentum of Muon", ge=0, lt=1)

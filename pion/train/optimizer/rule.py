@@ -1,6 +1,6 @@
 """What an optimizer is: its state for a parameter, its step, its bytes, and how ranks divide it.
 
-An optimizer is a subclass of `Rule` in a file of its own, and a row in pion/train/optimizers.py.
+An optimizer has one file, with a subclass of `Rule`, and one row in pion/train/optimizers.py.
 Checkpoints, several ranks, sharded models and the memory plan follow from what the class says.
 """
 
