@@ -63,12 +63,11 @@ def sections() -> tuple[Section, ...]:
 
 def about(topic: str) -> list[Section]:
     """Return the page, or the section with what is in it; nothing if there is no such topic."""
-    page = [one for one in sections() if one.page == topic]
-    places = [place for place, one in enumerate(sections()) if one.topic == topic]
-    places = [place for place in places if sections()[place].level == 1] or places
-    if page or len(places) != 1:
-        return page
-    first, *rest = sections()[places[0] :]
+    starts = {n: one for n, one in enumerate(sections()) if topic in (one.topic, one.page)}
+    pages = {n: one for n, one in starts.items() if one.level == 1}
+    if len(pages or starts) != 1:
+        return []
+    first, *rest = sections()[min(pages or starts) :]
     inner = takewhile(lambda one: one.page == first.page and one.level > first.level, rest)
     return [first, *inner]
 

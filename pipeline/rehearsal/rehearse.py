@@ -149,7 +149,10 @@ def rehearse(job: Job, stages: Iterable[str] | None = None, most: float = math.i
         head = cut(job, sections, place / "heads", most)
         tokenizer = tokenizer_of_base(job, place / "base")
         for part in parts:
-            if part == "pretrain" and not _is_in_files(job):
+            # The documentation of Python takes long, and nothing is fetched.
+            if part == "pretrain" and any(
+                isinstance(one, PythonDocs | HubTexts | HubNpyShards) for one in job.data.sources
+            ):
                 continue
             if trains and "pretrain" in failed:
                 break  # there is no vocabulary
@@ -202,13 +205,6 @@ def _prepared(job: Job) -> Rehearsed | None:
         rows = tuple(source["train_rows"] for source in report.get("sources", ()))
         done[stage] = StageData(stage, rows, sum(rows), exact=True).trained_by(job)
     return Rehearsed(job, done, prepared=True)
-
-
-def _is_in_files(job: Job) -> bool:
-    """Return whether the text of a job is in files. The documentation of Python takes long."""
-    return not any(
-        isinstance(one, PythonDocs | HubTexts | HubNpyShards) for one in job.data.sources
-    )
 
 
 def _of_part(job: Job, head: Head, part: str, folder: Path, tokenizer: Path | None) -> StageData:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pion.errors import BadInput
 from pion.files import cache_folder
+from pion.garbage_collection import importing
 from pipeline.console.formats import size
 from pipeline.data.compared_text import check_text
 from pipeline.job import Job
@@ -233,9 +234,10 @@ def require_room(job: Job, run: RunState, left: WorkLeft, until: str | None = No
 
 def checkpoint_bytes(job: Job, stage: str) -> tuple[int, int]:
     """Return the bytes of the weights and of the optimizer's state in a checkpoint of `stage`."""
-    from pion.config.lora import lora_cost
-    from pion.model.params_and_flops import cost_of, shapes_and_roles  # imports torch
-    from pion.train.optimizer.rule import state_bytes
+    with importing():
+        from pion.config.lora import lora_cost
+        from pion.model.params_and_flops import cost_of, shapes_and_roles  # imports torch
+        from pion.train.optimizer.rule import state_bytes
 
     config, lora = job.model_config_resolved(), job.lora(stage)
     if lora is not None:

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
 from pion.errors import BadInput, CardFailed, Interrupted, PionError, PlanFailed, Stopped, Trouble
+from pion.garbage_collection import importing
 from pion.train.allocator import let_segments_grow
 from pion.train.settings import AS_MANY_AS_FIT
 from pion.usable_cores_and_memory import usable_cores
@@ -101,7 +103,11 @@ class TrainingContext:
         """Import torch, which takes seconds, and let it use this process's share of the cores."""
         started = time.monotonic()
         let_segments_grow()
-        import torch
+        with importing():
+            import torch
+
+            # The first step needs this, 3 s of a core that may be free while `prepare` works.
+            import_module("torch._dynamo")
 
         self.report(phase("torch imported", started))
         if self.request.gpus:

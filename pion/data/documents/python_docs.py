@@ -181,7 +181,9 @@ def _source_file(library: str, path: str) -> SourceFile | None:
             with warnings.catch_warnings(action="ignore"):
                 tree = ast.parse(text)
             groups = tuple(filter(None, _source_definitions(path, tree)))
-            return SourceFile(path, text, groups, tuple(comments(text, tree)))
+            english = tuple(comments(text, tree))
+            del tree  # before Python searches again
+            return SourceFile(path, text, groups, english)
     except (SyntaxError, UnicodeDecodeError):
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
@@ -51,7 +51,10 @@ def check_budget_there(
     if stops is not None:
         return [CheckRow("budget", False, stops)]
     fitting = [estimate for estimate in estimates if estimate.fits]
-    least = {name: _least(getattr(estimate, name) for estimate in fitting) for name in WRITTEN}
+    least = {
+        name: min((n for e in fitting if (n := getattr(e, name)) is not None), default=None)
+        for name in WRITTEN
+    }
     if low := _too_low(job.budget, least):
         return [CheckRow("budget", None, f"{low}, the estimate: the run would stop there")]
     within_it = [
@@ -59,10 +62,6 @@ def check_budget_there(
         for name, limit, cost in _limits(job.budget, least)
     ]
     return [CheckRow("budget", True, "; ".join(within_it))] if within_it else []
-
-
-def _least(amounts: Iterable[float | None]) -> float | None:
-    return min((amount for amount in amounts if amount is not None), default=None)
 
 
 def _limits(budget: Budget, costs: Mapping[str, float | None]) -> list[tuple[str, float, float]]:
