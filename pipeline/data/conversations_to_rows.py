@@ -141,10 +141,9 @@ def pack_here(shared: tuple[ChatFormat, int], item: Buffer) -> PackedBuffer:
         "split": sum(e.split for e in examples),
         "refused": len(refused),
         "fits": row_that_holds(1 - MANY_DROPPED, np.array([len(c.ids) for c in tokenized])),
+        **{name: sum(int(getattr(e, name)) for e in examples) for name in COUNTS},
     }
-    return PackedBuffer(
-        {split: (packed.ids, packed.flags)}, counts | total_counts(examples), refused
-    )
+    return PackedBuffer({split: (packed.ids, packed.flags)}, counts, refused)
 
 
 def learned_from(written: ChatFormat, talks: Sequence[Talk]) -> list[Examples]:
@@ -164,8 +163,3 @@ def learned_from(written: ChatFormat, talks: Sequence[Talk]) -> list[Examples]:
                 f"{example.refused}. Nothing was trained. Correct or remove this conversation"
             )
     return found
-
-
-def total_counts(examples: Sequence[Examples]) -> dict[str, int]:
-    """Return what `Examples` counts, of all, by the names in COUNTS."""
-    return {name: sum(int(getattr(example, name)) for example in examples) for name in COUNTS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pion.garbage_collection import importing
 from pipeline.commands.arguments import Add, argument, flag
 
 
@@ -57,7 +58,8 @@ def add_new(add: Add) -> None:
 
 
 def _new(args: argparse.Namespace) -> int:
-    from pipeline.new.command import new_job
-    from pipeline.new.options import read_options
+    with importing():
+        from pipeline.new.command import new_job
+        from pipeline.new.options import read_options
 
     return new_job(read_options(args))

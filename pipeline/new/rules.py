@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
+from pion.garbage_collection import importing
+
 # Compute is spent best at about so many tokens for each parameter.
 TOKENS_PER_PARAMETER = 20
 # So often may the same text be read: more teaches little.
@@ -200,8 +202,9 @@ def pretrainings(texts: Amount, *, stock: bool = False) -> Iterator[FromRandom]:
 
     The text suffices if it gives 20 tokens for each parameter in at most four passes.
     """
-    from pion.config.model_config import ModelConfig
-    from pion.model.params_and_flops import cost_of
+    with importing():
+        from pion.config.model_config import ModelConfig
+        from pion.model.params_and_flops import cost_of
 
     for preset, (_, batch_tokens) in PRESETS.items():
         vocab_size = vocabulary(texts.bytes, preset)

@@ -21,6 +21,8 @@ def sky_module() -> ModuleType:
 
     Raises BadInput if it is not installed, as on rented machines, or if this user has no name.
     """
+    from pion.garbage_collection import importing
+
     try:
         getpass.getuser()  # SkyPilot asks for it, too
     except (KeyError, OSError):  # in a container, a user may be a number
@@ -29,7 +31,8 @@ def sky_module() -> ModuleType:
             f"{os.getuid()}. Set USER=NAME and run the same command again."
         ) from None
     try:
-        import sky
+        with importing():
+            import sky
     except ImportError as error:
         raise BadInput(f"SkyPilot can't be loaded ({error}). {_INSTALL}") from None
     # A folder of YAML files called sky imports too, as an empty namespace package.

@@ -70,10 +70,6 @@ class InputMessage(_Typed):
     ]
 
 
-def _messages(value: Any) -> Any:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
-
-
 class Reasoning(Fields):
     """How long a model thinks. The models here don't, so only "not at all" is accepted."""
 
@@ -107,7 +103,7 @@ class ResponsesRequest(ConversationRequest):
     input: Annotated[
         list[InputMessage],
         Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES),
-        BeforeValidator(_messages),
+        BeforeValidator(lambda v: [{"role": "user", "content": v}] if isinstance(v, str) else v),
     ]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
