@@ -109,17 +109,18 @@ def _topic_of_link(link: re.Match[str]) -> str:
 
 
 def search(words: Iterable[str]) -> None:
-    """Print the sections that have all of the words, those with the most first. Raises BadInput."""
-    wanted = [word.lower() for word in words]
+    """Print the sections that have all of the words, or most of them. Raises BadInput."""
+    wanted = [word.lower() for word in " ".join(words).split()]
     hits = []
     for section in sections():
         text = "\n".join(section.lines).lower()
-        if all(word in text for word in wanted):
-            line = next(line for line in section.lines if wanted[0] in line.lower())
-            hits.append((-sum(map(text.count, wanted)), section, line.strip()))
+        if found := [word for word in wanted if word in text]:
+            line = next(line for line in section.lines if found[0] in line.lower())
+            hits.append((-len(found), -sum(map(text.count, found)), section, line.strip()))
     if not hits:
         raise BadInput(f"no page has {' '.join(wanted)!r}. `pion help` lists the pages")
-    for _, section, line in sorted(hits)[:MOST_FOUND]:
+    hits = [hit for hit in sorted(hits) if hit[0] == min(hits)[0]]
+    for *_, section, line in hits[:MOST_FOUND]:
         show(f"pion help {section.page}: {section.heading}\n    {line:.{WIDEST - 4}}")
     if len(hits) > MOST_FOUND:
         show(f"and {len(hits) - MOST_FOUND} more: give another word, too")

@@ -21,7 +21,7 @@ GONE_COMMANDS = {
     "eval --instructions": "name the task ifeval in evaluate.lm_eval.tasks of a job, and lm-eval "
     "asks its fine-tuned model instructions whose answers code can check (`pion help evaluation`)",
     "ladder": "in two of three ladders, its predictions missed large runs by 3 to 17 % "
-    "(`pion help try`). `pion plan JOB --dollars N` chooses a size by rule, and `pion try` "
+    "(`pion help halving`). `pion plan JOB --dollars N` chooses a size by rule, and `pion try` "
     "compares settings",
     "plan --ladder": "leave the option out. Sizes follow a rule, and no loss is predicted",
     "replay": "in a checkout of Pion, `python -m benchmarks.replay TRACE.json` replays recorded "

@@ -82,7 +82,7 @@ def beginning(text: str, most: int) -> str:
 
 def passes_in_words(count: float) -> str:
     """Return `1 pass`, or `2.5 passes`: how often data is trained on."""
-    return f"{count:.3g} pass" + ("" if count == 1 else "es")
+    return f"{float(f'{count:.3g}'):,g} pass" + ("" if count == 1 else "es")
 
 
 def size(count: float) -> str:

@@ -48,12 +48,10 @@ JobLoader.add_implicit_resolver(
 )
 
 
-def _as_text(loader: JobLoader, node: yaml.ScalarNode) -> str:
-    return str(loader.construct_scalar(node))
-
-
 # Moments stay texts: YAML would read only some of their forms, and errors would lack the key.
-JobLoader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
+JobLoader.add_constructor(
+    "tag:yaml.org,2002:timestamp", lambda loader, node: str(loader.construct_scalar(node))
+)
 
 
 def load_job(

@@ -168,7 +168,7 @@ GONE = {
     "their questions out of the training text, and reports how many there were",
     "evaluate.instructions": "name the task ifeval in evaluate.lm_eval.tasks, which asks "
     "instructions whose answers code can check",
-    "evaluate.ladder": "leave it out. Pion predicts no loss any more (`pion help try`)",
+    "evaluate.ladder": "leave it out. Pion predicts no loss any more (`pion help halving`)",
     **{
         f"{stage}.init_from": "write `model: {from: …}` in place of the sections model and "
         "tokenizer. The model that the run starts from brings both"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,7 +138,7 @@ def lines_of(p: Proposal) -> list[Line]:
 
 
 _HEAD = (
-    "# `pion help own-data` explains the rules behind these numbers. Change what you like, then",
+    "# `pion help new-rules` explains the rules behind these numbers. Change what you like, then",
     "# run `pion check`. `pion help jobs` has all other fields.",
 )
 _HEAD_OF_PREFERENCES = (
@@ -275,10 +275,11 @@ def _rewards(p: Proposal, stage: FineTuning) -> list[Line]:
     contents = [one for data in p.learned for one in data.contents]
     if not all(_CHECKED.search(one.answer or "") for one in contents):
         return []
-    kind, _ = reward_for(contents)
+    (kind, _), count = reward_for(contents), p.others.count
     return [
         Line("# reinforce:", f"the {NAMES[kind]} of the answers can be checked: {REWARDS}"),
         Line(f"#   rewards: [{kind}]"),
+        Line(f"#   epochs: {replace(stage, name='reinforce').of_rows(count, count).epochs:g}"),
         Line(f"#   held_out: {stage.held_out:g}"),
         *(Line(f"# {line.yaml}") for line in _sources(p.sources["sft"])),
     ]

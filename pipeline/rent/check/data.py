@@ -177,7 +177,7 @@ def _passes(job: Job, data: StageData) -> Iterator[str]:
         then = "a model rather repeats them than learns from them"
     lower = f"{stage}.steps" if stage == "pretrain" else f"{stage}.epochs or {stage}.steps"
     yield (
-        f"{data.passes:.3g} passes over the same {data.what}: beyond {most}, {then}. Lower "
+        f"{passes_in_words(data.passes)} over the same {data.what}: beyond {most}, {then}. Lower "
         f"{lower}, or add {data.what}"
     )
 
