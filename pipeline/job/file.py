@@ -48,10 +48,12 @@ JobLoader.add_implicit_resolver(
 )
 
 
+def _as_text(loader: JobLoader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
 # Moments stay texts: YAML would read only some of their forms, and errors would lack the key.
-JobLoader.add_constructor(
-    "tag:yaml.org,2002:timestamp", lambda loader, node: str(loader.construct_scalar(node))
-)
+JobLoader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
 
 
 def load_job(
