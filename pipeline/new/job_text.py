@@ -194,6 +194,12 @@ def _pretrain(p: Proposal, stage: Pretraining) -> list[Line]:
         *_sources(p.sources["pretrain"]),
         Line("pretrain:"),
         *([Line("  recipe: pion2", recipe, "recipe", "pion2")] if rate is None else []),
+        # Raced with 2, 3, 4 and 6 passes: better from 3 on (docs/sizing.md).
+        *(
+            [Line("  weight_decay: 0.1", "so that less is learned by heart")]
+            if rate is None and stage.epochs >= 3
+            else []
+        ),
         Line(f"  steps: {steps}", tokens, "steps", f"{steps:,}"),
         Line(f"  global_batch: {batch}", in_step, "batch", f"{batch}"),
         *_rate(stage, "rate", "low, so that the model forgets little"),

@@ -175,7 +175,7 @@ def test_text_and_conversations_are_two_stages_if_that_is_asked_for(here, pion, 
     own_data.texts_folder(folder)
     own_data.messages(folder)
     job, _ = made(pion, folder, "--use", "both", "--from", "none")
-    assert job.train_stages == ["pretrain", "sft"]
+    assert (job.train_stages, job.pretrain.weight_decay) == (["pretrain", "sft"], 0.1)
 
 
 # ---------------------------------------------------------------- what `check` would refuse
