@@ -23,7 +23,7 @@ _FOUND = (
 )
 _ANY = re.compile(_FOUND)
 # A number in \boxed{}, with a unit at most. A fraction or a formula is none.
-_BOXED = re.compile(rf"[\s\\]*({_FOUND})[\s\\%!,;.]*(?:\s[A-Za-z ]*)?\}}")
+_BOXED = re.compile(rf"[\s\\]*({_FOUND})[\s\\%,;.]*(?:\s[A-Za-z ]*)?\}}")
 # A number is looked for in so many characters, and has at most so many.
 _MOST_CHARS, _MOST_DIGITS = 300, 200
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d+)?(?:[eE][-+]?\d{1,5})?")

@@ -20,6 +20,15 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 # math-verify compares at six decimals. Numbers below SMALL are also compared with each other.
 SMALL, APART = 1e-4, 0.01
 _POWER = re.compile(r"(?<=\d)[eE]\+?(-?\d+)")
+# How formulas are typed, and the same in LaTeX.
+_TYPED = {
+    re.compile(r"\*\*"): "^",
+    re.compile(r"(?:(?<![\\A-Za-z])sqrt|√)\s*(?:\(([^()]*)\)|(\w+))"): r"\\sqrt{\1\2}",
+    re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])"): r"\\pi ",
+    re.compile("½"): r"\\frac{1}{2}",
+    re.compile("²"): "^2",
+    re.compile("³"): "^3",
+}
 _MARKED = re.compile(r"\\boxed|\$|\\\(|\\\[")
 # What shows that a text is no formula, once commands of LaTeX are removed.
 _COMMAND = re.compile(r"\\[A-Za-z]+(?:\{[^{}\\]*\})?")
@@ -45,9 +54,11 @@ def math(text: str, answer: Any) -> bool:
 def _same(text: str, answer: str) -> bool | None:
     """Return whether two values are the same; None if the right answer is no formula.
 
-    Two plain numbers are compared as `number` does.
+    If the right answer is a number, with a unit at most, a number is compared as `number` does.
     """
-    right, said = number_in(answer), number_in(text)
+    final = answer.rpartition("####")[2]
+    right = number_in(final if "\\boxed{" in final else f"\\boxed{{{final}}}")
+    said = number_in(text)
     if right is not None and said is not None:
         return right == said
     known, found = _parsed(answer if right is None else str(right)), _parsed(text)
@@ -60,6 +71,8 @@ def _parsed(text: str) -> list[Any]:
     """Return the formula after the last ####, else in \\boxed{} or $$, else the last one, as
     math-verify reads it."""
     text = _POWER.sub(r"*10^{\1}", text.replace("\u2212", "-")).rpartition("####")[2]
+    for typed, latex in _TYPED.items():
+        text = typed.sub(latex, text)
     if not _MARKED.search(text):
         one_word = text.strip().isalpha()
         if one_word or not _WORD.search(_COMMAND.sub(" ", text)):
@@ -75,6 +88,6 @@ def _apart(right: Any, said: Any) -> bool:
     """Return whether two numbers are only the same as far as both are nearly 0."""
     if not all(isinstance(one, Basic) and one.is_number for one in (right, said)):
         return False
-    right, said = N(right), N(said)
-    most = max(abs(right), abs(said))
-    return bool(most < SMALL and abs(right - said) > APART * most)
+    values = [complex(N(one.doit())) for one in (right, said)]  # `50%` is kept as it is written
+    most = max(map(abs, values))
+    return most < SMALL and abs(values[0] - values[1]) > APART * most

@@ -30,8 +30,11 @@ from pipeline.new.rules import (
 )
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@=+ -]*(?<! )")
-# GSM8K's mark, LaTeX's, or nothing but a number.
-_CHECKED = re.compile(r"####|\\boxed\{|^\s*\W?[\d.,]+\W?\s*$|^(?=.*\\[A-Za-z]).{1,40}$")
+# GSM8K's mark, LaTeX's, nothing but a number, or a short formula without words.
+_CHECKED = re.compile(
+    r"####|\\boxed\{|^\s*\W?[\d.,]+\W?\s*$|^(?=.*\\[A-Za-z]).{1,40}$"
+    r"|^(?!.*(?<![\\A-Za-z])[A-Za-z]{3})(?=.*[\d^√π]).{1,40}$"
+)
 # What a reward compares, and what a right answer is.
 NAMES = {"number": "numbers", "math": "formulas", "exact": "ends"}
 RIGHT = {

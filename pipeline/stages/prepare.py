@@ -206,7 +206,7 @@ def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool
             check_splits(report, reading.found, seq_len, section.held_out)
             reports.append({"name": _name(reading.found.source)} | report)
     sources = _sources(part, reports)
-    report = _totals(reports, tokenizer_report, started) | _often(part.name, sources, reports)
+    report = _totals(reports, tokenizer_report, started) | _often(part, sources, reports)
     if cleaned is not None:
         report["cleaned"] = cleaned.receipt()
     data = PreparedData(folder, part.name, sources, report)
@@ -231,16 +231,20 @@ def _sources(part: _Part, reports: Sequence[dict[str, Any]]) -> tuple[PreparedSo
 
 
 def _often(
-    part: str, sources: Sequence[PreparedSource], reports: Sequence[dict[str, Any]]
+    part: _Part, sources: Sequence[PreparedSource], reports: Sequence[dict[str, Any]]
 ) -> dict[str, list[str]]:
     """Return warnings of sources that are read more than twice in a pass over all rows."""
+    key, otherwise = part.name, "Without weights, it reads each source once"
+    if key == "pretrain":
+        key, otherwise = "data", "With the number of its rows as `weight`, each is read once"
     rows = [report["train_rows"] for report in reports]
     share = sum(rows) / sum(source.weight for source in sources)
     warnings = [
-        f"a pass over the rows of all sources reads {part}.sources.{source.folder} {times:.3g} "
-        "times, and others less often. Without weights, it reads each source once"
+        f"a pass over the rows of all sources reads {key}.sources.{source.folder} {times:.3g} "
+        f"times, and others less often. {otherwise}"
         for source, count in zip(sources, rows)
-        if part != "pretrain" and (times := source.weight * share / count) > 2
+        if not (key == "data" and part.job.mix_phases)
+        and (times := source.weight * share / count) > 2
     ]
     return {"warnings": warnings} if warnings else {}
 
