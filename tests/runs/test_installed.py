@@ -69,7 +69,9 @@ def test_a_tiny_job_runs_and_a_csv_becomes_a_job_whose_rental_is_right(installed
     with ThreadPoolExecutor(1) as meanwhile:
         run = meanwhile.submit(installed.pion, "run", "tiny")
         rent_for_questions(installed, s3)
-        assert "pretrain" in run.result()
+        printed = run.result()
+        assert "pretrain" in printed
+        assert "leaked" not in printed, "libraries that complain of what is never freed"
 
 
 def rent_for_questions(installed, s3):
