@@ -28,6 +28,6 @@ def unchecked(name: str, words: str) -> CheckRow:
 
 def failure(name: str, error: Exception) -> CheckRow:
     """Return the row of an error: a mistake in the job or its data, or a service that is down."""
-    if isinstance(error, BadInput) and not getattr(error.__cause__, "outage", False):
+    if isinstance(error, BadInput):
         return CheckRow(name, False, str(error))
     return unchecked(name, str(error))
