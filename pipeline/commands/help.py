@@ -114,9 +114,9 @@ def search(words: Iterable[str]) -> None:
     hits = []
     for section in sections():
         text = "\n".join(section.lines).lower()
-        if found := [word for word in wanted if word in text]:
-            line = next(line for line in section.lines if found[0] in line.lower())
-            hits.append((-len(found), -sum(map(text.count, found)), section, line.strip()))
+        if present := [word for word in wanted if word in text]:
+            line = next(line for line in section.lines if present[0] in line.lower())
+            hits.append((-len(present), -sum(map(text.count, present)), section, line.strip()))
     if not hits:
         raise BadInput(f"no page has {' '.join(wanted)!r}. `pion help` lists the pages")
     hits = [hit for hit in sorted(hits) if hit[0] == min(hits)[0]]
