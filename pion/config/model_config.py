@@ -15,6 +15,7 @@ from pion.config.parts import (
     Heads,
     Role,
     RopeScaling,
+    Scales,
     Values,
     Windows,
     Wiring,
@@ -60,6 +61,7 @@ class ModelConfig:
     values: Values | None = later_field(None, before=None)
     primitives: Primitives | None = later_field(None, before=None)
     rope_scaling: RopeScaling | None = later_field(None, before=None)
+    scales: Scales | None = later_field(None, before=None)
     activation: Literal["swiglu", "relu2", "gelu"] = later_field("swiglu", before="swiglu")
     """Of feed-forward layers that are not experts. relu2 and gelu: two matrices, and relu(x)² or
     the exact GELU between."""

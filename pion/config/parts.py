@@ -278,6 +278,22 @@ class Values(Part):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scales(Part):
+    """Constant factors of hidden states, as in Granite and Gemma."""
+
+    about: ClassVar = "constant factors of hidden states, as in Granite"
+
+    embeddings: float = setting("factor of the embeddings", 1.0, most=FACTOR)
+    residual: float = setting("factor of what layers add to the residual stream", 1.0, most=FACTOR)
+    logits: float = setting("factor of the logits, before a cap", 1.0, most=FACTOR)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not is_number(value, above=0):
+                raise BadInput(f"scales.{name} is {shown(value)}; it must be a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RopeScaling(Part):
     """Rotary positions whose slow frequencies are slowed down further, as in Llama 3.1.
 

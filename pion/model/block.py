@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pion.config.model_config import ModelConfig
@@ -23,7 +24,7 @@ Compute = Callable[["Block", Tensor, BlockInputs], tuple[Tensor, Stats]]
 class Block(nn.Module):
     """Computes x + attention(norm(x)), then x + feedforward(norm(x)): (B, T, d_model).
 
-    The result has the dtype of x.
+    What is added to x may have a scale. The result has the dtype of x.
     """
 
     def __init__(self, config: ModelConfig, layer: int, feedforward: FeedForward) -> None:
@@ -37,6 +38,7 @@ class Block(nn.Module):
         self.feedforward_norm = norm()
         self.feedforward = feedforward
         self.gate = Gate(config.d_model) if config.gates else None
+        self.scale = 1.0 if config.scales is None else config.scales.residual
 
     def forward(
         self, x: Tensor, inputs: BlockInputs, compute: Compute | None = None
@@ -67,17 +69,21 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Stats]:
         """Return what `forward` returns, of the layer's input and what its attention has mixed."""
         if self.attention is not None:
-            x = (x + self.attention.o_proj(mixed)).to(x.dtype)
+            x = self._sum(x, self.attention.o_proj(mixed))
         normed = self.feedforward_norm(x)
         if self.gate is not None and self.gate.skip_above is not None and not inputs.trained:
             alone = inputs.feedforward._replace(real=None)  # nobody reads the report
             skipped = self.gate(x).sigmoid() > self.gate.skip_above
             result = apply_to_others(lambda some: self.feedforward(some, alone)[0], normed, skipped)
-            return (x + result).to(x.dtype), {}
+            return self._sum(x, result), {}
         result, stats = self.feedforward(normed, inputs.feedforward)
         if self.gate is not None and inputs.trained:
             stats = stats | {GATE: self.gate(x), SEEN_BY_GATE: x.detach()}
-        return (x + result).to(x.dtype), stats
+        return self._sum(x, result), stats
+
+    def _sum(self, x: Tensor, added: Tensor) -> Tensor:
+        """Return x with what a layer adds to it, rounded once to the dtype of x."""
+        return torch.add(x, added, alpha=self.scale).to(x.dtype)
 
     def inputs(self, layer: int, now: Pass) -> BlockInputs:
         """Return what this block, of this number, gets of a pass; shared parts give it the rest."""

@@ -14,7 +14,7 @@ from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
 from pion.config.model_config import APART, PARTS, ModelConfig
-from pion.config.parts import Role
+from pion.config.parts import Role, Scales
 from pion.errors import BadInput
 from pion.model.attention.attention import Attention, kernels_of_any_length
 from pion.model.attention.cache import KVCache, Place
@@ -155,7 +155,9 @@ class Decoder(nn.Module):
             Block(config, layer, FEEDFORWARD[config.feedforward](config))
             for layer in range(config.n_layers)
         )
-        self.norm = norm()
+        self.scales = config.scales or Scales()
+        # So the loss, gates and drafts, which read the norm's result, need not know of the scale.
+        self.norm = norm(scale=self.scales.logits)
         if not config.tie_embeddings:
             self.lm_head = Projection(config.d_model, config.head_rows)
         self._add_parts(last=True)
@@ -408,7 +410,8 @@ class Decoder(nn.Module):
         row: int = 0,
         options: StepOptions = AS_THE_MODEL,
     ) -> Tensor:
-        """Return the head's input: hidden states (B, T, d_model) in fp32, after the last norm.
+        """Return the head's input: hidden states (B, T, d_model) in fp32, after the last norm and
+        with the scale of logits.
 
         With a cache, the tokens follow those of its rows from `row` on. Raises BadInput for more
         tokens than the context, ValueError for a cache with documents and for a full row.
@@ -483,6 +486,7 @@ class Decoder(nn.Module):
         """Return what the first block gets: (B, T, d_model) in the dtype of the residual stream."""
         (tokens, positions, *_), past = now.given, now.past
         x = embedding(tokens, self.embed.weight).float()
+        x = x if self.scales.embeddings == 1 else x * self.scales.embeddings
         if self.positions is not None:
             here = self.positions.weight[past : past + tokens.shape[1]]
             if positions is not None:

@@ -46,8 +46,8 @@ class Trunk(NamedTuple):
 
     def states(self, g: Tensor) -> Tensor:
         """Return the head's input (…, d_model) in fp32."""
-        gain = None if self.norm.weight is None else self.norm.weight.detach().float()
-        return rms_norm(g.float(), (self.norm.width,), gain, self.norm.eps)
+        states: Tensor = self.norm(g, learned=False)
+        return states
 
     def logits(self, g: Tensor) -> Tensor:
         """Return the logits (…, ids) of states (…, d_model)."""

@@ -10,21 +10,24 @@ from torch.nn.functional import linear
 
 
 class RMSNorm(nn.Module):
-    """Computes x / sqrt(mean(x²) + eps) · weight over the last dimension, in fp32 (Zhang and
-    Sennrich 2019).
+    """Computes x / sqrt(mean(x²) + eps) · weight · scale over the last dimension, in fp32 (Zhang
+    and Sennrich 2019).
 
     Without a gain there is no weight.
     """
 
-    def __init__(self, width: int, eps: float, gain: bool = True) -> None:
+    def __init__(self, width: int, eps: float, gain: bool = True, scale: float = 1.0) -> None:
         super().__init__()
-        self.width, self.eps = width, eps
+        self.width, self.eps, self.scale = width, eps, scale
         self.weight = nn.Parameter(torch.ones(width)) if gain else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (…, width) of any dtype to (…, width) in fp32."""
+    def forward(self, x: Tensor, *, learned: bool = True) -> Tensor:
+        """Map (…, width) of any dtype to (…, width) in fp32. The gain gets a gradient if it is
+        `learned`."""
         weight = None if self.weight is None else self.weight.float()
-        return nn.functional.rms_norm(x.float(), (self.width,), weight, self.eps)
+        weight = weight if learned or weight is None else weight.detach()
+        result = nn.functional.rms_norm(x.float(), (self.width,), weight, self.eps)
+        return result if self.scale == 1 else result * self.scale
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:

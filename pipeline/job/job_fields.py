@@ -61,7 +61,7 @@ class JobFields(Section):
     model: Model = identity(
         ...,
         "the decoder. Name a model to start from, name a preset, name a preset and replace some of "
-        "its fields, or set every field yourself",
+        "its fields, or set every field yourself. Unset, a field has the preset's value",
     )
     tokenizer: TokenizerSection | None = identity(
         None,

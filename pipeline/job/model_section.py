@@ -84,7 +84,7 @@ def section_of(part: type) -> Any:
         what, _, unset = field.metadata[MEANING].partition("; unset: ")
         if not unset and field.default is not dataclasses.MISSING:
             unset = "none" if field.default == () else str(field.default)
-        meaning = f"{what}; unset: the preset's value" + (f", or else {unset}" if unset else "")
+        meaning = f"{what}; unset: " + (unset or "the preset's value")
         fields[field.name] = (
             hints[field.name] | None,
             identity(None, meaning, most=field.metadata.get(MOST)),

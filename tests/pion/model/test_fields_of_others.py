@@ -1,0 +1,165 @@
+"""Fields that models of others need: each computes what a class of transformers computes."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from pion.config.lora import Lora
+from pion.model.attention.cache import KVCache
+from pion.model.decoder import Decoder
+from pion.model.forward_pass import StepOptions
+from pion.model.lora_projections import add_lora
+from tests.support.stock_models import randomize
+from tests.support.tiny_config import tiny_config
+
+TOKENS = torch.randint(4, 64, (2, 25), generator=torch.Generator().manual_seed(1))
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 24,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+    "attn_implementation": "eager",
+}
+NAMES = {
+    "embed.": "model.embed_tokens.",
+    "norm.": "model.norm.",
+    "blocks.": "model.layers.",
+    ".attention_norm.": ".input_layernorm.",
+    ".attention.": ".self_attn.",
+    ".feedforward_norm.": ".post_attention_layernorm.",
+    ".feedforward.": ".mlp.",
+}
+PLAIN = {"qk_norm": False}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A class of transformers with its settings, ours, and names that differ from Llama's."""
+
+    kind: str
+    ours: dict[str, Any]
+    theirs: dict[str, Any]
+    names: dict[str, str] | None = None
+
+
+CASES = {
+    "scales": Case(
+        "Granite",
+        {
+            "scales": {"embeddings": 12.0, "residual": 0.22, "logits": 1 / 8},
+            "heads": PLAIN | {"scale": 0.3},
+        },
+        {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+            "attention_multiplier": 0.3,
+        },
+    ),
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def their_name(name, case):
+    for ours, theirs in (NAMES | (case.names or {})).items():
+        where = name.find(ours)
+        if where == 0 or (where > 0 and ours.startswith(".")):
+            name = name.replace(ours, theirs, 1)
+    return name
+
+
+def models(case):
+    """Return our model and theirs, and their parts of the tensors that ours have, by our names."""
+    import transformers
+
+    settings = copy.deepcopy(TINY | case.theirs)
+    config = getattr(transformers, f"{case.kind}Config")(**settings)
+    theirs = getattr(transformers, f"{case.kind}ForCausalLM")(config).eval()
+    randomize(theirs)
+    ours = Decoder(tiny_config(norm_eps=1e-6, **case.ours))
+    tensors = dict(theirs.named_parameters())
+    with torch.no_grad():
+        for name, weight in ours.named_parameters():
+            weight.copy_(tensors[their_name(name, case)])
+    return ours, theirs
+
+
+def ours_of(case):
+    """Return our model with other random weights than 0 and 1."""
+    model = Decoder(tiny_config(**case.ours))
+    randomize(model)
+    return model
+
+
+@each_case
+def test_logits_and_gradients_are_those_of_transformers(case):
+    ours, theirs = models(case)
+    given, targets = TOKENS[:, :-1], TOKENS[:, 1:]
+    logits = theirs(given).logits
+    torch.testing.assert_close(ours(given), logits, rtol=1e-5, atol=1e-5)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    loss.backward()
+    own = ours.loss(given, targets)
+    own.backward()
+    torch.testing.assert_close(own, loss, rtol=1e-6, atol=1e-6)
+    expected = {name: weight.grad for name, weight in theirs.named_parameters()}
+    for name, weight in ours.named_parameters():
+        gradient = expected[their_name(name, case)]
+        largest = gradient.abs().max()
+        assert largest > 0, name
+        torch.testing.assert_close(weight.grad / largest, gradient / largest, rtol=0, atol=1e-5)
+
+
+@each_case
+@pytest.mark.parametrize("joined", [False, True], ids=["plain", "joined"])
+@torch.no_grad()
+def test_with_a_cache_at_odd_splits_hidden_states_are_those_of_the_whole(case, joined):
+    model = ours_of(case)
+    given = TOKENS[:, :-1]
+    whole = model.hidden(given)
+    model = model.joined() if joined else model
+    cache = KVCache(model.config, rows=2)
+    parts = [model.hidden(part, cache=cache) for part in given.split((13, 1, 1, 6, 3), dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
+
+
+@each_case
+@torch.no_grad()
+def test_packed_documents_are_as_each_alone(case):
+    model = ours_of(case)
+    first, second = TOKENS[:1, :7], TOKENS[1:, :15]
+    positions = torch.cat([torch.arange(7), torch.arange(15)])[None]
+    documents = torch.tensor([[0] * 7 + [1] * 15])
+    packed = model.hidden(torch.cat([first, second], 1), positions=positions, documents=documents)
+    alone = torch.cat([model.hidden(first), model.hidden(second)], dim=1)
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
+
+
+@each_case
+def test_recomputed_gradients_are_the_same(case):
+    model, found = ours_of(case), []
+    for recompute in (False, True):
+        model.zero_grad()
+        options = StepOptions(recompute=recompute)
+        model.loss(TOKENS[:, :-1], TOKENS[:, 1:], options=options).backward()
+        found.append([weight.grad.clone() for weight in model.parameters()])
+    for plain, again in zip(*found, strict=True):
+        assert torch.equal(plain, again)
+
+
+@each_case
+@torch.no_grad()
+def test_new_additions_of_lora_change_nothing(case):
+    model = ours_of(case)
+    expected = model(TOKENS[:, :-1])
+    add_lora(model, Lora(), seed=0)
+    assert torch.equal(model(TOKENS[:, :-1]), expected)
