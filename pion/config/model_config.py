@@ -79,6 +79,8 @@ class ModelConfig:
     slots: Slots | None = later_field(None, before=None)
     norm_gain: bool = later_field(True, before=True)
     """Whether norms have a learned gain."""
+    norms: Literal["before", "after", "both"] = later_field("before", before="before")
+    """Where a layer has norms: of its input, of what it adds to the residual stream, or of both."""
     logit_cap: float | None = later_field(None, before=None)
     """The head's results z become cap · z / sqrt(z² + cap²)."""
     head_multiple: int = later_field(1, before=1)

@@ -24,7 +24,7 @@ Compute = Callable[["Block", Tensor, BlockInputs], tuple[Tensor, Stats]]
 class Block(nn.Module):
     """Computes x + attention(norm(x)), then x + feedforward(norm(x)): (B, T, d_model).
 
-    What is added to x may have a scale. The result has the dtype of x.
+    What is added to x may have a norm and a scale. The result has the dtype of x.
     """
 
     def __init__(self, config: ModelConfig, layer: int, feedforward: FeedForward) -> None:
@@ -33,10 +33,13 @@ class Block(nn.Module):
         attends = layer in config.attention_layers
         normed = attends and (config.wiring is None or config.wiring.attention_norm)
         norm = partial(RMSNorm, config.d_model, config.norm_eps, config.norm_gain)
-        self.attention_norm = norm() if normed else None
+        before, after = config.norms != "after", config.norms != "before"
+        self.attention_norm = norm() if normed and before else None
         self.attention = Attention(config) if attends else None
-        self.feedforward_norm = norm()
+        self.attention_out_norm = norm() if attends and after else None
+        self.feedforward_norm = norm() if before else None
         self.feedforward = feedforward
+        self.feedforward_out_norm = norm() if after else None
         self.gate = Gate(config.d_model) if config.gates else None
         self.scale = 1.0 if config.scales is None else config.scales.residual
 
@@ -69,20 +72,21 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Stats]:
         """Return what `forward` returns, of the layer's input and what its attention has mixed."""
         if self.attention is not None:
-            x = self._sum(x, self.attention.o_proj(mixed))
-        normed = self.feedforward_norm(x)
+            x = self._sum(x, self.attention.o_proj(mixed), self.attention_out_norm)
+        normed = x if self.feedforward_norm is None else self.feedforward_norm(x)
         if self.gate is not None and self.gate.skip_above is not None and not inputs.trained:
             alone = inputs.feedforward._replace(real=None)  # nobody reads the report
             skipped = self.gate(x).sigmoid() > self.gate.skip_above
             result = apply_to_others(lambda some: self.feedforward(some, alone)[0], normed, skipped)
-            return self._sum(x, result), {}
+            return self._sum(x, result, self.feedforward_out_norm), {}
         result, stats = self.feedforward(normed, inputs.feedforward)
         if self.gate is not None and inputs.trained:
             stats = stats | {GATE: self.gate(x), SEEN_BY_GATE: x.detach()}
-        return self._sum(x, result), stats
+        return self._sum(x, result, self.feedforward_out_norm), stats
 
-    def _sum(self, x: Tensor, added: Tensor) -> Tensor:
+    def _sum(self, x: Tensor, added: Tensor, norm: RMSNorm | None) -> Tensor:
         """Return x with what a layer adds to it, rounded once to the dtype of x."""
+        added = added if norm is None else norm(added)
         return torch.add(x, added, alpha=self.scale).to(x.dtype)
 
     def inputs(self, layer: int, now: Pass) -> BlockInputs:

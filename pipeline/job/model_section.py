@@ -177,6 +177,9 @@ class Model(_ShapeAndParts):
         "used only with --skip-above; unset: false",
     )
     norm_gain: bool | None = identity(None, "give norms a learned gain; unset: true")
+    norms: Literal["before", "after", "both"] | None = identity(
+        None, "norms of what a layer reads, of what it adds, or of both; unset: before"
+    )
     norm_eps: float | None = identity(None, "epsilon of all norms; unset: 1e-6", gt=0, most=FACTOR)
     logit_cap: float | None = identity(
         None,

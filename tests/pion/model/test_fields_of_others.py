@@ -38,7 +38,12 @@ NAMES = {
     ".feedforward_norm.": ".post_attention_layernorm.",
     ".feedforward.": ".mlp.",
 }
+AFTER = {
+    ".attention_out_norm.": ".post_attention_layernorm.",
+    ".feedforward_out_norm.": ".post_feedforward_layernorm.",
+}
 PLAIN = {"qk_norm": False}
+FULL = {"layer_types": ["full_attention"] * 2}
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ CASES = {
             "attention_multiplier": 0.3,
         },
     ),
+    "norms after": Case("Exaone4", {"norms": "after"}, FULL | {"sliding_window": None}, AFTER),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
