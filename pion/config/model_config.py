@@ -79,6 +79,8 @@ class ModelConfig:
     slots: Slots | None = later_field(None, before=None)
     norm_gain: bool = later_field(True, before=True)
     """Whether norms have a learned gain."""
+    norm_offset: bool = later_field(False, before=False)
+    """Whether norms multiply by 1 plus their weight. Only imports set this."""
     norms: Literal["before", "after", "both"] = later_field("before", before="before")
     """Where a layer has norms: of its input, of what it adds to the residual stream, or of both."""
     logit_cap: float | None = later_field(None, before=None)

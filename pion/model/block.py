@@ -32,7 +32,7 @@ class Block(nn.Module):
         self.reach: Reach = reach_of(config, layer)
         attends = layer in config.attention_layers
         normed = attends and (config.wiring is None or config.wiring.attention_norm)
-        norm = partial(RMSNorm, config.d_model, config.norm_eps, config.norm_gain)
+        norm = partial(RMSNorm.of, config, config.d_model)
         before, after = config.norms != "after", config.norms != "before"
         self.attention_norm = norm() if normed and before else None
         self.attention = Attention(config) if attends else None

@@ -147,7 +147,7 @@ class Decoder(nn.Module):
             if config.positions == "learned"
             else None
         )
-        norm = partial(RMSNorm, config.d_model, config.norm_eps, config.norm_gain)
+        norm = partial(RMSNorm.of, config, config.d_model)
         normed = config.wiring is not None and config.wiring.embed_norm
         self.embed_norm = norm() if normed else None
         self._add_parts(last=False)

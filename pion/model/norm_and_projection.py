@@ -8,25 +8,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from pion.config.model_config import ModelConfig
+
 
 class RMSNorm(nn.Module):
-    """Computes x / sqrt(mean(x²) + eps) · weight · scale over the last dimension, in fp32 (Zhang
-    and Sennrich 2019).
+    """Computes x / sqrt(mean(x²) + eps) · gain · scale over the last dimension, in fp32 (Zhang and
+    Sennrich 2019).
 
-    Without a gain there is no weight.
+    The gain is the weight, or with an `offset` 1 + weight, as in Gemma. A weight may be None.
     """
 
-    def __init__(self, width: int, eps: float, gain: bool = True, scale: float = 1.0) -> None:
+    def __init__(
+        self, width: int, eps: float, gain: bool = True, offset: bool = False, scale: float = 1.0
+    ) -> None:
         super().__init__()
-        self.width, self.eps, self.scale = width, eps, scale
-        self.weight = nn.Parameter(torch.ones(width)) if gain else None
+        self.width, self.eps, self.offset, self.scale = width, eps, offset, scale
+        first = torch.full((width,), 0.0 if offset else 1.0)
+        self.weight = nn.Parameter(first) if gain else None
+
+    @classmethod
+    def of(cls, config: ModelConfig, width: int, scale: float = 1.0) -> RMSNorm:
+        """Return a norm of a model, of this width."""
+        return cls(width, config.norm_eps, config.norm_gain, config.norm_offset, scale)
+
+    def gain(self) -> Tensor | None:
+        """Return the gain (width,) in fp32, without the scale; None: there is none."""
+        if self.weight is None:
+            return None
+        return self.weight.float() + 1 if self.offset else self.weight.float()
 
     def forward(self, x: Tensor, *, learned: bool = True) -> Tensor:
         """Map (…, width) of any dtype to (…, width) in fp32. The gain gets a gradient if it is
         `learned`."""
-        weight = None if self.weight is None else self.weight.float()
-        weight = weight if learned or weight is None else weight.detach()
-        result = nn.functional.rms_norm(x.float(), (self.width,), weight, self.eps)
+        gain = self.gain()
+        gain = gain if learned or gain is None else gain.detach()
+        result = nn.functional.rms_norm(x.float(), (self.width,), gain, self.eps)
         return result if self.scale == 1 else result * self.scale
 
 

@@ -64,8 +64,7 @@ class ValueTables(SharedPart):
             for _ in range(max(self.table_of.values()) + 1)
         )
         self.mix = nn.Parameter(torch.full((config.n_layers, 2), 0.5))
-        norm = RMSNorm(width, config.norm_eps, config.norm_gain)
-        self.norm = norm if config.values.normed else None
+        self.norm = RMSNorm.of(config, width) if config.values.normed else None
 
     def give(self, inputs: BlockInputs, block: nn.Module, layer: int, now: Pass) -> BlockInputs:
         """Return what a layer gets, with what joins the values of its attention."""

@@ -290,7 +290,7 @@ class Attention(nn.Module):
         self.k_proj = Projection(config.d_model, kv_width, bias=heads.qkv_bias)
         self.v_proj = Projection(config.d_model, kv_width, bias=heads.qkv_bias)
         self.o_proj = Projection(query_width, config.d_model)
-        norm = partial(RMSNorm, config.head_dim, config.norm_eps, config.norm_gain)
+        norm = partial(RMSNorm.of, config, config.head_dim)
         self.q_norm = norm() if heads.qk_norm else None
         self.k_norm = norm() if heads.qk_norm else None
         self.v_norm = norm() if heads.value_norm else None
@@ -300,11 +300,11 @@ class Attention(nn.Module):
         """Compute queries, keys and values as one product from now on; see Decoder."""
         weight, bias = join([self.q_proj, self.k_proj, self.v_proj])
         gains = None
-        if self.q_norm is not None and self.k_norm is not None and self.q_norm.weight is not None:
-            assert self.k_norm.weight is not None
-            heads, kv_heads = self.config.n_heads, self.config.n_kv_heads
-            query, key = self.q_norm.weight.detach(), self.k_norm.weight.detach()
-            gains = torch.stack([query] * heads + [key] * kv_heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm.gain(), self.k_norm.gain()
+            if query is not None and key is not None:
+                heads, kv_heads = self.config.n_heads, self.config.n_kv_heads
+                gains = torch.stack([query.detach()] * heads + [key.detach()] * kv_heads)
         self._joined = Joined(weight, bias, gains)
 
     def heads(self, x: Tensor, inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,8 +42,17 @@ AFTER = {
     ".attention_out_norm.": ".post_attention_layernorm.",
     ".feedforward_out_norm.": ".post_feedforward_layernorm.",
 }
+BOTH = AFTER | {".feedforward_norm.": ".pre_feedforward_layernorm."}
 PLAIN = {"qk_norm": False}
 FULL = {"layer_types": ["full_attention"] * 2}
+ROOT = {"scales": {"embeddings": 32**0.5}}
+GEMMA = {
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    **FULL,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,12 @@ CASES = {
         },
     ),
     "norms after": Case("Exaone4", {"norms": "after"}, FULL | {"sliding_window": None}, AFTER),
+    "norms on both sides, of 1 + w": Case(
+        "Gemma2",
+        {"norms": "both", "norm_offset": True, "heads": PLAIN, **ROOT},
+        GEMMA | {"hidden_activation": "silu"},
+        BOTH,
+    ),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
