@@ -119,7 +119,7 @@ def target_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
     if config.feedforward == "dense":
         up, down = (config.d_ff, config.d_model), (config.d_model, config.d_ff)
-        gate = {"gate_proj": up} if config.activation == "swiglu" else {}
+        gate = {"gate_proj": up} if config.gated else {}
         shapes |= {**gate, "up_proj": up, "down_proj": down}
     return shapes
 

@@ -62,9 +62,9 @@ class ModelConfig:
     primitives: Primitives | None = later_field(None, before=None)
     rope_scaling: RopeScaling | None = later_field(None, before=None)
     scales: Scales | None = later_field(None, before=None)
-    activation: Literal["swiglu", "relu2", "gelu"] = later_field("swiglu", before="swiglu")
-    """Of feed-forward layers that are not experts. relu2 and gelu: two matrices, and relu(x)² or
-    the exact GELU between."""
+    activation: Literal["swiglu", "geglu", "relu2", "gelu"] = later_field("swiglu", before="swiglu")
+    """Of feed-forward layers that are not experts. geglu: as swiglu, but with GELU by tanh in the
+    gate. relu2 and gelu: two matrices, and relu(x)² or the exact GELU between."""
     positions: Literal["rotary", "learned"] = later_field("rotary", before="rotary")
     """learned: a table with a vector for each position, which is added to the embeddings."""
     feedforward_bias: bool = later_field(False, before=False)
@@ -85,6 +85,8 @@ class ModelConfig:
     """Where a layer has norms: of its input, of what it adds to the residual stream, or of both."""
     logit_cap: float | None = later_field(None, before=None)
     """The head's results z become cap · z / sqrt(z² + cap²)."""
+    logit_cap_kind: Literal["root", "tanh"] = later_field("root", before="root")
+    """tanh: they become cap · tanh(z / cap). Only imports set this."""
     head_multiple: int = later_field(1, before=1)
     """The rows of an untied head are rounded up to a multiple of this."""
     init: Literal["normal", "zero_outputs", "uniform"] = later_field("normal", before="normal")
@@ -117,7 +119,7 @@ class ModelConfig:
         check_fields(self)
         for _, part in self.parts():
             part.check(self)
-        two_matrices = self.activation != "swiglu" and self.feedforward == "dense"
+        two_matrices = not self.gated and self.feedforward == "dense"
         if self.feedforward_bias and not two_matrices:
             raise BadInput("feedforward_bias: only feed-forward layers of two matrices have biases")
         if self.family not in list(FAMILIES):  # a record's may be a dict, which has no hash
@@ -142,6 +144,11 @@ class ModelConfig:
             part: Part | None = getattr(self, name)
             if part is not None:
                 yield name, part
+
+    @property
+    def gated(self) -> bool:
+        """Whether dense feed-forward layers have a gate."""
+        return self.activation in ("swiglu", "geglu")
 
     @property
     def hides(self) -> bool:

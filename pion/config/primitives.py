@@ -171,7 +171,7 @@ class Primitives(FeedForwardPart):
                 "experts.shared: experts that are recipes of primitives have no shared ones. "
                 "Set experts.shared to 0"
             )
-        if model.activation == "swiglu":
+        if model.gated:
             raise BadInput(
                 "primitives: layers of primitives have two matrices and no gate. Set "
                 "activation to gelu or relu2"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,16 +39,24 @@ ROW_MULTIPLE = 256
 COLUMN_MULTIPLE = 64
 
 
+class Cap(NamedTuple):
+    """Logits z become limit · z / sqrt(z² + limit²), as in Daisy-Wee, or limit · tanh(z / limit),
+    as in Gemma 2."""
+
+    limit: float
+    kind: Literal["root", "tanh"] = "root"
+
+
 class Given(NamedTuple):
     """What a loss is computed of: `hidden` (N, d_model), `weight` (vocab, d_model), `targets` (N,).
 
-    The logits are capped at `cap`, and products have `dtype`.
+    The logits are capped by `cap`, and products have `dtype`.
     """
 
     hidden: Tensor
     weight: Tensor
     targets: Tensor
-    cap: float | None
+    cap: Cap | None
     dtype: torch.dtype
 
 
@@ -137,8 +145,13 @@ def softmax_in_place(chunk: PlainChunk) -> tuple[Tensor, Tensor, Tensor, Tensor]
     return exp, exp.sum(dim=1, keepdim=True), of_target, top
 
 
-def _cap_in_place(logits: Tensor, cap: float) -> Tensor:
-    """Cap the logits z; return the derivative (cap² / (z² + cap²))^1.5."""
+def _cap_in_place(logits: Tensor, by: Cap) -> Tensor:
+    """Cap the logits z; return the derivative, (cap² / (z² + cap²))^1.5 or 1 − tanh²(z / cap)."""
+    cap = by.limit
+    if by.kind == "tanh":
+        slope = logits.div_(cap).tanh_().square().neg_().add_(1)
+        logits.mul_(cap)
+        return slope
     inverse = torch.rsqrt(logits.square().add_(cap * cap)).mul_(cap)
     logits.mul_(inverse)
     return inverse.pow_(3)
@@ -213,14 +226,14 @@ def compiled(function: Callable[..., Any], *, any_shape: bool = False) -> Callab
     return torch.compile(function, dynamic=any_shape, fullgraph=True)
 
 
-def log_probs_of_logits(logits: Tensor, targets: Tensor, vocab: int, cap: float | None) -> Tensor:
+def log_probs_of_logits(logits: Tensor, targets: Tensor, vocab: int, cap: Cap | None) -> Tensor:
     """Return the log-probabilities (N,) of logits (N, columns); columns from `vocab` on are
     padding."""
     return _softmax(logits, targets, vocab, cap)[0]
 
 
 def gradient_of_logits(
-    logits: Tensor, targets: Tensor, weights: Tensor | None, vocab: int, cap: float | None
+    logits: Tensor, targets: Tensor, weights: Tensor | None, vocab: int, cap: Cap | None
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities (N,) of logits (N, columns), and the gradient of their sum, each
     times its weight (N,), by the logits before the cap. Without `weights`, return the summed
@@ -234,7 +247,7 @@ def gradient_of_logits(
 
 
 def _softmax(
-    logits: Tensor, targets: Tensor, vocab: int, cap: float | None
+    logits: Tensor, targets: Tensor, vocab: int, cap: Cap | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
     """Return the log-probabilities (N,), 0 for IGNORED; the softmax and the places of the targets,
     (N, columns); and the derivative of the cap."""
@@ -247,8 +260,12 @@ def _softmax(
     return torch.where(own, every, 0.0).sum(dim=1), every.exp(), own, slope
 
 
-def _capped_with_slope(logits: Tensor, cap: float) -> tuple[Tensor, Tensor]:
-    """Return the capped logits z, and the derivative of the cap, (cap² / (z² + cap²))^1.5."""
+def _capped_with_slope(logits: Tensor, by: Cap) -> tuple[Tensor, Tensor]:
+    """Return the capped logits, and the derivative that `_cap_in_place` returns."""
+    cap = by.limit
+    if by.kind == "tanh":
+        share = torch.tanh(logits / cap)
+        return cap * share, 1 - share * share
     inverse = cap * torch.rsqrt(logits.square() + cap * cap)
     return logits * inverse, inverse * inverse * inverse
 

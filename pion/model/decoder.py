@@ -34,7 +34,7 @@ from pion.model.forward_pass import (
     SharedPart,
     StepOptions,
 )
-from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy, linear_log_probs
+from pion.model.loss import IGNORED, cap_logits, cap_of, linear_cross_entropy, linear_log_probs
 from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
 from pion.model.parameters import draw_weights, parameter_roles, require_fitting
 from pion.model.pilon.shared_banks import SharedBanks
@@ -296,7 +296,7 @@ class Decoder(nn.Module):
         return self._capped(product_in_fp32(hidden.to(head.dtype), head.T))
 
     def _capped(self, logits: Tensor) -> Tensor:
-        cap = self.config.logit_cap
+        cap = cap_of(self.config)
         return logits if cap is None else cap_logits(logits, cap)
 
     def loss(
@@ -364,7 +364,7 @@ class Decoder(nn.Module):
             hidden.flatten(0, 1),
             self.head(),
             targets.reshape(-1),
-            self.config.logit_cap,
+            cap_of(self.config),
             compiled=_compiles_loss(hidden, options),
         )
         return result, *self._auxiliary(given, targets, hidden, reports, options)

@@ -27,7 +27,7 @@ from pion.config.parts import Role
 from pion.errors import BadInput
 from pion.model.feedforward.dense import Stats, SwiGLU
 from pion.model.forward_pass import Owner, Passed, SharedPart, State
-from pion.model.loss import IGNORED, cap_logits
+from pion.model.loss import IGNORED, Cap, cap_logits, cap_of
 from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
 
 # What the model reports of its block: the loss of each step, in nats for each guessed token.
@@ -42,7 +42,7 @@ class Trunk(NamedTuple):
     embed: Tensor
     norm: RMSNorm
     head: Tensor
-    cap: float | None
+    cap: Cap | None
 
     def states(self, g: Tensor) -> Tensor:
         """Return the head's input (…, d_model) in fp32."""
@@ -92,7 +92,7 @@ class DraftBlock(SharedPart):
         """Return what the block reads of its model."""
         head = model.head()[: self._vocab_size].detach()
         head = head if self.ids is None else head[self.ids]
-        return Trunk(model.embed.weight.detach(), model.norm, head, model.config.logit_cap)
+        return Trunk(model.embed.weight.detach(), model.norm, head, cap_of(model.config))
 
     @torch.inference_mode()
     def guess(self, states: Tensor, tokens: Tensor, trunk: Trunk, count: int) -> list[list[int]]:

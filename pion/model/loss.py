@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pion.config.model_config import ModelConfig
 from pion.model.chunks_of_logits import (
     IGNORED,
+    Cap,
     CompiledChunks,
     Given,
     PlainChunks,
@@ -22,19 +24,27 @@ from pion.model.chunks_of_logits import (
 )
 from pion.model.norm_and_projection import compute_dtype
 
-__all__ = ["IGNORED", "cap_logits", "linear_cross_entropy", "linear_log_probs"]
+__all__ = ["IGNORED", "Cap", "cap_logits", "cap_of", "linear_cross_entropy", "linear_log_probs"]
 
 
-def cap_logits(logits: Tensor, cap: float) -> Tensor:
-    """Return cap · z / sqrt(z² + cap²), between −cap and cap (the logit cap of Daisy-Wee)."""
+def cap_logits(logits: Tensor, by: Cap) -> Tensor:
+    """Return the logits, capped between −limit and limit."""
+    cap = by.limit
+    if by.kind == "tanh":
+        return cap * torch.tanh(logits / cap)
     return cap * logits * torch.rsqrt(logits.square() + cap * cap)
+
+
+def cap_of(config: ModelConfig) -> Cap | None:
+    """Return the cap of a model's logits."""
+    return None if config.logit_cap is None else Cap(config.logit_cap, config.logit_cap_kind)
 
 
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    cap: float | None = None,
+    cap: Cap | None = None,
     *,
     compiled: bool = False,
 ) -> Tensor:
@@ -57,7 +67,7 @@ def linear_log_probs(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
-    cap: float | None = None,
+    cap: Cap | None = None,
     *,
     compiled: bool = False,
 ) -> Tensor:
@@ -80,7 +90,7 @@ def linear_log_probs(
     return _log_probs(_given(hidden, weight, targets, cap), compiled=compiled)[0]
 
 
-def _given(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Given:
+def _given(hidden: Tensor, weight: Tensor, targets: Tensor, cap: Cap | None) -> Given:
     return Given(hidden, weight, targets, cap, compute_dtype(hidden, weight))
 
 
@@ -94,7 +104,7 @@ class _Stored(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        cap: float | None,
+        cap: Cap | None,
         how: tuple[bool, bool],
     ) -> Tensor:
         (compiled, summed), learned_head = how, ctx.needs_input_grad[1]
@@ -138,7 +148,7 @@ class _ComputedAgain(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        cap: float | None,
+        cap: Cap | None,
         compiled: bool,
     ) -> Tensor:
         given = _given(hidden, weight, targets, cap)

@@ -162,7 +162,7 @@ class Model(_ShapeAndParts):
     """The decoder: a model to start from, a preset, a preset with some fields replaced, or every
     field. `null` takes away what a preset has: a part, softcap or logit_cap."""
 
-    activation: Literal["swiglu", "relu2", "gelu"] | None = identity(
+    activation: Literal["swiglu", "geglu", "relu2", "gelu"] | None = identity(
         None,
         "activation of feed-forward layers; relu2 and gelu: two matrices, with relu(x)² or GELU "
         "between; unset: swiglu",

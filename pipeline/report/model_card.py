@@ -39,6 +39,13 @@ TERMS = {
 }
 
 # What a source of the demo has, by its kind, and what learns from the sources of a section.
+# What cards call the activations of feed-forward layers.
+ACTIVATIONS = {
+    "swiglu": "SwiGLU",
+    "geglu": "GEGLU",
+    "relu2": "squared ReLU",
+    "gelu": "GELU",
+}
 DEMO = {
     "python-docs": "Docstrings, comments and `pydoc` topics of Python's standard library",
     "python-docs-qa": "Questions about Python's standard library, answered by its docstrings",
@@ -304,7 +311,7 @@ def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
 
     experts, part, stock = config.experts, config.feedforward_part, architecture_of(config).stock
     if experts is None or config.feedforward != "experts":
-        kind = {"swiglu": "SwiGLU", "relu2": "squared ReLU", "gelu": "GELU"}[config.activation]
+        kind = ACTIVATIONS[config.activation]
         rows = [("feed-forward width", f"{config.d_ff:,} ({kind})")]
         mixed = None if part is None else part.matrices(multiplied_out=stock)
         if mixed is not None:

@@ -18,7 +18,7 @@ from pion.config.model_config import ModelConfig
 from pion.model.attention.attention import attend
 from pion.model.attention.masks import Mask, block_mask, build_masks, to_block_mask, visited_blocks
 from pion.model.feedforward.expert_products import mix_experts
-from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
+from pion.model.loss import IGNORED, Cap, cap_logits, linear_cross_entropy
 from tests.gpu.differences import largest, largest_difference
 
 # The most that a result or a gradient may differ, in fp32 and in bf16.
@@ -45,11 +45,13 @@ def check_loss(bench: Bench) -> Outcome:
     targets[::5] = IGNORED
 
     def ours(given: Sequence[Tensor], cap: float | None) -> Tensor:
-        return linear_cross_entropy(given[0], given[1], targets.to(given[0].device), cap)
+        return linear_cross_entropy(
+            given[0], given[1], targets.to(given[0].device), cap and Cap(cap)
+        )
 
     def plain(given: Sequence[Tensor], cap: float | None) -> Tensor:
         logits = given[0] @ given[1].T
-        logits = logits if cap is None else cap_logits(logits, cap)
+        logits = logits if cap is None else cap_logits(logits, Cap(cap))
         return cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
     return _judged(_worst_of_caps(bench, ours, plain, inputs))
@@ -70,7 +72,9 @@ def check_compiled_loss(bench: Bench) -> Outcome:
 
     def gradients(compiled: bool, cap: float | None, dtype: torch.dtype) -> list[Tensor]:
         def passes(given: Sequence[Tensor]) -> Tensor:
-            return linear_cross_entropy(given[0], given[1], targets, cap, compiled=compiled)
+            return linear_cross_entropy(
+                given[0], given[1], targets, cap and Cap(cap), compiled=compiled
+            )
 
         with torch.autocast(bench.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             return _both_passes(passes, inputs)[1:]

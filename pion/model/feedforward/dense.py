@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -59,11 +60,23 @@ def params_of_products(part: nn.Module) -> int:
     return sum(module.weight.numel() for module in linear)
 
 
-class SwiGLU(FeedForward):
-    """Computes down(silu(gate(x)) ⊙ up(x)) without biases (Shazeer 2020, "GLU variants")."""
+# The functions of gates, and those between two matrices: relu(x)² (So et al. 2021, "Primer"), and
+# the exact GELU.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": silu,
+    "geglu": partial(gelu, approximate="tanh"),
+    "relu2": lambda x: relu(x).square(),
+    "gelu": gelu,
+}
 
-    def __init__(self, d_model: int, d_ff: int) -> None:
+
+class SwiGLU(FeedForward):
+    """Computes down(act(gate(x)) ⊙ up(x)) without biases (Shazeer 2020, "GLU variants"); act is
+    SiLU, or GELU by tanh in GEGLU."""
+
+    def __init__(self, d_model: int, d_ff: int, activation: str = "swiglu") -> None:
         super().__init__()
+        self.activate = ACTIVATIONS[activation]
         self.gate_proj = Projection(d_model, d_ff)
         self.up_proj = Projection(d_model, d_ff)
         self.down_proj = Projection(d_ff, d_model)
@@ -81,14 +94,7 @@ class SwiGLU(FeedForward):
             if self._joined is None
             else project(x, self._joined).chunk(2, dim=-1)
         )
-        return self.down_proj(silu(gate) * up), {}
-
-
-# The functions between the two matrices: relu(x)² (So et al. 2021, "Primer"), and the exact GELU.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu2": lambda x: relu(x).square(),
-    "gelu": gelu,
-}
+        return self.down_proj(self.activate(gate) * up), {}
 
 
 class TwoMatrices(FeedForward):
@@ -116,6 +122,6 @@ class TwoMatrices(FeedForward):
 
 def dense_layer(config: ModelConfig) -> FeedForward:
     """Return the feed-forward layer of a block without experts or primitives."""
-    if config.activation == "swiglu":
-        return SwiGLU(config.d_model, config.d_ff)
+    if config.gated:
+        return SwiGLU(config.d_model, config.d_ff, config.activation)
     return TwoMatrices(config)

@@ -10,7 +10,7 @@ from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
 from pion.model.draft_block import DraftBlock, block_of, most_frequent
 from pion.model.forward_pass import AS_THE_MODEL, Given, Passed
-from pion.model.loss import cap_logits, linear_cross_entropy
+from pion.model.loss import Cap, cap_logits, linear_cross_entropy
 from pipeline.state.record_json import to_json
 from tests.families.families import DAISY, EXPERTS, PILON, SEQ_LEN, VOCAB, Family
 
@@ -78,7 +78,7 @@ def plain_losses(model, states, documents, targets):
                 g = z + linear(silu(linear(x, gate)) * linear(x, up), down)
                 logits = linear(model.norm(g), head)
                 if config.logit_cap is not None:
-                    logits = cap_logits(logits, config.logit_cap)
+                    logits = cap_logits(logits, Cap(config.logit_cap))
                 if (wanted := int(targets[row, t + k])) in guessed:
                     found[k - 1].append(cross_entropy(logits, torch.tensor(guessed.index(wanted))))
     return found

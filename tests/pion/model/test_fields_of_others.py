@@ -86,6 +86,15 @@ CASES = {
         GEMMA | {"hidden_activation": "silu"},
         BOTH,
     ),
+    "GEGLU and caps by tanh": Case(
+        "Gemma2",
+        {
+            **{"norms": "both", "norm_offset": True, "heads": PLAIN, **ROOT},
+            **{"activation": "geglu", "softcap": 3.0, "logit_cap": 5.0, "logit_cap_kind": "tanh"},
+        },
+        GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
+        BOTH,
+    ),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 

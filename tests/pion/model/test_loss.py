@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pion.bench.models import Bench
 from pion.model import chunks_of_logits
 from pion.model.chunks_of_logits import ROW_MULTIPLE, _learned_rows
-from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy, linear_log_probs
+from pion.model.loss import IGNORED, Cap, cap_logits, linear_cross_entropy, linear_log_probs
 from tests.gpu.kernels import check_compiled_loss
 
-D_MODEL, CAP = 8, 5.0
+D_MODEL, CAP, TANH = 8, Cap(5.0), Cap(5.0, "tanh")
 
 
 def problem(rows, vocab, ignored=0.2, seed=0):
@@ -77,7 +77,7 @@ def close(mine, reference, tolerance=1e-5):
     ignored=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
     chunk_rows=st.integers(1, 40),
     tile=st.integers(1, 310),
-    cap=st.sampled_from([None, CAP]),
+    cap=st.sampled_from([None, CAP, TANH]),
     scale=st.sampled_from([1.0, 0.37, 1e-4]),
     function=st.sampled_from(FUNCTIONS),
 )
@@ -96,7 +96,7 @@ def test_values_and_gradients_are_those_of_whole_logits_however_they_are_cut(
 
 
 @each
-@pytest.mark.parametrize("cap", [None, 300.0])
+@pytest.mark.parametrize("cap", [None, Cap(300.0)])
 def test_confident_and_hopeless_predictions_keep_their_precision(without_compiler, function, cap):
     hidden = torch.tensor([[50.0], [1.0], [-1.0]], requires_grad=True)
     weight = torch.tensor([[10.0], [-10.0], [9.99]], requires_grad=True)
@@ -155,7 +155,7 @@ def test_gradients_have_the_dtype_of_what_they_belong_to(
 
 
 @each
-@pytest.mark.parametrize("cap", [None, CAP])
+@pytest.mark.parametrize("cap", [None, CAP, TANH])
 def test_a_frozen_head_changes_neither_values_nor_the_gradient_of_the_states(
     without_compiler, small_chunks, function, cap
 ):

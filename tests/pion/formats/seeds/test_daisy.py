@@ -14,7 +14,7 @@ from pion.formats.seeds import import_seed
 from pion.formats.seeds.daisy import from_daisy
 from pion.formats.seeds.read import SeedCheckpoint
 from pion.model.decoder import Decoder
-from pion.model.loss import cap_logits
+from pion.model.loss import Cap, cap_logits
 from tests.paths import SEEDS
 from tests.pion.formats.seeds.adamw_traces import digest
 from tests.pion.formats.seeds.daisy_traces import documents_of, of_window, seed_tensors, steps_of
@@ -60,7 +60,7 @@ def test_logits_and_the_loss_without_windows_are_the_seeds_own():
     ids, targets = reference["input_ids"].long()[None], reference["targets"][None]
     loss = model.loss(ids, targets)
     assert abs(loss - reference["loss_fp32_fullcausal"]) <= 1e-5
-    capped = cap_logits(model.hidden(ids)[0, ::8] @ model.lm_head.weight.T, 15.0)
+    capped = cap_logits(model.hidden(ids)[0, ::8] @ model.lm_head.weight.T, Cap(15.0))
     assert (capped - reference["capped_logits_fp32_fullcausal"]).abs().max() <= 1e-5
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -72,7 +72,7 @@ def test_logits_and_the_loss_without_windows_are_the_seeds_own():
 def test_logits_of_any_id_are_below_the_cap_and_the_head_has_no_ids_beyond_the_vocabulary():
     reference, model = reference_of(""), model_of("daisy")
     logits = model(reference["prefill_ids"])[0, -1]
-    expected = cap_logits(reference["prefill64_last_logits_UNCAPPED"][0, :131], 15.0)
+    expected = cap_logits(reference["prefill64_last_logits_UNCAPPED"][0, :131], Cap(15.0))
     assert logits.shape == (131,)
     assert (logits - expected).abs().max() <= 1e-5
 
@@ -101,7 +101,7 @@ def test_evaluation_through_a_window_has_the_seeds_logits_and_loss():
     model = Decoder.from_state(replace(seed.config, windows=windows), seed.state_dict()).eval()
     ids, targets = reference["input_ids"].long()[None], reference["targets"][None]
     hidden = model.hidden(ids, documents=documents_of(ids))
-    logits = cap_logits(hidden[0, ::16] @ model.lm_head.weight.T, 15.0)
+    logits = cap_logits(hidden[0, ::16] @ model.lm_head.weight.T, Cap(15.0))
     assert (logits - reference["capped_logits_fp32_w5_rows_0_16_32"]).abs().max() <= 1e-4
     loss = model.loss(ids, targets, documents=documents_of(ids))
     assert abs(loss - reference["eval_loss_fp32_w5_mean_of_4_chunks"]) <= 1e-5
@@ -117,7 +117,7 @@ def test_a_trace_begins_with_the_seeds_logits(name):
     ids = reference["tokens"][:seq_len].long()[None]
     hidden = model.hidden(ids, documents=documents_of(ids))
     head = model.embed.weight if model.config.tie_embeddings else model.lm_head.weight
-    logits = cap_logits(hidden[0, ::32] @ head.T, 15.0)
+    logits = cap_logits(hidden[0, ::32] @ head.T, Cap(15.0))
     expected = trace["capped_logits_step0_rows_0_32_64"]
     assert (logits - expected[:, : logits.shape[1]]).abs().max() <= 1e-4
 
