@@ -153,11 +153,14 @@ class Heads(Part):
     )
     qk_norm: bool = later_setting("normalize queries and keys", True, before=True)
     qkv_bias: bool = later_setting("add a bias to queries, keys and values", False, before=False)
+    whole_norm: bool = later_setting("normalize over all heads together", False, before=False)
 
     def __post_init__(self) -> None:
         if self.scale is not None and not is_number(self.scale, above=0):
             raise BadInput(f"heads.scale is {shown(self.scale)}; it must be a number above 0")
         check_fields(self, "heads.")
+        if self.whole_norm and not self.qk_norm:
+            raise BadInput("heads.whole_norm: with qk_norm false, nothing is normalized")
 
     def check(self, model: Core) -> None:
         """Raise BadInput for heads too narrow for half of their frequencies."""

@@ -271,10 +271,16 @@ class Joined(NamedTuple):
     gains: Tensor | None
 
 
+def _normed(x: Tensor, norm: RMSNorm) -> Tensor:
+    """Return x (B, T, heads, head_dim) normalized by head, or over all heads, in fp32."""
+    return norm(x) if norm.width == x.shape[-1] else norm(x.flatten(2)).view_as(x)
+
+
 class Attention(nn.Module):
     """Project, normalize each query and key head, rotate to positions, attend, project back.
 
-    Queries and keys are normalized per head as in Qwen3 (Qwen Team 2025, "Qwen3 technical report").
+    Queries and keys are normalized per head as in Qwen3 (Qwen Team 2025, "Qwen3 technical report"),
+    or with `heads.whole_norm` over all heads as in OLMo 2 (OLMo Team 2025, "2 OLMo 2 Furious").
     With `heads.qkv_bias`, queries, keys and values have biases as in Qwen2 (Qwen Team 2024, "Qwen2
     technical report").
     """
@@ -290,17 +296,19 @@ class Attention(nn.Module):
         self.k_proj = Projection(config.d_model, kv_width, bias=heads.qkv_bias)
         self.v_proj = Projection(config.d_model, kv_width, bias=heads.qkv_bias)
         self.o_proj = Projection(query_width, config.d_model)
-        norm = partial(RMSNorm.of, config, config.head_dim)
-        self.q_norm = norm() if heads.qk_norm else None
-        self.k_norm = norm() if heads.qk_norm else None
-        self.v_norm = norm() if heads.value_norm else None
+        norm = partial(RMSNorm.of, config)
+        widths = (query_width, kv_width) if heads.whole_norm else (config.head_dim,) * 2
+        self.q_norm = norm(widths[0]) if heads.qk_norm else None
+        self.k_norm = norm(widths[1]) if heads.qk_norm else None
+        self.v_norm = norm(config.head_dim) if heads.value_norm else None
+        self._whole_norm = heads.whole_norm
         self._joined: Joined | None = None
 
     def join_projections(self) -> None:
         """Compute queries, keys and values as one product from now on; see Decoder."""
         weight, bias = join([self.q_proj, self.k_proj, self.v_proj])
         gains = None
-        if self.q_norm is not None and self.k_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None and not self._whole_norm:
             query, key = self.q_norm.gain(), self.k_norm.gain()
             if query is not None and key is not None:
                 heads, kv_heads = self.config.n_heads, self.config.n_kv_heads
@@ -323,7 +331,7 @@ class Attention(nn.Module):
                 each.view(batch, tokens, -1, self.config.head_dim) for each in three
             )
             if self.q_norm is not None and self.k_norm is not None:
-                query, key = self.q_norm(query), self.k_norm(key)
+                query, key = _normed(query, self.q_norm), _normed(key, self.k_norm)
             if rotation is not None:
                 query, key = rotate(query, rotation), rotate(key, rotation)
             query, key = query.to(dtype).transpose(1, 2), key.to(dtype).transpose(1, 2)
@@ -353,7 +361,10 @@ class Attention(nn.Module):
         (weight, bias, gains), config = self._joined, self.config
         every = project(x, weight, bias).view(*x.shape[:2], -1, self.config.head_dim)
         both, value = every.split((config.n_heads + config.n_kv_heads, config.n_kv_heads), dim=2)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None and self._whole_norm:
+            query, key = both.split((config.n_heads, config.n_kv_heads), dim=2)
+            both = torch.cat((_normed(query, self.q_norm), _normed(key, self.k_norm)), dim=2)
+        elif self.q_norm is not None:
             both = rms_norm(both.float(), (self.config.head_dim,), eps=config.norm_eps)
         if gains is not None:
             both = both * gains

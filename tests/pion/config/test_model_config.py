@@ -75,6 +75,8 @@ def test_missing_fields_are_listed():
         ({"softcap": 0.0}, "softcap is 0.0"),
         ({"softcap": "strong"}, "softcap is 'strong'; it must be a number above 0"),
         ({"norm_eps": 0.0}, "norm_eps is 0.0"),
+        ({"scales": {"logits": 0}}, "scales.logits is 0; it must be a number above 0"),
+        ({"heads": {"qk_norm": False, "whole_norm": True}}, "heads.whole_norm: with qk_norm false"),
         ({"rope_theta": -1.0}, "rope_theta is -1.0"),
         ({"family": "pio"}, "family 'pio'; did you mean 'pion'"),
     ],

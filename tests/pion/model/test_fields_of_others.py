@@ -95,6 +95,9 @@ CASES = {
         GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
         BOTH,
     ),
+    "a norm over all heads": Case(
+        "Olmo2", {"norms": "after", "heads": {"whole_norm": True}}, {}, AFTER
+    ),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
