@@ -68,7 +68,7 @@ class ModelConfig:
     positions: Literal["rotary", "learned"] = later_field("rotary", before="rotary")
     """learned: a table with a vector for each position, which is added to the embeddings."""
     feedforward_bias: bool = later_field(False, before=False)
-    """Whether the two matrices of a feed-forward layer have biases. Only imports set this."""
+    """Whether the matrices of a feed-forward layer have biases. Only imports set this."""
     imported: bool = later_field(False, before=False)
     """Whether the model is from a folder of transformers. An export then keeps the embedding rows
     of ids that the tokenizer can't produce: the model's authors chose the number of rows, and other
@@ -119,9 +119,8 @@ class ModelConfig:
         check_fields(self)
         for _, part in self.parts():
             part.check(self)
-        two_matrices = not self.gated and self.feedforward == "dense"
-        if self.feedforward_bias and not two_matrices:
-            raise BadInput("feedforward_bias: only feed-forward layers of two matrices have biases")
+        if self.feedforward_bias and self.feedforward != "dense":
+            raise BadInput("feedforward_bias: only dense feed-forward layers have biases")
         if self.family not in list(FAMILIES):  # a record's may be a dict, which has no hash
             raise BadInput(f"unknown family {shown(self.family)}{closest(self.family, FAMILIES)}")
 

@@ -28,7 +28,7 @@ from pion.config.part_fields import (
     setting,
 )
 from pion.errors import BadInput
-from pion.later_fields import from_fields, shown, values_before
+from pion.later_fields import from_fields, later_field, shown, values_before
 
 Settings = TypeVar("Settings", bound=Part)
 
@@ -154,6 +154,8 @@ class Heads(Part):
     qk_norm: bool = later_setting("normalize queries and keys", True, before=True)
     qkv_bias: bool = later_setting("add a bias to queries, keys and values", False, before=False)
     whole_norm: bool = later_setting("normalize over all heads together", False, before=False)
+    # Only imports set this.
+    output_bias: bool = later_field(False, before=False)
 
     def __post_init__(self) -> None:
         if self.scale is not None and not is_number(self.scale, above=0):

@@ -295,7 +295,7 @@ class Attention(nn.Module):
         self.q_proj = Projection(config.d_model, query_width, bias=heads.qkv_bias)
         self.k_proj = Projection(config.d_model, kv_width, bias=heads.qkv_bias)
         self.v_proj = Projection(config.d_model, kv_width, bias=heads.qkv_bias)
-        self.o_proj = Projection(query_width, config.d_model)
+        self.o_proj = Projection(query_width, config.d_model, bias=heads.output_bias)
         norm = partial(RMSNorm.of, config)
         widths = (query_width, kv_width) if heads.whole_norm else (config.head_dim,) * 2
         self.q_norm = norm(widths[0]) if heads.qk_norm else None

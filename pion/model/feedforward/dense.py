@@ -71,20 +71,22 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class SwiGLU(FeedForward):
-    """Computes down(act(gate(x)) ⊙ up(x)) without biases (Shazeer 2020, "GLU variants"); act is
-    SiLU, or GELU by tanh in GEGLU."""
+    """Computes down(act(gate(x)) ⊙ up(x)) (Shazeer 2020, "GLU variants"); act is SiLU, or GELU by
+    tanh in GEGLU. Only imports have biases."""
 
-    def __init__(self, d_model: int, d_ff: int, activation: str = "swiglu") -> None:
+    def __init__(
+        self, d_model: int, d_ff: int, activation: str = "swiglu", *, bias: bool = False
+    ) -> None:
         super().__init__()
         self.activate = ACTIVATIONS[activation]
-        self.gate_proj = Projection(d_model, d_ff)
-        self.up_proj = Projection(d_model, d_ff)
-        self.down_proj = Projection(d_ff, d_model)
-        self._joined: Tensor | None = None
+        self.gate_proj = Projection(d_model, d_ff, bias=bias)
+        self.up_proj = Projection(d_model, d_ff, bias=bias)
+        self.down_proj = Projection(d_ff, d_model, bias=bias)
+        self._joined: tuple[Tensor, Tensor | None] | None = None
 
     def join_projections(self) -> None:
         """Compute gate and up as one product from now on; see Decoder."""
-        self._joined, _ = join([self.gate_proj, self.up_proj])
+        self._joined = join([self.gate_proj, self.up_proj])
 
     def forward(self, x: Tensor, inputs: FeedForwardInputs = NOTHING_ELSE) -> tuple[Tensor, Stats]:
         """Map (B, T, d_model) to (B, T, d_model), without a report."""
@@ -92,7 +94,7 @@ class SwiGLU(FeedForward):
         gate, up = (
             project_together(x, (self.gate_proj, self.up_proj))
             if self._joined is None
-            else project(x, self._joined).chunk(2, dim=-1)
+            else project(x, *self._joined).chunk(2, dim=-1)
         )
         return self.down_proj(self.activate(gate) * up), {}
 
@@ -123,5 +125,6 @@ class TwoMatrices(FeedForward):
 def dense_layer(config: ModelConfig) -> FeedForward:
     """Return the feed-forward layer of a block without experts or primitives."""
     if config.gated:
-        return SwiGLU(config.d_model, config.d_ff, config.activation)
+        bias = config.feedforward_bias
+        return SwiGLU(config.d_model, config.d_ff, config.activation, bias=bias)
     return TwoMatrices(config)

@@ -98,6 +98,14 @@ CASES = {
     "a norm over all heads": Case(
         "Olmo2", {"norms": "after", "heads": {"whole_norm": True}}, {}, AFTER
     ),
+    "biases of all projections": Case(
+        "Llama",
+        {
+            "heads": PLAIN | {"qkv_bias": True, "output_bias": True},
+            "feedforward_bias": True,
+        },
+        {"attention_bias": True, "mlp_bias": True},
+    ),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
