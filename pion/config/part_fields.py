@@ -41,9 +41,10 @@ def setting(
     return dataclasses.field(default=default, metadata={MEANING: meaning, LEAST: least, MOST: most})
 
 
-def later_setting(meaning: str, default: Any, *, before: Any) -> Any:
+def later_setting(meaning: str, default: Any, *, before: Any, most: float | None = None) -> Any:
     """Declare a field that a part gained after runs had recorded it; see later_fields.py."""
-    return dataclasses.field(default=default, metadata={MEANING: meaning, BEFORE: before})
+    about = {MEANING: meaning, BEFORE: before, MOST: most}
+    return dataclasses.field(default=default, metadata=about)
 
 
 def is_whole(value: object) -> bool:

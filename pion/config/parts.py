@@ -143,6 +143,7 @@ class Heads(Part):
     about: ClassVar = (
         "attention heads with another scale, other norms, biases or fewer rotary frequencies"
     )
+    numbered: ClassVar = ("unrotated_layers",)
 
     scale: float | None = setting("factor of the scores; unset: head_dim^-0.5", None, most=FACTOR)
     value_norm: bool = setting("normalize the values of each head too", False)
@@ -154,8 +155,15 @@ class Heads(Part):
     qk_norm: bool = later_setting("normalize queries and keys", True, before=True)
     qkv_bias: bool = later_setting("add a bias to queries, keys and values", False, before=False)
     whole_norm: bool = later_setting("normalize over all heads together", False, before=False)
-    # Only imports set this.
+    unrotated_layers: tuple[int, ...] = later_setting(
+        "layers without rotary positions", (), before=(), most=LAYERS
+    )
+    rotary_share: float = later_setting(
+        "share of each head's dimensions that rotate", 1.0, before=1.0, most=1
+    )
+    # Only imports set these: a bias of the output, and rotations of neighbours instead of halves.
     output_bias: bool = later_field(False, before=False)
+    rotary_pairs: bool = later_field(False, before=False)
 
     def __post_init__(self) -> None:
         if self.scale is not None and not is_number(self.scale, above=0):
@@ -163,13 +171,32 @@ class Heads(Part):
         check_fields(self, "heads.")
         if self.whole_norm and not self.qk_norm:
             raise BadInput("heads.whole_norm: with qk_norm false, nothing is normalized")
+        layers = layer_numbers("heads.unrotated_layers", self.unrotated_layers)
+        object.__setattr__(self, "unrotated_layers", layers)
+        share = self.rotary_share
+        if not is_number(share, above=0) or share > 1:
+            raise BadInput(
+                f"heads.rotary_share is {shown(share)}; it must be a number above 0, up to 1"
+            )
 
     def check(self, model: Core) -> None:
-        """Raise BadInput for heads too narrow for half of their frequencies."""
+        """Raise BadInput for heads too narrow for their rotary frequencies, and for layers that the
+        model does not have."""
         if self.rotary == "half" and model.head_dim % 4:
             raise BadInput(
                 f"heads.rotary: half needs a multiple of 4, not head_dim {model.head_dim}"
             )
+        width = self.rotary_width(model.head_dim)
+        if self.rotary_share < 1 and (width < 2 or width % 2 or self.rotary == "half"):
+            raise BadInput(
+                f"heads.rotary_share {self.rotary_share} of head_dim {model.head_dim} is {width} "
+                "dimensions; give a share of an even number of them, and no heads.rotary"
+            )
+        _require_layers("heads", self.unrotated_layers, model)
+
+    def rotary_width(self, head_dim: int) -> int:
+        """Return how many dimensions of a head rotate."""
+        return int(head_dim * self.rotary_share)
 
 
 @dataclass(frozen=True, kw_only=True)

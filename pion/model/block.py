@@ -41,6 +41,7 @@ class Block(nn.Module):
         self.feedforward = feedforward
         self.feedforward_out_norm = norm() if after else None
         self.gate = Gate(config.d_model) if config.gates else None
+        self.rotated = config.heads is None or layer not in config.heads.unrotated_layers
         self.scale = 1.0 if config.scales is None else config.scales.residual
 
     def forward(
@@ -94,7 +95,8 @@ class Block(nn.Module):
         cache = None
         if now.given.cache is not None and now.place is not None:
             cache = Cached(now.given.cache.layers[layer], now.place)
-        attention = AttentionInputs(now.rotation, now.masks[self.reach], cache)
+        rotation = now.rotation if self.rotated else None
+        attention = AttentionInputs(rotation, now.masks[self.reach], cache)
         return BlockInputs(attention, FeedForwardInputs(now.real), trained=now.trained)
 
     def macs_per_token(self) -> int:

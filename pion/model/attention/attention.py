@@ -301,7 +301,7 @@ class Attention(nn.Module):
         self.q_norm = norm(widths[0]) if heads.qk_norm else None
         self.k_norm = norm(widths[1]) if heads.qk_norm else None
         self.v_norm = norm(config.head_dim) if heads.value_norm else None
-        self._whole_norm = heads.whole_norm
+        self._whole_norm, self._pairs = heads.whole_norm, heads.rotary_pairs
         self._joined: Joined | None = None
 
     def join_projections(self) -> None:
@@ -333,7 +333,7 @@ class Attention(nn.Module):
             if self.q_norm is not None and self.k_norm is not None:
                 query, key = _normed(query, self.q_norm), _normed(key, self.k_norm)
             if rotation is not None:
-                query, key = rotate(query, rotation), rotate(key, rotation)
+                query, key = (rotate(each, rotation, self._pairs) for each in (query, key))
             query, key = query.to(dtype).transpose(1, 2), key.to(dtype).transpose(1, 2)
         else:
             query, key, value = self._project_joined(x, rotation)
@@ -369,7 +369,7 @@ class Attention(nn.Module):
         if gains is not None:
             both = both * gains
         if rotation is not None:
-            both = rotate(both, rotation)
+            both = rotate(both, rotation, self._pairs)
         both = both.to(x.dtype).transpose(1, 2)
         query, key = both.split((config.n_heads, config.n_kv_heads), dim=1)
         return query, key, value

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pion.config.model_config import ModelConfig
-from pion.config.parts import RopeScaling
+from pion.config.parts import Heads, RopeScaling
 
 # Cosines and sines of the tokens' positions, fp32, each (B or 1, T, 1, head_dim / 2).
 Rotation = tuple[Tensor, Tensor]
@@ -24,7 +24,8 @@ LARGEST_TABLE = 2**24
 
 
 class Frequencies(NamedTuple):
-    """What decides the frequencies of a head's rotations: theta^(−2i / head_dim) for dimension i.
+    """What decides the frequencies of a head's rotations: theta^(−2i / head_dim) for dimension i,
+    where `head_dim` counts the dimensions that rotate.
 
     With `half`, the first half of the dimensions i have theta^(−4i / (head_dim − 4)), from 1 to
     1 / theta, and the others have no rotation (Daisy-Wee, as in modded-nanogpt). With `scaling`,
@@ -49,8 +50,9 @@ class Frequencies(NamedTuple):
 
 def frequencies_of(config: ModelConfig) -> Frequencies:
     """Return what decides the frequencies of a model with rotary positions."""
-    half = config.heads is not None and config.heads.rotary == "half"
-    return Frequencies(config.head_dim, config.rope_theta, half, config.rope_scaling)
+    heads = config.heads or Heads()
+    width, half = heads.rotary_width(config.head_dim), heads.rotary == "half"
+    return Frequencies(width, config.rope_theta, half, config.rope_scaling)
 
 
 def scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
@@ -114,9 +116,19 @@ def table_of(config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor]
     return rotary_table(config.seq_len, frequencies_of(config), device)
 
 
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotate x (B, T, heads, head_dim), fp32, to its positions."""
+def rotate(x: Tensor, rotation: Rotation, pairs: bool = False) -> Tensor:
+    """Rotate x (B, T, heads, head_dim), fp32, to its positions.
+
+    Only the first dimensions rotate, if the rotation has fewer. With `pairs`, neighbours rotate
+    together (GLM). They are put in halves, where they stay: scores don't depend on the order.
+    """
     cos, sin = rotation
+    width = 2 * cos.shape[-1]
+    if width < x.shape[-1]:
+        turned = rotate(x[..., :width], rotation, pairs)
+        return torch.cat((turned, x[..., width:].to(turned.dtype)), dim=-1)
+    if pairs:
+        x = x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
     if torch.compiler.is_compiling():
         return _rotate_by_flipping(x, cos, sin)
     first, second = x.chunk(2, dim=-1)

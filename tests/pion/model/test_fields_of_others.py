@@ -1,6 +1,7 @@
 """Fields that models of others need: each computes what a class of transformers computes."""
 
 import copy
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,7 @@ AFTER = {
 BOTH = AFTER | {".feedforward_norm.": ".pre_feedforward_layernorm."}
 PLAIN = {"qk_norm": False}
 FULL = {"layer_types": ["full_attention"] * 2}
+THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
 ROOT = {"scales": {"embeddings": 32**0.5}}
 GEMMA = {
     "head_dim": 8,
@@ -106,6 +108,18 @@ CASES = {
         },
         {"attention_bias": True, "mlp_bias": True},
     ),
+    "layers without rotary positions": Case(
+        "SmolLM3", {"heads": PLAIN | {"unrotated_layers": [0]}}, THETA | {"no_rope_layers": [0, 1]}
+    ),
+    "neighbours that rotate together, in half of a head": Case(
+        "Glm4",
+        {"norms": "both", "heads": PLAIN | {"rotary_pairs": True, "rotary_share": 0.5}},
+        {"head_dim": 8, "attention_bias": False},
+        {
+            ".attention_out_norm.": ".post_self_attn_layernorm.",
+            ".feedforward_out_norm.": ".post_mlp_layernorm.",
+        },
+    ),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -116,6 +130,15 @@ def their_name(name, case):
         if where == 0 or (where > 0 and ours.startswith(".")):
             name = name.replace(ours, theirs, 1)
     return name
+
+
+def theirs_of(name, case, tensors):
+    """Return the tensor that our name stands for; gate and up may be one matrix."""
+    wanted = their_name(name, case)
+    if wanted in tensors:
+        return tensors[wanted]
+    both = tensors[re.sub("gate|up", "gate_up", wanted)]
+    return both.chunk(2)["up_proj" in wanted]
 
 
 def models(case):
@@ -130,7 +153,7 @@ def models(case):
     tensors = dict(theirs.named_parameters())
     with torch.no_grad():
         for name, weight in ours.named_parameters():
-            weight.copy_(tensors[their_name(name, case)])
+            weight.copy_(theirs_of(name, case, tensors))
     return ours, theirs
 
 
@@ -154,7 +177,7 @@ def test_logits_and_gradients_are_those_of_transformers(case):
     torch.testing.assert_close(own, loss, rtol=1e-6, atol=1e-6)
     expected = {name: weight.grad for name, weight in theirs.named_parameters()}
     for name, weight in ours.named_parameters():
-        gradient = expected[their_name(name, case)]
+        gradient = theirs_of(name, case, expected)
         largest = gradient.abs().max()
         assert largest > 0, name
         torch.testing.assert_close(weight.grad / largest, gradient / largest, rtol=0, atol=1e-5)
