@@ -331,8 +331,10 @@ class RopeScaling(Part):
 
     A frequency that turns less than `low_freq_factor` times in the original context is divided by
     `factor`. One that turns more than `high_freq_factor` times stays. Between the two, the share of
-    the original frequency grows linearly with the number of turns. This is "llama3" in
-    transformers. Its maths is in pion/model/attention/rope.py.
+    the original frequency grows linearly with the number of turns. This is the kind "llama3".
+    "linear" divides all frequencies. "yarn" has a share that falls with the number of the
+    dimension, from where a frequency turns `beta_fast` times to where it turns `beta_slow` times.
+    The kinds have their names from transformers. The maths is in pion/model/attention/rope.py.
     """
 
     about: ClassVar = "rotary positions for a longer context than the original one, as in Llama 3.1"
@@ -351,10 +353,19 @@ class RopeScaling(Part):
         4.0,
         most=FACTOR,
     )
+    # Only imports set these. All but the kind and the amplitude are of yarn. The amplitude is what
+    # cosines and sines are multiplied by; None: 1, or in yarn 0.1 · ln(factor) + 1.
+    kind: Literal["llama3", "linear", "yarn"] = later_field("llama3", before="llama3")
+    beta_fast: float = later_field(32.0, before=32.0)
+    beta_slow: float = later_field(1.0, before=1.0)
+    whole_dims: bool = later_field(True, before=True)
+    amplitude: float | None = later_field(None, before=None)
 
     def __post_init__(self) -> None:
         low, high = self.low_freq_factor, self.high_freq_factor
         named = {"factor": self.factor, "low_freq_factor": low, "high_freq_factor": high}
+        named |= {"beta_fast": self.beta_fast, "beta_slow": self.beta_slow}
+        named |= {} if self.amplitude is None else {"amplitude": self.amplitude}
         for name, value in named.items():
             if not is_number(value, above=0):
                 raise BadInput(
@@ -371,6 +382,8 @@ class RopeScaling(Part):
 
     def check(self, model: Core) -> None:
         """Raise BadInput for a model without rotary positions."""
+        if self.kind == "yarn" and model.rope_theta <= 1:
+            raise BadInput(f"rope_theta {model.rope_theta}: yarn needs a base above 1")
         if model.positions != "rotary":
             raise BadInput(
                 f"rope_scaling: the model's positions are {model.positions}, and only rotary "

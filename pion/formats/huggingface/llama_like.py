@@ -113,6 +113,9 @@ class Architecture:
         for wrong, reason in self.reasons(config, config.heads or Heads()):
             if wrong:
                 return reason
+        kind = "llama3" if config.rope_scaling is None else config.rope_scaling.kind
+        if kind not in ROPE_TYPES:
+            return f"{self.name} is written without rope_scaling.kind {kind}"
         own_heads = {"heads"} if self.heads is not None and config.heads == self.heads else set()
         return _lacks(self.name.removesuffix("ForCausalLM"), config, self.fields | own_heads)
 

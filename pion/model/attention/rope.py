@@ -29,7 +29,7 @@ class Frequencies(NamedTuple):
 
     With `half`, the first half of the dimensions i have theta^(−4i / (head_dim − 4)), from 1 to
     1 / theta, and the others have no rotation (Daisy-Wee, as in modded-nanogpt). With `scaling`,
-    slow frequencies are slowed down: see `scaled`.
+    slow frequencies are slowed down: see `scaled`, and for YaRN Peng et al. 2023.
     """
 
     head_dim: int
@@ -45,7 +45,32 @@ class Frequencies(NamedTuple):
         else:
             whole = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
             plain = self.theta ** -(whole / self.head_dim)
-        return plain if self.scaling is None else scaled(plain, self.scaling)
+        scaling = self.scaling
+        if scaling is None or scaling.kind == "llama3":
+            return plain if scaling is None else scaled(plain, scaling)
+        if scaling.kind == "linear":
+            return plain / scaling.factor
+        original, base = scaling.original_max_position_embeddings, 2 * math.log(self.theta)
+        # The dimensions whose frequencies turn so many times in the original context.
+        low, high = (
+            self.head_dim * math.log(original / (turns * 2 * math.pi)) / base
+            for turns in (scaling.beta_fast, scaling.beta_slow)
+        )
+        if scaling.whole_dims:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.head_dim - 1)
+        places = torch.arange(self.head_dim // 2, device=device)
+        ramp = ((places - low) / max(high - low, 0.001)).clamp(0, 1)
+        return plain / scaling.factor * ramp + plain * (1 - ramp)
+
+    def turn(self, angles: Tensor) -> Rotation:
+        """Return the rotations by these angles, with the amplitude of a scaling."""
+        cos, sin, scaling = angles.cos(), angles.sin(), self.scaling
+        if scaling is None:
+            return cos, sin
+        of_kind = 0.1 * math.log(scaling.factor) + 1 if scaling.kind == "yarn" else 1.0
+        amplitude = scaling.amplitude or of_kind
+        return (cos, sin) if amplitude == 1 else (cos * amplitude, sin * amplitude)
 
 
 def frequencies_of(config: ModelConfig) -> Frequencies:
@@ -79,13 +104,12 @@ def rotary_table(
     with torch.inference_mode(False):
         positions = torch.arange(seq_len, dtype=torch.float32, device=device)
         angles = positions[:, None] * frequencies.on(device)
-        return angles.cos(), angles.sin()
+        return frequencies.turn(angles)
 
 
 def rotation_at(positions: Tensor, frequencies: Frequencies) -> Rotation:
     """Return the rotations of tokens at these positions (B or 1, T), without a table."""
-    angles = positions[:, :, None, None].float() * frequencies.on(positions.device)
-    return angles.cos(), angles.sin()
+    return frequencies.turn(positions[:, :, None, None].float() * frequencies.on(positions.device))
 
 
 def rotations(

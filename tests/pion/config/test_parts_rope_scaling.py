@@ -41,6 +41,11 @@ def test_bad_settings_are_refused_by_name(change, message):
         tiny_config(rope_scaling=SCALING | change)
 
 
+def test_yarn_needs_frequencies_that_fall():
+    with pytest.raises(BadInput, match=r"rope_theta 1.0: yarn needs a base above 1"):
+        tiny_config(rope_scaling=SCALING | {"kind": "yarn"}, rope_theta=1.0)
+
+
 def test_learned_positions_can_not_be_scaled():
     with pytest.raises(BadInput, match="positions are learned, and only rotary positions are"):
         tiny_config(rope_scaling=SCALING, positions="learned")

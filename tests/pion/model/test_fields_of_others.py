@@ -67,6 +67,17 @@ class Case:
     names: dict[str, str] | None = None
 
 
+FACTORS = {"factor": 4.0, "original_max_position_embeddings": 6}
+
+
+def scaled(ours, theirs):
+    """Return a Llama whose rotary positions are scaled."""
+    theirs = theirs | FACTORS | {"rope_theta": 1e4}
+    return Case(
+        "Llama", {"heads": PLAIN, "rope_scaling": FACTORS | ours}, {"rope_parameters": theirs}
+    )
+
+
 CASES = {
     "scales": Case(
         "Granite",
@@ -118,6 +129,15 @@ CASES = {
         {
             ".attention_out_norm.": ".post_self_attn_layernorm.",
             ".feedforward_out_norm.": ".post_mlp_layernorm.",
+        },
+    ),
+    "positions scaled linearly": scaled({"kind": "linear"}, {"rope_type": "linear"}),
+    "positions scaled by YaRN": scaled({"kind": "yarn"}, {"rope_type": "yarn"}),
+    "YaRN with numbers of its own": scaled(
+        {"kind": "yarn", "beta_fast": 3.0, "beta_slow": 0.5, "whole_dims": False, "amplitude": 1.3},
+        {
+            **{"rope_type": "yarn", "beta_fast": 3.0, "beta_slow": 0.5},
+            **{"truncate": False, "attention_factor": 1.3},
         },
     ),
 }
