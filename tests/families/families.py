@@ -99,6 +99,15 @@ PHASES = [
 ]
 # The slow frequencies of a context of 16 tokens, for one of 48.
 SCALING = {"factor": 3.0, "original_max_position_embeddings": 16}
+MIXTURE = {
+    "norms": "both",
+    "norm_offset": True,
+    "activation": "geglu",
+    "scales": {"embeddings": 4.0, "residual": 0.5, "logits": 0.5},
+    "heads": {"whole_norm": True, "unrotated_layers": [1], "rotary_share": 0.5},
+    "logit_cap": 8.0,
+    "logit_cap_kind": "tanh",
+}
 MUON = {"optimizer": "muon", "muon_decays": False, "muon_momentum_start": 0.85}
 
 FAMILIES = {
@@ -118,6 +127,8 @@ FAMILIES = {
         {"heads": {"qk_norm": False, "qkv_bias": True}, "rope_scaling": SCALING},
         {"optimizer": "muon"},
     ),
+    # What Gemma, Granite, OLMo 2 and SmolLM3 add, together.
+    "mixture": Family(MIXTURE),
 }
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
