@@ -106,10 +106,12 @@ class Experts(FeedForwardPart):
 class Windows(Part):
     """Attention that sees only recent tokens: far in some layers, half as far in the others.
 
-    A window is a number of blocks of the row, and ends with the block of the query.
+    A window is a number of blocks of the row, and ends with the block of the query. With blocks of
+    one token it has exactly `tokens` tokens, the query's included, as in transformers.
     """
 
     about: ClassVar = "attention that sees only recent tokens"
+    numbered: ClassVar = ("full_layers",)
     hides: ClassVar = True
 
     tokens: int = setting("tokens that a layer with a long window sees", most=SEQ_LEN)
@@ -120,16 +122,34 @@ class Windows(Part):
         4,
         most=LAYERS,
     )
+    full_layers: tuple[int, ...] | None = later_setting(
+        "layers that see everything; others have the long window; unset: as long_every says",
+        None,
+        before=None,
+        most=LAYERS,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "windows.")
+        if self.full_layers is not None:
+            layers = layer_numbers("windows.full_layers", self.full_layers)
+            object.__setattr__(self, "full_layers", layers)
         if self.tokens % self.block:
             raise BadInput(
                 f"windows.tokens {self.tokens} is not a multiple of windows.block {self.block}"
             )
 
+    def check(self, model: Core) -> None:
+        """Raise BadInput for layers that the model does not have."""
+        _require_layers("windows", self.full_layers or (), model)
+
     def card(self) -> tuple[str, str]:
         """Return how far a token sees."""
+        if self.full_layers is not None:
+            full = f", but not in layers {', '.join(map(str, self.full_layers))}"
+            return "attention window", f"{self.tokens:,} tokens" + (
+                full if self.full_layers else ""
+            )
         return "attention window", (
             f"{self.tokens:,} tokens in the last and in every {self.long_every}th layer, half in "
             "the others"

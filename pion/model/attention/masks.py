@@ -1,9 +1,9 @@
 """Which tokens see which: one mask for each reach of attention, built once per forward pass.
 
-A layer with a `full` reach sees every earlier token. With windows (pion/config/parts.py), a layer
-sees the blocks of its `long` or `short` window. What each block of queries visits is decided once,
-as a table: the boolean masks of a CPU and flex attention's block masks on CUDA come from the same
-table.
+A layer with a `full` reach sees every earlier token. With windows (pion/config/parts.py), other
+layers see the blocks of their `long` or `short` window. What each block of queries visits is
+decided once, as a table: the boolean masks of a CPU and flex attention's block masks on CUDA come
+from the same table.
 """
 
 from __future__ import annotations
@@ -75,11 +75,14 @@ def build_masks(
         if kernel == "documents" and documents is not None:
             return {"full": Mask(documents=document_lengths(documents))}
         return {"full": build_mask(config, tokens, keys, documents, flex=kernel == "flex")}
-    return {
+    found: Masks = {
         reach: _window_mask(config, count, tokens, keys, documents, flex=kernel == "flex")
         for reach, count in window_blocks(windows, window).items()
         if reach in reaches(config)
     }
+    if "full" in reaches(config):
+        found["full"] = build_mask(config, tokens, keys, documents, flex=kernel == "flex")
+    return found
 
 
 def build_cache_masks(config: ModelConfig, tokens: Tensor, place: Place, cache: KVCache) -> Masks:
@@ -88,7 +91,7 @@ def build_cache_masks(config: ModelConfig, tokens: Tensor, place: Place, cache: 
     for reach in sorted(reaches(config)):
         if (key := cache.key_positions(reach, place, tokens.device)) is not None:
             found[reach] = _mask_by_positions(config, reach, place, key, cache.dtype)
-        elif config.windows is None:
+        elif config.windows is None or reach == "full":
             found[reach] = build_mask(config, tokens, place.end, None)
         else:  # the rows are equally long, and all their keys are there, in order
             count = window_blocks(config.windows)[reach]
@@ -103,7 +106,7 @@ def _mask_by_positions(
     no text."""
     key, query = key[:, None], place.token_positions(key.device)[:, :, None]
     seen = (key <= query) & (key >= 0)
-    if config.windows is not None:
+    if config.windows is not None and reach != "full":
         count = window_blocks(config.windows)[reach]
         seen = seen & _in_window(key, query, count, config.windows.block)
     if config.softcap is None:
@@ -241,11 +244,15 @@ def _window_mask(
     window = max(count, 1) * block
     if documents is None and window >= keys:
         return build_mask(config, tokens, keys, None, flex=flex)
-    if queries < keys:
-        # The cached tokens are of one document, so its blocks are the window's.
+    if queries < keys or block == 1:
+        # Cached tokens are of one document, and so are blocks of one token: its blocks are the
+        # window's.
         key = torch.arange(keys, device=device)
         query = key[keys - queries :, None]
-        return Mask(allowed=(key <= query) & _in_window(key, query, count, block))
+        allowed = (key <= query) & _in_window(key, query, count, block)
+        if documents is not None:
+            allowed = (allowed & (documents[:, :, None] == documents[:, None]))[:, None]
+        return Mask(allowed=allowed)
     one = torch.zeros(1, keys, dtype=torch.int64, device=device)
     numbers = one if documents is None else documents
     full, partial = visited_blocks(numbers, count, block)

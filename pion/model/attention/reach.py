@@ -13,8 +13,10 @@ Reach = Literal["full", "long", "short"]
 def reach_of(config: ModelConfig, layer: int) -> Reach:
     """Return how far the attention of a layer sees."""
     windows = config.windows
-    if windows is None:
+    if windows is None or layer in (windows.full_layers or ()):
         return "full"
+    if windows.full_layers is not None:
+        return "long"
     far = layer % windows.long_every == 0 or layer == config.n_layers - 1
     return "long" if far else "short"
 
@@ -32,6 +34,6 @@ def window_blocks(windows: Windows, tokens: int | None = None) -> dict[Reach, in
 
 def window_tokens(config: ModelConfig, reach: Reach) -> int | None:
     """Return the most tokens that a token sees, itself included; None: all before it."""
-    if config.windows is None:
+    if config.windows is None or reach == "full":
         return next((seen for _, part in config.parts() if (seen := part.tokens_seen())), None)
     return max(1, window_blocks(config.windows)[reach]) * config.windows.block

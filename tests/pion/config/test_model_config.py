@@ -78,6 +78,7 @@ def test_missing_fields_are_listed():
         ({"scales": {"logits": 0}}, "scales.logits is 0; it must be a number above 0"),
         ({"heads": {"qk_norm": False, "whole_norm": True}}, "heads.whole_norm: with qk_norm false"),
         ({"heads": {"unrotated_layers": [9]}}, "heads names layer 9"),
+        ({"windows": {"tokens": 8, "block": 1, "full_layers": [9]}}, "windows names layer 9"),
         ({"heads": {"rotary_share": 1.5}}, "heads.rotary_share is 1.5"),
         ({"heads": {"rotary_share": 0.2}}, "rotary_share 0.2 of head_dim 16 is 3 dimensions"),
         ({"rope_theta": -1.0}, "rope_theta is -1.0"),

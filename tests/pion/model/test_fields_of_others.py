@@ -140,6 +140,15 @@ CASES = {
             **{"truncate": False, "attention_factor": 1.3},
         },
     ),
+    "a window in tokens, and a layer that sees everything": Case(
+        "Olmo3",
+        {
+            **{"norms": "after", "heads": {"whole_norm": True}, "rope_theta": 5e5},
+            "windows": {"tokens": 7, "block": 1, "full_layers": [1]},
+        },
+        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 7},
+        AFTER,
+    ),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -247,3 +256,15 @@ def test_new_additions_of_lora_change_nothing(case):
     expected = model(TOKENS[:, :-1])
     add_lora(model, Lora(), seed=0)
     assert torch.equal(model(TOKENS[:, :-1]), expected)
+
+
+@torch.no_grad()
+def test_tokens_beyond_a_ring_of_keys_see_what_they_see_in_the_whole_row():
+    windows = {"tokens": 7, "block": 1, "full_layers": [1]}
+    model = Decoder(tiny_config(seq_len=120, windows=windows))
+    randomize(model)
+    given = torch.randint(0, 64, (2, 120), generator=torch.Generator().manual_seed(2))
+    whole = model.hidden(given)
+    cache = KVCache(model.config, rows=2)
+    parts = [model.hidden(part, cache=cache) for part in given.split((60, *[1] * 30, 30), dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-5, atol=1e-5)
