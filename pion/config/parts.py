@@ -128,9 +128,18 @@ class Windows(Part):
         before=None,
         most=LAYERS,
     )
+    rope_theta: float | None = later_setting(
+        "base of rotary frequencies of layers with a window, unscaled; unset: model.rope_theta",
+        None,
+        before=None,
+        most=10**12,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "windows.")
+        theta = self.rope_theta
+        if theta is not None and not is_number(theta, above=0):
+            raise BadInput(f"windows.rope_theta is {shown(theta)}; it must be a number above 0")
         if self.full_layers is not None:
             layers = layer_numbers("windows.full_layers", self.full_layers)
             object.__setattr__(self, "full_layers", layers)

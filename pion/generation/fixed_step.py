@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pion.model.attention.cache import KVCache, Place
-from pion.model.attention.rope import table_of
+from pion.model.attention.rope import tables_of
 from pion.model.decoder import Decoder
 
 # A row attends to a power of two of entries, from this number on: to at most twice as many as it
@@ -52,8 +52,8 @@ class FixedStep:
         count = 2 + shape.fills
         device = model.embed.weight.device
         self._given = torch.zeros(count, shape.rows, dtype=torch.int64, device=device)
-        # A graph reads this table where it is, also if nothing else needs the table any more.
-        self._table = table_of(model.config, device)
+        # A graph reads these tables where they are, also if nothing else needs them any more.
+        self._tables = tables_of(model.config, device)
 
     @torch.inference_mode()
     def write(self, tokens: Sequence[int]) -> None:

@@ -95,7 +95,8 @@ class Block(nn.Module):
         cache = None
         if now.given.cache is not None and now.place is not None:
             cache = Cached(now.given.cache.layers[layer], now.place)
-        rotation = now.rotation if self.rotated else None
+        rotation = now.rotation if self.reach == "full" else now.window_rotation
+        rotation = rotation if self.rotated else None
         attention = AttentionInputs(rotation, now.masks[self.reach], cache)
         return BlockInputs(attention, FeedForwardInputs(now.real), trained=now.trained)
 

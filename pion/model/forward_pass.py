@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -121,6 +122,7 @@ class Pass:
         place: where the tokens are in the cache, if there is one.
         masks: what each reach of attention sees.
         rotation: the rotation of each token; None: positions are learned.
+        window_rotation: the same, in layers with a window.
         trained: whether a backward pass follows.
         options: how the pass is computed.
         results: the results of the layers that later layers read, by their numbers.
@@ -133,6 +135,7 @@ class Pass:
     place: Place | None
     masks: Masks
     rotation: Rotation | None
+    window_rotation: Rotation | None
     trained: bool
     options: StepOptions
     results: dict[int, Tensor] = field(default_factory=dict)
@@ -170,8 +173,11 @@ class Pass:
             masks = _masks(config, given, options)
         else:
             masks = build_cache_masks(config, given.tokens, place, cache)
-        rotation = rotations(config, past, count, given.positions, device)
-        return cls(given, given.real, place, masks, rotation, trained, options)
+        rotate = partial(rotations, config, past, count, given.positions, device)
+        turned = rotate()
+        apart = config.windows is not None and config.windows.rope_theta is not None
+        of_windows = rotate(windowed=True) if apart else turned
+        return cls(given, given.real, place, masks, turned, of_windows, trained, options)
 
     def elements(self, weight: Tensor) -> tuple[Tensor, ...]:
         """Return the elements of a weight, in the order of its rows.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pion.data.stream import Batch, map_batch
 from pion.errors import PionError
-from pion.model.attention.rope import table_of
+from pion.model.attention.rope import tables_of
 from pion.model.cuda_graph import (
     LEAST_FREE,
     CudaGraph,
@@ -92,7 +92,7 @@ class MicroBatchGraphs:
         self._why_without = partial(why_without, model, dtype=dtype, world_size=world_size)
         self._model, self._device = model, model.embed.weight.device
         self._params = list(model.parameters())  # after a capture: those that it has gradients for
-        self._table: Any = None  # graphs read it, and it may leave the cache that has it
+        self._tables: Any = None  # graphs read them, and they may leave the cache that has them
         self.refused: str | None = None
         self.replays = 0
         self._met = self._warm = False  # whether there was a micro-batch: at all, before this step
@@ -133,7 +133,7 @@ class MicroBatchGraphs:
             return None
         if self._static is None:
             self._params = list(self._model.parameters())
-            self._table = table_of(self._model.config, self._device)
+            self._tables = tables_of(self._model.config, self._device)
             empty = partial(torch.empty_like, device=self._device)
             self._static = map_batch(empty, batch), CrossEntropy(empty(objective.scale))
             self._alike = alike

@@ -73,10 +73,14 @@ class Frequencies(NamedTuple):
         return (cos, sin) if amplitude == 1 else (cos * amplitude, sin * amplitude)
 
 
-def frequencies_of(config: ModelConfig) -> Frequencies:
-    """Return what decides the frequencies of a model with rotary positions."""
+def frequencies_of(config: ModelConfig, *, windowed: bool = False) -> Frequencies:
+    """Return what decides the frequencies of a model with rotary positions, or of its layers with a
+    window."""
     heads = config.heads or Heads()
     width, half = heads.rotary_width(config.head_dim), heads.rotary == "half"
+    own = config.windows.rope_theta if windowed and config.windows is not None else None
+    if own is not None:
+        return Frequencies(width, own, half)
     return Frequencies(width, config.rope_theta, half, config.rope_scaling)
 
 
@@ -113,7 +117,13 @@ def rotation_at(positions: Tensor, frequencies: Frequencies) -> Rotation:
 
 
 def rotations(
-    config: ModelConfig, past: int, length: int, positions: Tensor | None, device: torch.device
+    config: ModelConfig,
+    past: int,
+    length: int,
+    positions: Tensor | None,
+    device: torch.device,
+    *,
+    windowed: bool = False,
 ) -> Rotation | None:
     """Return the rotation of each token, by `positions` (B, T) or else by the place in the row.
 
@@ -121,11 +131,11 @@ def rotations(
     """
     if config.positions == "learned":
         return None
-    table = table_of(config, device)
+    table = table_of(config, device, windowed=windowed)
     if table is None:
         if positions is None:
             positions = torch.arange(past, past + length, device=device)[None]
-        return rotation_at(positions, frequencies_of(config))
+        return rotation_at(positions, frequencies_of(config, windowed=windowed))
     cos, sin = table
     if positions is None:
         here = slice(past, past + length)
@@ -133,11 +143,18 @@ def rotations(
     return cos[positions][:, :, None], sin[positions][:, :, None]
 
 
-def table_of(config: ModelConfig, device: torch.device) -> tuple[Tensor, Tensor] | None:
+def tables_of(config: ModelConfig, device: torch.device) -> list[tuple[Tensor, Tensor] | None]:
+    """Return the tables that a pass of the model reads."""
+    return [table_of(config, device, windowed=windowed) for windowed in (False, True)]
+
+
+def table_of(
+    config: ModelConfig, device: torch.device, *, windowed: bool = False
+) -> tuple[Tensor, Tensor] | None:
     """Return the table of a model's context; None: positions are learned, or there are too many."""
     if config.positions == "learned" or config.seq_len * config.head_dim > LARGEST_TABLE:
         return None
-    return rotary_table(config.seq_len, frequencies_of(config), device)
+    return rotary_table(config.seq_len, frequencies_of(config, windowed=windowed), device)
 
 
 def rotate(x: Tensor, rotation: Rotation, pairs: bool = False) -> Tensor:

@@ -149,6 +149,24 @@ CASES = {
         {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 7},
         AFTER,
     ),
+    "another base of rotary frequencies in layers with a window": Case(
+        "Gemma3",
+        {
+            **{"norms": "both", "norm_offset": True, "activation": "geglu", **ROOT},
+            "windows": {"tokens": 7, "block": 1, "full_layers": [1], "rope_theta": 100.0},
+            "rope_scaling": FACTORS | {"kind": "linear"},
+        },
+        GEMMA
+        | {
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 7,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+            },
+        },
+        BOTH,
+    ),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -175,8 +193,8 @@ def models(case):
     import transformers
 
     settings = copy.deepcopy(TINY | case.theirs)
-    config = getattr(transformers, f"{case.kind}Config")(**settings)
-    theirs = getattr(transformers, f"{case.kind}ForCausalLM")(config).eval()
+    kind = getattr(transformers, f"{case.kind}ForCausalLM")
+    theirs = kind(kind.config_class(**settings)).eval()
     randomize(theirs)
     ours = Decoder(tiny_config(norm_eps=1e-6, **case.ours))
     tensors = dict(theirs.named_parameters())
