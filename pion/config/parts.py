@@ -363,7 +363,8 @@ class RopeScaling(Part):
     the original frequency grows linearly with the number of turns. This is the kind "llama3".
     "linear" divides all frequencies. "yarn" has a share that falls with the number of the
     dimension, from where a frequency turns `beta_fast` times to where it turns `beta_slow` times.
-    The kinds have their names from transformers. The maths is in pion/model/attention/rope.py.
+    "longrope" has a factor for each frequency. The kinds have their names from transformers. The
+    maths is in pion/model/attention/rope.py.
     """
 
     about: ClassVar = "rotary positions for a longer context than the original one, as in Llama 3.1"
@@ -384,11 +385,15 @@ class RopeScaling(Part):
     )
     # Only imports set these. All but the kind and the amplitude are of yarn. The amplitude is what
     # cosines and sines are multiplied by; None: 1, or in yarn 0.1 · ln(factor) + 1.
-    kind: Literal["llama3", "linear", "yarn"] = later_field("llama3", before="llama3")
+    kind: Literal["llama3", "linear", "yarn", "longrope"] = later_field("llama3", before="llama3")
     beta_fast: float = later_field(32.0, before=32.0)
     beta_slow: float = later_field(1.0, before=1.0)
     whole_dims: bool = later_field(True, before=True)
     amplitude: float | None = later_field(None, before=None)
+    # What longrope divides each frequency by: the long ones if the model's context is longer than
+    # the original one, so that a text has the same positions whatever its length.
+    short_factors: tuple[float, ...] = later_field((), before=())
+    long_factors: tuple[float, ...] = later_field((), before=())
 
     def __post_init__(self) -> None:
         low, high = self.low_freq_factor, self.high_freq_factor
@@ -408,9 +413,21 @@ class RopeScaling(Part):
                 f"rope_scaling.low_freq_factor {low}"
             )
         check_fields(self, "rope_scaling.")
+        for name in ("short_factors", "long_factors"):
+            factors = tuple(require_list(f"rope_scaling.{name}", getattr(self, name)))
+            if not all(is_number(factor, above=0) for factor in factors):
+                raise BadInput(f"rope_scaling.{name}: each factor must be a number above 0")
+            object.__setattr__(self, name, factors)
 
     def check(self, model: Core) -> None:
-        """Raise BadInput for a model without rotary positions."""
+        """Raise BadInput for a model without rotary positions, or with more or fewer of them."""
+        count = (model.heads or Heads()).rotary_width(model.head_dim) // 2
+        sizes = {len(self.short_factors), len(self.long_factors)}
+        if self.kind == "longrope" and sizes != {count}:
+            raise BadInput(
+                f"rope_scaling.short_factors and long_factors must have {count} numbers each, one "
+                "for each rotary frequency"
+            )
         if self.kind == "yarn" and model.rope_theta <= 1:
             raise BadInput(f"rope_theta {model.rope_theta}: yarn needs a base above 1")
         if model.positions != "rotary":

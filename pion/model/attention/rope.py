@@ -29,13 +29,15 @@ class Frequencies(NamedTuple):
 
     With `half`, the first half of the dimensions i have theta^(−4i / (head_dim − 4)), from 1 to
     1 / theta, and the others have no rotation (Daisy-Wee, as in modded-nanogpt). With `scaling`,
-    slow frequencies are slowed down: see `scaled`, and for YaRN Peng et al. 2023.
+    slow frequencies are slowed down: see `scaled`, and for YaRN Peng et al. 2023. LongRoPE (Ding et
+    al. 2024) has other factors in a `long` context.
     """
 
     head_dim: int
     theta: float
     half: bool = False
     scaling: RopeScaling | None = None
+    long: bool = False
 
     def on(self, device: torch.device) -> Tensor:
         """Return the frequencies (head_dim / 2) in fp32, in radians per token."""
@@ -50,6 +52,9 @@ class Frequencies(NamedTuple):
             return plain if scaling is None else scaled(plain, scaling)
         if scaling.kind == "linear":
             return plain / scaling.factor
+        if scaling.kind == "longrope":
+            factors = scaling.long_factors if self.long else scaling.short_factors
+            return plain / torch.tensor(factors, device=device)
         original, base = scaling.original_max_position_embeddings, 2 * math.log(self.theta)
         # The dimensions whose frequencies turn so many times in the original context.
         low, high = (
@@ -81,7 +86,9 @@ def frequencies_of(config: ModelConfig, *, windowed: bool = False) -> Frequencie
     own = config.windows.rope_theta if windowed and config.windows is not None else None
     if own is not None:
         return Frequencies(width, own, half)
-    return Frequencies(width, config.rope_theta, half, config.rope_scaling)
+    scaling = config.rope_scaling
+    long = scaling is not None and config.seq_len > scaling.original_max_position_embeddings
+    return Frequencies(width, config.rope_theta, half, scaling, long)
 
 
 def scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:

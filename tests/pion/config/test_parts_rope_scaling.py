@@ -33,6 +33,10 @@ def test_the_factors_are_those_of_llama_3_1_unless_they_are_given():
         ({"original_max_position_embeddings": 0}, "is 0; it must be a whole number of at least 1"),
         ({"original_max_position_embeddings": 8192.0}, "is 8192.0; it must be a whole number"),
         ({"original_max_position_embeddings": 10**99}, "it must be a whole number of at least 1"),
+        ({"kind": "dynamic"}, "kind is 'dynamic'; it must be llama3 or linear or yarn or longrope"),
+        ({"kind": "longrope"}, "short_factors and long_factors must have 4 numbers each"),
+        ({"long_factors": [0.0]}, "long_factors: each factor must be a number above 0"),
+        ({"amplitude": 0}, "amplitude is 0; it must be a number above 0"),
         ({"rope_type": "llama3"}, "unknown model field 'rope_scaling.rope_type'"),
     ],
 )

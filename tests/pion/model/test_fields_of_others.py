@@ -72,9 +72,21 @@ FACTORS = {"factor": 4.0, "original_max_position_embeddings": 6}
 
 def scaled(ours, theirs):
     """Return a Llama whose rotary positions are scaled."""
-    theirs = theirs | FACTORS | {"rope_theta": 1e4}
+    theirs = FACTORS | {"rope_theta": 1e4} | theirs
     return Case(
         "Llama", {"heads": PLAIN, "rope_scaling": FACTORS | ours}, {"rope_parameters": theirs}
+    )
+
+
+def longrope(original):
+    """Return a Llama whose frequencies have a factor each."""
+    factors = [1.0, 1.5, 2.0, 3.0], [2.0, 3.0, 5.0, 7.0]
+    own = dict(zip(("short_factors", "long_factors"), factors, strict=True))
+    theirs = dict(zip(("short_factor", "long_factor"), factors, strict=True))
+    context = {"original_max_position_embeddings": original}
+    return scaled(
+        {"kind": "longrope", "amplitude": 1.2, **context, **own},
+        {"rope_type": "longrope", "attention_factor": 1.2, **context, **theirs},
     )
 
 
@@ -140,6 +152,8 @@ CASES = {
             **{"truncate": False, "attention_factor": 1.3},
         },
     ),
+    "LongRoPE in a long context": longrope(6),
+    "LongRoPE in a short context": longrope(32),
     "a window in tokens, and a layer that sees everything": Case(
         "Olmo3",
         {
