@@ -73,6 +73,9 @@ class ModelConfig:
     """Whether the model is from a folder of transformers. An export then keeps the embedding rows
     of ids that the tokenizer can't produce: the model's authors chose the number of rows, and other
     programs may count on it. Checkpoints record this, so training keeps all rows too."""
+    came_as: str | None = later_field(None, before=None)
+    """The model type that an imported model had, if it would be exported as another without this.
+    Only imports set this."""
     gates: bool = later_field(False, before=False)
     """Whether blocks have gates that learn which tokens need no feed-forward layer."""
     draft: Draft | None = later_field(None, before=None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
+from pion.formats.huggingface.llama_like import Rows
 from pion.formats.weights import INDEX, WEIGHTS, no_weights, read_tensors, shards_of
 from pion.later_fields import shown
 
@@ -33,15 +34,23 @@ class SavedTensors:
         """Return these whole tensors."""
         return cls({name: (each.shape, [each.reshape(-1)]) for name, each in tensors.items()})
 
-    def joined(self, sources: Mapping[str, tuple[torch.Size, list[str]]]) -> SavedTensors:
-        """Return tensors of these shapes: each is one of these tensors, or several one after the
-        other."""
+    def joined(self, sources: Mapping[str, tuple[torch.Size, list[Rows]]]) -> SavedTensors:
+        """Return tensors of these shapes: each is rows of one of these tensors, or of several one
+        after the other."""
         return SavedTensors(
             {
-                name: (shape, [part for source in some for part in self._parts[source][1]])
+                name: (shape, [part for rows in some for part in self._rows(*rows)])
                 for name, (shape, some) in sources.items()
             }
         )
+
+    def _rows(self, name: str, first: int, last: int | None) -> list[Tensor]:
+        """Return the elements of the rows [first, last) of a tensor, flat; all if there is no
+        `last`."""
+        shape, parts = self._parts[name]
+        if last is None:
+            return parts
+        return [self.part(name, *(row * shape[1:].numel() for row in (first, last)))]
 
     def layout(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Return the shape and the dtype of each whole tensor."""

@@ -197,7 +197,7 @@ def _introduction(job: Job, config: ModelConfig, parameters: int, extra: CardExt
 
 def _runs_in(config: ModelConfig) -> str:
     """Return what runs the model, and why it needs its own code if it does."""
-    from pion.formats.huggingface.architectures import architecture_of, misfits
+    from pion.formats.huggingface.architectures import architecture_of, nearest_misfit
 
     architecture = architecture_of(config)
     if architecture.stock:
@@ -206,8 +206,8 @@ def _runs_in(config: ModelConfig) -> str:
             "without custom code."
         )
     return (
-        f"No stock architecture of transformers computes it exactly ({'; '.join(misfits(config))}),"
-        " so it comes with its code: modelling files, which transformers and lm-evaluation-harness "
+        f"No stock architecture of transformers computes it exactly ({nearest_misfit(config)}), "
+        "so it comes with its code: modelling files, which transformers and lm-evaluation-harness "
         "run with `trust_remote_code=True`. Read them first. They need torch 2.9 and transformers "
         "5.17, or newer."
     )

@@ -43,6 +43,17 @@ STOCK = {
         "Qwen3",
         _TINY | {"rope_theta": 1e4, "rope_scaling": LLAMA3, "head_dim": 10, "rms_norm_eps": 1e-5},
     ),
+    "Mistral": ("Mistral", _TINY | {"sliding_window": None, "head_dim": 16}),
+    # A window of the whole context hides nothing.
+    "Ministral": (
+        "Ministral",
+        _TINY | {"sliding_window": 2048, "layer_types": ["full_attention"] * 2, "rope_theta": 1e6},
+    ),
+    "Seed-OSS": (
+        "SeedOss",
+        _TINY | {"head_dim": 16, "pad_token_id": None, "attention_dropout": 0.0},
+    ),
+    "Phi-3": ("Phi3", _TINY | {"pad_token_id": None}),
 }
 
 

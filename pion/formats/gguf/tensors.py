@@ -18,9 +18,7 @@ from safetensors import safe_open
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.huggingface.architectures import architecture_of
-from pion.formats.huggingface.qwen3_moe import Qwen3Moe
-from pion.formats.huggingface.swiglu import Qwen3
+from pion.formats.huggingface.architectures import architecture_of, nearest_misfit
 from pion.model.attention.rope import Frequencies, frequencies_of
 
 # By the model_type of a config.json, what llama.cpp calls the architecture.
@@ -30,6 +28,8 @@ ARCHITECTURES = {
     "arcee": "arcee",
     "llama": "llama",
     "qwen2": "qwen2",
+    "mistral": "llama",
+    "ministral": "llama",
 }
 # llama.cpp rotates neighbouring dimensions of these, and reads factors of their frequencies.
 INTERLEAVED = ("arcee", "llama")
@@ -63,8 +63,7 @@ def require_expressible(config: ModelConfig, model_type: str | None = None) -> s
     """
     architecture = architecture_of(config, model_type)
     name = ARCHITECTURES.get(architecture.model_type, "")
-    nearest = Qwen3() if config.experts is None else Qwen3Moe()
-    own = nearest.misfit(config) or "it was exported with its own code (--as pion)"
+    own = nearest_misfit(config) or "it was exported with its own code (--as pion)"
     n_experts = 0 if config.experts is None else config.experts.n
     reasons = (
         (
@@ -84,6 +83,7 @@ def require_expressible(config: ModelConfig, model_type: str | None = None) -> s
             f"{name} in llama.cpp has no scaled rotary positions (rope_scaling)",
         ),
         (not architecture.stock, f"llama.cpp has only stock architectures, and {own}"),
+        (not name, f"Pion does not write {architecture.name} as GGUF yet"),
     )
     reason = next((reason for wrong, reason in reasons if wrong), None)
     if reason is not None:

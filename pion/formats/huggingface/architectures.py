@@ -1,6 +1,8 @@
-"""Which architecture of transformers computes a decoder: the first in the table that fits.
+"""Which architecture of transformers computes a decoder: the one that it came as, or else the first
+that fits.
 
-The last one fits every decoder, because the export brings its code along.
+`BundledCode` fits every decoder, because the export brings its code along. So only a model that
+came as one of the architectures after it is exported as one of them.
 """
 
 from __future__ import annotations
@@ -13,27 +15,28 @@ import torch
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.huggingface.arcee import Arcee
 from pion.formats.huggingface.bundled_code import BundledCode
 from pion.formats.huggingface.llama_like import HEAD, Architecture, State
-from pion.formats.huggingface.qwen3_moe import Qwen3Moe
-from pion.formats.huggingface.swiglu import Llama, Qwen2, Qwen3
+from pion.formats.huggingface.qwen3_moe import QWEN3_MOE
+from pion.formats.huggingface.rows import FIRST, LATER, QWEN3_ROW
 from pion.formats.model_tensors import SavedTensors
 from pion.later_fields import closest, shown
 from pion.model.parameters import require_possible, vocabulary_rows
 from pion.model.saved_weights import Tensors, placeholders, without_values
 
-ARCHITECTURES = (Qwen3(), Qwen3Moe(), Arcee(), Llama(), Qwen2(), BundledCode())
+ARCHITECTURES: tuple[Architecture, ...] = (QWEN3_ROW, QWEN3_MOE, *FIRST, BundledCode(), *LATER)
 _TYPES = {architecture.model_type: architecture for architecture in ARCHITECTURES}
 
 
 def architecture_of(config: ModelConfig, model_type: str | None = None) -> Architecture:
-    """Return the architecture `model_type`, or else the first one that computes the model exactly.
+    """Return the architecture `model_type`. Unset, it is the one that the model came as, or else
+    the first one, that computes the model exactly.
 
     Raises BadInput if there is no such architecture, or if it can't compute the model.
     """
     if model_type is None:
-        return next(found for found in ARCHITECTURES if found.misfit(config) is None)
+        came_as = (each for each in ARCHITECTURES if each.model_type == config.came_as)
+        return next(a for a in (*came_as, *ARCHITECTURES) if a.misfit(config) is None)
     if model_type not in _TYPES:
         raise BadInput(
             f"no architecture {model_type!r}{closest(model_type, _TYPES)}; the architectures are "
@@ -50,9 +53,10 @@ def architecture_named(model_type: str) -> Architecture:
     return _TYPES[model_type]
 
 
-def misfits(config: ModelConfig) -> list[str]:
-    """Return why each architecture that can't compute the model can't."""
-    return list(filter(None, (architecture.misfit(config) for architecture in ARCHITECTURES)))
+def nearest_misfit(config: ModelConfig) -> str | None:
+    """Return why the stock architecture that lacks the least can't compute the model, if so."""
+    stock = (architecture for architecture in ARCHITECTURES if architecture.stock)
+    return min(stock, key=lambda architecture: len(architecture.lacks(config))).misfit(config)
 
 
 def to_transformers(
@@ -100,7 +104,7 @@ def saved_from_transformers(
     config, state = from_transformers(hf_config, placeholders(saved.layout()))
     sources = _TYPES[hf_config["model_type"]].sources(config, state)
     if config.tie_embeddings and HEAD in saved.layout():
-        (embed,), tensors = sources["embed.weight"], Tensors(saved)
+        embed, tensors = sources["embed.weight"][0].name, Tensors(saved)
         if not torch.equal(tensors[embed], tensors[HEAD].to(tensors[embed].dtype)):
             raise BadInput(
                 f"config.json: tie_word_embeddings is true, but {HEAD} is not {embed}, and "
@@ -132,4 +136,8 @@ def config_from_transformers(hf_config: Mapping[str, Any]) -> ModelConfig:
             "Pion has float weights. Name the model that was quantized: its page says which it is. "
             "Of an adapter, write that name under base_model_name_or_path in adapter_config.json"
         )
-    return _TYPES[wanted].read(hf_config)
+    architecture = _TYPES[wanted]
+    config = architecture.read(hf_config)
+    if not architecture.stock or architecture_of(config) is architecture:
+        return config
+    return replace(config, came_as=wanted)

@@ -22,7 +22,7 @@ from typing import Any
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.huggingface.llama_like import Architecture, State
+from pion.formats.huggingface.llama_like import Architecture, Rows, State
 from pion.untrusted import parse_object, read_file
 
 # The field of config.json that has our settings, and the prefix of our names of tensors.
@@ -46,9 +46,9 @@ class BundledCode(Architecture):
     name, model_type = "PionForCausalLM", "pion"
     stock = False
 
-    def misfit(self, config: ModelConfig) -> str | None:
-        """Return None."""
-        return None
+    def lacks(self, config: ModelConfig) -> list[str]:
+        """Return nothing."""
+        return []
 
     def write(self, config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
         """Return the config fields and the state dict for the modelling files."""
@@ -77,9 +77,9 @@ class BundledCode(Architecture):
                 raise BadInput(f"unexpected tensor {name}: the names start with {PREFIX!r}")
         return {name.removeprefix(PREFIX): tensor for name, tensor in hf_state.items()}
 
-    def sources(self, config: ModelConfig, ours: Iterable[str]) -> dict[str, list[str]]:
+    def sources(self, config: ModelConfig, ours: Iterable[str]) -> dict[str, list[Rows]]:
         """Return the name of each of `ours` with the prefix."""
-        return {name: [PREFIX + name] for name in ours}
+        return {name: [Rows(PREFIX + name)] for name in ours}
 
 
 @lru_cache(maxsize=1)

@@ -11,15 +11,15 @@ and the sum of two SwiGLUs is one SwiGLU of their widths together. The file grow
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from pion.config.model_config import ModelConfig
-from pion.config.parts import Experts, Heads
-from pion.formats.huggingface import llama_like
-from pion.formats.huggingface.llama_like import Fields, State
-from pion.formats.huggingface.swiglu import QWEN3, Qwen3
+from pion.config.parts import Experts
+from pion.formats.huggingface.llama_like import Rows, State
+from pion.formats.huggingface.rows import QWEN3, QWEN3_ROW, Row
 
 # The dimension of one expert's matrix that is its width.
 _WIDTH = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
@@ -27,41 +27,33 @@ _WIDTH = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
 _EXPERTS = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
 
 
-class Qwen3Moe(llama_like.Architecture):
+class Qwen3Moe(Row):
     """A decoder with experts."""
 
-    name, model_type = "Qwen3MoeForCausalLM", "qwen3_moe"
-    own: ClassVar[Fields] = {**QWEN3, **_EXPERTS, "output_router_logits": False}
-    required: ClassVar[Fields] = {**Qwen3.required, **_EXPERTS}
-    defaults: ClassVar[Fields] = {
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 32_768,
-        "norm_topk_prob": False,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "router_aux_loss_coef": 0.001,
-    }
-    fields = llama_like.FIELDS | {"experts"}
+    def lacks(self, config: ModelConfig) -> list[str]:
+        """Return the settings of the model that are others when they are read back."""
+        if config.experts is None:
+            return ["a model without experts", *QWEN3_ROW.lacks(config)]
+        return super().lacks(config)
 
-    def reasons(self, config: ModelConfig, heads: Heads) -> Iterable[tuple[bool, str]]:
-        """Return what would keep Qwen3Moe from computing a model, and whether it does."""
-        return ((config.experts is None, "Qwen3Moe needs experts"),)
+    def stored(self, config: ModelConfig) -> ModelConfig:
+        """Return the settings without shared experts, and with the losses of an import."""
+        experts = config.experts
+        assert experts is not None
+        weight = experts.balance_weight
+        routed = Experts(n=experts.n, top_k=experts.top_k, shared=0, balance_weight=weight)
+        return replace(config, experts=routed)
 
     def write(self, config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
         """Return the config fields and the state dict of Qwen3Moe."""
         experts = config.experts
         assert experts is not None
-        width = config.d_ff + experts.shared * experts.d_shared
+        inside = {name for name in state if ".feedforward." in name and not name.endswith("router")}
         hf_config, hf_state = super().write(
-            config, {name: state[name] for name in self.names(config)}
+            config, {name: tensor for name, tensor in state.items() if name not in inside}
         )
-        hf_config |= {
-            "num_experts": experts.n,
-            "num_experts_per_tok": experts.top_k,
-            "moe_intermediate_size": width,
-            "intermediate_size": width,
-            "router_aux_loss_coef": experts.balance_weight,
-        }
+        width = config.d_ff + experts.shared * experts.d_shared
+        hf_config |= dict.fromkeys(("moe_intermediate_size", "intermediate_size"), width)
         for layer in range(config.n_layers):
             ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
             for name, dim in _WIDTH.items():
@@ -80,27 +72,38 @@ class Qwen3Moe(llama_like.Architecture):
             {**hf_config, "mlp_only_layers": hf_config.get("mlp_only_layers") or []}
         )
 
-    def read_feedforward(self, hf_config: Mapping[str, Any]) -> dict[str, Any]:
-        """Return our settings of the experts. Raises KeyError for a missing one."""
-        experts = Experts(
-            n=hf_config["num_experts"],
-            top_k=hf_config["num_experts_per_tok"],
-            shared=0,
-            balance_weight=hf_config["router_aux_loss_coef"],
-        )
-        return {"d_ff": hf_config["moe_intermediate_size"], "experts": experts}
-
-    def feedforward_names(self, config: ModelConfig) -> Mapping[str, str]:
-        """Return the name of the router: the matrices of an expert are not as they are here."""
-        return {"router": "gate.weight"}
-
-    def stacked(self, config: ModelConfig) -> dict[str, list[str]]:
-        """Return the names of the matrices that ours of the experts are stacks of."""
+    def sources(self, config: ModelConfig, ours: Iterable[str]) -> dict[str, list[Rows]]:
+        """Return of which rows of its tensors each of `ours` is made: experts are stacks."""
+        found = super().sources(config, ours)
         assert config.experts is not None
-        found = {}
         for layer in range(config.n_layers):
-            ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
             for name in _WIDTH:
-                each = (f"{theirs}.experts.{e}.{name}.weight" for e in range(config.experts.n))
-                found[f"{ours}.{name}"] = list(each)
+                experts = f"model.layers.{layer}.mlp.experts"
+                found[f"blocks.{layer}.feedforward.{name}"] = [
+                    Rows(f"{experts}.{e}.{name}.weight") for e in range(config.experts.n)
+                ]
         return found
+
+
+QWEN3_MOE = Qwen3Moe(
+    name="Qwen3MoeForCausalLM",
+    model_type="qwen3_moe",
+    fixed={"experts.shared": 0},
+    fields={
+        "moe_intermediate_size": "d_ff",
+        "num_experts": "experts.n",
+        "num_experts_per_tok": "experts.top_k",
+        "router_aux_loss_coef": "experts.balance_weight",
+    },
+    required={**QWEN3, **_EXPERTS},
+    written={"output_router_logits": False},
+    defaults={
+        "intermediate_size": 6144,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32_768,
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "router_aux_loss_coef": 0.001,
+    },
+)

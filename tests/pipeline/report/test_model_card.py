@@ -209,7 +209,7 @@ def test_a_model_that_no_stock_architecture_computes_says_why_it_brings_its_code
     assert "trust_remote_code" not in stock
     job = Job.model_validate(JOB | {"model": JOB["model"] | {"softcap": 30}})
     card = card_of_history(history_of(job))
-    assert "(Qwen3 does not support softcap 30.0; Qwen3Moe needs experts; Arcee has two" in card
+    assert "(Qwen3 does not support softcap 30.0), so it comes with its code" in card
     assert "modelling files, which transformers and lm-evaluation-harness run with" in card
     assert card.count('from_pretrained("tester/demo", trust_remote_code=True)') == 2
     assert "| architecture | `PionForCausalLM` (modelling files in this repository) |" in card

@@ -17,18 +17,19 @@ from pion.formats.huggingface.architectures import (
     architecture_of,
     config_from_transformers,
     from_transformers,
-    misfits,
+    nearest_misfit,
     to_transformers,
 )
 from pion.formats.load import load_decoder
 from pion.model.decoder import Decoder
-from tests.support.capped_models import DENSE, MIXED, MODELS, scrambled
+from tests.support.capped_models import DENSE, EXPERTS, MIXED, MODELS, scrambled
 from tests.support.stock_models import apart, stock_model, tokens
 from tests.support.tiny_config import tiny_config
 
 TOKENS = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(1))
 QWEN3 = tiny_config(n_heads=6, head_dim=8, vocab_size=61, init_std=0.2)
 PLAIN = {"heads": {"qk_norm": False}, "tie_embeddings": False}
+SCALED = {"factor": 8.0, "original_max_position_embeddings": 32}
 BANKS = {"n": 6, "rank": 4, "top_k": 3, "bands": [[0, 1]]}
 
 
@@ -155,13 +156,9 @@ def test_the_first_architecture_that_fits_is_taken(preset, name):
 def test_what_no_stock_architecture_computes_gets_modelling_files():
     for config in MODELS.values():
         assert not architecture_of(config).stock
-    assert misfits(DENSE) == [
-        "Qwen3 does not support softcap 1.5",
-        "Qwen3Moe needs experts",
-        "Arcee has two matrices in a feed-forward layer, not three",
-        "Llama does not normalize queries and keys",
-        "Qwen2 does not normalize queries and keys",
-    ]
+    assert nearest_misfit(DENSE) == "Qwen3 does not support softcap 1.5"
+    assert nearest_misfit(EXPERTS) == "Qwen3Moe does not support softcap 1.5"
+    assert nearest_misfit(replace(DENSE, softcap=None)) is None
 
 
 @pytest.mark.parametrize(
@@ -189,7 +186,7 @@ def test_no_setting_that_changes_the_result_is_lost_in_a_stock_architecture(fiel
 
 def test_an_architecture_can_be_asked_for():
     assert architecture_of(QWEN3, "pion").name == "PionForCausalLM"
-    with pytest.raises(BadInput, match="exported as qwen3_moe: Qwen3Moe needs experts"):
+    with pytest.raises(BadInput, match="Qwen3Moe does not support a model without experts"):
         architecture_of(QWEN3, "qwen3_moe")
     with pytest.raises(BadInput, match=r"'qwen33'; did you mean 'qwen3'\?; the architectures are"):
         architecture_of(QWEN3, "qwen33")
@@ -201,6 +198,13 @@ CONFIGS = {
     "qwen3": QWEN3,
     "qwen3_moe": moe(2),
     "arcee": STOCK["relu2"][1],
+    **{
+        name: tiny_config(heads={"qk_norm": False}, imported=True, came_as=name)
+        for name in ("mistral", "ministral", "phi3")
+    },
+    "seed_oss": tiny_config(
+        heads={"qk_norm": False, "qkv_bias": True}, imported=True, came_as="seed_oss"
+    ),
 }
 STATES = {name: scrambled(config).state_dict() for name, config in CONFIGS.items()}
 FIELDS = {name: to_transformers(CONFIGS[name], state)[0] for name, state in STATES.items()}
@@ -215,34 +219,33 @@ def rows(cases):
 
 MISFITS = {
     "llama": [
-        ({"heads": None}, "Llama does not normalize queries and keys"),
+        ({"heads": None}, "Llama does not support heads.qk_norm True"),
+        ({"heads": {"qk_norm": False, "qkv_bias": True}}, "Llama .* heads.qkv_bias True"),
+        ({"heads": {"qk_norm": False, "rotary": "half"}}, "Llama .* heads.rotary half"),
+        ({"n_heads": 6, "head_dim": 8}, "Llama .* a d_model 32 that n_heads 6 does not divide"),
         (
-            {"heads": {"qk_norm": False, "qkv_bias": True}},
-            "Llama has no biases of queries, keys and values without one of the output",
+            {"activation": "relu2", "feedforward_bias": True},
+            "Llama does not support activation relu2, feedforward_bias True",
         ),
-        ({"heads": {"qk_norm": False, "rotary": "half"}}, "Llama does not support heads"),
-        ({"n_heads": 6, "head_dim": 8}, "Llama needs a d_model that is a multiple of n_heads"),
-        ({"activation": "relu2"}, "Llama does not support activation relu2"),
+        ({"positions": "learned", "head_dim": 5}, "Llama .* such a model .head_dim 5 is odd"),
     ],
     "qwen2": [
-        ({"heads": None}, "Qwen2 does not normalize queries and keys"),
-        ({"heads": {"qk_norm": False}}, "Qwen2 needs biases of queries, keys and values"),
-        ({"head_dim": 12}, "Qwen2 needs a head_dim of d_model / n_heads"),
-        (
-            {"heads": {"qk_norm": False, "qkv_bias": True, "scale": 0.5}},
-            "Qwen2 does not support heads",
-        ),
+        ({"heads": None}, "Qwen2 .* heads.qk_norm True, heads.qkv_bias False"),
+        ({"head_dim": 12}, "Qwen2 does not support head_dim 12"),
         ({"logit_cap": 15.0}, "Qwen2 does not support logit_cap 15.0"),
-        ({"imported": False}, "transformers splits the text of each Qwen2 as Qwen's own tokenizer"),
+        (
+            {"imported": False},
+            "transformers splits the text of each Qwen2 as Qwen2's own tokenizer",
+        ),
     ],
     "arcee": [
-        ({"activation": "swiglu"}, "Arcee has two matrices in a feed-forward layer, not three"),
-        ({"n_heads": 6, "head_dim": 8}, "Arcee needs a d_model that is a multiple of n_heads"),
-        ({"heads": {"qk_norm": True}}, "Arcee does not normalize queries and keys"),
-        ({"heads": {"qk_norm": False, "value_norm": True}}, "Arcee does not support heads"),
+        ({"activation": "swiglu"}, "Arcee does not support activation swiglu"),
+        ({"n_heads": 6, "head_dim": 8}, "Arcee .* a d_model 32 that n_heads 6 does not divide"),
+        ({"heads": {"qk_norm": False, "value_norm": True}}, "Arcee .* heads.value_norm True"),
         ({"positions": "learned"}, "Arcee does not support positions learned"),
         ({"primitives": BANKS | {"ternary": True}}, "Arcee does not support primitives with norms"),
     ],
+    "phi3": [({"rope_scaling": SCALED}, "Phi3 does not support rope_scaling")],
 }
 
 
@@ -253,6 +256,24 @@ def test_what_the_architecture_can_not_compute_is_said(name, changes, reason):
     with pytest.raises(BadInput, match=f"can't be exported as {name}: {reason}"):
         architecture_of(config, name)
     assert architecture_of(config).model_type != name
+
+
+@pytest.mark.parametrize("name", ["mistral", "ministral", "phi3", "seed_oss"])
+def test_an_import_is_exported_as_what_it_came_as_while_that_fits(name):
+    """A Llama computes the first three too, but transformers may read another tokenizer there."""
+    config = config_from_transformers(FIELDS[name])
+    assert config == CONFIGS[name]
+    assert architecture_of(config).model_type == name
+    first = "qwen2" if name == "seed_oss" else "llama"
+    assert architecture_of(replace(config, came_as=None)).model_type == first
+    assert architecture_of(replace(config, softcap=1.5)).model_type == "pion"
+    own = replace(config, came_as=None, imported=False)
+    assert architecture_of(own).model_type == ("pion" if name == "seed_oss" else "llama")
+
+
+def test_a_model_that_the_first_fit_exports_as_what_it_is_records_nothing_new():
+    for name in ("llama", "qwen2", "qwen3", "qwen3_moe", "arcee"):
+        assert "came_as" not in config_from_transformers(FIELDS[name]).to_dict()
 
 
 def test_a_head_may_be_wider_than_its_share_of_d_model():
@@ -321,6 +342,12 @@ WITHOUT_EFFECT = {
         {"head_dim": 8},
         {"use_mrope": False},
     ],
+    "mistral": [{"sliding_window": 24}, {"sliding_window": 4096}],
+    "ministral": [
+        {"sliding_window": None, "layer_types": None},
+        {"sliding_window": 24, "layer_types": ["sliding_attention"] * 2},
+        {"sliding_window": 8},  # of no layer
+    ],
 }
 
 
@@ -365,6 +392,27 @@ LACKED = {
         ({"num_experts_per_tok": 6}, "top_k 6 is more than experts.n 5"),
     ],
     "arcee": [({"hidden_act": "silu"}, "hidden_act is 'silu'; only 'relu2' and 'gelu' are")],
+    "mistral": [
+        ({"sliding_window": 23}, "sliding_window is 23, and max_position_embeddings is 24, so a"),
+        ({"sliding_window": "24"}, "sliding_window is '24'"),
+        ({"layer_types": ["linear_attention"] * 2}, "layer_types has 'linear_attention'"),
+    ],
+    "ministral": [
+        ({"sliding_window": 8, "layer_types": None}, "compute such a Ministral"),
+        (
+            {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
+            "set max_position_embeddings to 8 in the copy",
+        ),
+    ],
+    "seed_oss": [
+        ({"attention_out_bias": True}, "attention_out_bias is True; only False is supported"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+    ],
+    "phi3": [
+        ({"sliding_window": 8}, "compute such a Phi3"),
+        ({"rope_scaling": {"type": "longrope"}}, "'longrope'; only 'default' is supported"),
+        ({"partial_rotary_factor": 0.75}, "partial_rotary_factor is 0.75"),
+    ],
 }
 
 
@@ -374,11 +422,15 @@ def test_a_field_with_an_effect_that_we_lack_is_refused(name, change, message):
         config_from_transformers(FIELDS[name] | change)
 
 
+def test_a_window_that_a_mistral_does_not_name_is_its_class_own():
+    without = {n: value for n, value in FIELDS["mistral"].items() if n != "sliding_window"}
+    config_from_transformers(without)
+    with pytest.raises(BadInput, match="sliding_window is 4096, and max_position_embeddings is"):
+        config_from_transformers(without | {"max_position_embeddings": 8192})
+
+
 def test_a_folder_of_another_architecture_is_refused_by_name():
-    with pytest.raises(
-        BadInput,
-        match="'gemma'; only 'qwen3', 'qwen3_moe', 'arcee', 'llama', 'qwen2' and 'pion' are",
-    ):
+    with pytest.raises(BadInput, match="'gemma'; only 'qwen3', 'qwen3_moe', 'arcee', 'llama', "):
         from_transformers({"model_type": "gemma"}, {})
 
 
@@ -404,6 +456,16 @@ def test_a_foreign_tensor_is_named(name, tensor):
     hf_config, hf_state = to_transformers(CONFIGS[name], STATES[name])
     with pytest.raises(BadInput, match=re.escape(f"unexpected tensor {tensor}")):
         from_transformers(hf_config, hf_state | {tensor: torch.zeros(1)})
+
+
+def test_a_fused_matrix_of_another_height_and_a_missing_one_are_named():
+    hf_config, hf_state = to_transformers(CONFIGS["phi3"], STATES["phi3"])
+    name = f"{LAYER}.self_attn.qkv_proj.weight"
+    assert hf_state[name].shape == (64, 32)
+    with pytest.raises(BadInput, match=rf"{name} has shape \(65, 32\); the .* need 64 rows"):
+        from_transformers(hf_config, hf_state | {name: torch.zeros(65, 32)})
+    with pytest.raises(BadInput, match=f"the weights have no {name}"):
+        from_transformers(hf_config, {k: v for k, v in hf_state.items() if k != name})
 
 
 def test_a_missing_expert_and_one_of_another_shape_are_named():

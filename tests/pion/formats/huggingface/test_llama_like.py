@@ -10,7 +10,8 @@ import pion
 from pion.config.parts import RopeScaling
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import ARCHITECTURES, from_transformers, to_transformers
-from pion.formats.huggingface.llama_like import DEFAULTS, read_rotary, rotary_settings
+from pion.formats.huggingface.llama_like import read_rotary, rotary_settings
+from pion.formats.huggingface.rows import DEFAULTS
 from pion.formats.load import load_decoder
 from pion.model.decoder import Decoder
 from tests.support.stock_models import LLAMA3, STOCK, apart, randomize, saved, stock_model, tokens
@@ -116,7 +117,7 @@ def test_the_defaults_are_those_of_the_class(name):
             assert default == expected, field
 
 
-@pytest.mark.parametrize("name", ["Llama", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize("name", ["Llama", "Qwen2", "Qwen3", "SeedOss"])
 def test_a_config_with_sizes_alone_is_what_the_class_makes_of_it(name, tmp_path):
     import transformers
 
