@@ -78,7 +78,7 @@ class LaterJob(Job):
 
 def install(monkeypatch, job=LaterJob, config=LaterConfig):
     """Make this process that later version."""
-    exports = ("pion.formats.huggingface.llama_like", "pion.formats.huggingface.bundled_code")
+    exports = ("pion.formats.huggingface.rows", "pion.formats.huggingface.bundled_code")
     for module in (
         "pipeline.job.job_fields",
         "pipeline.job.model_section",

@@ -25,6 +25,13 @@ def test_the_names_are_those_of_the_format():
 SCALED = {"factor": 8.0, "original_max_position_embeddings": 32}
 
 
+IMPORTED = {"heads": {"qk_norm": False}, "imported": True}
+
+
+def test_a_mistral_without_windows_is_a_llama_there():
+    assert require_expressible(tiny_config(**IMPORTED, came_as="mistral")) == "llama"
+
+
 @pytest.mark.parametrize("name", EXPRESSIBLE)
 def test_a_stock_architecture_is_expressible(name):
     architecture, changes = EXPRESSIBLE[name]
@@ -48,6 +55,7 @@ def test_a_stock_architecture_is_expressible(name):
             {"heads": {"qk_norm": False}, "activation": "relu2", "feedforward_bias": True},
             "arcee in llama.cpp has no biases",
         ),
+        (IMPORTED | {"came_as": "phi3"}, "Pion does not write Phi3ForCausalLM as GGUF yet"),
     ],
 )
 def test_what_llama_cpp_can_not_compute_is_refused_with_what_else_works(changes, reason):
