@@ -47,7 +47,9 @@ STOCK = {
     # A window of the whole context hides nothing.
     "Ministral": (
         "Ministral",
-        _TINY | {"sliding_window": 2048, "layer_types": ["full_attention"] * 2, "rope_theta": 1e6},
+        _TINY
+        | {"sliding_window": 2048, "layer_types": ["full_attention"] * 2}
+        | {"rope_theta": 1e6, "head_dim": 16},
     ),
     "Seed-OSS": (
         "SeedOss",

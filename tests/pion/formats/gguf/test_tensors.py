@@ -43,7 +43,7 @@ def test_a_stock_architecture_is_expressible(name):
     [
         ({"softcap": 15.0}, "Qwen3 does not support softcap 15.0"),
         (FAMILIES["daisy"].model, "Qwen3 does not support"),
-        (FAMILIES["pilon"].model, "Arcee does not support primitives with norms"),
+        (FAMILIES["pilon"].model, "Arcee does not support positions learned"),
         ({"gates": True}, "Qwen3 does not support gates"),
         (FAMILIES["lepton"].model, "Qwen3 does not support slots"),
         ({"rope_scaling": SCALED}, "qwen3 in llama.cpp has no scaled rotary positions"),
