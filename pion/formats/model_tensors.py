@@ -7,16 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pion.errors import BadInput
-from pion.formats.huggingface.llama_like import Rows
 from pion.formats.weights import INDEX, WEIGHTS, no_weights, read_tensors, shards_of
 from pion.later_fields import shown
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """The rows [first, last) of a tensor; without `last`, the whole tensor."""
+
+    name: str
+    first: int = 0
+    last: int | None = None
 
 
 class SavedTensors:

@@ -22,7 +22,8 @@ from typing import Any
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.huggingface.llama_like import Architecture, Rows, State
+from pion.formats.huggingface.llama_like import Architecture, State
+from pion.formats.model_tensors import Rows
 from pion.untrusted import parse_object, read_file
 
 # The field of config.json that has our settings, and the prefix of our names of tensors.

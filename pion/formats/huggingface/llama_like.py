@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import RopeScaling
 from pion.errors import BadInput
+from pion.formats.model_tensors import Rows
 from pion.later_fields import shown
 
 if TYPE_CHECKING:
@@ -30,14 +31,6 @@ DEFAULT_THETA = 10_000.0
 ROPE_TYPES = ("default", "llama3")
 _FACTORS = ("factor", "low_freq_factor", "high_freq_factor")
 _ORIGINAL = "original_max_position_embeddings"
-
-
-class Rows(NamedTuple):
-    """The rows [first, last) of a tensor; without `last`, the whole tensor."""
-
-    name: str
-    first: int = 0
-    last: int | None = None
 
 
 class Architecture(ABC):

@@ -35,12 +35,12 @@ from pion.formats.huggingface.llama_like import (
     ROPE_TYPES,
     Architecture,
     Fields,
-    Rows,
     State,
     read_rotary,
     require,
     rotary_settings,
 )
+from pion.formats.model_tensors import Rows
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 from pion.model.saved_weights import without_values
