@@ -24,6 +24,7 @@ class Reading:
         thinks: whether the answer may begin with a thought.
         place: where it begins. A prompt may have begun a thought or a call.
         most: the most calls that are read; others are left out.
+        continues: whether the answer continues a text, so that a space at its beginning stays.
     """
 
     stops: Sequence[str] = ()
@@ -31,6 +32,7 @@ class Reading:
     thinks: bool = False
     place: Place = "text"
     most: int = 1000
+    continues: bool = False
 
     @property
     def marks(self) -> list[str]:

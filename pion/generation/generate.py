@@ -75,12 +75,15 @@ def generate(
     return (token for _, token in new if token is not None)
 
 
-def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+def stream_text(
+    tokenizer: Tokenizer, ids: Iterable[int], *, continues: bool = False
+) -> Iterator[str]:
     """Decode ids as they arrive, but hold back the bytes of a character that isn't complete.
 
-    Joined, the pieces are the decoded text. Bytes that never become a character are U+FFFD.
+    Joined, the pieces are the decoded text. Bytes that never become a character are U+FFFD. A text
+    that `continues` another one keeps a space at its beginning.
     """
-    stream = TextStream(tokenizer)
+    stream = TextStream(tokenizer, continues=continues)
     for token in ids:
         if text := stream.push(token).text:
             yield text

@@ -35,12 +35,18 @@ class TextStream:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stops: Sequence[str] = (), marks: Sequence[str] = ()
+        self,
+        tokenizer: Tokenizer,
+        stops: Sequence[str] = (),
+        marks: Sequence[str] = (),
+        continues: bool = False,
     ) -> None:
         """Begin a text that ends before the first of `stops`, which have a character or more.
 
-        Of the special tokens, those that are in `marks` are part of the text.
+        Of the special tokens, those that are in `marks` are part of the text. Only a text that
+        `continues` another one keeps the space that the tokenizer strips from a text.
         """
+        self._strips = tokenizer.strips and not continues
         self._tokenizer = tokenizer
         specials = tokenizer.special_ids.items() if marks else ()
         self._shown = {id: text.encode() for text, id in specials if any(text in m for m in marks)}
@@ -77,6 +83,8 @@ class TextStream:
     def _decode(self, data: bytes, *, final: bool = False) -> None:
         """Add the characters of `data` to the held text, and cut it before a stop string."""
         new = self._decoder.decode(data, final)
+        if self._strips and new:
+            new, self._strips = new.removeprefix(" "), False
         self._decoded += len(new)
         self._held += new
         found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]

@@ -137,7 +137,7 @@ def answer_once(
     ids = prompt_ids(model, chat_format, prompt, settings, as_chat=as_chat)
     tell_replaced(chat_format.tokenizer, prompt, "the prompt")
     given, last = "" if as_chat else prompt, ""
-    for last in _pieces(model, chat_format, ids, settings):
+    for last in _pieces(model, chat_format, ids, settings, continues=not as_chat):
         print(printable(given + last), end="", flush=True)
         given = ""  # printed with the first token: nothing may be printed before an error
     print(printable(given), end="" if last.endswith("\n") else "\n")
@@ -238,13 +238,21 @@ class _Session:
 
 
 def _pieces(
-    model: Decoder, chat_format: ChatFormat, ids: list[int], settings: Settings
+    model: Decoder,
+    chat_format: ChatFormat,
+    ids: list[int],
+    settings: Settings,
+    *,
+    continues: bool = False,
 ) -> Iterator[str]:
-    """Yield the continuation of `ids` as pieces of text, up to the end of the turn or text."""
+    """Yield the continuation of `ids` as pieces of text, up to the end of the turn or text.
+
+    `continues`: as in `stream_text`.
+    """
     from pion.generation.generate import generate, stream_text
 
     new = generate(model, ids, **library_settings(chat_format, settings))
-    return stream_text(chat_format.tokenizer, new)
+    return stream_text(chat_format.tokenizer, new, continues=continues)
 
 
 def library_settings(chat_format: ChatFormat, settings: Settings) -> dict[str, Any]:
@@ -325,7 +333,7 @@ def answer_all(
     as_chat: bool,
 ) -> None:
     """Print a line of JSON for each prompt, in their order, as soon as the text is complete."""
-    from pion.generation.generate import generate_batch
+    from pion.generation.generate import generate_batch, stream_text
 
     ids = []
     for prompt in prompts:
@@ -341,6 +349,7 @@ def answer_all(
             continue
         complete.add(number)
         while printed in complete:
-            text = chat_format.tokenizer.decode(new[printed])
+            pieces = stream_text(chat_format.tokenizer, new[printed], continues=not as_chat)
+            text = "".join(pieces)
             print(json.dumps({"prompt": prompts[printed].text, "text": text}), flush=True)
             printed += 1

@@ -92,7 +92,8 @@ class Answers:
         ]
         # The first answer to each prompt.
         self._firsts = [i for i, text in enumerate(texts) if not i or text.ids != texts[i - 1].ids]
-        self._streams = [TextStream(served.tokenizer, reading.stops, reading.marks) for _ in texts]
+        how = reading.stops, reading.marks, reading.continues
+        self._streams = [TextStream(served.tokenizer, *how) for _ in texts]
         self._readers = [AnswerReader(reading) for _ in texts]
         self._tokens: list[list[Drawn]] = [[] for _ in texts]
         # When the answers were asked for, and when their first and last tokens were drawn.

@@ -178,10 +178,11 @@ class Api:
         if thinks and served.tokenizer.decode(ids[-8:], specials=True).rstrip().endswith(THINKS):
             place = "thought"
         if form is not None and asked.demands:
-            ids += served.tokenizer.encode_with_specials([form.opening])[0].ids
+            ids += served.tokenizer.encode_further(form.opening, specials=True)
             schema, param, place = form.schema(asked.demanded), "tools", "call"
         calls = 1 if asked.parallel_tool_calls is False else MOST_TOOLS
-        reading = Reading(asked.stop or (), form, thinks, place, calls)
+        continues = bool(asked.continue_final_message)
+        reading = Reading(asked.stop or (), form, thinks, place, calls, continues)
         limits = asked.max_completion_tokens, asked.max_tokens
         most = next((limit for limit in limits if limit is not None), served.seq_len)
         texts = _texts(served, asked, [ids], most, await served.grammar(schema, param))
@@ -221,7 +222,7 @@ class Api:
             for prompt in (given if asked.echo else ())
             for _ in range(asked.n or 1)
         ]
-        reading = Reading(asked.stop or ())
+        reading = Reading(asked.stop or (), continues=True)
         answers = Answers(served, texts, prompt_tokens, reading, asked.logprobs, echoes)
         shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)
         return await send(request, asked, answers, shape, {})

@@ -102,7 +102,7 @@ class ServedModel:
 
         def encode() -> list[int]:
             ids = self._format.prompt_ids([one.to_template() for one in asked], tools, options)
-            return ids + (self.tokenizer.encode(begun) if begun else [])
+            return ids + (self.tokenizer.encode_further(begun) if begun else [])
 
         return await self._encoded(encode, param)
 

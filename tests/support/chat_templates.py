@@ -28,6 +28,9 @@ HARMONY = template_of("harmony")
 # DeepSeek: the marks of turns are added tokens, but not special. Calls need null and JSON.
 DEEPSEEK = template_of("deepseek")
 
+# Gemma: the system message begins the user's, and "model" answers.
+GEMMA = template_of("gemma")
+
 # By name, the kind of tokenizer that the model has, and its template.
 TEMPLATES = {
     "SmolLM2": ("smollm2", CHATML),
@@ -38,4 +41,7 @@ TEMPLATES = {
     "Phi 3": ("qwen", PHI3),
     "gpt-oss": ("harmony", HARMONY),
     "DeepSeek": ("deepseek", DEEPSEEK),
+    "Gemma": ("gemma", GEMMA),
+    "Mistral 0.1": ("llama2", MISTRAL),
+    "Mistral 0.3": ("mistral", MISTRAL),
 }

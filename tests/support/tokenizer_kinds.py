@@ -1,4 +1,4 @@
-"""Tiny tokenizers in the layouts of GPT-2's, SmolLM2's, Llama 3's and Qwen's real files."""
+"""Tiny tokenizers in the layouts of the real files of GPT-2, SmolLM2, Llama 3, Qwen and others."""
 
 import json
 from functools import cache
@@ -45,8 +45,41 @@ PRE_TOKENIZERS = {
     "qwen": sequence(split(SPLITS["Qwen"]), ALL_BYTES),
     "harmony": sequence(split(SPLITS["Llama 3"]), ALL_BYTES),
     "deepseek": sequence(split(SPLITS["Llama 3"]), ALL_BYTES),
+    "phi4": sequence(split(SPLITS["GPT-4o"]) | {"behavior": "Removed", "invert": True}, ALL_BYTES),
+    "tekken": sequence(split(SPLITS["Tekken"]), ALL_BYTES),
 }
-KINDS = ("gpt2", "smollm2", "llama3", "qwen")
+KINDS = ("gpt2", "smollm2", "llama3", "qwen", "phi4", "tekken")
+# BPE of pieces: without a space before a text, with one before each text between special tokens,
+# and with one before the first.
+PIECES = ("gemma", "llama2", "mistral")
+TO_PIECES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+PIECE_STEPS = {
+    "gemma": {
+        "normalizer": TO_PIECES,
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+    },
+    "llama2": {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Prepend", "prepend": "▁"}, TO_PIECES],
+        },
+        "pre_tokenizer": None,
+    },
+    "mistral": {
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Metaspace",
+            "replacement": "▁",
+            "prepend_scheme": "first",
+            "split": False,
+        },
+    },
+}
 # By kind, the special tokens.
 SPECIALS = {
     "gpt2": ("<|endoftext|>",),
@@ -65,6 +98,11 @@ SPECIALS = {
         *("<|message|>", "<|channel|>", "<|return|>"),
     ),
     "deepseek": ("<｜begin｜>", "<｜end｜>"),
+    "phi4": ("<|endoftext|>",),
+    "tekken": ("<s>", "</s>"),
+    "gemma": ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+    "llama2": ("<unk>", "<s>", "</s>"),
+    "mistral": ("<unk>", "<s>", "</s>"),
 }
 # Tokens that are added, but not special: Qwen's and DeepSeek's.
 PLAIN = ("<tool_call>", "</tool_call>", "<think>", "</think>")
@@ -80,6 +118,11 @@ CONFIGS = {
     "qwen": {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
     "harmony": {"eos_token": "<|return|>", "pad_token": "<|endoftext|>"},
     "deepseek": {"bos_token": "<｜begin｜>", "eos_token": "<｜end｜>"},
+    "phi4": {"eos_token": "<|endoftext|>"},
+    "tekken": {"eos_token": "</s>"},
+    "gemma": {"bos_token": "<bos>", "eos_token": "<end_of_turn>", "pad_token": "<pad>"},
+    "llama2": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "mistral": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
 }
 STOPS = {
     "gpt2": ("<|endoftext|>",),
@@ -88,6 +131,11 @@ STOPS = {
     "qwen": ("<|im_end|>", "<|endoftext|>"),
     "harmony": ("<|return|>",),
     "deepseek": ("<｜end｜>",),
+    "phi4": ("<|endoftext|>",),
+    "tekken": ("</s>",),
+    "gemma": ("<eos>", "<end_of_turn>"),
+    "llama2": ("</s>",),
+    "mistral": ("</s>",),
 }
 
 
@@ -98,7 +146,7 @@ def _trained(kind):
     bpe = tokenizers.Tokenizer.from_str(json.dumps(settings))
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    first = list(SPECIALS[kind]) if kind in ("gpt2", "smollm2") else []
+    first = list(SPECIALS[kind]) if kind in ("gpt2", "smollm2", "phi4", "tekken") else []
     trainer = trainers.BpeTrainer(
         vocab_size=360, special_tokens=first, initial_alphabet=alphabet, show_progress=False
     )
@@ -106,8 +154,40 @@ def _trained(kind):
     return bpe.to_str()
 
 
+@cache
+def _trained_pieces(kind):
+    bpe = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace()
+    names = list(SPECIALS[kind])
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=names, limit_alphabet=60, show_progress=False
+    )
+    bpe.train_from_iterator(TEXT, trainer)
+    return bpe.to_str()
+
+
+def _settings_of_pieces(kind):
+    settings = json.loads(_trained_pieces(kind)) | PIECE_STEPS[kind]
+    vocab = settings["model"]["vocab"]
+    for text in (*(f"<0x{byte:02X}>" for byte in range(256)), "\n\n", "▁▁▁"):
+        vocab.setdefault(text, len(vocab))
+    space = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    steps = [space, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if kind == "gemma":  # runs of newlines and spaces are added, and images have no row
+        plain = (added(text, vocab[text], special=False) for text in ("\n\n", "▁▁▁"))
+        settings["added_tokens"] += [*plain, added("<image_soft_token>", len(vocab))]
+    else:
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    settings["decoder"] = {"type": "Sequence", "decoders": steps}
+    first = CONFIGS[kind]["bos_token"]
+    settings["post_processor"] = starting(vocab[first], token=first)
+    return settings
+
+
 def settings_of(kind, **changes):
     """Return the tokenizer.json of a kind, with some keys replaced."""
+    if kind in PIECES:
+        return _settings_of_pieces(kind) | changes
     settings = json.loads(_trained(kind))
     settings["decoder"] = BYTES
     after = len(settings["model"]["vocab"])

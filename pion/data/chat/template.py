@@ -312,11 +312,12 @@ def marks_of(source: str, tokenizer: Tokenizer) -> dict[str, int]:
 
     They are all special tokens, and of the other added tokens those that the template names:
     DeepSeek's `<｜User｜>` is not special. Tags stay, because answers may have them (`<think>`).
+    So do Gemma's runs of newlines.
     """
     named = {
         text: number
         for text, number in tokenizer.plain_added.items()
-        if text in source and not _TAG.fullmatch(text)
+        if text in source and text.strip() and not _TAG.fullmatch(text)
     }
     return tokenizer.special_ids | named
 

@@ -67,7 +67,7 @@ class AnswerFinder:
             for text, ends in zip(texts, prompts, strict=True)
         ]
         parts = [
-            text[start:end]
+            self._before(text, start) + text[start:end]
             for text, cut in zip(texts, starts)
             for start, end in pairwise([*cut, len(text)])
         ]
@@ -124,17 +124,29 @@ class AnswerFinder:
         """
         begun = [*whole.cuts, *((index + 1, end) for index, end in whole.special)]
         before, begins = max(place for place in begun if place[1] <= position)
-        alone = self._ids_of(whole.text[begins:position])
+        context = self._before(whole.text, begins)
+        if self._tokenizer.joint and (before - 1, begins) in whole.special:
+            context = self._tokenizer.decode([whole.ids[before - 1]], specials=True)
+        alone = self._ids_of(context + whole.text[begins:position])[len(self._ids_of(context)) :]
         after = before + len(alone)
         return after if list(whole.ids[before:after]) == alone else None
+
+    def _before(self, text: str, start: int) -> str:
+        """Return what is encoded before the part of a text that begins at `start`, so that its ids
+        are those within the text: the special token there, or `joint`."""
+        joint = self._tokenizer.joint if start else ""
+        at = (mark[0] for mark in self._marks.finditer(text, max(0, start - self._most), start))
+        return joint and next((mark for mark in at if text.endswith(mark, 0, start)), joint)
 
     def _located(self, text: str, parts: Sequence[tuple[int, tokenizers.Encoding]]) -> EncodedText:
         ids: list[int] = []
         special, cuts = [], []
         for start, encoding in parts:
             cuts.append((len(ids), start))
+            context = self._before(text, start)
+            first, begins = len(self._ids_of(context)), start - len(context)
             indices = [i for i, token in enumerate(encoding.ids) if token in self._special]
-            spans = [encoding.token_to_chars(index) for index in indices]
-            special += [(len(ids) + i, start + span[1]) for i, span in zip(indices, spans) if span]
-            ids += encoding.ids
+            places = [(len(ids) + i - first, encoding.token_to_chars(i)) for i in indices]
+            special += [(i, begins + span[1]) for i, span in places if span and i >= len(ids)]
+            ids += encoding.ids[first:]
         return EncodedText(text, ids, special, cuts)

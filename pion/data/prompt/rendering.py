@@ -99,7 +99,7 @@ def prompt_ids(written: ChatFormat, question: Question) -> list[int]:
     """Return the ids that the model continues. Raises BadInput as `written` does."""
     asked = question.conversation
     ids = written.prompt_ids(asked.messages, asked.tools)
-    return ids + (written.tokenizer.encode(question.begun) if question.begun else [])
+    return ids + (written.tokenizer.encode_further(question.begun) if question.begun else [])
 
 
 def _line(question: Question) -> bytes:

@@ -6,7 +6,8 @@ be cut depends on the pre-tokenizer. Known are:
 
 * GPT-2's: ``ByteLevel`` with its regular expression (Radford et al. 2019, also Pion's own);
 * digits apart: ``Digits``, then GPT-2's (SmolLM2, StarCoder);
-* Llama 3's and Qwen's: ``Split`` by one of ``SPLITS``, then ``ByteLevel`` without an expression.
+* Llama 3's (also GPT-4's cl100k), Qwen's, GPT-4o's (o200k) and Tekken's: ``Split`` by one of
+  ``SPLITS``, then ``ByteLevel`` without an expression.
 
 The normalizer may be NFC or none. A text for any other tokenizer is not cut.
 
@@ -37,11 +38,23 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBER| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# The regular expressions of Llama 3 and of Qwen 2, 2.5 and 3.
+# A word has capital letters, then small ones. Other letters and marks are both.
+_BEFORE, _UPPER = r"[^\r\n\p{L}\p{N}]?", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = _UPPER.replace(r"\p{Lu}\p{Lt}", r"\p{Ll}")
+_CASED = (
+    rf"{_BEFORE}{_UPPER}*{_LOWER}+SHORT|{_BEFORE}{_UPPER}+{_LOWER}*SHORT|NUMBER"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+# The regular expressions of Llama 3 and GPT-4, of Qwen 2, 2.5 and 3, of GPT-4o and Phi-4-mini, and
+# of Mistral's Tekken.
 SPLITS = {
     "Llama 3": _SPLIT.replace("NUMBER", r"\p{N}{1,3}"),
     "Qwen": _SPLIT.replace("NUMBER", r"\p{N}"),
+    "GPT-4o": _CASED.replace("SHORT", _SHORT).replace("NUMBER", r"\p{N}{1,3}"),
+    "Tekken": _CASED.replace("SHORT", "").replace("NUMBER", r"\p{N}"),
 }
+_WHOLE = (("Isolated", False), ("Removed", True))
 # An added token with one of these flags takes characters next to it, or looks at them.
 LOOKING_FLAGS = ("lstrip", "rstrip", "single_word")
 
@@ -84,9 +97,10 @@ def known_pre_tokenizer(settings: Mapping[str, Any]) -> str | None:
         case [{"type": "Digits"}, {"type": "ByteLevel"} as level]:
             name, use_regex = "digits", True
         case [
-            {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated"} as split,
+            {"type": "Split", "pattern": {"Regex": expression}, "behavior": behavior} as split,
             {"type": "ByteLevel"} as level,
-        ] if not split.get("invert") and expression in SPLITS.values():
+            # Without what the expression does not match: it matches all characters.
+        ] if (behavior, bool(split.get("invert"))) in _WHOLE and expression in SPLITS.values():
             name = next(name for name, known in SPLITS.items() if known == expression)
             use_regex = False
         case _:

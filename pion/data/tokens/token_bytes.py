@@ -1,9 +1,10 @@
-"""The bytes of each token of a byte-level tokenizer, whose vocabulary spells bytes as letters.
+"""The bytes of each token. A byte-level vocabulary spells bytes as letters. A vocabulary of pieces
+has "▁" for a space, and a token such as `<0x0A>` for each byte.
 
-A vocabulary may lack some of the 256 bytes, so it can't spell some characters. SmolLM2's was
-trained on text without six control characters, and lacks these bytes. The tokenizers library then
-writes the unknown token, which is SmolLM2's end of a document, or nothing. So these characters are
-replaced before a text is encoded, and `prepare` counts them.
+A byte-level vocabulary may lack some of the 256 bytes, so it can't spell some characters. SmolLM2's
+was trained on text without six control characters, and lacks these bytes. The tokenizers library
+then writes the unknown token, which is SmolLM2's end of a document, or nothing. So these characters
+are replaced before a text is encoded, and `prepare` counts them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _CONTROLS = frozenset([*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F])
 # Bytes that are in no UTF-8, and the first bytes of planes 4 to 11, which have no characters yet.
 _NEVER = frozenset([0xC0, 0xC1, *range(0xF5, 0x100)])
 _UNASSIGNED = {0xF1: "\U00040000-\U0007ffff", 0xF2: "\U00080000-\U000bffff"}
+_PIECE = re.compile("<0x([0-9A-F]{2})>")
 # How many places are named.
 MOST_NAMED = 3
 
@@ -45,9 +47,20 @@ def bytes_of(spelling: str) -> bytes:
     return bytes(letters[letter] for letter in spelling)
 
 
+def bytes_of_piece(piece: str) -> bytes:
+    """Return the bytes of a piece: `▁fox` is " fox", and `<0x0A>` is a newline."""
+    byte = _PIECE.fullmatch(piece)
+    return bytes.fromhex(byte[1]) if byte else piece.replace("▁", " ").encode()
+
+
 def missing_bytes(vocab: Collection[str]) -> frozenset[int]:
     """Return the bytes that have no entry in the vocabulary of a byte-level tokenizer."""
     return frozenset(byte for letter, byte in byte_of_letter().items() if letter not in vocab)
+
+
+def missing_in_pieces(vocab: Collection[str]) -> frozenset[int]:
+    """Return the bytes that have no token such as `<0x0A>` in a vocabulary of pieces."""
+    return frozenset(byte for byte in range(256) if f"<0x{byte:02X}>" not in vocab)
 
 
 def needed_bytes(missing: frozenset[int]) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers: load, train, encode in parallel, and count bytes per token.
+"""BPE tokenizers: load, train, encode in parallel, and count bytes per token.
 
 Text is always plain text: a document that spells out ``<|endoftext|>`` is encoded like any other
 characters and never gives the special id. Only code inserts special ids.
@@ -17,11 +17,20 @@ from pion.data.tokens.token_bytes import (
     REPLACEMENT,
     ReplacedCharacters,
     bytes_of,
+    bytes_of_piece,
     missing_bytes,
     unspelled,
 )
-from pion.data.tokens.token_names import token_names
-from pion.data.tokens.tokenizer_json import build, first_token, library, parse, steps_of
+from pion.data.tokens.token_names import TOKENIZER_CONFIG, read_optional, token_names
+from pion.data.tokens.tokenizer_json import (
+    STRIP,
+    build,
+    first_token,
+    in_pieces,
+    library,
+    parse,
+    steps_of,
+)
 from pion.errors import BadInput
 from pion.files import write_atomically
 from pion.later_fields import shown
@@ -50,13 +59,16 @@ LONGEST_WORD = 1024
 _UNCHANGED = {"truncation": None, "padding": None}
 # JSON can contain half a character (a lone surrogate), which has no UTF-8 bytes.
 SURROGATE = re.compile("[\ud800-\udfff]")
+# Special tokens that no text has. Gemma 3's last one has no row in its models of texts.
+_OF_MEDIA = re.compile("image|audio|video")
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer.
+    """A BPE tokenizer, of bytes or of pieces (`pion.data.tokens.tokenizer_json`).
 
     Attributes:
-        vocab_size: rows that an embedding needs for all ids of this tokenizer (largest id + 1).
+        vocab_size: rows that an embedding needs for all ids of texts (largest id + 1). Special
+            tokens of images and sound that come last have no row.
         end_of_text: id that separates documents. With Pion's own chat template it also ends an
             assistant's turn; another template may have a different end (``SpecialTokens``).
         end_of_text_token: the literal text of that id.
@@ -69,6 +81,10 @@ class Tokenizer:
         plain_added: the id of each other added token, by its text (Qwen's ``<think>``).
         normalization: how a text is changed before it is encoded ("NFC", say), or None. Bits per
             byte then divide by the bytes of the changed text: see ``token_bytes``.
+        strips: whether a decoded text loses one space at its beginning. Llama 2's tokenizer puts
+            this space there.
+        joint: "" or a text to encode before a text that continues another one, so that no space
+            is put between these two.
     """
 
     def __init__(
@@ -80,7 +96,7 @@ class Tokenizer:
         of the tokenizer_config.json in ``folder`` separates documents.
 
         Raises:
-            BadInput: the text is not a tokenizer, or the tokenizer is not byte-level BPE or has no
+            BadInput: the text is not a tokenizer, or the tokenizer is no known BPE or has no
                 end-of-text token, or puts several tokens before a text.
         """
         self._source, self._where = source, where
@@ -93,6 +109,10 @@ class Tokenizer:
         self.special_ids = special_ids
         self.specials: tuple[str, ...] = tuple(special_ids)
         self.first: int | None = first_token(self._plain, special_ids, where)
+        # transformers follows this key, whatever the post-processor does.
+        config = read_optional(Path(folder) / TOKENIZER_CONFIG) if folder is not None else {}
+        if config.get("add_bos_token") is False:
+            self.first = None
         # Only our own code adds tokens. A byte-level post-processor removes whitespace from
         # offsets, even when it adds nothing.
         self._plain.post_processor = None
@@ -102,13 +122,21 @@ class Tokenizer:
         self.end_of_text: int = special_ids[self.end_of_text_token]
         pad_token = next((name for name in PAD_NAMES if name in special_ids), None)
         self.pad: int = special_ids[pad_token] if pad_token else self.end_of_text
-        self.vocab_size: int = max(self._plain.get_vocab(with_added_tokens=True).values()) + 1
+        of_media = {number for text, number in special_ids.items() if _OF_MEDIA.search(text)}
+        ids = self._plain.get_vocab(with_added_tokens=True).values()
+        self.vocab_size: int = max(number for number in ids if number not in of_media) + 1
         if self.vocab_size > MOST_IDS:
             raise BadInput(f"{where}: an id is {self.vocab_size - 1:,}; ids end at {MOST_IDS:,}")
         steps = steps_of(settings.get("normalizer"))
         self.normalization = ", ".join(str(step.get("type")) for step in steps) or None
         self._may_cut = may_cut(settings)
-        self._unspelled = unspelled(missing_bytes(settings["model"]["vocab"]))
+        self._pieces = in_pieces(settings)
+        self.strips = self._pieces and STRIP in steps_of(settings.get("decoder"))
+        self.joint = "\x02" if self._pieces else ""
+        if self._pieces:
+            self.normalization = "putting a space before it" if self.strips else None
+        missing = frozenset() if self._pieces else missing_bytes(settings["model"]["vocab"])
+        self._unspelled = unspelled(missing)
         self._added = self._plain.get_added_tokens_decoder()
         self.plain_added: dict[str, int] = {
             token.content: index for index, token in self._added.items() if not token.special
@@ -143,6 +171,16 @@ class Tokenizer:
         A character that the vocabulary can't spell (``spelled``) becomes U+FFFD.
         """
         return self.encode_batch([text])[0]
+
+    def encode_further(self, text: str, *, specials: bool = False) -> list[int]:
+        """Return the ids of a text that continues another one. With ``specials``, those too."""
+        texts = [self.joint, self.joint + text]
+        before, whole = (
+            (encoding.ids for encoding in self.encode_with_specials(texts))
+            if specials
+            else self.encode_batch(texts)
+        )
+        return list(whole[len(before) :])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, using all cores.
@@ -226,21 +264,28 @@ class Tokenizer:
 
         An incomplete UTF-8 sequence becomes U+FFFD.
         """
+        if self._pieces:  # the library makes U+FFFD of whole characters next to incomplete ones
+            data = b"".join(self.bytes_of(int(i), specials=specials) for i in ids)
+            return data.decode(errors="replace").removeprefix(" " if self.strips else "")
         with library(self._where):
             text: str = self._plain.decode([int(i) for i in ids], skip_special_tokens=not specials)
         return text
 
-    def bytes_of(self, token: int) -> bytes:
-        """Return the bytes that an id adds to a decoded text. Of a special token: none.
+    def bytes_of(self, token: int, *, specials: bool = False) -> bytes:
+        """Return the bytes that an id adds to a decoded text. Of a special token: none, unless
+        ``specials``.
 
         A character may have the bytes of several ids.
         """
         spelling = self._plain.id_to_token(token)
         if spelling is None:  # the model has more rows than the tokenizer has tokens
             return b""
-        if (added := self._added.get(token)) is not None:
-            return b"" if added.special else spelling.encode()
-        return bytes_of(spelling)
+        added = self._added.get(token)
+        if added is not None and added.special:
+            return spelling.encode() if specials else b""
+        if self._pieces:
+            return bytes_of_piece(spelling)
+        return bytes_of(spelling) if added is None else spelling.encode()
 
     def token_bytes(self) -> np.ndarray:
         """Return the number of UTF-8 bytes of each id, int32 ``(vocab_size,)``; 0 for specials.
@@ -252,9 +297,11 @@ class Tokenizer:
         """
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         for token, index in self._plain.get_vocab(with_added_tokens=False).items():
-            lengths[index] = len(token)  # the byte alphabet spells each byte as one character
-        for index, added in self._added.items():
-            lengths[index] = 0 if added.special else len(added.content.encode())
+            if index < self.vocab_size:
+                # The byte alphabet spells each byte as one character.
+                lengths[index] = len(bytes_of_piece(token) if self._pieces else token)
+        for index in self._added.keys() & range(self.vocab_size):
+            lengths[index] = len(self.bytes_of(index))
         return lengths
 
     def fits(self, model_vocab_size: int, where: str = "tokenizer", fix: str = RESIZE) -> None:

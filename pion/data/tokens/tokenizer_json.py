@@ -1,4 +1,8 @@
-"""Read a tokenizer.json: check that it is byte-level BPE, and build the library's tokenizer.
+"""Read a tokenizer.json: check that it is a BPE of bytes or of pieces, and build the library's
+tokenizer.
+
+A BPE of pieces writes a space as "▁", and a character that is in no piece as its bytes (Gemma,
+Llama 2). Its steps are known exactly, because others could lose a part of a text.
 
 A tokenizer changes a text in steps before it encodes the text, and in further steps when it decodes
 ids. An honest step keeps the text's length, or nearly so. A hostile file can have steps that
@@ -14,13 +18,28 @@ from typing import Any
 
 import tokenizers
 
-from pion.data.tokens.token_bytes import missing_bytes, needed_bytes
+from pion.data.tokens.token_bytes import missing_bytes, missing_in_pieces, needed_bytes
 from pion.errors import BadInput, is_panic
 from pion.later_fields import shown
 from pion.untrusted import parse_json
 
-# Steps with which SentencePiece writes spaces as "▁".
+# Steps with which pieces write spaces as "▁".
 _SPACES = ("Metaspace", "Prepend", "Replace")
+_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+# After _SPACE there is no space to split at.
+_SPLIT = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
+_TEXT = [
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+# Takes the space that a tokenizer puts before each text.
+STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 # The most that all steps together may multiply a text by, and the most characters that they may
 # put before it. A usual tokenizer needs 18 · 4 for Unicode's NFKC and bytes written as characters.
 MOST_GROWTH, MOST_PREFIX = 1000.0, 256
@@ -64,8 +83,7 @@ def library(where: str) -> Iterator[None]:
 def parse(source: str, where: str) -> dict[str, Any]:
     """Return the settings in the text of a tokenizer.json, with a list of `added_tokens`.
 
-    Raises BadInput, naming `where`, if the tokenizer is not byte-level BPE. SentencePiece-style
-    tokenizers are refused with the reason.
+    Raises BadInput, naming `where`, if the tokenizer is no BPE of bytes or of pieces.
     """
     try:
         settings = parse_json(source, "it")
@@ -75,19 +93,20 @@ def parse(source: str, where: str) -> dict[str, Any]:
         raise BadInput(
             f"{where}: not a tokenizer in the tokenizer.json format ({shown(error)})"
         ) from None
-    if reason := _sentencepiece(settings):
+    pieces = in_pieces(settings)
+    if reason := "key model.type is Unigram" if model == "Unigram" else _other_step(settings):
         raise BadInput(
-            f"{where}: a SentencePiece-style tokenizer ({reason}). Pion uses byte-level BPE only: "
-            "SentencePiece-style tokenizers write spaces as letters and change the beginning of a "
-            "text, so its ids would not give the text back exactly. Choose a model with a "
-            "byte-level tokenizer, such as SmolLM2, Qwen or Llama 3."
+            f"{where}: a SentencePiece-style tokenizer ({reason}). Pion reads byte-level BPE, and "
+            "BPE of pieces with exactly the steps of Gemma, Llama 2 or Mistral. With other steps "
+            "the ids might not give the text back. Choose a model with a tokenizer that Pion "
+            "reads, such as SmolLM2, Qwen or Llama 3."
         )
-    if model != "BPE" or not isinstance(vocab, dict) or not _is_byte_level(settings):
+    if model != "BPE" or not isinstance(vocab, dict) or not (pieces or _is_byte_level(settings)):
         raise BadInput(
             f"{where}: not a byte-level BPE tokenizer: key model.type must be BPE (it is "
             f"{shown(model)}), and a text must pass a ByteLevel step before BPE and after it"
         )
-    if needed := needed_bytes(missing_bytes(vocab)):
+    if needed := missing_in_pieces(vocab) if pieces else needed_bytes(missing_bytes(vocab)):
         some = ", ".join(f"{byte:02x}" for byte in sorted(needed)[:8])
         raise BadInput(
             f"{where}: key model.vocab lacks {len(needed)} of the 256 bytes ({some}"
@@ -134,16 +153,29 @@ def _is_byte_level(settings: Mapping[str, Any]) -> bool:
     return all(any(step.get("type") == "ByteLevel" for step in steps) for steps in (before, after))
 
 
-def _sentencepiece(settings: Mapping[str, Any]) -> str | None:
-    """Return what shows that the tokenizer is SentencePiece-style, or None."""
-    model = settings["model"]
-    if model["type"] == "Unigram":
-        return "key model.type is Unigram"
-    if model["type"] != "BPE" or not model.get("byte_fallback"):
-        return None
+def in_pieces(settings: Mapping[str, Any]) -> bool:
+    """Return whether the tokenizer writes spaces as "▁", and other characters as bytes."""
     steps = [*steps_of(settings.get("normalizer")), *steps_of(settings.get("pre_tokenizer"))]
-    found = [kind for step in steps if (kind := step.get("type")) in _SPACES]
-    return f"key model.byte_fallback is true, with a {found[0]} step" if found else None
+    return bool(settings["model"].get("byte_fallback")) and any(
+        step.get("type") in _SPACES for step in steps
+    )
+
+
+def _other_step(settings: Mapping[str, Any]) -> str | None:
+    """Return which key of a tokenizer of pieces has other steps than the known ones, or None."""
+    normal, before, after = (
+        steps_of(settings.get(key)) for key in ("normalizer", "pre_tokenizer", "decoder")
+    )
+    known = {
+        "normalizer": normal in ([], [_SPACE], [{"type": "Prepend", "prepend": "▁"}, _SPACE]),
+        "pre_tokenizer": before in ([], [_SPLIT])
+        if normal
+        else [(step.get("type"), step.get("replacement")) for step in before]
+        == [("Metaspace", "▁")],
+        "decoder": after in (_TEXT, [*_TEXT, STRIP]),
+    }
+    wrong = next((key for key in known if not known[key]), None) if in_pieces(settings) else None
+    return wrong and f"key {wrong} is {shown(settings.get(wrong))}"
 
 
 def check_steps(settings: Mapping[str, Any], where: str) -> None:

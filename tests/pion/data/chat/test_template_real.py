@@ -86,6 +86,7 @@ MODELS = {
     "Llama 3": ("llama3", {}),
     "Llama 3.1": ("llama3_1", {}),
     "DeepSeek V3": ("deepseek_v3", {}),
+    "Gemma 3": ("gemma3", {}),
 }
 
 # Which conversations are refused, and why. All of these are the templates' own faults: the ids that
@@ -99,6 +100,8 @@ REFUSED = {
     "Llama 3.1": dict.fromkeys(CALLS, LOST),
     # The option puts an empty thought into the prompt, so that no answer can have its own.
     "Qwen 3 without thoughts": dict.fromkeys(("thought", "thought last"), NO_PREFIX),
+    # It has no place for calls, and writes tools nowhere.
+    "Gemma 3": dict.fromkeys(CALLS, LOST),
     # Calls are written for null content only, and after the first call of a conversation no end.
     "DeepSeek V3": {
         "call with a text": LOST,
@@ -107,7 +110,6 @@ REFUSED = {
 }
 # Folders of which nothing can be used.
 UNUSABLE = {
-    "gemma3": "a SentencePiece-style tokenizer",  # Pion reads byte-level BPE only
     "gptoss": "this model has no chat template",  # its package has none
     "gpt4o": "this model has no chat template",  # there is none
 }

@@ -264,6 +264,8 @@ SEPARATORS = {
     "smollm2": "<|endoftext|>",
     "llama3": "<|end_of_text|>",
     "qwen": "<|endoftext|>",
+    "phi4": "<|endoftext|>",
+    "tekken": "</s>",
 }
 
 
@@ -316,22 +318,7 @@ def test_a_post_processor_that_puts_anything_else_first_is_refused(ids, many):
         tokenizer_of("llama3", post_processor=starting(*ids))
 
 
-# By what is SentencePiece-style, how a tokenizer.json differs from Llama 3's.
-SENTENCEPIECE = {
-    "Unigram": {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}},
-    "a Prepend step": {"normalizer": {"type": "Prepend", "prepend": "▁"}},
-    "a Metaspace step": {
-        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}
-    },
-    "a Replace step": {
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    },
-}
-
-
-@pytest.mark.parametrize("reason", SENTENCEPIECE)
-def test_a_sentencepiece_style_tokenizer_is_refused_with_the_reason(reason):
-    changed = settings_of("llama3", **SENTENCEPIECE[reason])
-    changed["model"] = {"byte_fallback": True} | changed["model"] | {"byte_fallback": True}
-    with pytest.raises(BadInput, match=rf"x: a SentencePiece-style.*{reason}.*byte-level BPE"):
-        Tokenizer(json.dumps(changed), "x")
+def test_a_unigram_tokenizer_is_refused_with_the_reason():
+    unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}
+    with pytest.raises(BadInput, match=r"x: a SentencePiece-style.*Unigram.*byte-level BPE"):
+        Tokenizer(json.dumps(settings_of("llama3", model=unigram)), "x")
