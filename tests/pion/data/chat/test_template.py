@@ -184,8 +184,8 @@ LEARNED = {
     "gpt-oss": "<|channel|>final<|message|>Hello<|return|>",
     "DeepSeek": "Hello<｜end｜>",
     "Gemma": "Hello<end_of_turn>",
-    "Mistral 0.1": " Hello</s>",
-    "Mistral 0.3": " Hello</s>",
+    "Mistral 0.1": "Hello</s>",
+    "Mistral 0.3": "Hello</s>",
 }
 
 
