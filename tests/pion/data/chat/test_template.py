@@ -71,7 +71,8 @@ class Model:
         return [(self.text(e.ids), self.text(e.ids[e.learned])) for e in examples]
 
     def text(self, ids):
-        return self.tokenizer.decode(ids, specials=True)
+        data = (self.tokenizer.bytes_of(int(i), specials=True) for i in ids)
+        return b"".join(data).decode(errors="replace")
 
 
 def talk(messages, tools=None, where="f:1"):
@@ -184,8 +185,8 @@ LEARNED = {
     "gpt-oss": "<|channel|>final<|message|>Hello<|return|>",
     "DeepSeek": "Hello<｜end｜>",
     "Gemma": "Hello<end_of_turn>",
-    "Mistral 0.1": "Hello</s>",
-    "Mistral 0.3": "Hello</s>",
+    "Mistral 0.1": " Hello</s>",
+    "Mistral 0.3": " Hello</s>",
 }
 
 
