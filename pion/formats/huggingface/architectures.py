@@ -15,10 +15,10 @@ import torch
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
+from pion.formats.huggingface.architecture import HEAD, Architecture, State
 from pion.formats.huggingface.bundled_code import BundledCode
-from pion.formats.huggingface.llama_like import HEAD, Architecture, State
 from pion.formats.huggingface.qwen3_moe import QWEN3_MOE
-from pion.formats.huggingface.rows import FIRST, LATER, QWEN3_ROW
+from pion.formats.huggingface.stock_rows import FIRST, LATER, QWEN3_ROW
 from pion.formats.model_tensors import SavedTensors
 from pion.later_fields import closest, shown
 from pion.model.parameters import require_possible, vocabulary_rows

@@ -10,7 +10,7 @@ import pion
 from pion.config.parts import RopeScaling
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import ARCHITECTURES, from_transformers, to_transformers
-from pion.formats.huggingface.llama_like import read_rotary, rotary_settings
+from pion.formats.huggingface.attention_fields import Rotary
 from pion.formats.huggingface.rows import DEFAULTS
 from pion.formats.load import load_decoder
 from pion.model.decoder import Decoder
@@ -171,14 +171,14 @@ OLDER_LLAMA3 = OLD_LLAMA3 | {
     ],
 )
 def test_both_spellings_are_read(fields, theta, scaling):
-    read = read_rotary(CONTEXT | fields)
+    read = Rotary().read(CONTEXT | fields)
     assert (read["rope_theta"], read.get("rope_scaling")) == (theta, scaling)
 
 
 def test_the_original_context_is_the_whole_one_where_none_is_given():
     without = {n: v for n, v in LLAMA3.items() if n != "original_max_position_embeddings"}
     for fields, original in (({}, 512), ({"original_max_position_embeddings": 128}, 128)):
-        read = read_rotary(CONTEXT | {"rope_parameters": without} | fields)
+        read = Rotary().read(CONTEXT | {"rope_parameters": without} | fields)
         assert read["rope_scaling"].original_max_position_embeddings == original
 
 
@@ -199,8 +199,9 @@ def test_each_spelling_is_what_transformers_makes_of_it(spelling, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'; only 'defa"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "rope_type is 'ntk'; only 'default'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "positions of type linear need factor"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 0.5}}, "factor is 0.5; it must be"),
         ({"rope_parameters": {"rope_type": ["llama3"]}}, r"rope_type is \['llama3'\]"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "need low_freq_factor, high"),
         ({"rope_parameters": "llama3"}, "rope_parameters is 'llama3'; it must be an object"),
@@ -218,17 +219,17 @@ def test_each_spelling_is_what_transformers_makes_of_it(spelling, tmp_path):
 )
 def test_positions_that_we_do_not_compute_are_refused(fields, message):
     with pytest.raises(BadInput, match=message):
-        read_rotary(CONTEXT | fields)
+        Rotary().read(CONTEXT | fields)
 
 
 def test_what_is_not_the_default_is_written_in_both_spellings():
-    assert rotary_settings(tiny_config()) == {
+    assert Rotary().write(tiny_config()) == {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}
     }
-    theta = rotary_settings(tiny_config(rope_theta=1e6))
+    theta = Rotary().write(tiny_config(rope_theta=1e6))
     assert theta["rope_theta"] == theta["rope_parameters"]["rope_theta"] == 1e6
-    written = rotary_settings(tiny_config(rope_theta=5e5, rope_scaling=SCALING))
+    written = Rotary().write(tiny_config(rope_theta=5e5, rope_scaling=SCALING))
     assert written == NEW_LLAMA3 | OLD_LLAMA3
     for spelling in ("rope_parameters", "rope_scaling"):
         one = {name: value for name, value in written.items() if name != spelling}
-        assert read_rotary(CONTEXT | one) == {"rope_theta": 5e5, "rope_scaling": SCALING}
+        assert Rotary().read(CONTEXT | one) == {"rope_theta": 5e5, "rope_scaling": SCALING}
