@@ -104,8 +104,9 @@ class Rotary:
             rope = {name: value for name, value in rope.items() if value is not None}
             fields |= {"rope_theta": theta, "rope_scaling": rope}
         if self.share is not None:
-            share = {"partial_rotary_factor": (config.heads or Heads()).rotary_share}
-            fields, rope = fields | share, rope | share
+            share = (config.heads or Heads()).rotary_share
+            rope["partial_rotary_factor"] = share
+            fields |= {} if share == self.share else {"partial_rotary_factor": share}
         full: dict[str, Any] = {"rope_theta": theta, **rope}
         if self.window is None:
             return {"rope_parameters": full, **fields}
@@ -125,12 +126,14 @@ class Layers:
         windows: whether `sliding_window` counts in "all" layers or in those of its `layer_types`;
             "no": windows need `use_sliding_window`.
         full_every: without `layer_types`, every so many layers one sees everything; 0: none.
+        recurrent: whether layers are recurrent without `layer_types`, and none has a window.
         unrotated: the layers without rotary positions: those of `no_rope_layers`, or those
             that see everything next to "windows".
     """
 
     windows: Literal["no", "all", "types"] = "no"
     full_every: int = 0
+    recurrent: bool = False
     unrotated: Literal["none", "no_rope_layers", "windows"] = "none"
 
     def read(self, hf_config: Fields, theta: float | None) -> dict[str, Any]:
@@ -174,21 +177,25 @@ class Layers:
             full = layers if windows is None else windows.full_layers or ()
             # Ministral's class in transformers 5.17 fails without a window.
             none = None if self.unrotated == "windows" else config.seq_len
-            fields["sliding_window"] = none if windows is None else windows.tokens
+            if not self.recurrent:
+                fields["sliding_window"] = none if windows is None else windows.tokens
             fields["layer_types"] = [FULL if layer in full else SLIDING for layer in layers]
         return fields
 
     def _kinds(self, hf_config: Fields, layers: int) -> list[str]:
         """Return the kind of each layer. Raises BadInput for a kind that we do not compute."""
         kinds, window = hf_config.get("layer_types"), hf_config.get("sliding_window")
+        if kinds is None and self.recurrent:
+            raise BadInput("config.json has no layer_types, so its layers are recurrent")
         if kinds is None or self.windows == "all":
             every = self.full_every and (hf_config.get("sliding_window_pattern") or self.full_every)
             plain = self.windows == "no" or window is None
             return [FULL] * layers if plain else _every(every, layers, FULL, SLIDING)
-        known = (FULL,) if self.windows == "no" else (FULL, SLIDING)
-        for kind in _of_layers("layer_types", kinds, layers):
+        known = (FULL,) if self.windows == "no" or self.recurrent else (FULL, SLIDING)
+        kinds = [FULL if k == "attention" else k for k in _of_layers("layer_types", kinds, layers)]
+        for kind in kinds:
             require({"layer_types": kind}, "layer_types", known)
-        return list(kinds)
+        return kinds
 
 
 def settled(scaling: RopeScaling | None, seq_len: int) -> RopeScaling | None:

@@ -234,7 +234,7 @@ LATER = (
         name="GraniteMoeHybridForCausalLM",
         model_type="granitemoehybrid",
         fixed=PLAIN,
-        fields={**_GRANITE, "intermediate_size": None, "shared_intermediate_size": "d_ff"},
+        fields={**_GRANITE, "shared_intermediate_size": "d_ff"},
         required={
             "attention_bias": False,
             "num_local_experts": 0,
@@ -242,7 +242,7 @@ LATER = (
         },
         names={"feedforward.down_proj": "shared_mlp.output_linear"},
         fused={"shared_mlp.input_linear": _GATE_UP},
-        layers=Layers(windows="types"),
+        layers=Layers(windows="types", recurrent=True),
         defaults={
             **_MULTIPLIERS,
             "num_local_experts": 8,
@@ -328,7 +328,10 @@ LATER = (
         layers=Layers(windows="types", full_every=6),
         rotary=Rotary(theta=1e6, window=("rope_local_base_freq", 1e4)),
         scaled=True,
+        # Gemma 3 4B's config.json has no sizes that are those of the class.
         defaults={
+            "vocab_size": 262_208,
+            "num_attention_heads": 8,
             "hidden_activation": _GELU,
             "head_dim": 256,
             "num_key_value_heads": 4,
