@@ -3,6 +3,7 @@
 import copy
 import json
 
+import pytest
 import torch
 
 LLAMA3 = {
@@ -149,6 +150,9 @@ STOCK = {
     "Ernie 4.5": ("Ernie4_5", _TINY | {"pad_token_id": None, "head_dim": 16, "use_bias": True}),
     "Helium": ("Helium", _TINY | {"pad_token_id": None, "head_dim": 8}),
 }
+# Some rows are tried in each run, the others in the soak.
+OFTEN = "SmolLM2", "Llama 3.2", "Qwen2.5", "Qwen3", "Gemma 3", "Phi-4-mini", "SmolLM3", "OLMo 3"
+NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.soak) for name in STOCK]
 
 
 def stock_model(name, **changes):

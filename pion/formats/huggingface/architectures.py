@@ -83,8 +83,12 @@ def _text_tensors(saved: SavedTensors) -> SavedTensors:
 
 
 def nearest_misfit(config: ModelConfig) -> str | None:
-    """Return why the stock architecture that lacks the least can't compute the model, if so."""
-    stock = (architecture for architecture in ARCHITECTURES if architecture.stock)
+    """Return why the architecture that the model came as can't compute the model. Of another
+    model, return this of the stock architecture that lacks the least."""
+    stock: list[Architecture] = [
+        each for each in ARCHITECTURES if each.model_type == config.came_as
+    ]
+    stock = stock or [QWEN3_ROW, QWEN3_MOE, *FIRST]
     return min(stock, key=lambda architecture: len(architecture.lacks(config))).misfit(config)
 
 

@@ -187,14 +187,20 @@ class Layers:
         kinds, window = hf_config.get("layer_types"), hf_config.get("sliding_window")
         if kinds is None and self.recurrent:
             raise BadInput("config.json has no layer_types, so its layers are recurrent")
+        if kinds is not None:
+            known = (FULL,) if self.windows == "no" or self.recurrent else (FULL, SLIDING)
+            kinds = _of_layers("layer_types", kinds, layers)
+            kinds = [FULL if kind == "attention" else kind for kind in kinds]
+            other = next((kind for kind in kinds if kind not in known), FULL)
+            if other not in known:
+                raise BadInput(
+                    f"config.json: layer_types has {shown(other)} in {kinds.count(other)} of "
+                    f"{layers} layers; only {' and '.join(map(repr, known))} can be computed"
+                )
         if kinds is None or self.windows == "all":
             every = self.full_every and (hf_config.get("sliding_window_pattern") or self.full_every)
             plain = self.windows == "no" or window is None
             return [FULL] * layers if plain else _every(every, layers, FULL, SLIDING)
-        known = (FULL,) if self.windows == "no" or self.recurrent else (FULL, SLIDING)
-        kinds = [FULL if k == "attention" else k for k in _of_layers("layer_types", kinds, layers)]
-        for kind in kinds:
-            require({"layer_types": kind}, "layer_types", known)
         return kinds
 
 

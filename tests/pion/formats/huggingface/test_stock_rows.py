@@ -14,15 +14,21 @@ from pion.formats.huggingface.attention_fields import Rotary
 from pion.formats.huggingface.rows import DEFAULTS
 from pion.formats.load import load_decoder
 from pion.model.decoder import Decoder
-from tests.support.stock_models import LLAMA3, STOCK, apart, randomize, saved, stock_model, tokens
+from tests.support.stock_models import (
+    LLAMA3,
+    NAMES,
+    STOCK,
+    apart,
+    randomize,
+    saved,
+    stock_model,
+    tokens,
+)
 from tests.support.tiny_config import tiny_config
 
 ALLOWED = 1e-4
 # Beyond 1,024 tokens, scaled positions differ the most from others.
 LONG = tokens(1100)
-# Some rows are tried in each run, the others in the soak.
-OFTEN = "SmolLM2", "Llama 3.2", "Qwen2.5", "Qwen3", "Gemma 3", "Phi-4-mini", "SmolLM3", "OLMo 3"
-NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.soak) for name in STOCK]
 
 
 class Models(dict):
