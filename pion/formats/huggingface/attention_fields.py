@@ -23,18 +23,20 @@ from pion.later_fields import shown
 
 DEFAULT_THETA = 10_000.0
 FULL, SLIDING = "full_attention", "sliding_attention"
-# The fields of each kind of scaled positions, and our names of them.
+_ORIGINAL, _SHARE = "original_max_position_embeddings", "partial_rotary_factor"
 _AMPLITUDE = {"attention_factor": "amplitude"}
+# The fields of each kind of scaled positions, and our names of them.
 _KINDS: Mapping[str, Mapping[str, str]] = {
-    "llama3": {"low_freq_factor": "low_freq_factor", "high_freq_factor": "high_freq_factor"},
+    "llama3": {name: name for name in ("low_freq_factor", "high_freq_factor", _ORIGINAL)},
     "linear": {},
-    "yarn": {
-        "beta_fast": "beta_fast",
-        "beta_slow": "beta_slow",
-        "truncate": "whole_dims",
+    "yarn": {name: name for name in ("beta_fast", "beta_slow", _ORIGINAL)}
+    | {"truncate": "whole_dims", **_AMPLITUDE},
+    "longrope": {
+        "short_factor": "short_factors",
+        "long_factor": "long_factors",
+        _ORIGINAL: _ORIGINAL,
         **_AMPLITUDE,
     },
-    "longrope": {"short_factor": "short_factors", "long_factor": "long_factors", **_AMPLITUDE},
 }
 # Those that a config must have.
 _NEEDED = {
@@ -44,7 +46,6 @@ _NEEDED = {
 }
 # Phi-3's first name of longrope. Dynamic scaling changes nothing within the context.
 _OTHER_NAMES = {"su": "longrope", "dynamic": "default"}
-_ORIGINAL = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +68,18 @@ class Rotary:
         """Return settings by path. Raises KeyError for a missing field, and BadInput."""
         objects = _rotary_object(hf_config, by_layers=self.window is not None)
         rope = objects.get(FULL) or {n: v for n, v in objects.items() if n != SLIDING}
-        given = (where.get("partial_rotary_factor") for where in (rope, hf_config))
-        share = next((value for value in given if value is not None), self.share or 1)
-        if self.share is None:
-            require({"partial_rotary_factor": share}, "partial_rotary_factor", (1,))
+        share = _first(*(where.get(_SHARE) for where in (rope, hf_config)), self.share, 1)
         theta = _first(rope.get("rope_theta"), hf_config.get("rope_theta"), self.theta)
         found: dict[str, Any] = {"rope_theta": theta}
-        if self.share is not None:
+        if self.share is None:
+            require({_SHARE: share}, _SHARE, (1,))
+        else:
             found["heads.rotary_share"] = share
         if self.window is not None:
             sliding, (name, default) = objects.get(SLIDING) or {}, self.window
             require({"rope_type": _kind(sliding)}, "rope_type", ("default",))
-            own = _first(sliding.get("rope_theta"), hf_config.get(name), default)
-            found["windows.rope_theta"] = own
+            theta = _first(sliding.get("rope_theta"), hf_config.get(name), default)
+            found["windows.rope_theta"] = theta
         kind = _kind(rope)
         require({"rope_type": kind}, "rope_type", self.kinds)
         return found if kind == "default" else found | _scaling(kind, rope, hf_config)
@@ -94,24 +94,22 @@ class Rotary:
         rope: dict[str, Any] = {"rope_type": "default"}
         fields: dict[str, Any] = {} if theta == self.theta else {"rope_theta": theta}
         if scaling is not None:
+            own = ((name, getattr(scaling, our)) for name, our in _KINDS[scaling.kind].items())
             rope = {"rope_type": scaling.kind, "factor": scaling.factor}
-            rope |= {name: getattr(scaling, our) for name, our in _KINDS[scaling.kind].items()}
-            rope = {name: list(v) if isinstance(v, tuple) else v for name, v in rope.items()}
-            if scaling.kind != "linear":
-                rope[_ORIGINAL] = scaling.original_max_position_embeddings
-            if scaling.kind == "longrope":  # transformers reads it from both places
-                fields[_ORIGINAL] = rope[_ORIGINAL]
-            rope = {name: value for name, value in rope.items() if value is not None}
-            fields |= {"rope_theta": theta, "rope_scaling": rope}
+            rope |= {n: list(v) if isinstance(v, tuple) else v for n, v in own if v is not None}
+            # transformers reads the context of longrope from outside the object.
+            outside = {_ORIGINAL: rope[_ORIGINAL]} if scaling.kind == "longrope" else {}
+            fields |= {"rope_theta": theta, "rope_scaling": rope, **outside}
         if self.share is not None:
             share = (config.heads or Heads()).rotary_share
-            rope["partial_rotary_factor"] = share
-            fields |= {} if share == self.share else {"partial_rotary_factor": share}
+            rope[_SHARE] = share
+            fields |= {} if share == self.share else {_SHARE: share}
         full: dict[str, Any] = {"rope_theta": theta, **rope}
         if self.window is None:
             return {"rope_parameters": full, **fields}
-        name, own = self.window[0], config.windows.rope_theta if config.windows else None
-        sliding = {"rope_type": "default", "rope_theta": own or self.window[1]}
+        name, default = self.window
+        own_theta = None if config.windows is None else config.windows.rope_theta
+        sliding = {"rope_type": "default", "rope_theta": own_theta or default}
         fields |= {} if name == "rope_theta" else {name: sliding["rope_theta"]}
         return {"rope_parameters": {FULL: full, SLIDING: sliding}, **fields}
 
@@ -148,8 +146,8 @@ class Layers:
             rotated = hf_config.get("no_rope_layers") or _every(
                 hf_config.get("no_rope_layer_interval", 4), layers, False, True
             )
-            kept = zip(range(layers), _of_layers("no_rope_layers", rotated, layers))
-            found["heads.unrotated_layers"] = [layer for layer, rotates in kept if not rotates]
+            every = enumerate(_of_layers("no_rope_layers", rotated, layers))
+            found["heads.unrotated_layers"] = [layer for layer, rotates in every if not rotates]
         if self.windows == "no":
             require(hf_config, "use_sliding_window", (False,))
             return found
@@ -189,10 +187,9 @@ class Layers:
             raise BadInput("config.json has no layer_types, so its layers are recurrent")
         if kinds is not None:
             known = (FULL,) if self.windows == "no" or self.recurrent else (FULL, SLIDING)
-            kinds = _of_layers("layer_types", kinds, layers)
-            kinds = [FULL if kind == "attention" else kind for kind in kinds]
-            other = next((kind for kind in kinds if kind not in known), FULL)
-            if other not in known:
+            named = _of_layers("layer_types", kinds, layers)
+            kinds = [FULL if kind == "attention" else kind for kind in named]
+            for other in (kind for kind in kinds if kind not in known):
                 raise BadInput(
                     f"config.json: layer_types has {shown(other)} in {kinds.count(other)} of "
                     f"{layers} layers; only {' and '.join(map(repr, known))} can be computed"
@@ -219,29 +216,26 @@ def _scaling(kind: str, rope: Fields, hf_config: Fields) -> dict[str, Any]:
     missing = [name for name in _NEEDED.get(kind, ()) if rope.get(name) is None]
     if missing:
         raise BadInput(f"config.json: rotary positions of type {kind} need {', '.join(missing)}")
-    context = hf_config["max_position_embeddings"]
+    context, factor = hf_config["max_position_embeddings"], rope.get("factor")
     original = _first(hf_config.get(_ORIGINAL), rope.get(_ORIGINAL), context)
     if kind == "linear":
         original = 1  # nothing depends on it, so that a shorter context changes no setting
+    both = [rope.get(name) or 1 for name in ("mscale", "mscale_all_dim")]
+    if not all(is_number(each, above=0) for each in (context, original, _first(factor, 1), *both)):
+        raise BadInput(f"config.json: rotary positions of type {kind} need numbers above 0")
+    factor = max(1.0, context / original) if factor is None else factor
     named = ((our, rope.get(name)) for name, our in _KINDS[kind].items())
     values = {our: value for our, value in named if value is not None}
-    factor = rope.get("factor")
-    if factor is None:
-        _require_numbers(max_position_embeddings=context, original_max_position_embeddings=original)
-        factor = max(1.0, context / original)
-    if kind == "yarn" and "amplitude" not in values:
-        one, other = rope.get("mscale"), rope.get("mscale_all_dim")
-        if one and other:
-            _require_numbers(factor=factor, mscale=one, mscale_all_dim=other)
-            log = 0.1 * math.log(factor)
-            values["amplitude"] = (log * one + 1) / (log * other + 1)
+    values |= {"kind": kind, "factor": factor, _ORIGINAL: original}
+    if kind == "yarn" and rope.get("mscale") and rope.get("mscale_all_dim"):
+        one, other = (0.1 * each * math.log(factor) + 1 for each in both)
+        values = {"amplitude": one / other} | values
     if kind == "longrope":
-        _require_numbers(factor=factor, original_max_position_embeddings=original)
         whole = math.sqrt(1 + math.log(max(factor, 1)) / math.log(max(original, 2)))
         values = {"amplitude": whole} | values
-    scaling = {"kind": kind, "factor": factor, _ORIGINAL: original, **values}
-    found: dict[str, Any] = {"rope_scaling": RopeScaling(**scaling)}
-    if kind == "longrope" and values["short_factors"] != values["long_factors"]:
+    scaling = RopeScaling(**values)
+    found: dict[str, Any] = {"rope_scaling": scaling}
+    if scaling.short_factors != scaling.long_factors:
         found["seq_len"] = min(context, original)  # the context of the short factors
     return found
 
@@ -268,12 +262,6 @@ def _of_layers(name: str, values: Any, layers: int) -> list[Any]:
     if not isinstance(values, list) or len(values) != layers:
         raise BadInput(f"config.json: {name} must be a list with a value for each layer")
     return values
-
-
-def _require_numbers(**values: Any) -> None:
-    for name, value in values.items():
-        if not is_number(value, above=0):
-            raise BadInput(f"config.json: {name} is {shown(value)}; it must be a number above 0")
 
 
 def _rotary_object(hf_config: Fields, *, by_layers: bool) -> Mapping[str, Any]:

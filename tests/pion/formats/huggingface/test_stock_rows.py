@@ -243,7 +243,7 @@ def test_each_spelling_is_what_transformers_makes_of_it(spelling, tmp_path):
             "rope_parameters has settings for 'full_attention' alone",
         ),
         ({"rope_parameters": LLAMA3 | {"factor": 0.5}}, "factor is 0.5; it must be at least 1"),
-        ({"rope_parameters": LLAMA3 | {"factor": "8"}}, "rope_scaling.factor is '8'"),
+        ({"rope_parameters": LLAMA3 | {"factor": "8"}}, "type llama3 need numbers above 0"),
     ],
 )
 def test_positions_that_we_do_not_compute_are_refused(fields, message):
