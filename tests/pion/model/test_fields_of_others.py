@@ -152,6 +152,15 @@ CASES = {
             **{"truncate": False, "attention_factor": 1.3},
         },
     ),
+    "queries that grow beyond the original context": Case(
+        "Ministral3",
+        {"heads": PLAIN, "rope_scaling": FACTORS | {"kind": "yarn", "growth": 0.5}},
+        {
+            "head_dim": 8,
+            "rope_parameters": FACTORS
+            | {"rope_type": "yarn", "rope_theta": 1e4, "llama_4_scaling_beta": 0.5},
+        },
+    ),
     "LongRoPE in a long context": longrope(6),
     "LongRoPE in a short context": longrope(32),
     "a window in tokens, and a layer that sees everything": Case(
