@@ -120,6 +120,11 @@ CASES = {
         GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
         BOTH,
     ),
+    "GELU by tanh between two matrices": Case(
+        "Arcee",
+        {"activation": "gelu_tanh", "heads": PLAIN},
+        {"hidden_act": "gelu_pytorch_tanh"},
+    ),
     "a norm over all heads": Case(
         "Olmo2", {"norms": "after", "heads": {"whole_norm": True}}, {}, AFTER
     ),
