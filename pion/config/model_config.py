@@ -160,6 +160,10 @@ class ModelConfig:
         """Whether a token may not see all tokens before it."""
         return any(part.hides for _, part in self.parts())
 
+    def hides_in(self, tokens: int) -> bool:
+        """Return whether a token may not see all tokens before it in a row of so many tokens."""
+        return any(part.hides_in(tokens) for _, part in self.parts())
+
     @property
     def alone(self) -> ModelConfig:
         """The model without the parts that learn from it and change nothing in it."""

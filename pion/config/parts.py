@@ -152,6 +152,11 @@ class Windows(Part):
         """Raise BadInput for layers that the model does not have."""
         _require_layers("windows", self.full_layers or (), model)
 
+    def hides_in(self, tokens: int) -> bool:
+        """Return whether a row of so many tokens is longer than the shorter window."""
+        blocks = self.tokens // self.block // (2 if self.full_layers is None else 1)
+        return max(1, blocks) * self.block < tokens
+
     def card(self) -> tuple[str, str]:
         """Return how far a token sees."""
         if self.full_layers is not None:

@@ -305,6 +305,19 @@ def test_new_additions_of_lora_change_nothing(case):
 
 
 @torch.no_grad()
+def test_documents_in_rows_that_are_not_longer_than_a_window_attend_as_without_windows():
+    """On a CPU, they attend one after another in such long rows."""
+    found = []
+    for windows in (None, {"tokens": 700, "block": 1, "full_layers": [1]}, {"tokens": 1400}):
+        model = Decoder(tiny_config(windows=windows and {"block": 7} | windows))
+        randomize(model)
+        tokens = torch.arange(700)[None]
+        found.append(model.hidden(tokens % 61, positions=tokens % 20, documents=tokens // 20 % 34))
+    assert torch.equal(found[1], found[0])
+    assert torch.equal(found[2], found[0])
+
+
+@torch.no_grad()
 def test_tokens_beyond_a_ring_of_keys_see_what_they_see_in_the_whole_row():
     windows = {"tokens": 7, "block": 1, "full_layers": [1]}
     model = Decoder(tiny_config(seq_len=120, windows=windows))
