@@ -62,9 +62,12 @@ class ModelConfig:
     primitives: Primitives | None = later_field(None, before=None)
     rope_scaling: RopeScaling | None = later_field(None, before=None)
     scales: Scales | None = later_field(None, before=None)
-    activation: Literal["swiglu", "geglu", "relu2", "gelu"] = later_field("swiglu", before="swiglu")
+    activation: Literal["swiglu", "geglu", "relu2", "gelu", "gelu_tanh"] = later_field(
+        "swiglu", before="swiglu"
+    )
     """Of feed-forward layers that are not experts. geglu: as swiglu, but with GELU by tanh in the
-    gate. relu2 and gelu: two matrices, and relu(x)² or the exact GELU between."""
+    gate. relu2 and gelu: two matrices, and relu(x)² or the exact GELU between. gelu_tanh: as gelu,
+    but GELU by tanh. Only imports set this."""
     positions: Literal["rotary", "learned"] = later_field("rotary", before="rotary")
     """learned: a table with a vector for each position, which is added to the embeddings."""
     feedforward_bias: bool = later_field(False, before=False)
@@ -156,6 +159,10 @@ class ModelConfig:
     def hides(self) -> bool:
         """Whether a token may not see all tokens before it."""
         return any(part.hides for _, part in self.parts())
+
+    def hides_in(self, tokens: int) -> bool:
+        """Return whether a token may not see all tokens before it in a row of so many tokens."""
+        return any(part.hides_in(tokens) for _, part in self.parts())
 
     @property
     def alone(self) -> ModelConfig:

@@ -161,6 +161,10 @@ class Part:
         `base` is the same part of the model that LoRA adapts; None: that model has none.
         """
 
+    def hides_in(self, tokens: int) -> bool:
+        """Return whether a token may not see all tokens before it in a row of so many tokens."""
+        return self.hides
+
     def entries(self, tokens: int) -> int:
         """Return how many entries blocks compute of the part behind a row of so many tokens."""
         return 0

@@ -152,6 +152,11 @@ class Windows(Part):
         """Raise BadInput for layers that the model does not have."""
         _require_layers("windows", self.full_layers or (), model)
 
+    def hides_in(self, tokens: int) -> bool:
+        """Return whether a row of so many tokens is longer than the shorter window."""
+        blocks = self.tokens // self.block // (2 if self.full_layers is None else 1)
+        return max(1, blocks) * self.block < tokens
+
     def card(self) -> tuple[str, str]:
         """Return how far a token sees."""
         if self.full_layers is not None:
@@ -383,13 +388,16 @@ class RopeScaling(Part):
         4.0,
         most=FACTOR,
     )
-    # Only imports set these. All but the kind and the amplitude are of yarn. The amplitude is what
-    # cosines and sines are multiplied by; None: 1, or in yarn 0.1 · ln(factor) + 1.
+    # Only imports set these. All but the kind, the amplitude and the growth are of yarn. The
+    # amplitude is what cosines and sines are multiplied by; None: 1, or in yarn
+    # 0.1 · ln(factor) + 1. A query at a position p, of an original context of n tokens, is
+    # multiplied by 1 + growth · ln(1 + ⌊p / n⌋), as in Ministral 3.
     kind: Literal["llama3", "linear", "yarn", "longrope"] = later_field("llama3", before="llama3")
     beta_fast: float = later_field(32.0, before=32.0)
     beta_slow: float = later_field(1.0, before=1.0)
     whole_dims: bool = later_field(True, before=True)
     amplitude: float | None = later_field(None, before=None)
+    growth: float = later_field(0.0, before=0.0)
     # What longrope divides each frequency by: the long ones if the model's context is longer than
     # the original one, so that a text has the same positions whatever its length.
     short_factors: tuple[float, ...] = later_field((), before=())
@@ -412,6 +420,7 @@ class RopeScaling(Part):
                 f"rope_scaling.high_freq_factor {high} must be above "
                 f"rope_scaling.low_freq_factor {low}"
             )
+        require_weight("rope_scaling.growth", self.growth)
         check_fields(self, "rope_scaling.")
         for name in ("short_factors", "long_factors"):
             factors = tuple(require_list(f"rope_scaling.{name}", getattr(self, name)))

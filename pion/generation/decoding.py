@@ -116,7 +116,7 @@ class Decoding:
         self.begin(text, reuse=False)
         config = self.model.config
         # Such a model's attention has scores for each pair of tokens of a prompt at once.
-        dense = config.softcap is not None or config.hides
+        dense = config.softcap is not None or config.hides_in(len(text.ids))
         while self.reading is not None:
             hidden = self.read_piece(PROMPT_PIECE if dense else None)
         return last_logits(self.model, hidden)

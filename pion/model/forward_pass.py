@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from pion.model.attention.masks import (
     build_masks,
     flexible,
 )
+from pion.model.attention.reach import reaches
 from pion.model.attention.rope import Rotation, rotations
 from pion.model.feedforward.dense import FeedForwardInputs, Stats
 from pion.model.norm_and_projection import RMSNorm
@@ -207,6 +208,10 @@ def _past(given: Given) -> int:
 def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
     """Return what each reach of attention sees in whole rows."""
     device, total = given.tokens.device.type, given.tokens.shape[1]
+    windows = options.parts.get("windows", config.windows)
+    if windows is not None and not windows.hides_in(total):
+        masks = _masks(_without_windows(config), given, StepOptions(compiled=options.compiled))
+        return dict.fromkeys(reaches(config), masks["full"])
     # With a cache, flex attention is not used: it is compiled for each length of a prompt.
     kernel: Kernel = "flex" if flexible(config, device) else "dense"
     # In a model that hides tokens, a document has one answer. So branches hide nothing there.
@@ -223,9 +228,13 @@ def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
         }
     if attends_by_document(config, device, total, compiled=options.compiled):
         kernel = "documents"
-    windows = options.parts.get("windows")
     window = None if windows is None else windows.tokens
     return build_masks(config, given.tokens, total, given.documents, window, kernel=kernel)
+
+
+@lru_cache(maxsize=16)
+def _without_windows(config: ModelConfig) -> ModelConfig:
+    return replace(config, windows=None)
 
 
 class Owner(Protocol):

@@ -178,6 +178,7 @@ class RolloutFeed:
     def _learned(self, groups: Groups) -> list[Learned]:
         """Return the answers of groups with a signal. So many as fit a row share their prompt."""
         found: list[Learned] = []
+        hides = self._model.config.hides_in(self._prompts.seq_len)
         advantages = self._learning.advantages(groups.judged.rewards)
         for prompt, group, weights in zip(groups.prompts, groups.answers, advantages, strict=True):
             room = self._prompts.seq_len - len(prompt.ids) + 1
@@ -185,7 +186,7 @@ class RolloutFeed:
             shared = best_fit_decreasing([len(answer.ids) for answer in group], room)
             found += [
                 Learned(prompt.ids, [(group[n], float(weights[n])) for n in own])
-                for own in (alone if self._model.config.hides else shared)
+                for own in (alone if hides else shared)
                 if weights.any()
             ]
         return found

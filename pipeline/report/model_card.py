@@ -45,6 +45,7 @@ ACTIVATIONS = {
     "geglu": "GEGLU",
     "relu2": "squared ReLU",
     "gelu": "GELU",
+    "gelu_tanh": "GELU",
 }
 DEMO = {
     "python-docs": "Docstrings, comments and `pydoc` topics of Python's standard library",

@@ -16,7 +16,7 @@ from pion.bench.models import Bench, exact_float32
 from pion.bench.results import Outcome, judged
 from pion.config.model_config import ModelConfig
 from pion.model.attention.attention import attend
-from pion.model.attention.masks import Mask, block_mask, build_masks, to_block_mask, visited_blocks
+from pion.model.attention.masks import Kernel, Mask, Masks, block_mask, build_masks
 from pion.model.feedforward.expert_products import mix_experts
 from pion.model.loss import IGNORED, Cap, cap_logits, linear_cross_entropy
 from tests.gpu.differences import largest, largest_difference
@@ -33,6 +33,7 @@ CAP = 15.0
 # The tokens of a block and of the long window, where masks are compared.
 BLOCK = 128
 WINDOW = 2 * BLOCK
+BLOCKS = {"tokens": WINDOW, "block": BLOCK}
 
 Passes = Callable[[Sequence[Tensor]], Tensor]
 
@@ -224,13 +225,19 @@ def check_masks(bench: Bench) -> Outcome:
     places = torch.arange(tokens)
     documents = places * torch.tensor([[7], [3]]) // tokens
     compared, wrong = 0, []
-    for name, windowed, numbers in (
-        ("documents", False, documents),
-        ("windows", True, None),
-        ("windows and documents", True, documents),
+    for name, windows, numbers in (
+        ("documents", None, documents),
+        ("windows", BLOCKS, None),
+        ("windows and documents", BLOCKS, documents),
+        ("windows of tokens", {"tokens": WINDOW + 45, "block": 1}, None),
+        ("windows of tokens and documents", {"tokens": WINDOW + 45, "block": 1}, documents),
     ):
-        for reach, expected in _on_cpu(tokens, windowed, numbers).items():
-            shown = shown_by_blocks(_on_card(bench.device, tokens, reach, numbers), tokens)
+        there = None if numbers is None else numbers.to(bench.device)
+        of_card = _masks(tokens, windows, there, bench.device, "flex")
+        for reach, mask in _masks(tokens, windows, numbers, torch.device("cpu"), "dense").items():
+            assert mask.allowed is not None
+            expected = mask.allowed.reshape(-1, tokens, tokens)
+            shown = shown_by_blocks(of_card[reach].blocks, tokens)
             found, expected = torch.broadcast_tensors(shown, expected)
             compared += found.numel()
             if not torch.equal(found, expected):
@@ -240,32 +247,18 @@ def check_masks(bench: Bench) -> Outcome:
     return judged(not wrong, words, pairs=compared, tokens=tokens)
 
 
-def _config(tokens: int, windowed: bool) -> ModelConfig:
+def _masks(
+    tokens: int,
+    windows: dict[str, int] | None,
+    documents: Tensor | None,
+    device: torch.device,
+    kernel: Kernel,
+) -> Masks:
+    """Return the masks of rows, by the function that training calls."""
     shape = {"d_model": 64, "n_layers": 3, "n_heads": 1, "n_kv_heads": 1, "d_ff": 8}
-    part = {"windows": {"tokens": WINDOW, "block": BLOCK}} if windowed else {}
-    return ModelConfig.of({**shape, **part, "vocab_size": 8, "seq_len": tokens})
-
-
-def _on_cpu(tokens: int, windowed: bool, documents: Tensor | None) -> dict[str, Tensor]:
-    """Return which keys each query sees, by reach: (B or 1, tokens, tokens)."""
-    row = torch.zeros(1, tokens, dtype=torch.int64)
-    masks = build_masks(_config(tokens, windowed), row, tokens, documents)
-    found = {}
-    for reach, mask in masks.items():
-        assert mask.allowed is not None
-        found[str(reach)] = mask.allowed.reshape(-1, tokens, tokens)
-    return found
-
-
-def _on_card(device: torch.device, tokens: int, reach: str, documents: Tensor | None) -> Any:
-    """Return flex attention's mask, built by the functions that training on CUDA calls."""
-    there = None if documents is None else documents.to(device)
-    if reach == "full":
-        return block_mask(tokens, there, device)
-    count = WINDOW // BLOCK // (1 if reach == "long" else 2)
-    numbers = torch.zeros(1, tokens, dtype=torch.int64, device=device) if there is None else there
-    full, partial = visited_blocks(numbers, count, BLOCK)
-    return to_block_mask(full, partial, there, tokens, BLOCK)
+    config = ModelConfig.of({**shape, "windows": windows, "vocab_size": 8, "seq_len": tokens})
+    row = torch.zeros(1, tokens, dtype=torch.int64, device=device)
+    return build_masks(config, row, tokens, documents, kernel=kernel)
 
 
 def shown_by_blocks(mask: Any, tokens: int) -> Tensor:

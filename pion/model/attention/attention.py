@@ -337,6 +337,8 @@ class Attention(nn.Module):
             query, key = query.to(dtype).transpose(1, 2), key.to(dtype).transpose(1, 2)
         else:
             query, key, value = self._project_joined(x, rotation)
+        if rotation is not None and rotation.growth is not None:
+            query = (query * rotation.growth).to(dtype)
         if self.v_norm is not None:
             value = self.v_norm(value)
         if values is not None:

@@ -117,7 +117,8 @@ def _mask_by_positions(
 
 def flexible(config: ModelConfig, device: str) -> bool:
     """Return whether flex attention can mask whole rows on a device."""
-    aligned = config.windows is None or config.windows.block % FLEX_BLOCK == 0
+    block = FLEX_BLOCK if config.windows is None else config.windows.block
+    aligned = block == 1 or block % FLEX_BLOCK == 0
     wide = config.head_dim >= FLEX_MIN_HEAD_DIM
     return bool(_flex.used) and device == "cuda" and aligned and wide
 
@@ -188,10 +189,14 @@ def _share(query: Tensor, key: Tensor) -> Tensor:
 
 
 def block_mask(
-    tokens: int, documents: Tensor | None, device: torch.device, branches: Tensor | None = None
+    tokens: int,
+    documents: Tensor | None,
+    device: torch.device,
+    branches: Tensor | None = None,
+    window: int | None = None,
 ) -> Any:
     """Return the causal mask, within documents and branches (B, T) if given, as flex attention's
-    BlockMask.
+    BlockMask. A token sees `window` tokens, itself included; None: all before it.
 
     It is the one that `create_block_mask` makes from booleans for each pair of tokens, which take
     12 GB for a row of 65,536 tokens. This one is made from the documents in each block.
@@ -211,14 +216,26 @@ def block_mask(
         pieces = (_begins(documents) | _begins(branches)).cumsum(dim=1)
         full, partial = visited_blocks(pieces, *blocks)
         partial = partial | (of_prompts & ~full)
-    return to_block_mask(full, partial, documents, tokens, FLEX_BLOCK, branches)
+    first = None
+    if window is not None:
+        place = torch.arange(full.shape[1], device=device)
+        # How far back blocks of keys begin. The whole of a block is near if its first key is in the
+        # window of the last query, and some of it if its last key is in that of the first query.
+        back = (place[:, None] - place) * FLEX_BLOCK
+        whole, near = back + FLEX_BLOCK <= window, back - FLEX_BLOCK + 1 < window
+        full, partial = full & whole, near & (partial | (full & ~whole))
+        # A number that changes from step to step would compile the kernels again.
+        first = torch.arange(1 - window, tokens + 1 - window, device=device)
+    return to_block_mask(full, partial, documents, tokens, FLEX_BLOCK, branches, first)
 
 
-def _visible(documents: Tensor | None, branches: Tensor | None) -> Any:
+def _visible(documents: Tensor | None, branches: Tensor | None, first: Tensor | None) -> Any:
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        if documents is None:
-            return query >= key
-        seen = (query >= key) & (documents[batch, query] == documents[batch, key])
+        seen = query >= key
+        if first is not None:
+            seen = seen & (key >= first[query])
+        if documents is not None:
+            seen = seen & (documents[batch, query] == documents[batch, key])
         if branches is not None:
             seen = seen & _share(branches[batch, query], branches[batch, key])
         return seen
@@ -244,6 +261,8 @@ def _window_mask(
     window = max(count, 1) * block
     if documents is None and window >= keys:
         return build_mask(config, tokens, keys, None, flex=flex)
+    if flex and block == 1:
+        return Mask(blocks=block_mask(keys, documents, device, window=window))
     if queries < keys or block == 1:
         # Cached tokens are of one document, and so are blocks of one token: its blocks are the
         # window's.
@@ -301,11 +320,13 @@ def to_block_mask(
     tokens: int,
     block: int,
     branches: Tensor | None = None,
+    first: Tensor | None = None,
 ) -> Any:
     """Return the visited blocks as flex attention's BlockMask.
 
     The rows have `tokens` tokens of documents and branches (B, T), or are one document each, with
-    one table for all of them. The kernel asks `mask_mod` about tokens in partial blocks only.
+    one table for all of them. The kernel asks `mask_mod` about tokens in partial blocks only. No
+    token sees keys before its `first` (T,).
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -316,7 +337,7 @@ def to_block_mask(
         *listed_blocks(partial),
         *listed_blocks(full),
         BLOCK_SIZE=block,
-        mask_mod=_visible(documents, branches),
+        mask_mod=_visible(documents, branches, first),
         seq_lengths=(tokens, tokens),
     )
 
@@ -359,5 +380,5 @@ def mean_keys(config: ModelConfig, reach: Reach, seq_len: int) -> float:
         return seq_len / 2
     # Without a window a token sees half of the row. A block of queries does not see the blocks
     # before its window.
-    hidden = sum(start - visited + block for start in range(visited, seq_len, block))
+    hidden = sum(range(block, seq_len - visited + block, block))
     return seq_len / 2 - hidden * block / seq_len

@@ -15,12 +15,20 @@ from torch import Tensor
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Heads, RopeScaling
 
-# Cosines and sines of the tokens' positions, fp32, each (B or 1, T, 1, head_dim / 2).
-Rotation = tuple[Tensor, Tensor]
-
 # A context has a table if cosines and sines together have at most this many numbers: 64 MiB. The
 # rotations of a longer context are computed for the tokens that are there.
 LARGEST_TABLE = 2**24
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of the tokens' positions, fp32, each (B or 1, T, 1, head_dim / 2).
+
+    After the rotation, queries are multiplied by `growth` (B or 1, 1, T, 1); None: by nothing.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    growth: Tensor | None = None
 
 
 class Frequencies(NamedTuple):
@@ -68,8 +76,8 @@ class Frequencies(NamedTuple):
         ramp = ((places - low) / max(high - low, 0.001)).clamp(0, 1)
         return plain / scaling.factor * ramp + plain * (1 - ramp)
 
-    def turn(self, angles: Tensor) -> Rotation:
-        """Return the rotations by these angles, with the amplitude of a scaling."""
+    def turn(self, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cosines and sines of angles, with the amplitude of a scaling."""
         cos, sin, scaling = angles.cos(), angles.sin(), self.scaling
         if scaling is None:
             return cos, sin
@@ -120,7 +128,8 @@ def rotary_table(
 
 def rotation_at(positions: Tensor, frequencies: Frequencies) -> Rotation:
     """Return the rotations of tokens at these positions (B or 1, T), without a table."""
-    return frequencies.turn(positions[:, :, None, None].float() * frequencies.on(positions.device))
+    angles = positions[:, :, None, None].float() * frequencies.on(positions.device)
+    return Rotation(*frequencies.turn(angles))
 
 
 def rotations(
@@ -139,15 +148,22 @@ def rotations(
     if config.positions == "learned":
         return None
     table = table_of(config, device, windowed=windowed)
-    if table is None:
-        if positions is None:
-            positions = torch.arange(past, past + length, device=device)[None]
-        return rotation_at(positions, frequencies_of(config, windowed=windowed))
-    cos, sin = table
+    frequencies = frequencies_of(config, windowed=windowed)
+    scaling = frequencies.scaling
+    growth = 0.0 if scaling is None else scaling.growth
+    if positions is None and table is not None and not growth:
+        return Rotation(*(each[None, past : past + length, None] for each in table))
     if positions is None:
-        here = slice(past, past + length)
-        return cos[None, here, None], sin[None, here, None]
-    return cos[positions][:, :, None], sin[positions][:, :, None]
+        positions = torch.arange(past, past + length, device=device)[None]
+    found = (
+        rotation_at(positions, frequencies)
+        if table is None
+        else Rotation(*(each[positions][:, :, None] for each in table))
+    )
+    if scaling is None or not growth:
+        return found
+    contexts = (positions // scaling.original_max_position_embeddings).float()
+    return found._replace(growth=(1 + growth * contexts.log1p())[:, None, :, None])
 
 
 def tables_of(config: ModelConfig, device: torch.device) -> list[tuple[Tensor, Tensor] | None]:
@@ -170,7 +186,7 @@ def rotate(x: Tensor, rotation: Rotation, pairs: bool = False) -> Tensor:
     Only the first dimensions rotate, if the rotation has fewer. With `pairs`, neighbours rotate
     together (GLM). They are put in halves, where they stay: scores don't depend on the order.
     """
-    cos, sin = rotation
+    cos, sin, _ = rotation
     width = 2 * cos.shape[-1]
     if width < x.shape[-1]:
         turned = rotate(x[..., :width], rotation, pairs)

@@ -60,11 +60,12 @@ def params_of_products(part: nn.Module) -> int:
     return sum(module.weight.numel() for module in linear)
 
 
-# The functions of gates, and those between two matrices: relu(x)² (So et al. 2021, "Primer"), and
-# the exact GELU.
+# The functions of gates, and those between two matrices: relu(x)² (So et al. 2021, "Primer"), the
+# exact GELU, and GELU by tanh.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": silu,
     "geglu": partial(gelu, approximate="tanh"),
+    "gelu_tanh": partial(gelu, approximate="tanh"),
     "relu2": lambda x: relu(x).square(),
     "gelu": gelu,
 }

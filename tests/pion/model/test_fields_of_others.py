@@ -120,6 +120,11 @@ CASES = {
         GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
         BOTH,
     ),
+    "GELU by tanh between two matrices": Case(
+        "Arcee",
+        {"activation": "gelu_tanh", "heads": PLAIN},
+        {"hidden_act": "gelu_pytorch_tanh"},
+    ),
     "a norm over all heads": Case(
         "Olmo2", {"norms": "after", "heads": {"whole_norm": True}}, {}, AFTER
     ),
@@ -150,6 +155,15 @@ CASES = {
         {
             **{"rope_type": "yarn", "beta_fast": 3.0, "beta_slow": 0.5},
             **{"truncate": False, "attention_factor": 1.3},
+        },
+    ),
+    "queries that grow beyond the original context": Case(
+        "Ministral3",
+        {"heads": PLAIN, "rope_scaling": FACTORS | {"kind": "yarn", "growth": 0.5}},
+        {
+            "head_dim": 8,
+            "rope_parameters": FACTORS
+            | {"rope_type": "yarn", "rope_theta": 1e4, "llama_4_scaling_beta": 0.5},
         },
     ),
     "LongRoPE in a long context": longrope(6),
@@ -288,6 +302,19 @@ def test_new_additions_of_lora_change_nothing(case):
     expected = model(TOKENS[:, :-1])
     add_lora(model, Lora(), seed=0)
     assert torch.equal(model(TOKENS[:, :-1]), expected)
+
+
+@torch.no_grad()
+def test_documents_in_rows_that_are_not_longer_than_a_window_attend_as_without_windows():
+    """On a CPU, they attend one after another in such long rows."""
+    found = []
+    for windows in (None, {"tokens": 700, "block": 1, "full_layers": [1]}, {"tokens": 1400}):
+        model = Decoder(tiny_config(windows=windows and {"block": 7} | windows))
+        randomize(model)
+        tokens = torch.arange(700)[None]
+        found.append(model.hidden(tokens % 61, positions=tokens % 20, documents=tokens // 20 % 34))
+    assert torch.equal(found[1], found[0])
+    assert torch.equal(found[2], found[0])
 
 
 @torch.no_grad()

@@ -121,7 +121,11 @@ CASES = {
 def test_a_block_mask_has_the_tables_that_torch_makes_of_each_pair_of_tokens(name):
     tokens, documents = CASES[name]
     ours = block_mask(tokens, documents, torch.device("cpu"))
-    rows = None if documents is None else len(documents)
+    require_torchs_tables(ours, None if documents is None else len(documents), tokens)
+
+
+def require_torchs_tables(ours, rows, tokens):
+    """Require the tables that torch makes of each pair of tokens."""
     theirs = create_block_mask(ours.mask_mod, rows, None, tokens, tokens, device="cpu")
     for table in (
         *("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"),
@@ -189,6 +193,10 @@ BUILT = {
     "documents in a long row": (ModelConfig.preset("pion-small", **LONG), 1, 65_536, True),
     "capped scores": (ModelConfig.preset("pion-small", softcap=50.0, **LONG), 1, 65_536, False),
     "windows": (ModelConfig.preset("daisy-pico", **LONG, **DAISY), 1, 65_536, True),
+    "windows in tokens": (
+        ModelConfig.preset("pion-small", **LONG, windows={"tokens": 1000, "block": 1}),
+        *(1, 65_536, True),
+    ),
     "slots": (ModelConfig.preset("lepton-small", **LONG), 1, 8192, True),
 }
 
@@ -226,6 +234,39 @@ def test_flex_attention_judges_each_token_of_several_rows(separate):
     expected = scaled_dot_product_attention(query, key, value, attn_mask=same)
     found = flex_attention(query, key, value, block_mask=mask)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def in_window(tokens, window, documents):
+    """Return what the tokens of rows see through a window of so many tokens."""
+    place = torch.arange(tokens)
+    seen = (place <= place[:, None]) & (place > place[:, None] - window)
+    return seen & (documents[:, :, None] == documents[:, None])
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [1, 2, 100, 128, 129, 130, 257, 384, 511, 1000])
+@pytest.mark.parametrize("tokens", [512, 700])
+def test_a_window_of_an_exact_number_of_tokens_is_the_same_for_flex_attention(tokens, window):
+    own = torch.tensor([[0] * 90 + [1] * 300 + [2] * 60 + [3] * 200 + [-1] * 50, [0] * 700])
+    model = ModelConfig.preset("pion-small", **LONG, windows={"tokens": window, "block": 1})
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 2, tokens, 16)
+    for documents in (own[:, :tokens], None):
+        expected = in_window(tokens, window, own[1:, :tokens] if documents is None else documents)
+        masks = [
+            build_masks(model, row(tokens), tokens, documents, kernel=kernel)["long"]
+            for kernel in ("dense", "flex")
+        ]
+        if masks[0].causal:
+            assert window >= tokens
+            assert masks[1].causal
+            continue
+        assert torch.equal(masks[0].allowed.view(-1, tokens, tokens), expected)
+        assert torch.equal(shown_by_blocks(masks[1].blocks, tokens), expected)
+        require_torchs_tables(masks[1].blocks, len(expected), tokens)
+        dense = scaled_dot_product_attention(query, key, value, attn_mask=expected[:, None])
+        found = flex_attention(query, key, value, block_mask=masks[1].blocks)
+        torch.testing.assert_close(found, dense, rtol=0, atol=1e-5)
 
 
 def test_every_fourth_layer_and_the_last_have_the_long_window():

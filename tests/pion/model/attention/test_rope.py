@@ -19,10 +19,11 @@ SCALING = RopeScaling(factor=8.0, original_max_position_embeddings=256)
 def test_a_rotation_by_flipping_is_the_same_and_so_is_its_gradient():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 4, 64, requires_grad=True)
-    cos, sin = rotation_at(torch.tensor([[0, 1, 2], [7, 500, 2999]]), Frequencies(64, 10_000.0))
+    positions = torch.tensor([[0, 1, 2], [7, 500, 2999]])
+    turn = rotation_at(positions, Frequencies(64, 10_000.0))
     factor = torch.randn_like(x)
     found = []
-    for turned in (rope.rotate(x, (cos, sin)), rope._rotate_by_flipping(x, cos, sin)):
+    for turned in (rope.rotate(x, turn), rope._rotate_by_flipping(x, turn.cos, turn.sin)):
         found.append((turned, *torch.autograd.grad((turned * factor).sum(), x)))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
