@@ -20,6 +20,7 @@ YARN = {
     "factor": 8.0,
     "original_max_position_embeddings": 256,
 }
+GROWTH = {"llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}
 _TINY = {
     "vocab_size": 97,
     "hidden_size": 48,
@@ -70,6 +71,10 @@ STOCK = {
     "Ministral, windows": (
         "Ministral",
         _TINY | {"sliding_window": 60, "layer_types": [FULL, SLIDING], "head_dim": 16},
+    ),
+    "Ministral 3": (
+        "Ministral3",
+        _TINY | {"pad_token_id": None, "head_dim": 16, "rope_parameters": YARN | GROWTH},
     ),
     "Llama, biases": ("Llama", _TINY | {"attention_bias": True, "mlp_bias": True}),
     "Llama, YaRN": ("Llama", _TINY | {"rope_parameters": YARN}),

@@ -10,8 +10,8 @@ layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pion.config.model_config import ModelConfig
@@ -56,12 +56,14 @@ class Rotary:
         kinds: those that it can have.
         theta: the base that it has without a field.
         window: of layers with a window: the field outside of objects, and the base without it.
+        more: fields of scaled positions that this class alone has, and our names of them.
         share: the share of a head that rotates without a field; None: the class rotates all of it.
     """
 
     kinds: tuple[str, ...] = ("default", *_KINDS)
     theta: float = DEFAULT_THETA
     window: tuple[str, float] | None = None
+    more: Mapping[str, str] = field(default_factory=dict)
     share: float | None = None
 
     def read(self, hf_config: Fields) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class Rotary:
             found["windows.rope_theta"] = theta
         kind = _kind(rope)
         require({"rope_type": kind}, "rope_type", self.kinds)
-        return found if kind == "default" else found | _scaling(kind, rope, hf_config)
+        return found if kind == "default" else found | self._scaling(kind, rope, hf_config)
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """Return the fields.
@@ -94,7 +96,7 @@ class Rotary:
         rope: dict[str, Any] = {"rope_type": "default"}
         fields: dict[str, Any] = {} if theta == self.theta else {"rope_theta": theta}
         if scaling is not None:
-            own = ((name, getattr(scaling, our)) for name, our in _KINDS[scaling.kind].items())
+            own = ((name, getattr(scaling, our)) for name, our in self._names(scaling.kind))
             rope = {"rope_type": scaling.kind, "factor": scaling.factor}
             rope |= {n: list(v) if isinstance(v, tuple) else v for n, v in own if v is not None}
             # transformers reads the context of longrope from outside the object.
@@ -112,6 +114,41 @@ class Rotary:
         sliding = {"rope_type": "default", "rope_theta": own_theta or default}
         fields |= {} if name == "rope_theta" else {name: sliding["rope_theta"]}
         return {"rope_parameters": {FULL: full, SLIDING: sliding}, **fields}
+
+    def _scaling(self, kind: str, rope: Fields, hf_config: Fields) -> dict[str, Any]:
+        """Return the settings of scaled positions. Raises KeyError and BadInput."""
+        missing = [name for name in _NEEDED.get(kind, ()) if rope.get(name) is None]
+        if missing:
+            raise BadInput(
+                f"config.json: rotary positions of type {kind} need {', '.join(missing)}"
+            )
+        context, factor = hf_config["max_position_embeddings"], rope.get("factor")
+        original = _first(hf_config.get(_ORIGINAL), rope.get(_ORIGINAL), context)
+        if kind == "linear":
+            original = 1  # nothing depends on it, so that a shorter context changes no setting
+        both = [rope.get(name) or 1 for name in ("mscale", "mscale_all_dim")]
+        if not all(
+            is_number(each, above=0) for each in (context, original, _first(factor, 1), *both)
+        ):
+            raise BadInput(f"config.json: rotary positions of type {kind} need numbers above 0")
+        factor = max(1.0, context / original) if factor is None else factor
+        named = ((our, rope.get(name)) for name, our in self._names(kind))
+        values = {our: value for our, value in named if value is not None}
+        values |= {"kind": kind, "factor": factor, _ORIGINAL: original}
+        if kind == "yarn" and rope.get("mscale") and rope.get("mscale_all_dim"):
+            one, other = (0.1 * each * math.log(factor) + 1 for each in both)
+            values = {"amplitude": one / other} | values
+        if kind == "longrope":
+            whole = math.sqrt(1 + math.log(max(factor, 1)) / math.log(max(original, 2)))
+            values = {"amplitude": whole} | values
+        scaling = RopeScaling(**values)
+        found: dict[str, Any] = {"rope_scaling": scaling}
+        if scaling.short_factors != scaling.long_factors:
+            found["seq_len"] = min(context, original)  # the context of the short factors
+        return found
+
+    def _names(self, kind: str) -> Iterable[tuple[str, str]]:
+        return {**_KINDS[kind], **self.more}.items()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,35 +246,6 @@ def settled(scaling: RopeScaling | None, seq_len: int) -> RopeScaling | None:
     if scaling is None or seq_len <= scaling.original_max_position_embeddings:
         return scaling
     return replace(scaling, short_factors=scaling.long_factors)
-
-
-def _scaling(kind: str, rope: Fields, hf_config: Fields) -> dict[str, Any]:
-    """Return the settings of scaled positions. Raises KeyError and BadInput."""
-    missing = [name for name in _NEEDED.get(kind, ()) if rope.get(name) is None]
-    if missing:
-        raise BadInput(f"config.json: rotary positions of type {kind} need {', '.join(missing)}")
-    context, factor = hf_config["max_position_embeddings"], rope.get("factor")
-    original = _first(hf_config.get(_ORIGINAL), rope.get(_ORIGINAL), context)
-    if kind == "linear":
-        original = 1  # nothing depends on it, so that a shorter context changes no setting
-    both = [rope.get(name) or 1 for name in ("mscale", "mscale_all_dim")]
-    if not all(is_number(each, above=0) for each in (context, original, _first(factor, 1), *both)):
-        raise BadInput(f"config.json: rotary positions of type {kind} need numbers above 0")
-    factor = max(1.0, context / original) if factor is None else factor
-    named = ((our, rope.get(name)) for name, our in _KINDS[kind].items())
-    values = {our: value for our, value in named if value is not None}
-    values |= {"kind": kind, "factor": factor, _ORIGINAL: original}
-    if kind == "yarn" and rope.get("mscale") and rope.get("mscale_all_dim"):
-        one, other = (0.1 * each * math.log(factor) + 1 for each in both)
-        values = {"amplitude": one / other} | values
-    if kind == "longrope":
-        whole = math.sqrt(1 + math.log(max(factor, 1)) / math.log(max(original, 2)))
-        values = {"amplitude": whole} | values
-    scaling = RopeScaling(**values)
-    found: dict[str, Any] = {"rope_scaling": scaling}
-    if scaling.short_factors != scaling.long_factors:
-        found["seq_len"] = min(context, original)  # the context of the short factors
-    return found
 
 
 def _kind(rope: Fields) -> Any:

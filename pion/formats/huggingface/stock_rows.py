@@ -184,6 +184,20 @@ LATER = (
         **_IMPORT,
     ),
     Row(
+        name="Ministral3ForCausalLM",
+        model_type="ministral3",
+        fixed=PLAIN,
+        layers=Layers(windows="all"),
+        rotary=Rotary(kinds=("yarn",), theta=1e6, more={"llama_4_scaling_beta": "growth"}),
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "head_dim": 128,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 262_144,
+        },
+        **_IMPORT,
+    ),
+    Row(
         name="SmolLM3ForCausalLM",
         model_type="smollm3",
         fixed=PLAIN,

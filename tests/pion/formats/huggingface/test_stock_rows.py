@@ -3,6 +3,8 @@
 Every bias and every gain is random, because a fresh model's are 0 and 1, which hides mistakes.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -110,6 +112,22 @@ def test_a_model_goes_back_as_its_class_with_its_settings_and_tensors(name, thei
         assert torch.equal(again(LONG).logits, model(LONG).logits)
 
 
+def test_a_context_beyond_the_short_factors_has_the_long_ones_for_every_text(theirs):
+    """transformers would decide by each text, so the short factors that it reads are the long."""
+    config, state = from_transformers(
+        theirs["Phi-4-mini"].config.to_dict(), theirs["Phi-4-mini"].state_dict()
+    )
+    assert config.seq_len == 2048
+    ours = Decoder.from_state(replace(config, seq_len=4096), state)
+    hf_config, hf_state = to_transformers(ours.config, state)
+    again = type(theirs["Phi-4-mini"])(type(theirs["Phi-4-mini"].config)(**hf_config)).eval()
+    again.load_state_dict(hf_state)
+    for length in (100, 2200):
+        assert apart(ours, again, tokens(length)) <= ALLOWED
+    assert apart(ours, theirs["Phi-4-mini"], tokens(2200)) <= ALLOWED
+    assert apart(ours, theirs["Phi-4-mini"], tokens(100)) > 1e-2
+
+
 # ---------------------------------------------------------------- what a config leaves out
 
 CLASSES = {
@@ -142,8 +160,8 @@ def test_the_defaults_are_those_of_the_class(name):
     assert rotary.share == rope.get("partial_rotary_factor")
 
 
-# Numbers of experts, kinds of layers, 20 heads with keys, and a width of heads.
-NEED_MORE = {"Qwen3Moe", "GraniteMoeHybrid", "Helium", "Ministral"}
+# Numbers of experts, kinds of layers, 20 heads with keys, a width of heads, and positions.
+NEED_MORE = {"Ministral3", "Qwen3Moe", "GraniteMoeHybrid", "Helium", "Ministral"}
 
 
 @pytest.mark.parametrize("name", sorted(CLASSES.keys() - NEED_MORE))
