@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pion.config.model_config import ModelConfig
@@ -236,16 +236,6 @@ class Layers:
             plain = self.windows == "no" or window is None
             return [FULL] * layers if plain else _every(every, layers, FULL, SLIDING)
         return kinds
-
-
-def settled(scaling: RopeScaling | None, seq_len: int) -> RopeScaling | None:
-    """Return the scaling of a model for this context, where classes decide by each text's length.
-
-    Beyond the original context, our texts all have the long factors of longrope.
-    """
-    if scaling is None or seq_len <= scaling.original_max_position_embeddings:
-        return scaling
-    return replace(scaling, short_factors=scaling.long_factors)
 
 
 def _kind(rope: Fields) -> Any:

@@ -28,7 +28,7 @@ from pion.config.part_fields import is_whole
 from pion.config.parts import Heads, Scales
 from pion.errors import BadInput
 from pion.formats.huggingface.architecture import HEAD, Architecture, Fields, State, require
-from pion.formats.huggingface.attention_fields import Layers, Rotary, settled
+from pion.formats.huggingface.attention_fields import Layers, Rotary
 from pion.formats.model_tensors import Rows
 from pion.model.saved_weights import without_values
 
@@ -285,7 +285,12 @@ class Row(Architecture):
 
 
 def _settled(config: ModelConfig) -> ModelConfig:
-    return replace(config, rope_scaling=settled(config.rope_scaling, config.seq_len))
+    """Return the settings as classes have them that decide by each text's length: beyond the
+    original context, our texts all have the long factors of longrope."""
+    scaling = config.rope_scaling
+    if scaling is None or not scaling.long_in(config.seq_len):
+        return config
+    return replace(config, rope_scaling=replace(scaling, short_factors=scaling.long_factors))
 
 
 def _same(value: Any) -> Any:
