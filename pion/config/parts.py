@@ -429,7 +429,7 @@ class RopeScaling(Part):
             object.__setattr__(self, name, factors)
 
     def long_in(self, seq_len: int) -> bool:
-        """Return whether texts have the long factors of longrope in a context of `seq_len` tokens."""
+        """Return whether texts have longrope's long factors in a context of `seq_len` tokens."""
         differ = self.short_factors != self.long_factors
         return differ and seq_len > self.original_max_position_embeddings
 
