@@ -87,6 +87,12 @@ class ModelConfig:
     """Whether norms have a learned gain."""
     norm_offset: bool = later_field(False, before=False)
     """Whether norms multiply by 1 plus their weight. Only imports set this."""
+    norm: Literal["rms", "layer", "centred"] = later_field("rms", before="rms")
+    """What norms of hidden states compute: RMSNorm; LayerNorm with a bias; or LayerNorm without.
+    Heads and value tables have RMSNorm. Only imports set this."""
+    parallel: Literal["no", "one norm", "two norms"] = later_field("no", before="no")
+    """Whether feed-forward layers read what attention reads, by the same norm or by one of their
+    own. Only imports set this."""
     norms: Literal["before", "after", "both"] = later_field("before", before="before")
     """Where a layer has norms: of its input, of what it adds to the residual stream, or of both."""
     logit_cap: float | None = later_field(None, before=None)

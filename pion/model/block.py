@@ -15,7 +15,7 @@ from pion.model.attention.reach import Reach, reach_of
 from pion.model.feedforward.dense import FeedForward, FeedForwardInputs, Stats
 from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, Gate, apply_to_others
 from pion.model.forward_pass import BlockInputs, Pass
-from pion.model.norm_and_projection import RMSNorm
+from pion.model.norm_and_projection import RMSNorm, norm_of
 
 # Computes a block: its hidden states and its inputs.
 Compute = Callable[["Block", Tensor, BlockInputs], tuple[Tensor, Stats]]
@@ -24,7 +24,9 @@ Compute = Callable[["Block", Tensor, BlockInputs], tuple[Tensor, Stats]]
 class Block(nn.Module):
     """Computes x + attention(norm(x)), then x + feedforward(norm(x)): (B, T, d_model).
 
-    What is added to x may have a norm and a scale. The result has the dtype of x.
+    What is added to x may have a norm and a scale. In a `parallel` block, the feed-forward layer
+    reads x as it is before attention, by attention's norm or by its own. The result has the dtype
+    of x.
     """
 
     def __init__(self, config: ModelConfig, layer: int, feedforward: FeedForward) -> None:
@@ -32,12 +34,14 @@ class Block(nn.Module):
         self.reach: Reach = reach_of(config, layer)
         attends = layer in config.attention_layers
         normed = attends and (config.wiring is None or config.wiring.attention_norm)
-        norm = partial(RMSNorm.of, config, config.d_model)
+        norm = partial(norm_of, config)
         before, after = config.norms != "after", config.norms != "before"
         self.attention_norm = norm() if normed and before else None
         self.attention = Attention(config) if attends else None
         self.attention_out_norm = norm() if attends and after else None
-        self.feedforward_norm = norm() if before else None
+        self.parallel = config.parallel != "no"
+        same = config.parallel == "one norm" and normed
+        self.feedforward_norm = norm() if before and not same else None
         self.feedforward = feedforward
         self.feedforward_out_norm = norm() if after else None
         self.gate = Gate(config.d_model) if config.gates else None
@@ -72,14 +76,22 @@ class Block(nn.Module):
         self, x: Tensor, mixed: Tensor | None, inputs: BlockInputs
     ) -> tuple[Tensor, Stats]:
         """Return what `forward` returns, of the layer's input and what its attention has mixed."""
+        read, norm = x, self.feedforward_norm
         if self.attention is not None:
             x = self._sum(x, self.attention.o_proj(mixed), self.attention_out_norm)
-        normed = x if self.feedforward_norm is None else self.feedforward_norm(x)
+        if self.parallel:
+            norm = norm or self.attention_norm
+        else:
+            read = x
+        normed = read if norm is None else norm(read)
         if self.gate is not None and self.gate.skip_above is not None and not inputs.trained:
             alone = inputs.feedforward._replace(real=None)  # nobody reads the report
             skipped = self.gate(x).sigmoid() > self.gate.skip_above
-            result = apply_to_others(lambda some: self.feedforward(some, alone)[0], normed, skipped)
-            return self._sum(x, result, self.feedforward_out_norm), {}
+            last = self.feedforward_out_norm or nn.Identity()
+            result = apply_to_others(
+                lambda some: last(self.feedforward(some, alone)[0]), normed, skipped
+            )
+            return self._sum(x, result, None), {}
         result, stats = self.feedforward(normed, inputs.feedforward)
         if self.gate is not None and inputs.trained:
             stats = stats | {GATE: self.gate(x), SEEN_BY_GATE: x.detach()}

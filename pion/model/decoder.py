@@ -35,7 +35,13 @@ from pion.model.forward_pass import (
     StepOptions,
 )
 from pion.model.loss import IGNORED, cap_logits, cap_of, linear_cross_entropy, linear_log_probs
-from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
+from pion.model.norm_and_projection import (
+    Projection,
+    RMSNorm,
+    compute_dtype,
+    norm_of,
+    project,
+)
 from pion.model.parameters import draw_weights, parameter_roles, require_fitting
 from pion.model.pilon.shared_banks import SharedBanks
 from pion.model.skips_and_value_tables import ValueTables, Wiring
@@ -147,7 +153,7 @@ class Decoder(nn.Module):
             if config.positions == "learned"
             else None
         )
-        norm = partial(RMSNorm.of, config, config.d_model)
+        norm = partial(norm_of, config)
         normed = config.wiring is not None and config.wiring.embed_norm
         self.embed_norm = norm() if normed else None
         self._add_parts(last=False)

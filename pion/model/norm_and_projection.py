@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,12 @@ class RMSNorm(nn.Module):
         self.width, self.eps, self.offset, self.scale = width, eps, offset, scale
         first = torch.full((width,), 0.0 if offset else 1.0)
         self.weight = nn.Parameter(first) if gain else None
+        self.bias: nn.Parameter | None = None
 
     @classmethod
-    def of(cls, config: ModelConfig, width: int, scale: float = 1.0) -> RMSNorm:
+    def of(cls, config: ModelConfig, width: int) -> RMSNorm:
         """Return a norm of a model, of this width."""
-        return cls(width, config.norm_eps, config.norm_gain, config.norm_offset, scale)
+        return cls(width, config.norm_eps, config.norm_gain, config.norm_offset)
 
     def gain(self) -> Tensor | None:
         """Return the gain (width,) in fp32, without the scale; None: there is none."""
@@ -38,12 +40,36 @@ class RMSNorm(nn.Module):
         return self.weight.float() + 1 if self.offset else self.weight.float()
 
     def forward(self, x: Tensor, *, learned: bool = True) -> Tensor:
-        """Map (…, width) of any dtype to (…, width) in fp32. The gain gets a gradient if it is
-        `learned`."""
-        gain = self.gain()
-        gain = gain if learned or gain is None else gain.detach()
-        result = nn.functional.rms_norm(x.float(), (self.width,), gain, self.eps)
+        """Map (…, width) of any dtype to (…, width) in fp32. The gain and the bias get gradients if
+        they are `learned`."""
+        gain, bias = (
+            each if learned or each is None else each.detach() for each in (self.gain(), self.bias)
+        )
+        result = self._normed(x.float(), gain, bias)
         return result if self.scale == 1 else result * self.scale
+
+    def _normed(self, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
+        return nn.functional.rms_norm(x, (self.width,), gain, self.eps)
+
+
+class LayerNorm(RMSNorm):
+    """Computes ((x − mean(x)) / sqrt(variance(x) + eps) · gain + bias) · scale over the last
+    dimension, in fp32 (Ba et al. 2016, "Layer normalization"). A bias may be None."""
+
+    def __init__(self, *of_rms: Any, bias: bool) -> None:
+        super().__init__(*of_rms)
+        self.bias = nn.Parameter(torch.zeros(self.width)) if bias else None
+
+    def _normed(self, x: Tensor, gain: Tensor | None, bias: Tensor | None) -> Tensor:
+        return nn.functional.layer_norm(x, (self.width,), gain, bias, self.eps)
+
+
+def norm_of(config: ModelConfig, scale: float = 1.0) -> RMSNorm:
+    """Return a norm of a model's hidden states (…, d_model)."""
+    given = config.d_model, config.norm_eps, config.norm_gain, config.norm_offset, scale
+    if config.norm == "rms":
+        return RMSNorm(*given)
+    return LayerNorm(*given, bias=config.norm == "layer" and config.norm_gain)
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:

@@ -47,6 +47,8 @@ BOTH = AFTER | {".feedforward_norm.": ".pre_feedforward_layernorm."}
 PLAIN = {"qk_norm": False}
 FULL = {"layer_types": ["full_attention"] * 2}
 THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+QUARTER = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
+BIASES = {"heads": PLAIN | {"qkv_bias": True, "output_bias": True}, "feedforward_bias": True}
 ROOT = {"scales": {"embeddings": 32**0.5}}
 GEMMA = {
     "head_dim": 8,
@@ -120,22 +122,10 @@ CASES = {
         GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
         BOTH,
     ),
-    "GELU by tanh between two matrices": Case(
-        "Arcee",
-        {"activation": "gelu_tanh", "heads": PLAIN},
-        {"hidden_act": "gelu_pytorch_tanh"},
-    ),
     "a norm over all heads": Case(
         "Olmo2", {"norms": "after", "heads": {"whole_norm": True}}, {}, AFTER
     ),
-    "biases of all projections": Case(
-        "Llama",
-        {
-            "heads": PLAIN | {"qkv_bias": True, "output_bias": True},
-            "feedforward_bias": True,
-        },
-        {"attention_bias": True, "mlp_bias": True},
-    ),
+    "biases of all projections": Case("Llama", BIASES, {"attention_bias": True, "mlp_bias": True}),
     "layers without rotary positions": Case(
         "SmolLM3", {"heads": PLAIN | {"unrotated_layers": [0]}}, THETA | {"no_rope_layers": [0, 1]}
     ),
@@ -195,6 +185,77 @@ CASES = {
         },
         BOTH,
     ),
+    "LayerNorm between two matrices with GELU by tanh, all with biases": Case(
+        "Starcoder2",
+        {
+            **{"norm": "layer", "activation": "gelu_tanh", **BIASES},
+            "windows": {"tokens": 7, "block": 1, "full_layers": []},
+        },
+        THETA | {"norm_epsilon": 1e-6, "sliding_window": 7},
+        {
+            **{".up_proj.": ".c_fc.", ".up_bias": ".c_fc.bias"},
+            **{".down_proj.": ".c_proj.", ".down_bias": ".c_proj.bias"},
+        },
+    ),
+    "a feed-forward layer next to attention, with its own norm": Case(
+        "GPTNeoX",
+        {
+            **{"norm": "layer", "activation": "gelu", "parallel": "two norms", "n_kv_heads": 4},
+            **BIASES,
+            "heads": BIASES["heads"] | {"rotary_share": 0.25},
+        },
+        {"layer_norm_eps": 1e-6, "use_parallel_residual": True, "rope_parameters": QUARTER},
+        {
+            **{"embed.": "gpt_neox.embed_in.", "norm.": "gpt_neox.final_layer_norm."},
+            **{"blocks.": "gpt_neox.layers.", ".attention.": ".attention.", ".o_proj.": ".dense."},
+            **dict.fromkeys((".q_proj.", ".k_proj.", ".v_proj."), ".query_key_value."),
+            **{".up_proj.": ".dense_h_to_4h.", ".up_bias": ".dense_h_to_4h.bias"},
+            **{".down_proj.": ".dense_4h_to_h.", ".down_bias": ".dense_4h_to_h.bias"},
+        },
+    ),
+    "a feed-forward layer next to attention, with the same norm": Case(
+        "StableLm",
+        {
+            **{"norm": "layer", "parallel": "one norm"},
+            "heads": PLAIN | {"rotary_share": 0.25, "qkv_bias": True},
+        },
+        {
+            **{"layer_norm_eps": 1e-6, "use_parallel_residual": True, "use_qkv_bias": True},
+            "rope_parameters": QUARTER,
+        },
+    ),
+    "LayerNorm of 1 + w": Case(
+        "Nemotron",
+        {
+            **{"norm": "layer", "norm_offset": True, "activation": "relu2"},
+            "heads": PLAIN | {"rotary_share": 0.25},
+        },
+        {"norm_eps": 1e-6, "head_dim": 8, "rope_parameters": QUARTER},
+    ),
+    "LayerNorm without a bias": Case(
+        "Cohere",
+        {
+            **{"norm": "centred", "parallel": "one norm", "scales": {"logits": 0.25}},
+            "heads": PLAIN | {"rotary_pairs": True},
+        },
+        {"layer_norm_eps": 1e-6, "logit_scale": 0.25, **THETA},
+    ),
+    "LayerNorm without a bias, and windows": Case(
+        "Cohere2",
+        {
+            **{"norm": "centred", "parallel": "one norm", "scales": {"logits": 0.25}},
+            "heads": PLAIN | {"rotary_pairs": True, "unrotated_layers": [1]},
+            "windows": {"tokens": 7, "block": 1, "full_layers": [1]},
+        },
+        {
+            **{"layer_norm_eps": 1e-6, "logit_scale": 0.25, "head_dim": 8, **THETA},
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 7,
+        },
+    ),
+    "LayerNorm without a bias and a gain": Case(
+        "Olmo", {"norm": "centred", "norm_gain": False, "norm_eps": 1e-5, "heads": PLAIN}, {}
+    ),
 }
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -208,8 +269,11 @@ def their_name(name, case):
 
 
 def theirs_of(name, case, tensors):
-    """Return the tensor that our name stands for; gate and up may be one matrix."""
+    """Return the tensor that our name stands for; it may be a part of theirs."""
     wanted = their_name(name, case)
+    if "query_key_value" in wanted:  # three parts for each head
+        part = "qkv".index(name.split(".")[3][0])
+        return tensors[wanted].unflatten(0, (4, 3, 8))[:, part].flatten(0, 1)
     if wanted in tensors:
         return tensors[wanted]
     both = tensors[re.sub("gate|up", "gate_up", wanted)]
@@ -224,7 +288,7 @@ def models(case):
     kind = getattr(transformers, f"{case.kind}ForCausalLM")
     theirs = kind(kind.config_class(**settings)).eval()
     randomize(theirs)
-    ours = Decoder(tiny_config(norm_eps=1e-6, **case.ours))
+    ours = Decoder(tiny_config(**{"norm_eps": 1e-6} | case.ours))
     tensors = dict(theirs.named_parameters())
     with torch.no_grad():
         for name, weight in ours.named_parameters():
