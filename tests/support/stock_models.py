@@ -32,6 +32,7 @@ _TINY = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+_NO_KEYS = {name: value for name, value in _TINY.items() if name != "num_key_value_heads"}
 _GEMMA = _TINY | {
     "pad_token_id": None,
     "head_dim": 16,
@@ -77,7 +78,14 @@ STOCK = {
         _TINY | {"pad_token_id": None, "head_dim": 16, "rope_parameters": YARN | GROWTH},
     ),
     "Llama, biases": ("Llama", _TINY | {"attention_bias": True, "mlp_bias": True}),
-    "Llama, YaRN": ("Llama", _TINY | {"rope_parameters": YARN}),
+    "Llama, YaRN": (
+        "Llama",
+        _TINY
+        | {
+            "rope_parameters": YARN
+            | {"beta_fast": 3.0, "beta_slow": 0.5, "truncate": False, "attention_factor": 1.3}
+        },
+    ),
     "SmolLM3": (
         "SmolLM3",
         _TINY | {"pad_token_id": None, "no_rope_layers": [1, 0], "rope_parameters": YARN},
@@ -154,9 +162,32 @@ STOCK = {
     ),
     "Ernie 4.5": ("Ernie4_5", _TINY | {"pad_token_id": None, "head_dim": 16, "use_bias": True}),
     "Helium": ("Helium", _TINY | {"pad_token_id": None, "head_dim": 8}),
+    "Pythia": ("GPTNeoX", _NO_KEYS | {"rotary_pct": 0.25}),
+    "GPT-NeoX, not parallel": (
+        "GPTNeoX",
+        _NO_KEYS
+        | {
+            "use_parallel_residual": False,
+            "hidden_act": "gelu_pytorch_tanh",
+            "num_attention_heads": 3,
+        },
+    ),
+    "StableLM": ("StableLm", _TINY | {"use_qkv_bias": True, "tie_word_embeddings": True}),
+    "StableLM, parallel": ("StableLm", _TINY | {"use_parallel_residual": True}),
+    "StarCoder 2": ("Starcoder2", _TINY | {"sliding_window": 60}),
+    "Nemotron": ("Nemotron", _TINY | {"head_dim": 16}),
+    "Cohere": ("Cohere", _TINY | {"pad_token_id": None, "logit_scale": 0.25}),
+    "Cohere 2": (
+        "Cohere2",
+        _TINY | {"pad_token_id": None, "sliding_window": 60, "layer_types": [SLIDING, FULL]},
+    ),
+    "OLMo": ("Olmo", _TINY | {"pad_token_id": None}),
 }
-# Some rows are tried in each run, the others in the soak.
-OFTEN = "SmolLM2", "Llama 3.2", "Qwen2.5", "Qwen3", "Gemma 3", "Phi-4-mini", "SmolLM3", "OLMo 3"
+# These have each field that differs from Llama's. They are tried in each run, others in the soak.
+OFTEN = (
+    *("Llama 3.2", "Qwen2.5", "Qwen3", "Gemma 2", "Gemma 3", "Phi-4-mini", "SmolLM3", "OLMo 3"),
+    *("Granite", "GLM-4", "Pythia", "Cohere 2"),
+)
 NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.soak) for name in STOCK]
 
 
@@ -172,6 +203,16 @@ def stock_model(name, **changes):
     model = cls(cls.config_class(**settings, attn_implementation="eager")).eval()
     randomize(model)
     return model
+
+
+def stored(model, *, parameters=False):
+    """Return the tensors of a model of transformers, or its parameters, by their names in files."""
+    found = dict(model.named_parameters()) if parameters else model.state_dict()
+    neox = type(model).__name__ == "GPTNeoXForCausalLM"
+    return {
+        "embed_out.weight" if neox and name == "lm_head.weight" else name: tensor
+        for name, tensor in found.items()
+    }
 
 
 @torch.no_grad()

@@ -56,6 +56,7 @@ class Rotary:
         kinds: those that it can have.
         theta: the base that it has without a field.
         window: of layers with a window: the field outside of objects, and the base without it.
+        names: fields outside of objects with other names in transformers 4, by these names.
         more: fields of scaled positions that this class alone has, and our names of them.
         share: the share of a head that rotates without a field; None: the class rotates all of it.
     """
@@ -63,11 +64,13 @@ class Rotary:
     kinds: tuple[str, ...] = ("default", *_KINDS)
     theta: float = DEFAULT_THETA
     window: tuple[str, float] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, str] = field(default_factory=dict)
     share: float | None = None
 
     def read(self, hf_config: Fields) -> dict[str, Any]:
         """Return settings by path. Raises KeyError for a missing field, and BadInput."""
+        hf_config = {self.names.get(name, name): value for name, value in hf_config.items()}
         objects = _rotary_object(hf_config, by_layers=self.window is not None)
         rope = objects.get(FULL) or {n: v for n, v in objects.items() if n != SLIDING}
         share = _first(*(where.get(_SHARE) for where in (rope, hf_config)), self.share, 1)

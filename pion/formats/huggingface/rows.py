@@ -12,10 +12,11 @@ imported model, which has the tokenizer of its class, is exported as one of thes
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -117,6 +118,8 @@ class Row(Architecture):
         absent: fields that it does not have.
         names: its names of our modules, where it differs from `NAMES`.
         fused: its matrices that have the rows of several of ours, in order, in a block.
+        by_heads: whether these are the rows of one head after the other (GPT-NeoX).
+        blocks: what the names of a block's tensors begin with, before its number.
         layers: what it says of each layer.
         rotary: what it says of rotary positions.
         scaled: whether embeddings are multiplied by the root of d_model.
@@ -134,6 +137,8 @@ class Row(Architecture):
     absent: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    by_heads: bool = False
+    blocks: str = "model.layers"
     layers: Layers = field(default_factory=Layers)
     rotary: Rotary = field(default_factory=Rotary)
     scaled: bool = False
@@ -192,8 +197,10 @@ class Row(Architecture):
         sources = self.sources(config, state)
         pieces: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
         for name, tensor in state.items():
-            (source,) = sources[name]
-            pieces[source.name].append((source.first, tensor))
+            some = sources[name]
+            parts = tensor.chunk(len(some)) if len(some) > 1 else [tensor]
+            for source, part in zip(some, parts, strict=True):
+                pieces[source.name].append((source.first, part))
         # A tensor that is whole stays itself: an adapter's names are found by it.
         return self.fields_of(config), {
             name: some[0][1]
@@ -260,12 +267,16 @@ class Row(Architecture):
         """Return of which rows of its tensors each of `ours` is made: of one, or of a stack."""
         found = {name: [Rows(self._their_name(name))] for name in ours}
         shapes = without_values(config).state_dict() if self.fused else {}
-        for layer in range(config.n_layers):
-            for theirs, modules in self.fused.items():
-                first, matrix = 0, f"model.layers.{layer}.{theirs}.weight"
-                for name in (f"blocks.{layer}.{module}.weight" for module in modules):
-                    last = first + len(shapes[name])
-                    found[name], first = [Rows(matrix, first, last)], last
+        heads = config.n_heads if self.by_heads else 1
+        fused = itertools.product(range(config.n_layers), self.fused.items(), ("weight", "bias"))
+        for layer, (theirs, modules), kind in fused:
+            names = [f"blocks.{layer}.{module}.{kind}" for module in modules]
+            counts = [len(shapes[name]) // heads for name in names if name in shapes]
+            starts = [*itertools.accumulate(counts, initial=0)]
+            for name, first, count in zip(names, starts, counts):
+                every = (head * starts[-1] + first for head in range(heads))
+                matrix = f"{self.blocks}.{layer}.{theirs}.{kind}"
+                found[name] = [Rows(matrix, start, start + count) for start in every]
         return found
 
     def _values(self) -> Iterator[tuple[str, Value]]:
@@ -281,7 +292,7 @@ class Row(Architecture):
         inner = name if block is None else block[2]
         module = max((m for m in names if f"{inner}.".startswith(f"{m}.")), key=len)
         theirs = names[module] + inner[len(module) :]
-        return theirs if block is None else f"model.layers.{block[1]}.{theirs}"
+        return theirs if block is None else f"{self.blocks}.{block[1]}.{theirs}"
 
 
 def _settled(config: ModelConfig) -> ModelConfig:
@@ -317,18 +328,18 @@ def _computed(config: ModelConfig) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _taken(hf_state: State, rows: Iterable[Rows]) -> Tensor:
-    """Take rows of tensors, stacked if there are several. Raises BadInput if a tensor is missing or
-    differs."""
-    tensors: State = {}
+def _taken(hf_state: State, rows: Sequence[Rows]) -> Tensor:
+    """Take rows of tensors: whole tensors stacked, and parts of tensors one after the other. Raises
+    BadInput if a tensor is missing or differs."""
+    parts: list[Tensor] = []
     for name, first, last in rows:
         if name not in hf_state:
             raise BadInput(f"the weights have no {name}")
-        tensors[name] = hf_state[name] if last is None else hf_state[name][first:last]
-    start, like = next(iter(tensors.items()))
-    for name, tensor in tensors.items():
-        if tensor.shape != like.shape:
-            raise BadInput(
-                f"{name} has shape {tuple(tensor.shape)}, unlike {start}: {tuple(like.shape)}"
-            )
-    return like if len(tensors) == 1 else torch.stack(list(tensors.values()))
+        part = hf_state[name] if last is None else hf_state[name][first:last]
+        parts.append(part)
+        if part.shape != parts[0].shape:
+            like = f"{rows[0].name}: {tuple(parts[0].shape)}"
+            raise BadInput(f"{name} has shape {tuple(part.shape)}, unlike {like}")
+    if len(parts) == 1:
+        return parts[0]
+    return torch.stack(parts) if rows[0].last is None else torch.cat(parts)

@@ -18,7 +18,11 @@ from pion.formats.huggingface.attention_fields import Layers, Rotary
 from pion.formats.huggingface.rows import GATED, Row, Value, words
 from pion.model.decoder import Decoder
 
-TWO_MATRICES = words("activation", {"relu2": "relu2", "gelu": "gelu"})
+# Of feed-forward layers without a gate. The last name of a function is written.
+TWO_MATRICES = words(
+    "activation",
+    {"relu2": "relu2", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"},
+)
 
 
 class Arcee(Row):
@@ -108,6 +112,7 @@ _AFTER = {
     "feedforward_out_norm": "post_feedforward_layernorm",
 }
 _BOTH = {**_AFTER, "feedforward_norm": "pre_feedforward_layernorm"}
+_QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 _GATE_UP = ("feedforward.gate_proj", "feedforward.up_proj")
 
 
@@ -160,6 +165,33 @@ _GLM: Mapping[str, Any] = {
     },
 }
 _PAIRS = {**PLAIN, "heads.rotary_pairs": True}
+_LAYER_NORM = {"norm": "layer"}
+_BIASES = {"heads.qkv_bias": True, "heads.output_bias": True}
+_COHERE = _PAIRS | {"norm": "centred", "parallel": "one norm"}
+_COHERE_DEFAULTS = {
+    "logit_scale": 0.0625,
+    "layer_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 8192,
+}
+
+
+def _eps(name: str) -> dict[str, str | None]:
+    """Return the field that has the number in norms."""
+    return {"rms_norm_eps": None, name: "norm_eps"}
+
+
+def _parallel(way: str) -> Value:
+    """Return whether feed-forward layers are next to attention, in the way of the class."""
+    return Value("parallel", lambda value: way if value else "no", lambda ours: ours == way)
+
+
+def _two_matrices(up: str, down: str) -> dict[str, str]:
+    """Return the names of feed-forward layers of two matrices with biases."""
+    found = {f"feedforward.{way}_proj": name for way, name in (("up", up), ("down", down))}
+    return found | {"feedforward.up_bias": f"{up}.bias", "feedforward.down_bias": f"{down}.bias"}
+
+
 _MISTRAL: Mapping[str, Any] = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 131_072,
@@ -273,7 +305,7 @@ LATER = (
         model_type="phi3",
         fixed=PLAIN,
         fused={
-            "self_attn.qkv_proj": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+            "self_attn.qkv_proj": _QKV,
             "mlp.gate_up_proj": _GATE_UP,
         },
         layers=Layers(windows="all"),
@@ -416,5 +448,125 @@ LATER = (
             "max_position_embeddings": 4096,
         },
         **_IMPORT,
+    ),
+    Row(
+        name="GPTNeoXForCausalLM",
+        model_type="gpt_neox",
+        fixed=PLAIN
+        | _LAYER_NORM
+        | _BIASES
+        | {"feedforward_bias": True, "n_kv_heads": None, "head_dim": None},
+        fields={
+            **_eps("layer_norm_eps"),
+            "hidden_act": TWO_MATRICES,
+            "num_key_value_heads": None,
+            "head_dim": None,
+            "use_parallel_residual": _parallel("two norms"),
+        },
+        required={"attention_bias": True},
+        names={
+            "embed": "gpt_neox.embed_in",
+            "norm": "gpt_neox.final_layer_norm",
+            "lm_head": "embed_out",
+            "attention.o_proj": "attention.dense",
+            **_two_matrices("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        },
+        fused={"attention.query_key_value": _QKV},
+        by_heads=True,
+        blocks="gpt_neox.layers",
+        rotary=Rotary(
+            share=0.25,
+            names={"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"},
+        ),
+        defaults={
+            "hidden_act": "gelu",
+            "attention_bias": True,
+            "use_parallel_residual": True,
+            "layer_norm_eps": 1e-5,
+            "max_position_embeddings": 2048,
+        },
+        **_IMPORT,
+    ),
+    Row(
+        name="StableLmForCausalLM",
+        model_type="stablelm",
+        fixed=PLAIN | _LAYER_NORM,
+        fields={
+            **_eps("layer_norm_eps"),
+            "use_qkv_bias": "heads.qkv_bias",
+            "use_parallel_residual": _parallel("one norm"),
+        },
+        required={"qk_layernorm": False},
+        rotary=Rotary(share=0.25),
+        defaults={
+            "use_qkv_bias": False,
+            "use_parallel_residual": False,
+            "layer_norm_eps": 1e-5,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 4096,
+        },
+        **_NO_WIDTH,
+    ),
+    Row(
+        name="Starcoder2ForCausalLM",
+        model_type="starcoder2",
+        fixed=PLAIN | _LAYER_NORM | _BIASES | {"feedforward_bias": True},
+        fields={**_eps("norm_epsilon"), "hidden_act": TWO_MATRICES},
+        required={"use_bias": True},
+        names=_two_matrices("mlp.c_fc", "mlp.c_proj"),
+        layers=Layers(windows="all"),
+        defaults={
+            "hidden_act": _GELU,
+            "norm_epsilon": 1e-5,
+            "initializer_range": 0.018042,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 4096,
+        },
+        **_NO_WIDTH,
+    ),
+    Row(
+        name="NemotronForCausalLM",
+        model_type="nemotron",
+        fixed=PLAIN | _LAYER_NORM | {"norm_offset": True},
+        fields={**_eps("norm_eps"), "hidden_act": TWO_MATRICES},
+        required=NO_BIASES,
+        rotary=Rotary(share=0.5),
+        defaults={
+            "hidden_act": "relu2",
+            "norm_eps": 1e-5,
+            "initializer_range": 0.0134,
+            "max_position_embeddings": 4096,
+        },
+        **_IMPORT,
+    ),
+    Row(
+        name="CohereForCausalLM",
+        model_type="cohere",
+        fixed=_COHERE,
+        fields={**_eps("layer_norm_eps"), "logit_scale": "scales.logits"},
+        required={"attention_bias": False, "use_qk_norm": False},
+        rotary=Rotary(theta=5e5),
+        defaults=_COHERE_DEFAULTS,
+        **_NO_WIDTH,
+    ),
+    Row(
+        name="Cohere2ForCausalLM",
+        model_type="cohere2",
+        fixed=_COHERE,
+        fields={**_eps("layer_norm_eps"), "logit_scale": "scales.logits"},
+        required={"attention_bias": False},
+        layers=Layers(windows="types", full_every=4, unrotated="windows"),
+        defaults={**_COHERE_DEFAULTS, "sliding_window": 4096},
+        **_NO_WIDTH,
+    ),
+    Row(
+        name="OlmoForCausalLM",
+        model_type="olmo",
+        fixed=PLAIN | {"norm": "centred", "norm_gain": False, "norm_eps": 1e-5},
+        fields={"rms_norm_eps": None},
+        required={"attention_bias": False, "clip_qkv": None},
+        defaults={"max_position_embeddings": 2048},
+        **_NO_WIDTH,
     ),
 )

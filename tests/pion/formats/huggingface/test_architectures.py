@@ -390,7 +390,7 @@ LACKED = {
         ({"tie_word_embeddings": "no"}, "tie_embeddings is 'no'; it must be true or false"),
         ({"num_experts_per_tok": 6}, "top_k 6 is more than experts.n 5"),
     ],
-    "arcee": [({"hidden_act": "silu"}, "hidden_act is 'silu'; only 'relu2' and 'gelu' are")],
+    "arcee": [({"hidden_act": "silu"}, "hidden_act is 'silu'; only 'relu2' and 'gelu' and")],
     "mistral": [
         ({"sliding_window": "24"}, "windows.tokens is '24'"),
         ({"sliding_window": 0}, "windows.tokens is 0"),
