@@ -428,6 +428,11 @@ class RopeScaling(Part):
                 raise BadInput(f"rope_scaling.{name}: each factor must be a number above 0")
             object.__setattr__(self, name, factors)
 
+    def long_in(self, seq_len: int) -> bool:
+        """Return whether texts have longrope's long factors in a context of `seq_len` tokens."""
+        differ = self.short_factors != self.long_factors
+        return differ and seq_len > self.original_max_position_embeddings
+
     def check(self, model: Core) -> None:
         """Raise BadInput for a model without rotary positions, or with more or fewer of them."""
         count = (model.heads or Heads()).rotary_width(model.head_dim) // 2

@@ -48,7 +48,8 @@ def verify_export(
     ours = checkpoint if isinstance(checkpoint, Decoder) else load_decoder(checkpoint)
     ours = ours.alone()
     tokenizer = Tokenizer.from_file(tokenizer_file(tokenizer_path))
-    model, hf_tokenizer = _reload(out, architecture_of(ours.config, model_type))
+    capped = ours.config.softcap is not None
+    model, hf_tokenizer = _reload(out, architecture_of(ours.config, model_type), capped=capped)
 
     compared = [ids for text in texts if (ids := _same_ids(out, tokenizer, hf_tokenizer, text))]
     if not compared:
@@ -71,8 +72,9 @@ def verify_export(
     return largest
 
 
-def _reload(out: Path, architecture: Architecture) -> tuple[Any, Any]:
-    """Return the model and the tokenizer as transformers loads them. Raises PionError."""
+def _reload(out: Path, architecture: Architecture, *, capped: bool) -> tuple[Any, Any]:
+    """Return the model and the tokenizer as transformers loads them, with `capped` scores or not.
+    Raises PionError."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not architecture.stock and not runs_only_our_code(out):
@@ -81,9 +83,13 @@ def _reload(out: Path, architecture: Architecture) -> tuple[Any, Any]:
             f"were not run. {SAFE} Export the model again."
         )
     options = {"trust_remote_code": not architecture.stock, "local_files_only": True}
+    # transformers caps scores in this way of attention alone.
+    eager = {"attn_implementation": "eager"} if capped and architecture.stock else {}
     try:
         with _no_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                out, dtype=torch.float32, **options, **eager
+            )
         tokenizer = AutoTokenizer.from_pretrained(out, **options)
     except Exception as error:  # transformers may raise any exception
         raise PionError(

@@ -63,15 +63,15 @@ def read_config(path: Path) -> ModelConfig:
 
 def _require_stock(settings: Mapping[str, Any], code: str | None) -> None:
     """Raise BadInput for a model whose weights are not those of its architecture."""
-    from pion.formats.huggingface.architectures import architecture_named
+    from pion.formats.huggingface.architectures import architecture_named, is_wrapper
 
-    architecture = architecture_named(settings["model_type"])
+    architecture = architecture_named(settings)
     if code is not None and architecture.stock:
         raise BadInput(
             f"config.json: auto_map names code of its own ({code}), which Pion never runs. Without "
             f"it, the model may be another one than {architecture.name}"
         )
-    named = settings.get("architectures")
+    named = None if is_wrapper(settings) else settings.get("architectures")
     if named is not None and (not isinstance(named, list) or architecture.name not in named):
         raise BadInput(
             f"config.json: architectures is {shown(named)}; only {architecture.name} is a language "

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pion.errors import BadInput, PionError
+from pion.untrusted import parse_object, read_file
 from pipeline.base.find import TOKENIZER, find_base
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.job import Job
@@ -24,6 +25,7 @@ def keep_as_base(run: RunState, base: Base, folder: Path, say: Say, patiently: P
     Raises BadInput if its name means another content by now, and for weights that do not fit its
     settings.
     """
+    from pion.formats.huggingface.architectures import architecture_of, is_wrapper
     from pion.formats.load import load_lazily
 
     pinned = read_pin(run, base.source)
@@ -40,9 +42,18 @@ def keep_as_base(run: RunState, base: Base, folder: Path, say: Say, patiently: P
         say(PrepareProgress("keep the model", done / 1e6, "MB", total=total / 1e6))
 
     patiently(partial(keep_base, run.store, base.hash, found.files, found.bring, progress))
-    load_lazily(found.bring(CONFIG).parent)  # raises BadInput for weights that do not fit
+    place = found.bring(CONFIG)
+    model, _ = load_lazily(place.parent)  # raises BadInput for weights that do not fit
     patiently(partial(write_pin, run, base, replace=pinned is not None))
     say(Note(f"starts from {base}, now kept in {run.store.url}"))
+    if is_wrapper(parse_object(read_file(place), CONFIG)):
+        name = architecture_of(model).name
+        say(
+            Note(
+                f"{base.source} is a model of text and images. Its vision part is left out. The "
+                f"text part is trained, and published as {name}"
+            )
+        )
 
 
 def is_pinned(job: Job, base: Base) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import pytest
 import torch
 
 LLAMA3 = {
@@ -12,6 +13,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 256,
 }
+FULL, SLIDING = "full_attention", "sliding_attention"
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e5,
+    "factor": 8.0,
+    "original_max_position_embeddings": 256,
+}
+GROWTH = {"llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}
 _TINY = {
     "vocab_size": 97,
     "hidden_size": 48,
@@ -22,6 +31,13 @@ _TINY = {
     "max_position_embeddings": 2048,
     "bos_token_id": None,
     "eos_token_id": None,
+}
+_GEMMA = _TINY | {
+    "pad_token_id": None,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 60,
+    "layer_types": [SLIDING, FULL],
 }
 # By the name of the model whose settings these are, the class and its settings. As in the published
 # models: three of SmolLM2's heads share a key, a head of Qwen3 is wider than d_model / n_heads.
@@ -44,19 +60,104 @@ STOCK = {
         _TINY | {"rope_theta": 1e4, "rope_scaling": LLAMA3, "head_dim": 10, "rms_norm_eps": 1e-5},
     ),
     "Mistral": ("Mistral", _TINY | {"sliding_window": None, "head_dim": 16}),
+    "Mistral, windows": ("Mistral", _TINY | {"sliding_window": 60, "head_dim": 16}),
     # A window of the whole context hides nothing.
     "Ministral": (
         "Ministral",
         _TINY
-        | {"sliding_window": 2048, "layer_types": ["full_attention"] * 2}
+        | {"sliding_window": 2048, "layer_types": [FULL] * 2}
         | {"rope_theta": 1e6, "head_dim": 16},
     ),
+    "Ministral, windows": (
+        "Ministral",
+        _TINY | {"sliding_window": 60, "layer_types": [FULL, SLIDING], "head_dim": 16},
+    ),
+    "Ministral 3": (
+        "Ministral3",
+        _TINY | {"pad_token_id": None, "head_dim": 16, "rope_parameters": YARN | GROWTH},
+    ),
+    "Llama, biases": ("Llama", _TINY | {"attention_bias": True, "mlp_bias": True}),
+    "Llama, YaRN": ("Llama", _TINY | {"rope_parameters": YARN}),
+    "SmolLM3": (
+        "SmolLM3",
+        _TINY | {"pad_token_id": None, "no_rope_layers": [1, 0], "rope_parameters": YARN},
+    ),
+    "OLMo 2": ("Olmo2", _TINY | {"pad_token_id": None, "rope_theta": 5e5}),
+    "OLMo 3": (
+        "Olmo3",
+        _TINY
+        | {"pad_token_id": None, "sliding_window": 60, "layer_types": [SLIDING, FULL]}
+        | {"rope_scaling": {n: v for n, v in YARN.items() if n != "rope_theta"}},
+    ),
+    "Granite": (
+        "Granite",
+        _TINY
+        | {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0}
+        | {"attention_multiplier": 0.3},
+    ),
+    "Granite 4": (
+        "GraniteMoeHybrid",
+        _TINY
+        | {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0}
+        | {"attention_multiplier": 0.3, "num_local_experts": 0, "layer_types": [FULL] * 2}
+        | {"position_embedding_type": "rope", "shared_intermediate_size": 80, "mamba_n_heads": 1},
+    ),
+    "Phi-3": ("Phi3", _TINY | {"pad_token_id": None}),
+    "Phi-4-mini": (
+        "Phi3",
+        _TINY
+        | {"pad_token_id": None, "num_attention_heads": 3, "num_key_value_heads": 1}
+        | {"partial_rotary_factor": 0.75, "sliding_window": 60}
+        | {"original_max_position_embeddings": 2048, "max_position_embeddings": 4096}
+        | {
+            "rope_scaling": {
+                "rope_type": "longrope",
+                "short_factor": [1.0, 1.1, 1.3, 1.8, 2.5, 3.0],
+                "long_factor": [2.0, 2.5, 4.0, 8.0, 9.0, 11.0],
+            }
+        },
+    ),
+    "EXAONE 4": (
+        "Exaone4",
+        _TINY | {"sliding_window": 60, "layer_types": [SLIDING, FULL], "rope_theta": 1e6},
+    ),
+    "EXAONE 4, no windows": (
+        "Exaone4",
+        _TINY | {"sliding_window": None, "layer_types": [FULL] * 2, "rope_scaling": LLAMA3},
+    ),
+    "Gemma": ("Gemma", _TINY | {"pad_token_id": None, "head_dim": 16, "num_key_value_heads": 1}),
+    "Gemma 2": (
+        "Gemma2",
+        _GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0},
+    ),
+    "Gemma 3": (
+        "Gemma3",
+        _GEMMA
+        | {
+            "rope_parameters": {
+                SLIDING: {"rope_type": "default", "rope_theta": 1e3},
+                FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},
+            }
+        },
+    ),
+    "GLM": ("Glm", _TINY | {"pad_token_id": None, "head_dim": 16, "attention_bias": True}),
+    "GLM-4": ("Glm4", _TINY | {"pad_token_id": None, "head_dim": 16, "attention_bias": False}),
     "Seed-OSS": (
         "SeedOss",
         _TINY | {"head_dim": 16, "pad_token_id": None, "attention_dropout": 0.0},
     ),
-    "Phi-3": ("Phi3", _TINY | {"pad_token_id": None}),
+    "Seed-OSS, biases": (
+        "SeedOss",
+        _TINY
+        | {"head_dim": 16, "pad_token_id": None, "attention_dropout": 0.0}
+        | {"attention_out_bias": True, "mlp_bias": True},
+    ),
+    "Ernie 4.5": ("Ernie4_5", _TINY | {"pad_token_id": None, "head_dim": 16, "use_bias": True}),
+    "Helium": ("Helium", _TINY | {"pad_token_id": None, "head_dim": 8}),
 }
+# Some rows are tried in each run, the others in the soak.
+OFTEN = "SmolLM2", "Llama 3.2", "Qwen2.5", "Qwen3", "Gemma 3", "Phi-4-mini", "SmolLM3", "OLMo 3"
+NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.soak) for name in STOCK]
 
 
 def stock_model(name, **changes):
@@ -66,8 +167,9 @@ def stock_model(name, **changes):
     kind, settings = STOCK[name]
     # A copy, because transformers adds the theta to the object that it is given.
     settings = copy.deepcopy(settings | changes)
-    config = getattr(transformers, f"{kind}Config")(**settings)
-    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    cls = getattr(transformers, f"{kind}ForCausalLM")
+    # Only this way of attention has softcaps.
+    model = cls(cls.config_class(**settings, attn_implementation="eager")).eval()
     randomize(model)
     return model
 

@@ -66,6 +66,7 @@ def require_expressible(config: ModelConfig, model_type: str | None = None) -> s
     own = nearest_misfit(config) or "it was exported with its own code (--as pion)"
     n_experts = 0 if config.experts is None else config.experts.n
     reasons = (
+        (architecture.stock and not name, f"Pion does not write {architecture.name} as GGUF yet"),
         (
             n_experts > MOST_EXPERTS,
             f"llama.cpp has at most {MOST_EXPERTS} experts, and this model has {n_experts}",
@@ -82,8 +83,15 @@ def require_expressible(config: ModelConfig, model_type: str | None = None) -> s
             name in ("qwen2", "qwen3", "qwen3moe") and config.rope_scaling is not None,
             f"{name} in llama.cpp has no scaled rotary positions (rope_scaling)",
         ),
+        (
+            bool(name) and (config.windows is not None or config.activation == "geglu"),
+            f"{name} in llama.cpp sees all tokens before a token, and its activation is silu",
+        ),
+        (
+            config.rope_scaling is not None and config.rope_scaling.kind in ("yarn", "longrope"),
+            "Pion does not write rotary positions by YaRN or LongRoPE as GGUF yet",
+        ),
         (not architecture.stock, f"llama.cpp has only stock architectures, and {own}"),
-        (not name, f"Pion does not write {architecture.name} as GGUF yet"),
     )
     reason = next((reason for wrong, reason in reasons if wrong), None)
     if reason is not None:

@@ -7,6 +7,7 @@ came as one of the architectures after it is exported as one of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,16 +16,18 @@ import torch
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
+from pion.formats.huggingface.architecture import HEAD, Architecture, State
 from pion.formats.huggingface.bundled_code import BundledCode
-from pion.formats.huggingface.llama_like import HEAD, Architecture, State
 from pion.formats.huggingface.qwen3_moe import QWEN3_MOE
-from pion.formats.huggingface.rows import FIRST, LATER, QWEN3_ROW
-from pion.formats.model_tensors import SavedTensors
+from pion.formats.huggingface.stock_rows import FIRST, LATER, QWEN3_ROW
+from pion.formats.model_tensors import Rows, SavedTensors
 from pion.later_fields import closest, shown
 from pion.model.parameters import require_possible, vocabulary_rows
 from pion.model.saved_weights import Tensors, placeholders, without_values
 
 ARCHITECTURES: tuple[Architecture, ...] = (QWEN3_ROW, QWEN3_MOE, *FIRST, BundledCode(), *LATER)
+# Models of text and images whose text part is one of these.
+_WRAPPERS = ("gemma3", "mistral3")
 _TYPES = {architecture.model_type: architecture for architecture in ARCHITECTURES}
 
 
@@ -48,14 +51,44 @@ def architecture_of(config: ModelConfig, model_type: str | None = None) -> Archi
     return _TYPES[model_type]
 
 
-def architecture_named(model_type: str) -> Architecture:
+def architecture_named(hf_config: Mapping[str, Any]) -> Architecture:
     """Return the architecture of a config.json that `config_from_transformers` has read."""
-    return _TYPES[model_type]
+    return _TYPES[_text_fields(hf_config)["model_type"]]
+
+
+def is_wrapper(hf_config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is of a model of text and images, whose text part is read."""
+    return hf_config.get("model_type") in _WRAPPERS and isinstance(
+        hf_config.get("text_config"), Mapping
+    )
+
+
+def _text_fields(hf_config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields of the text part, which has its embeddings tied as the whole says."""
+    if not is_wrapper(hf_config):
+        return hf_config
+    tied = hf_config.get("tie_word_embeddings", True)
+    return {**hf_config["text_config"], "tie_word_embeddings": tied}
+
+
+def _text_tensors(saved: SavedTensors) -> SavedTensors:
+    """Return the tensors of the text part by their names in its class: both spellings are read."""
+    found = {}
+    for name, (shape, _) in saved.layout().items():
+        inner = re.fullmatch(r"(?:model\.language_model\.|language_model\.model\.)(.+)", name)
+        head = name.removeprefix("language_model.")
+        if inner is not None or head == HEAD:
+            found[head if inner is None else f"model.{inner[1]}"] = shape, [Rows(name)]
+    return saved.joined(found)
 
 
 def nearest_misfit(config: ModelConfig) -> str | None:
-    """Return why the stock architecture that lacks the least can't compute the model, if so."""
-    stock = (architecture for architecture in ARCHITECTURES if architecture.stock)
+    """Return why the architecture that the model came as can't compute the model. Of another
+    model, return this of the stock architecture that lacks the least."""
+    stock: list[Architecture] = [
+        each for each in ARCHITECTURES if each.model_type == config.came_as
+    ]
+    stock = stock or [QWEN3_ROW, QWEN3_MOE, *FIRST]
     return min(stock, key=lambda architecture: len(architecture.lacks(config))).misfit(config)
 
 
@@ -93,7 +126,7 @@ def from_transformers(hf_config: Mapping[str, Any], hf_state: State) -> tuple[Mo
     """
     config = config_from_transformers(hf_config)
     require_possible(config, hf_state)
-    return config, _TYPES[hf_config["model_type"]].rename(config, hf_state)
+    return config, architecture_named(hf_config).rename(config, hf_state)
 
 
 def saved_from_transformers(
@@ -101,8 +134,10 @@ def saved_from_transformers(
 ) -> tuple[ModelConfig, SavedTensors]:
     """Return what `from_transformers` does, of tensors that are read later. Raises as it does, and
     BadInput for a head that should be the embeddings and is not."""
+    if is_wrapper(hf_config):
+        saved = _text_tensors(saved)
     config, state = from_transformers(hf_config, placeholders(saved.layout()))
-    sources = _TYPES[hf_config["model_type"]].sources(config, state)
+    sources = architecture_named(hf_config).sources(config, state)
     if config.tie_embeddings and HEAD in saved.layout():
         embed, tensors = sources["embed.weight"][0].name, Tensors(saved)
         if not torch.equal(tensors[embed], tensors[HEAD].to(tensors[embed].dtype)):
@@ -121,12 +156,12 @@ def config_from_transformers(hf_config: Mapping[str, Any]) -> ModelConfig:
     Raises BadInput for another architecture, settings that our decoder does not support, and a
     missing setting.
     """
-    wanted = hf_config.get("model_type")
+    fields = _text_fields(hf_config)
+    wanted = fields.get("model_type")
     if not isinstance(wanted, str) or wanted not in _TYPES:
-        *most, last = map(repr, _TYPES)
         raise BadInput(
-            f"config.json: model_type is {shown(wanted)}; only {', '.join(most)} and {last} are "
-            "supported"
+            f"config.json: model_type is {shown(wanted)}{closest(wanted, _TYPES)}; Pion reads "
+            f"{', '.join((*_TYPES, *_WRAPPERS))}"
         )
     quantized = hf_config.get("quantization_config", hf_config.get("quantization"))  # MLX's
     if quantized is not None:
@@ -137,7 +172,7 @@ def config_from_transformers(hf_config: Mapping[str, Any]) -> ModelConfig:
             "Of an adapter, write that name under base_model_name_or_path in adapter_config.json"
         )
     architecture = _TYPES[wanted]
-    config = architecture.read(hf_config)
+    config = architecture.read(fields)
     if not architecture.stock or architecture_of(config) is architecture:
         return config
     return replace(config, came_as=wanted)

@@ -22,7 +22,7 @@ from typing import Any
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.huggingface.llama_like import Architecture, State
+from pion.formats.huggingface.architecture import Architecture, State
 from pion.formats.model_tensors import Rows
 from pion.untrusted import parse_object, read_file
 

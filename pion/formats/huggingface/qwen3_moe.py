@@ -18,8 +18,9 @@ import torch
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts
-from pion.formats.huggingface.llama_like import State
-from pion.formats.huggingface.rows import QWEN3, QWEN3_ROW, Row
+from pion.formats.huggingface.architecture import State
+from pion.formats.huggingface.rows import Row
+from pion.formats.huggingface.stock_rows import QWEN3, QWEN3_ROW
 from pion.formats.model_tensors import Rows
 
 # The dimension of one expert's matrix that is its width.

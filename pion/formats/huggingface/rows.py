@@ -1,11 +1,8 @@
-"""The table of stock architectures of transformers: a row says how a class differs from Pion.
+"""A row says how a class of transformers differs from Pion; stock_rows.py has the rows.
 
 Each class is a Llama by its names and by the fields of its config, apart from what its row says. A
 class computes a model if what it writes about the model reads back as the model. So a setting
 without a field there is refused by its name, and no row lists what its class lacks.
-
-Llama is from Touvron et al. 2023, "LLaMA: open and efficient foundation language models"; SmolLM2
-and Llama 3.2 are Llamas too. Qwen2.5 has the architecture Qwen2.
 
 transformers 5 chooses the rules for splitting words by the model type of many classes, whatever the
 tokenizer.json says (MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS in tokenization_auto.py). So only an
@@ -21,28 +18,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from operator import attrgetter, itemgetter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pion.config.model_config import APART, ModelConfig
 from pion.config.part_fields import is_whole
-from pion.config.parts import Heads
+from pion.config.parts import Heads, Scales
 from pion.errors import BadInput
-from pion.formats.huggingface.llama_like import (
-    HEAD,
-    ROPE_TYPES,
-    Architecture,
-    Fields,
-    State,
-    read_rotary,
-    require,
-    rotary_settings,
-)
+from pion.formats.huggingface.architecture import HEAD, Architecture, Fields, State, require
+from pion.formats.huggingface.attention_fields import Layers, Rotary
 from pion.formats.model_tensors import Rows
-from pion.later_fields import shown
-from pion.model.decoder import Decoder
 from pion.model.saved_weights import without_values
 
 
@@ -68,7 +55,7 @@ def words(path: str, ours: Mapping[str, str]) -> Value:
     return Value(path, ours.get, {our: their for their, our in ours.items()}.get, tuple(ours))
 
 
-GATED = words("activation", {"silu": "swiglu"})
+GATED = words("activation", {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"})
 TWO_MATRICES = words("activation", {"relu2": "relu2", "gelu": "gelu"})
 # Our settings by the fields of each class.
 FIELDS: Mapping[str, str | Value] = {
@@ -123,16 +110,16 @@ class Row(Architecture):
 
     Attributes:
         fixed: settings that the class always has, by path.
-        fields: what its fields set, where it differs from `FIELDS`.
+        fields: what its fields set, where it differs from `FIELDS`; None: it has no such field.
         required: its fields that must have these values where they are read.
         written: its fields that always have these values where they are written.
         defaults: the values in which it differs from `DEFAULTS`.
         absent: fields that it does not have.
         names: its names of our modules, where it differs from `NAMES`.
         fused: its matrices that have the rows of several of ours, in order, in a block.
-        windows: whether `sliding_window` counts in "all" layers or in those of its `layer_types`;
-            "no": windows need `use_sliding_window`.
-        rope_types: the kinds of rotary positions that the class can have and we compute.
+        layers: what it says of each layer.
+        rotary: what it says of rotary positions.
+        scaled: whether embeddings are multiplied by the root of d_model.
         whole_heads: whether it refuses an n_heads that does not divide d_model.
         own_tokenizer: whether transformers may split words as the class's own tokenizer does.
     """
@@ -140,15 +127,16 @@ class Row(Architecture):
     name: str
     model_type: str
     fixed: Fields = field(default_factory=dict)
-    fields: Mapping[str, str | Value] = field(default_factory=dict)
+    fields: Mapping[str, str | Value | None] = field(default_factory=dict)
     required: Fields = field(default_factory=dict)
     written: Fields = field(default_factory=dict)
     defaults: Fields = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    windows: Literal["no", "all", "types"] = "no"
-    rope_types: tuple[str, ...] = ROPE_TYPES
+    layers: Layers = field(default_factory=Layers)
+    rotary: Rotary = field(default_factory=Rotary)
+    scaled: bool = False
     whole_heads: bool = False
     own_tokenizer: bool = False
 
@@ -161,7 +149,7 @@ class Row(Architecture):
 
     def lacks(self, config: ModelConfig) -> list[str]:
         """Return the settings of the model that are others when they are read back."""
-        config = self.stored(config)
+        config = self.stored(_settled(config))
         found = []
         if self.whole_heads and config.d_model % config.n_heads:
             found = [f"a d_model {config.d_model} that n_heads {config.n_heads} does not divide"]
@@ -181,21 +169,18 @@ class Row(Architecture):
 
     def fields_of(self, config: ModelConfig) -> dict[str, Any]:
         """Return the config fields. What has no form there is left out."""
-        scaling = config.rope_scaling if "llama3" in self.rope_types else None
-        config = replace(config, heads=config.heads or Heads(), rope_scaling=scaling)
+        config = replace(
+            _settled(config), heads=config.heads or Heads(), scales=config.scales or Scales()
+        )
         hf_config = {
             "model_type": self.model_type,
             "architectures": [self.name],
             "attention_dropout": 0.0,
-            **rotary_settings(config),
+            **self.rotary.write(config),
+            **self.layers.write(config),
             **self.required,
             **self.written,
         }
-        if self.windows == "all":
-            hf_config["sliding_window"] = None
-        elif self.windows == "types":  # its class in transformers 5.17 fails without a window
-            kinds = ["full_attention"] * config.n_layers
-            hf_config |= {"sliding_window": config.seq_len, "layer_types": kinds}
         for name, value in self._values():
             found = value.theirs(attrgetter(value.path.split()[0])(config))
             if name not in self.absent and (found is not None or value.theirs is _same):
@@ -227,14 +212,17 @@ class Row(Architecture):
             require(hf_config, name, (wanted,))
         found: dict[str, Any] = {"imported": True, **self.fixed}
         try:
-            self._require_all_seen(hf_config)
-            found |= read_rotary(hf_config, self.rope_types)
             for name, value in self._values():
                 if value.only:
                     require(hf_config, name, value.only)
                 found |= dict.fromkeys(value.path.split(), value.ours(hf_config[name]))
+            rotary = self.rotary.read(hf_config)
+            layers = self.layers.read(hf_config, rotary.pop("windows.rope_theta", None))
+            found |= rotary | layers
         except KeyError as missing:
             raise BadInput(f"config.json has no {missing}") from None
+        if self.scaled and is_whole(found["d_model"]):
+            found["scales.embeddings"] = found["d_model"] ** 0.5
         if found["n_kv_heads"] is None:
             found["n_kv_heads"] = found["n_heads"]
         settings: dict[str, Any] = {}
@@ -283,7 +271,8 @@ class Row(Architecture):
     def _values(self) -> Iterator[tuple[str, Value]]:
         """Yield the fields that set something, and what each sets."""
         for name, value in {**FIELDS, **self.fields}.items():
-            yield name, value if isinstance(value, Value) else Value(value, _same, _same)
+            if value is not None:
+                yield name, value if isinstance(value, Value) else Value(value, _same, _same)
 
     def _their_name(self, name: str) -> str:
         """Return its name of our tensor, by the longest part of our name that has a name there."""
@@ -294,62 +283,14 @@ class Row(Architecture):
         theirs = names[module] + inner[len(module) :]
         return theirs if block is None else f"model.layers.{block[1]}.{theirs}"
 
-    def _require_all_seen(self, hf_config: Fields) -> None:
-        """Raise BadInput unless a token sees all tokens before it. Raises KeyError.
 
-        transformers counts the token itself: a window of the whole context hides nothing. Where
-        `use_sliding_window` is false, the fields that describe the windows have no effect.
-        """
-        layers = hf_config.get("layer_types")
-        kinds = layers if isinstance(layers, list) else [layers]
-        known = {None, "full_attention"} | (
-            {"sliding_attention"} if self.windows != "no" else set()
-        )
-        other = next((kind for kind in kinds if kind not in list(known)), None)
-        if other is not None:
-            raise BadInput(
-                f"config.json: layer_types has {shown(other)}; only 'full_attention' is supported"
-            )
-        if self.windows == "no":
-            return require(hf_config, "use_sliding_window", (False,))
-        window, context = hf_config.get("sliding_window"), hf_config["max_position_embeddings"]
-        counts = self.windows == "all" or layers is None or "sliding_attention" in kinds
-        whole = window is None or (is_whole(window) and is_whole(context) and window >= context)
-        if counts and not whole:
-            raise BadInput(
-                f"config.json: sliding_window is {shown(window)}, and max_position_embeddings is "
-                f"{shown(context)}, so a token does not see all tokens before it. Pion does not "
-                f"compute such a {self.short_name}. To use the model for texts that fit into a "
-                f"window, copy it, and set max_position_embeddings to {shown(window)} in the copy"
-            )
-
-
-class Arcee(Row):
-    """Arcee, which has layers that are mixtures of matrices multiplied out.
-
-    So its folder has the sizes of a dense model. Read back, it is such a model, with biases.
-    """
-
-    def lacks(self, config: ModelConfig) -> list[str]:
-        """Return the settings that are others when they are read back, or what is not dense."""
-        part = config.feedforward_part
-        unlike = None if part is None else part.unlike_dense
-        return ([] if unlike is None else [unlike]) + super().lacks(config)
-
-    def stored(self, config: ModelConfig) -> ModelConfig:
-        """Return the settings of the dense model."""
-        if not config.mixed:
-            return config
-        dense: dict[str, Any] = {config.feedforward: None, "feedforward_bias": True}
-        return replace(config, **dense)
-
-    def write(self, config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
-        """Return the config fields and the state dict of the dense model."""
-        if config.mixed:
-            model = Decoder.from_state(config, state)
-            for part in model.shared_parts():
-                config, state = part.multiplied_out(config, state, model.blocks)
-        return super().write(config, state)
+def _settled(config: ModelConfig) -> ModelConfig:
+    """Return the settings as classes have them that decide by each text's length: beyond the
+    original context, our texts all have the long factors of longrope."""
+    scaling = config.rope_scaling
+    if scaling is None or not scaling.long_in(config.seq_len):
+        return config
+    return replace(config, rope_scaling=replace(scaling, short_factors=scaling.long_factors))
 
 
 def _same(value: Any) -> Any:
@@ -364,15 +305,16 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _computed(config: ModelConfig) -> Iterator[tuple[str, Any]]:
-    """Yield the settings that a class must have, by path. Heads without settings are usual ones."""
+    """Yield the settings that a class must have, by path. Heads and scales without settings are
+    usual ones."""
+    usual = {"heads": Heads(), "scales": Scales()}
     for name in (each.name for each in dataclasses.fields(config)):
-        if name == "heads":
-            heads = config.heads or Heads()
-            yield from (
-                (f"heads.{f.name}", getattr(heads, f.name)) for f in dataclasses.fields(heads)
-            )
+        value = getattr(config, name)
+        if name in usual:
+            part = value or usual[name]
+            yield from ((f"{name}.{path}", each) for path, each in vars(part).items())
         elif name not in _FREE:
-            yield name, getattr(config, name)
+            yield name, value
 
 
 def _taken(hf_state: State, rows: Iterable[Rows]) -> Tensor:
@@ -390,109 +332,3 @@ def _taken(hf_state: State, rows: Iterable[Rows]) -> Tensor:
                 f"{name} has shape {tuple(tensor.shape)}, unlike {start}: {tuple(like.shape)}"
             )
     return like if len(tensors) == 1 else torch.stack(list(tensors.values()))
-
-
-# Of fields that Llama and Qwen3 have too. Theirs give biases to the output, which ours lacks.
-NO_BIASES = {"attention_bias": False, "mlp_bias": False}
-PLAIN = {"heads.qk_norm": False}
-# The class has ids of its own as defaults, which our tokenizers do not have.
-NO_BOS = {"bos_token_id": None}
-NO_IDS = {**NO_BOS, "pad_token_id": None}
-# What all Qwen3 models here have in common, with experts or without.
-QWEN3: Fields = {"use_sliding_window": False, "attention_bias": False}
-
-QWEN3_ROW = Row(
-    name="Qwen3ForCausalLM",
-    model_type="qwen3",
-    required=QWEN3,
-    defaults={"head_dim": 128, "num_key_value_heads": 32, "max_position_embeddings": 32_768},
-)
-# The first of these that fits is the class of a model that Pion trained from the beginning.
-FIRST = (
-    Arcee(
-        name="ArceeForCausalLM",
-        model_type="arcee",
-        fixed=PLAIN,
-        fields={"hidden_act": TWO_MATRICES, "mlp_bias": "feedforward_bias"},
-        required={"attention_bias": False},
-        written=NO_BOS,
-        defaults={"hidden_act": "relu2", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
-        whole_heads=True,
-    ),
-    Row(
-        name="LlamaForCausalLM",
-        model_type="llama",
-        fixed=PLAIN,
-        required=NO_BIASES,
-        written=NO_BOS,
-        defaults={"max_position_embeddings": 2048},
-        whole_heads=True,
-    ),
-    Row(
-        name="Qwen2ForCausalLM",
-        model_type="qwen2",
-        # The class has its biases whatever a field says, and no field for a width of heads.
-        # transformers takes a width that is there, but other programs compute d_model / n_heads.
-        fixed=PLAIN | {"heads.qkv_bias": True},
-        written={"use_sliding_window": False},
-        defaults={"num_key_value_heads": 32, "max_position_embeddings": 32_768},
-        absent=("head_dim",),
-        own_tokenizer=True,
-    ),
-)
-_MISTRAL = {
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131_072,
-    "sliding_window": 4096,
-}
-# Only a model that came as one of these, or that is asked for as one, is exported as one.
-LATER = (
-    Row(
-        name="MistralForCausalLM",
-        model_type="mistral",
-        fixed=PLAIN,
-        written=NO_BOS,
-        defaults=_MISTRAL,
-        windows="all",
-        own_tokenizer=True,
-    ),
-    Row(
-        name="MinistralForCausalLM",
-        model_type="ministral",
-        fixed=PLAIN,
-        written=NO_BOS,
-        defaults=_MISTRAL,
-        windows="types",
-        own_tokenizer=True,
-    ),
-    Row(
-        name="SeedOssForCausalLM",
-        model_type="seed_oss",
-        fixed=PLAIN,
-        fields={"attention_bias": "heads.qkv_bias"},
-        required={"attention_out_bias": False, "mlp_bias": False},
-        written=NO_IDS,
-        defaults={
-            "attention_bias": True,
-            "head_dim": 128,
-            "num_key_value_heads": 8,
-            "max_position_embeddings": 524_288,
-        },
-        own_tokenizer=True,
-    ),
-    Row(
-        name="Phi3ForCausalLM",
-        model_type="phi3",
-        fixed=PLAIN,
-        written=NO_IDS,
-        defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
-        absent=("head_dim",),
-        fused={
-            "self_attn.qkv_proj": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-            "mlp.gate_up_proj": ("feedforward.gate_proj", "feedforward.up_proj"),
-        },
-        windows="all",
-        rope_types=("default",),
-        own_tokenizer=True,
-    ),
-)

@@ -95,7 +95,7 @@ def frequencies_of(config: ModelConfig, *, windowed: bool = False) -> Frequencie
     if own is not None:
         return Frequencies(width, own, half)
     scaling = config.rope_scaling
-    long = scaling is not None and config.seq_len > scaling.original_max_position_embeddings
+    long = scaling is not None and scaling.long_in(config.seq_len)
     return Frequencies(width, config.rope_theta, half, scaling, long)
 
 

@@ -64,6 +64,13 @@ def check_model(job: Job) -> list[CheckRow]:
     for stage in job.train_stages:
         if (lora := job.lora(stage)) is not None:
             words.append(f"{stage} trains {amount(lora_cost(config, lora).params)} of LoRA instead")
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.long_in(config.seq_len):
+        original = scaling.original_max_position_embeddings
+        words.append(
+            f"seq_len {config.seq_len:,} is more than the {original:,} tokens of the short rotary "
+            "factors, so all texts use the long ones"
+        )
     return [CheckRow("model", True, "; ".join(words))]
 
 

@@ -20,7 +20,7 @@ from pion.formats.export import (
 from pion.formats.load import load, load_decoder
 from pion.formats.verify import verify_export
 from pion.model.decoder import Decoder
-from tests.support.stock_models import STOCK, saved, stock_model
+from tests.support.stock_models import NAMES, STOCK, saved, stock_model
 from tests.support.tiny_config import tiny_config
 from tests.support.tokenizer_kinds import settings_of
 
@@ -38,7 +38,7 @@ def tokenizer(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_import_is_exported_as_its_class_with_all_rows(name, tokenizer, tmp_path):
     ours = load_decoder(saved(stock_model(name, vocab_size=ROWS), tmp_path / "theirs"))
     # As a run trains it: from a record of its settings in a checkpoint.

@@ -55,6 +55,13 @@ def test_a_stock_architecture_is_expressible(name):
             {"heads": {"qk_norm": False}, "activation": "relu2", "feedforward_bias": True},
             "arcee in llama.cpp has no biases",
         ),
+        (
+            IMPORTED
+            | {"came_as": "mistral", "windows": {"tokens": 8, "block": 1, "full_layers": ()}},
+            "llama in llama.cpp sees all tokens",
+        ),
+        (IMPORTED | {"activation": "geglu"}, "its activation is silu"),
+        (IMPORTED | {"rope_scaling": SCALED | {"kind": "yarn"}}, "rotary positions by YaRN or"),
         (IMPORTED | {"came_as": "phi3"}, "Pion does not write Phi3ForCausalLM as GGUF yet"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pion.config.model_config import ModelConfig
-from pion.config.parts import Experts, Heads
+from pion.config.parts import Experts, Heads, Windows
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import (
     architecture_of,
@@ -220,12 +220,12 @@ def rows(cases):
 MISFITS = {
     "llama": [
         ({"heads": None}, "Llama does not support heads.qk_norm True"),
-        ({"heads": {"qk_norm": False, "qkv_bias": True}}, "Llama .* heads.qkv_bias True"),
+        ({"heads": {"qk_norm": False, "qkv_bias": True}}, "Llama .* heads.output_bias False"),
         ({"heads": {"qk_norm": False, "rotary": "half"}}, "Llama .* heads.rotary half"),
         ({"n_heads": 6, "head_dim": 8}, "Llama .* a d_model 32 that n_heads 6 does not divide"),
         (
-            {"activation": "relu2", "feedforward_bias": True},
-            "Llama does not support activation relu2, feedforward_bias True",
+            {"activation": "relu2", "softcap": 3.0},
+            "Llama does not support softcap 3.0, activation relu2",
         ),
         ({"positions": "learned", "head_dim": 5}, "Llama .* such a model .head_dim 5 is odd"),
     ],
@@ -245,7 +245,7 @@ MISFITS = {
         ({"positions": "learned"}, "Arcee does not support positions learned"),
         ({"primitives": BANKS | {"ternary": True}}, "Arcee does not support primitives with norms"),
     ],
-    "phi3": [({"rope_scaling": SCALED}, "Phi3 does not support rope_scaling")],
+    "phi3": [({"rope_scaling": SCALED}, "Phi3 .* such a model .*rope_type is 'llama3'; only")],
 }
 
 
@@ -359,23 +359,22 @@ def test_a_field_without_effect_changes_nothing(name, change):
 
 LACKED = {
     "llama": [
-        ({"attention_bias": True}, "attention_bias is True; only False is supported"),
-        ({"mlp_bias": True}, "mlp_bias is True; only False is supported"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is supported"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' and 'gelu_pytorch_tanh' are"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         (
             {"layer_types": ["full_attention", "sliding_attention"]},
-            "layer_types has 'sliding_attention'; only 'full_attention' is supported",
+            "layer_types has 'sliding_attention' in 1 of 2 layers; only 'full_attention' can",
         ),
-        ({"layer_types": "chunked_attention"}, "layer_types has 'chunked_attention'"),
-        ({"layer_types": {"0": 1}}, "layer_types has {'0': 1}"),
+        ({"layer_types": "chunked_attention"}, "layer_types must be a list with a value for each"),
+        ({"layer_types": {"0": 1}}, "layer_types must be a list"),
+        ({"layer_types": [{"0": 1}, []]}, "layer_types has {'0': 1} in 1 of 2 layers"),
         ({"num_key_value_heads": 3}, "n_heads 4 is not a multiple of n_kv_heads 3"),
         ({"rms_norm_eps": -1e-6}, "norm_eps is -1e-06; it must be a number above 0"),
     ],
     "qwen2": [
         ({"use_sliding_window": True}, "use_sliding_window is True; only False is supported"),
         ({"layer_types": ["sliding_attention"] * 2}, "layer_types has 'sliding_attention'"),
-        ({"hidden_act": "relu"}, "hidden_act is 'relu'; only 'silu' is supported"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'; only 'silu' and"),
     ],
     "qwen3": [
         ({"attention_bias": True}, "attention_bias is True"),
@@ -393,25 +392,17 @@ LACKED = {
     ],
     "arcee": [({"hidden_act": "silu"}, "hidden_act is 'silu'; only 'relu2' and 'gelu' are")],
     "mistral": [
-        ({"sliding_window": 23}, "sliding_window is 23, and max_position_embeddings is 24, so a"),
-        ({"sliding_window": "24"}, "sliding_window is '24'"),
+        ({"sliding_window": "24"}, "windows.tokens is '24'"),
+        ({"sliding_window": 0}, "windows.tokens is 0"),
         ({"layer_types": ["linear_attention"] * 2}, "layer_types has 'linear_attention'"),
     ],
-    "ministral": [
-        ({"sliding_window": 8, "layer_types": None}, "compute such a Ministral"),
-        (
-            {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
-            "set max_position_embeddings to 8 in the copy",
-        ),
-    ],
-    "seed_oss": [
-        ({"attention_out_bias": True}, "attention_out_bias is True; only False is supported"),
-        ({"mlp_bias": True}, "mlp_bias is True"),
-    ],
     "phi3": [
-        ({"sliding_window": 8}, "compute such a Phi3"),
-        ({"rope_scaling": {"type": "longrope"}}, "'longrope'; only 'default' is supported"),
-        ({"partial_rotary_factor": 0.75}, "partial_rotary_factor is 0.75"),
+        ({"rope_scaling": {"type": "longrope"}}, "of type longrope need short_factor, long_factor"),
+        ({"rope_scaling": {"type": "yarn"}}, "'yarn'; only 'default' and 'longrope' are supported"),
+        (
+            {"rope_parameters": {"partial_rotary_factor": 2}},
+            "heads.rotary_share is 2; it must be a number above 0, up",
+        ),
     ],
 }
 
@@ -424,19 +415,19 @@ def test_a_field_with_an_effect_that_we_lack_is_refused(name, change, message):
 
 def test_a_window_that_a_mistral_does_not_name_is_its_class_own():
     without = {n: value for n, value in FIELDS["mistral"].items() if n != "sliding_window"}
-    config_from_transformers(without)
-    with pytest.raises(BadInput, match="sliding_window is 4096, and max_position_embeddings is"):
-        config_from_transformers(without | {"max_position_embeddings": 8192})
+    assert config_from_transformers(without).windows is None
+    windows = config_from_transformers(without | {"max_position_embeddings": 8192}).windows
+    assert windows == Windows(tokens=4096, block=1, full_layers=())
 
 
 def test_a_folder_of_another_architecture_is_refused_by_name():
-    with pytest.raises(BadInput, match="'gemma'; only 'qwen3', 'qwen3_moe', 'arcee', 'llama', "):
-        from_transformers({"model_type": "gemma"}, {})
+    with pytest.raises(BadInput, match=r"'gemma4'; did you mean 'gemma'\?; Pion reads qwen3,"):
+        from_transformers({"model_type": "gemma4"}, {})
 
 
-def test_biases_without_two_matrices_are_refused():
-    with pytest.raises(BadInput, match="only feed-forward layers of two matrices have biases"):
-        tiny_config(**PLAIN, activation="swiglu", feedforward_bias=True)
+def test_biases_of_experts_are_refused():
+    with pytest.raises(BadInput, match="only dense feed-forward layers have biases"):
+        replace(CONFIGS["qwen3_moe"], feedforward_bias=True)
 
 
 # ---------------------------------------------------------------- tensors that do not fit

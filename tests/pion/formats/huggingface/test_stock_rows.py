@@ -3,6 +3,8 @@
 Every bias and every gain is random, because a fresh model's are 0 and 1, which hides mistakes.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,11 +12,20 @@ import pion
 from pion.config.parts import RopeScaling
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import ARCHITECTURES, from_transformers, to_transformers
-from pion.formats.huggingface.llama_like import read_rotary, rotary_settings
+from pion.formats.huggingface.attention_fields import Rotary
 from pion.formats.huggingface.rows import DEFAULTS
 from pion.formats.load import load_decoder
 from pion.model.decoder import Decoder
-from tests.support.stock_models import LLAMA3, STOCK, apart, randomize, saved, stock_model, tokens
+from tests.support.stock_models import (
+    LLAMA3,
+    NAMES,
+    STOCK,
+    apart,
+    randomize,
+    saved,
+    stock_model,
+    tokens,
+)
 from tests.support.tiny_config import tiny_config
 
 ALLOWED = 1e-4
@@ -22,9 +33,15 @@ ALLOWED = 1e-4
 LONG = tokens(1100)
 
 
+class Models(dict):
+    def __missing__(self, name):
+        self[name] = stock_model(name)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
 def theirs():
-    return {name: stock_model(name) for name in STOCK}
+    return Models()
 
 
 def read(model):
@@ -34,13 +51,13 @@ def read(model):
 # ---------------------------------------------------------------- the same results
 
 
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_folder_by_transformers_gives_the_logits_of_its_class(name, theirs, tmp_path):
     assert apart(load_decoder(saved(theirs[name], tmp_path)), theirs[name], LONG) <= ALLOWED
 
 
 @pytest.mark.parametrize("joined", [True, pytest.param(False, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("name", NAMES)
 def test_cached_generation_gives_the_tokens_of_its_class(name, joined, theirs):
     ours, prompt = read(theirs[name]), tokens(1030)
     if joined:
@@ -57,7 +74,7 @@ def test_cached_generation_gives_the_tokens_of_its_class(name, joined, theirs):
     assert list(found) == expected[0, 1030:].tolist()
 
 
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("name", NAMES)
 def test_packed_documents_give_the_logits_of_each_alone(name, theirs):
     ours, both = read(theirs[name]), tokens(700)
     lengths = (600, 100)
@@ -72,21 +89,43 @@ def test_packed_documents_give_the_logits_of_each_alone(name, theirs):
 # ---------------------------------------------------------------- the way back
 
 
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_model_goes_back_as_its_class_with_its_settings_and_tensors(name, theirs):
     model = theirs[name]
     hf_config, hf_state = to_transformers(
         *from_transformers(model.config.to_dict(), model.state_dict())
     )
     assert hf_config["architectures"] == [type(model).__name__]
-    again = type(model.config)(**hf_config).to_dict()
-    without_effect = {"architectures", "eos_token_id", "dtype", "transformers_version"}
-    assert {n: v for n, v in again.items() if n not in without_effect} == {
-        n: v for n, v in model.config.to_dict().items() if n not in without_effect
+    settings = type(model.config)(**hf_config, attn_implementation="eager")
+    free = {"architectures", "eos_token_id", "dtype", "transformers_version", "attention_dropout"}
+    free |= {"rope_parameters", "max_position_embeddings"}  # tested by what is computed
+    assert {n: v for n, v in settings.to_dict().items() if n not in free} == {
+        n: v for n, v in model.config.to_dict().items() if n not in free
     }
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     assert hf_state.keys() == model.state_dict().keys() - tied
     assert all(torch.equal(tensor, model.state_dict()[n]) for n, tensor in hf_state.items())
+    again = type(model)(settings).eval()
+    again.load_state_dict(hf_state, strict=False)
+    again.tie_weights()
+    with torch.inference_mode():
+        assert torch.equal(again(LONG).logits, model(LONG).logits)
+
+
+def test_a_context_beyond_the_short_factors_has_the_long_ones_for_every_text(theirs):
+    """transformers would decide by each text, so the short factors that it reads are the long."""
+    config, state = from_transformers(
+        theirs["Phi-4-mini"].config.to_dict(), theirs["Phi-4-mini"].state_dict()
+    )
+    assert config.seq_len == 2048
+    ours = Decoder.from_state(replace(config, seq_len=4096), state)
+    hf_config, hf_state = to_transformers(ours.config, state)
+    again = type(theirs["Phi-4-mini"])(type(theirs["Phi-4-mini"].config)(**hf_config)).eval()
+    again.load_state_dict(hf_state)
+    for length in (100, 2200):
+        assert apart(ours, again, tokens(length)) <= ALLOWED
+    assert apart(ours, theirs["Phi-4-mini"], tokens(2200)) <= ALLOWED
+    assert apart(ours, theirs["Phi-4-mini"], tokens(100)) > 1e-2
 
 
 # ---------------------------------------------------------------- what a config leaves out
@@ -104,7 +143,7 @@ def test_the_defaults_are_those_of_the_class(name):
 
     import transformers
 
-    settings = getattr(transformers, f"{name}Config")()
+    settings = getattr(transformers, f"{name}ForCausalLM").config_class()
     for field, default in {**DEFAULTS, **CLASSES[name].defaults}.items():
         expected = getattr(settings, field, default)
         if default is None:
@@ -112,12 +151,20 @@ def test_the_defaults_are_those_of_the_class(name):
                 "num_key_value_heads": settings.num_attention_heads,
                 "head_dim": settings.hidden_size // settings.num_attention_heads,
             }
-            assert getattr(settings, field, None) in (None, follows[field]), field
+            assert getattr(settings, field, None) in (None, follows.get(field)), field
         else:
             assert default == expected, field
+    rope = settings.rope_parameters
+    rope, rotary = rope.get("full_attention", rope), CLASSES[name].rotary
+    assert rotary.theta == rope["rope_theta"]
+    assert rotary.share == rope.get("partial_rotary_factor")
 
 
-@pytest.mark.parametrize("name", ["Llama", "Qwen2", "Qwen3", "SeedOss"])
+# Numbers of experts, kinds of layers, 20 heads with keys, a width of heads, and positions.
+NEED_MORE = {"Ministral3", "Qwen3Moe", "GraniteMoeHybrid", "Helium", "Ministral"}
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES.keys() - NEED_MORE))
 def test_a_config_with_sizes_alone_is_what_the_class_makes_of_it(name, tmp_path):
     import transformers
 
@@ -128,10 +175,10 @@ def test_a_config_with_sizes_alone_is_what_the_class_makes_of_it(name, tmp_path)
         "num_hidden_layers": 2,
         "num_attention_heads": 32,
     }
-    settings = getattr(transformers, f"{name}Config")(**sizes)
-    model = getattr(transformers, f"{name}ForCausalLM")(settings).eval()
+    kind = getattr(transformers, f"{name}ForCausalLM")
+    model = kind(kind.config_class(**sizes, pad_token_id=0, attn_implementation="eager")).eval()
     randomize(model)
-    every = {field: None for field in settings.to_dict() if field not in (*sizes, "model_type")}
+    every = {field: None for field in model.config.to_dict() if field not in (*sizes, "model_type")}
     assert apart(load_decoder(saved(model, tmp_path, **every)), model, tokens(60)) <= ALLOWED
 
 
@@ -171,14 +218,14 @@ OLDER_LLAMA3 = OLD_LLAMA3 | {
     ],
 )
 def test_both_spellings_are_read(fields, theta, scaling):
-    read = read_rotary(CONTEXT | fields)
+    read = Rotary().read(CONTEXT | fields)
     assert (read["rope_theta"], read.get("rope_scaling")) == (theta, scaling)
 
 
 def test_the_original_context_is_the_whole_one_where_none_is_given():
     without = {n: v for n, v in LLAMA3.items() if n != "original_max_position_embeddings"}
     for fields, original in (({}, 512), ({"original_max_position_embeddings": 128}, 128)):
-        read = read_rotary(CONTEXT | {"rope_parameters": without} | fields)
+        read = Rotary().read(CONTEXT | {"rope_parameters": without} | fields)
         assert read["rope_scaling"].original_max_position_embeddings == original
 
 
@@ -199,8 +246,9 @@ def test_each_spelling_is_what_transformers_makes_of_it(spelling, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'; only 'defa"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, "rope_type is 'ntk'; only 'default'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "positions of type linear need factor"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 0.5}}, "factor is 0.5; it must be"),
         ({"rope_parameters": {"rope_type": ["llama3"]}}, r"rope_type is \['llama3'\]"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "need low_freq_factor, high"),
         ({"rope_parameters": "llama3"}, "rope_parameters is 'llama3'; it must be an object"),
@@ -213,22 +261,53 @@ def test_each_spelling_is_what_transformers_makes_of_it(spelling, tmp_path):
             "rope_parameters has settings for 'full_attention' alone",
         ),
         ({"rope_parameters": LLAMA3 | {"factor": 0.5}}, "factor is 0.5; it must be at least 1"),
-        ({"rope_parameters": LLAMA3 | {"factor": "8"}}, "rope_scaling.factor is '8'"),
+        ({"rope_parameters": LLAMA3 | {"factor": "8"}}, "type llama3 need numbers above 0"),
     ],
 )
 def test_positions_that_we_do_not_compute_are_refused(fields, message):
     with pytest.raises(BadInput, match=message):
-        read_rotary(CONTEXT | fields)
+        Rotary().read(CONTEXT | fields)
 
 
 def test_what_is_not_the_default_is_written_in_both_spellings():
-    assert rotary_settings(tiny_config()) == {
+    assert Rotary().write(tiny_config()) == {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}
     }
-    theta = rotary_settings(tiny_config(rope_theta=1e6))
+    theta = Rotary().write(tiny_config(rope_theta=1e6))
     assert theta["rope_theta"] == theta["rope_parameters"]["rope_theta"] == 1e6
-    written = rotary_settings(tiny_config(rope_theta=5e5, rope_scaling=SCALING))
+    written = Rotary().write(tiny_config(rope_theta=5e5, rope_scaling=SCALING))
     assert written == NEW_LLAMA3 | OLD_LLAMA3
     for spelling in ("rope_parameters", "rope_scaling"):
         one = {name: value for name, value in written.items() if name != spelling}
-        assert read_rotary(CONTEXT | one) == {"rope_theta": 5e5, "rope_scaling": SCALING}
+        assert Rotary().read(CONTEXT | one) == {"rope_theta": 5e5, "rope_scaling": SCALING}
+
+
+# ---------------------------------------------------------------- models of text and images
+
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+@pytest.mark.parametrize(("kind", "text"), [("Gemma3", "Gemma 3"), ("Mistral3", "Mistral")])
+def test_of_a_model_of_text_and_images_the_text_part_is_read(kind, text, tmp_path):
+    import transformers
+
+    cls = getattr(transformers, f"{kind}ForConditionalGeneration")
+    inner = STOCK[text][1] | {"model_type": "gemma3_text" if kind == "Gemma3" else "mistral"}
+    ids = {f"{name}_token_index": 90 + i for i, name in enumerate(("image", "boi", "eoi"))}
+    theirs = cls(
+        cls.config_class(
+            text_config=inner, vision_config=VISION, tie_word_embeddings=kind == "Gemma3", **ids
+        )
+    ).eval()
+    randomize(theirs)
+    ours = load_decoder(saved(theirs, tmp_path))
+    assert apart(ours, theirs, tokens(200)) <= ALLOWED
+    hf_config, _ = to_transformers(ours.config, ours.state_dict())
+    assert hf_config["architectures"] == [f"{STOCK[text][0]}ForCausalLM"]
