@@ -100,9 +100,13 @@ PHASES = [
 # The slow frequencies of a context of 16 tokens, for one of 48.
 SCALING = {"factor": 3.0, "original_max_position_embeddings": 16}
 MIXTURE = {
+    "norm": "layer",
     "norms": "both",
     "norm_offset": True,
+    "parallel": "two norms",
     "activation": "geglu",
+    "feedforward_bias": True,
+    "windows": {"tokens": 16, "block": 1, "full_layers": [1], "rope_theta": 100.0},
     "scales": {"embeddings": 4.0, "residual": 0.5, "logits": 0.5},
     "heads": {"whole_norm": True, "unrotated_layers": [1], "rotary_share": 0.5},
     "logit_cap": 8.0,
@@ -127,7 +131,7 @@ FAMILIES = {
         {"heads": {"qk_norm": False, "qkv_bias": True}, "rope_scaling": SCALING},
         {"optimizer": "muon"},
     ),
-    # What Gemma, Granite, OLMo 2 and SmolLM3 add, together.
+    # What Gemma, Granite, GPT-NeoX, OLMo 2 and SmolLM3 add, together.
     "mixture": Family(MIXTURE),
 }
 

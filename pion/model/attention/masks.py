@@ -226,11 +226,18 @@ def block_mask(
         full, partial = full & whole, near & (partial | (full & ~whole))
         # A number that changes from step to step would compile the kernels again.
         first = torch.arange(1 - window, tokens + 1 - window, device=device)
-    return to_block_mask(full, partial, documents, tokens, FLEX_BLOCK, branches, first)
+    return to_block_mask(full, partial, visible(documents, branches, first), tokens, FLEX_BLOCK)
 
 
-def _visible(documents: Tensor | None, branches: Tensor | None, first: Tensor | None) -> Any:
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+def visible(
+    documents: Tensor | None, branches: Tensor | None = None, first: Tensor | None = None
+) -> Any:
+    """Return the `mask_mod` of documents and branches (B, T), which says what a token sees.
+
+    It sees no keys before its `first` (T,).
+    """
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = query >= key
         if first is not None:
             seen = seen & (key >= first[query])
@@ -240,7 +247,7 @@ def _visible(documents: Tensor | None, branches: Tensor | None, first: Tensor | 
             seen = seen & _share(branches[batch, query], branches[batch, key])
         return seen
 
-    return visible
+    return sees
 
 
 # ---------------------------------------------------------------- windows
@@ -276,7 +283,7 @@ def _window_mask(
     numbers = one if documents is None else documents
     full, partial = visited_blocks(numbers, count, block)
     if flex:
-        return Mask(blocks=to_block_mask(full, partial, documents, keys, block))
+        return Mask(blocks=to_block_mask(full, partial, visible(documents), keys, block))
     return Mask(allowed=expand(full | partial, numbers, block))
 
 
@@ -313,20 +320,10 @@ def expand(visited: Tensor, documents: Tensor, block: int) -> Tensor:
     return (per_token[:, :tokens, :tokens] & same).tril()[:, None]
 
 
-def to_block_mask(
-    full: Tensor,
-    partial: Tensor,
-    documents: Tensor | None,
-    tokens: int,
-    block: int,
-    branches: Tensor | None = None,
-    first: Tensor | None = None,
-) -> Any:
-    """Return the visited blocks as flex attention's BlockMask.
+def to_block_mask(full: Tensor, partial: Tensor, sees: Any, tokens: int, block: int) -> Any:
+    """Return the visited blocks of rows of `tokens` tokens as flex attention's BlockMask.
 
-    The rows have `tokens` tokens of documents and branches (B, T), or are one document each, with
-    one table for all of them. The kernel asks `mask_mod` about tokens in partial blocks only. No
-    token sees keys before its `first` (T,).
+    One table may be that of all rows. The kernel asks `sees` about tokens in partial blocks only.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -337,7 +334,7 @@ def to_block_mask(
         *listed_blocks(partial),
         *listed_blocks(full),
         BLOCK_SIZE=block,
-        mask_mod=_visible(documents, branches, first),
+        mask_mod=sees,
         seq_lengths=(tokens, tokens),
     )
 

@@ -18,6 +18,7 @@ from pion.model.attention.masks import (
     expand,
     mean_keys,
     to_block_mask,
+    visible,
     visited_blocks,
 )
 from pion.model.attention.reach import reach_of
@@ -88,7 +89,7 @@ def test_a_block_mask_shows_the_kernel_what_the_boolean_mask_shows_a_cpu():
     for name, _, documents in tables():
         full, partial = visited(name, documents)
         tokens = documents.shape[1]
-        mask = to_block_mask(full, partial, documents, tokens, 128)
+        mask = to_block_mask(full, partial, visible(documents), tokens, 128)
         expected = expand(full | partial, documents, 128)[0, 0]
         assert torch.equal(shown_by_blocks(mask, tokens)[0], expected), name
 
@@ -228,7 +229,8 @@ def test_flex_attention_judges_each_token_of_several_rows(separate):
     own = torch.arange(tokens) * torch.arange(1, rows + 1)[:, None] // tokens
     documents = own if separate else None
     numbers = torch.zeros(1, tokens, dtype=torch.int64) if documents is None else documents
-    mask = to_block_mask(*visited_blocks(numbers, 2, block), documents, tokens, block)
+    visited = visited_blocks(numbers, 2, block)
+    mask = to_block_mask(*visited, visible(documents), tokens, block)
     same = (numbers[:, :, None] == numbers[:, None]).tril()[:, None]
     query, key, value = torch.randn(3, rows, 2, tokens, 16)
     expected = scaled_dot_product_attention(query, key, value, attn_mask=same)
