@@ -5,7 +5,7 @@ characters and never gives the special id. Only code inserts special ids.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -127,6 +127,14 @@ class Tokenizer:
         self.vocab_size: int = max(number for number in ids if number not in of_media) + 1
         if self.vocab_size > MOST_IDS:
             raise BadInput(f"{where}: an id is {self.vocab_size - 1:,}; ids end at {MOST_IDS:,}")
+        self._set_spelling(settings)
+        self._added = self._plain.get_added_tokens_decoder()
+        self.plain_added: dict[str, int] = {
+            token.content: index for index, token in self._added.items() if not token.special
+        }
+
+    def _set_spelling(self, settings: Mapping[str, Any]) -> None:
+        """Set what a text loses or gets before it is cut into tokens, and where it may be cut."""
         steps = steps_of(settings.get("normalizer"))
         self.normalization = ", ".join(str(step.get("type")) for step in steps) or None
         self._may_cut = may_cut(settings)
@@ -137,10 +145,6 @@ class Tokenizer:
             self.normalization = "putting a space before it" if self.strips else None
         missing = frozenset() if self._pieces else missing_bytes(settings["model"]["vocab"])
         self._unspelled = unspelled(missing)
-        self._added = self._plain.get_added_tokens_decoder()
-        self.plain_added: dict[str, int] = {
-            token.content: index for index, token in self._added.items() if not token.special
-        }
 
     @classmethod
     def from_file(cls, path: str | Path, where: str | None = None) -> "Tokenizer":
