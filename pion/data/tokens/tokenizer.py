@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
@@ -123,19 +122,7 @@ class Tokenizer:
         self.end_of_text: int = special_ids[self.end_of_text_token]
         pad_token = next((name for name in PAD_NAMES if name in special_ids), None)
         self.pad: int = special_ids[pad_token] if pad_token else self.end_of_text
-        of_media = {number for text, number in special_ids.items() if _OF_MEDIA.search(text)}
-        ids = self._plain.get_vocab(with_added_tokens=True).values()
-        self.vocab_size: int = max(number for number in ids if number not in of_media) + 1
-        if self.vocab_size > MOST_IDS:
-            raise BadInput(f"{where}: an id is {self.vocab_size - 1:,}; ids end at {MOST_IDS:,}")
-        self._set_spelling(settings)
-        self._added = self._plain.get_added_tokens_decoder()
-        self.plain_added: dict[str, int] = {
-            token.content: index for index, token in self._added.items() if not token.special
-        }
-
-    def _set_spelling(self, settings: Mapping[str, Any]) -> None:
-        """Set what a text loses or gets before it is cut into tokens, and where it may be cut."""
+        self.vocab_size: int = _rows(self._plain, special_ids, where)
         steps = steps_of(settings.get("normalizer"))
         self.normalization = ", ".join(str(step.get("type")) for step in steps) or None
         self._may_cut = may_cut(settings)
@@ -146,6 +133,10 @@ class Tokenizer:
             self.normalization = "putting a space before it" if self.strips else None
         missing = frozenset() if self._pieces else missing_bytes(settings["model"]["vocab"])
         self._unspelled = unspelled(missing)
+        self._added = self._plain.get_added_tokens_decoder()
+        self.plain_added: dict[str, int] = {
+            token.content: index for index, token in self._added.items() if not token.special
+        }
 
     @classmethod
     def from_file(cls, path: str | Path, where: str | None = None) -> "Tokenizer":
@@ -381,6 +372,16 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 def _words() -> tokenizers.pre_tokenizers.PreTokenizer:
     """Return what cuts a text into words, in which ``train_bpe`` learns pairs."""
     return tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _rows(plain: tokenizers.Tokenizer, special_ids: Mapping[str, int], where: str) -> int:
+    """Return how many rows the ids of texts need. Raises BadInput if these are too many."""
+    of_media = {number for text, number in special_ids.items() if _OF_MEDIA.search(text)}
+    ids = plain.get_vocab(with_added_tokens=True).values()
+    largest = max(number for number in ids if number not in of_media)
+    if largest >= MOST_IDS:
+        raise BadInput(f"{where}: an id is {largest:,}; ids end at {MOST_IDS:,}")
+    return largest + 1
 
 
 def _end_of_text_token(special_ids: dict[str, int], folder: str | Path | None, where: str) -> str:
