@@ -94,6 +94,18 @@ def test_a_hub_out_of_reach_is_not_found_out(case, hub, monkeypatch):
     unknown(row, "user/data", "can't be reached")
 
 
+def test_what_this_machine_alone_finds_is_said_next_to_a_model_that_the_hub_does_not_give(
+    case, hub, sky_home, capsys
+):
+    start = {"model": {"from": "someone/model"}, "tokenizer": None, "pretrain": None}
+    path, rental = str(case.path(store="hf://user/runs", **start)), str(sky_home.yaml())
+    assert show_check(path, [], on=rental, force=False, as_json=True) == 2
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert "no such repository" in rows["job"]["words"]
+    assert "export HF_TOKEN" in rows["credentials"]["words"]
+    assert {"sft.sources.0", "store from there", "files", "recovery", "controller"} < rows.keys()
+
+
 def test_a_tokenizer_with_more_entries_than_the_model(case):
     from pion.data.tokens.tokenizer import train_bpe
 
