@@ -102,7 +102,7 @@ def show_check(
         with saying_if_slow(f"reading {job}", quiet=as_json):
             loaded = read_job(job, overrides)
         refuse_past(job, overrides, loaded)
-    except BadInput as error:
+    except PionError as error:
         rows.append(failure("job", error))
     if on is not None:
         try:

@@ -142,8 +142,10 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> Iterator[Check
     words = f"{size(parts.total())} of {root} is copied to the machine"
     words += ", and Pion next to it" if has_pion else ""
     if parts.total() > MANY_BYTES:
-        words += f". The largest part is {parts.most_common(1)[0][0]}"
-        words += ". A file .skyignore, read in place of .gitignore, can leave parts out"
+        words += (
+            f". The largest part is {parts.most_common(1)[0][0]}. A file .skyignore, read in place "
+            "of .gitignore, can leave parts out"
+        )
     if not sky_yaml.path.exists():
         words += f". To change {sky_yaml.path}: pion init {sky_yaml.path.stem}"
     yield CheckRow("files", True, words)
