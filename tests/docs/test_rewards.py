@@ -1,4 +1,4 @@
-"""The jobs that docs/rewards.md shows are valid, and the second one teaches the first one's model."""
+"""The jobs in docs/rewards.md are valid; the second one teaches the model of the first one."""
 
 import re
 
