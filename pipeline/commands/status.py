@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput
-from pipeline.console.formats import counted, duration, moment, money, show, size
+from pipeline.console.formats import counted, duration, moment, money, printable, show, size
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.report.reading import read_history
 from pipeline.state.find_run import open_run, runs_in
@@ -63,6 +63,9 @@ def _show_status(run: str) -> None:
         show(f"next: {status['next']}")
     show(f"newest checkpoint: {_checkpoint_in_words(status['checkpoint'])}")
     show(f"owner: {_owner_in_words(status)}")
+    if status["owner_running"] is False:
+        job = next((each["job"] for each in reversed(history.events) if "job" in each), "JOB")
+        show(printable(f"Nothing that was committed is lost. To resume, run: pion run {job}"))
     if rental is not None:
         show(f"machines: rented from {rental.host} since {moment(rental.at)}")
     for line in (*history.deadline_lines, *_cost_lines(history.costs), *history.remarks()):

@@ -14,7 +14,7 @@ from pipeline.new.data_set import LEARNED, ONE, DataSet, in_words, look_at
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.job_text import BUILT_IN, PREFERENCES, Line, Proposal, job_text, lines_of
-from pipeline.new.options import NewOptions
+from pipeline.new.options import NewOptions, name_of
 from pipeline.new.proposal import default_start, propose
 from pipeline.new.read import sample_of
 from pipeline.new.rules import TOKENS_PER_PARAMETER, FromRandom
@@ -76,6 +76,11 @@ def new_job(options: NewOptions) -> int:
         show(f"wrote {data.path}: {counted(records, 'record')}{left_out}")
     write_new(target, [text])
     show(f"wrote {target}. Next:\n  pion check {target}\n  pion plan {target}\n  pion run {target}")
+    show(
+        "or on a rented GPU (`pion help prepare-once` says what you need):\n"
+        f"  pion launch {target} --on runpod-spot store=hf://USER/runs budget.dollars="
+        f"{options.dollars:g} publish.to=hf://USER/{name_of(target)}"
+    )
     return 0
 
 

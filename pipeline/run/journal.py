@@ -60,6 +60,7 @@ class Journal:
             started=owner.started_at,
             reason=self._claim.reason,
         )
+        about["job"] = masked(self._start.options.job_path)[:LONGEST_MESSAGE]
         self._events.append(about.pop("event"), **about)
         if self._machine is not None and self._machine.phases:
             parts = dict(self._machine.phases)

@@ -4,7 +4,9 @@ import pytest
 
 from tests.rental.rented import wait_until
 from tests.rental.window import running
+from tests.support.chat_templates import CHATML
 from tests.support.installed_pion import build_and_install, write_questions
+from tests.support.instruct_model import write_instruct_model
 
 pytestmark = pytest.mark.rental
 
@@ -16,6 +18,7 @@ def test_a_csv_becomes_a_published_model_although_its_machine_is_lost(rented, hu
     folder = tmp_path / "folder"
     folder.mkdir()
     write_questions(folder)
+    write_instruct_model(folder / "base", "smollm2", CHATML)
     environment = hub.environment(tmp_path / "hf")
     environment["PYTHONPATH"] = f"{target}:{rented.environment['PYTHONPATH']}"
 

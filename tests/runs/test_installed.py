@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.paths import JOBS, RENTALS
+from tests.pipeline.base.conftest import export_base
 from tests.support.installed_pion import build_and_install, write_questions
 from tests.support.jobs import tiny_dict, write_tiny_data
 from tests.support.runpod_api import CONFIG, RunPodApi, serve_runpod
@@ -77,6 +78,7 @@ def test_a_tiny_job_runs_and_a_csv_becomes_a_job_whose_rental_is_right(installed
 def rent_for_questions(installed, s3):
     """Make a job of a CSV, and check its rental by the name of Pion's own."""
     write_questions(installed.folder)
+    export_base(installed.folder / "base")
     installed.pion("new", "questions.csv", "--from", "base")
     store = f"store=s3://{s3.bucket()}/runs"
     checked = installed.pion("check", "questions.yaml", "--on", "runpod-spot", store)

@@ -12,6 +12,7 @@ from functools import partial
 from rich.table import Table
 from rich.text import Text
 
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput, PionError
 from pion.garbage_collection import importing
 from pion.train.memory_trace.remembered import traced_seconds
@@ -19,6 +20,8 @@ from pipeline.base.job_with_base import read_job
 from pipeline.console.formats import printable
 from pipeline.console.print_and_ask import saying_if_slow, show_table
 from pipeline.job import HubDataset, Job
+from pipeline.job.file import load_job
+from pipeline.job.model_section import Base
 from pipeline.machine.core_waits import slowness
 from pipeline.machine.time_limit import begin, within
 from pipeline.rehearsal.rehearse import lacking
@@ -70,6 +73,10 @@ CONVERSATION_SECONDS = 8.0
 # transformers takes long.
 LOCAL_SECONDS = 60.0
 
+# What this machine alone can find, whatever the model is that the job starts from; and a model.
+LOCAL = ("data", "store from there", "files", "credentials", "recovery", "controller")
+ANY_MODEL = ModelConfig.preset("pion2-small", seq_len=1 << 17).to_dict()
+
 # What follows from the steps of a job, which are not known if its conversations can't be used. The
 # clouds are asked for prices, too, which can take minutes.
 PRICED = ("machines", "deadline")
@@ -95,14 +102,15 @@ def show_check(
         with saying_if_slow(f"reading {job}", quiet=as_json):
             loaded = read_job(job, overrides)
         refuse_past(job, overrides, loaded)
-    except BadInput as error:
+    except PionError as error:
         rows.append(failure("job", error))
     if on is not None:
         try:
             # SkyPilot may fetch its list of GPUs to read the file, without a time limit.
             with saying_if_slow(f"SkyPilot reads {on} and its list of GPUs", quiet=as_json):
                 end += import_within(sky_module)
-                found = within(end - JOB_SECONDS - time.monotonic(), partial(read_sky_yaml, on))
+                seconds = max(end - time.monotonic() - JOB_SECONDS, JOB_SECONDS)
+                found = within(seconds, partial(read_sky_yaml, on))
             sky_yaml = found if loaded is None else with_until(found, loaded, None)
         except BadInput as error:
             rows.append(failure("rental", error))
@@ -113,6 +121,8 @@ def show_check(
                 f"rented. Check the network. {AGAIN}"
             )
             rows.append(unchecked("rental", words))
+    if loaded is None and sky_yaml is not None:
+        rows += _local_rows(job, overrides, sky_yaml)
     if loaded is not None:
         with saying_if_slow(asked_by_checks(loaded, sky_yaml), quiet=as_json):
             rows += run_checks(loaded, sky_yaml, path=job, force=force, end=end)
@@ -123,6 +133,19 @@ def show_check(
     if any(row.ok is False for row in rows):
         return 2
     return 0 if all(row.checked for row in rows) else 1
+
+
+def _local_rows(path: str, overrides: Sequence[str], sky_yaml: SkyYaml) -> list[CheckRow]:
+    """Return what is found on this machine if the job's store, or the Hub, gives no answer.
+
+    A model of any shape stands for the one that the job starts from. If the job file itself has
+    mistakes, nothing is returned.
+    """
+    with contextlib.suppress(BadInput):
+        job = load_job(path, overrides, lambda job: Base(job["model"]["from"], "", "", ANY_MODEL))
+        checks, end = checks_of(job, sky_yaml, path, force=False), time.monotonic() + JOB_SECONDS
+        return [row for name in LOCAL for row in outcome(name, _begin(checks[name]), end, 0.0)]
+    return []
 
 
 def asked_by_checks(job: Job, sky_yaml: SkyYaml | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from pion.errors import BadInput, told
 from pion.files import expand
 from pipeline.base.keep import is_pinned
+from pipeline.console.formats import size
 from pipeline.data.hub import OnHub, explained
 from pipeline.data.sources import find_input
 from pipeline.job import Job
@@ -29,6 +31,8 @@ from pipeline.state.stores import FileStore
 
 # The files in a folder that a run may read: of a model, of a run, of a task or of CORE's questions.
 READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".yaml", ".csv")
+# Of a folder with more bytes, the largest part is named.
+MANY_BYTES = 100_000_000
 
 
 # ---------------------------------------------------------------- the model to start from
@@ -134,10 +138,28 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> Iterator[Check
     for each in local:
         if not (has_pion and is_own(each.file)):
             _require_copied(each, job.folder, root, left_out)
-    words = f"{root} is copied to the machine" + (", and Pion next to it" if has_pion else "")
+    parts = _copied_bytes(root, left_out)
+    words = f"{size(parts.total())} of {root} is copied to the machine"
+    words += ", and Pion next to it" if has_pion else ""
+    if parts.total() > MANY_BYTES:
+        words += (
+            f". The largest part is {parts.most_common(1)[0][0]}. A file .skyignore, read in place "
+            "of .gitignore, can leave parts out"
+        )
     if not sky_yaml.path.exists():
         words += f". To change {sky_yaml.path}: pion init {sky_yaml.path.stem}"
     yield CheckRow("files", True, words)
+
+
+def _copied_bytes(root: Path, left_out: set[Path]) -> Counter[str]:
+    """Return how many bytes are copied of each file and folder in `root`."""
+    found = Counter[str]()
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if Path(folder, name) not in left_out]
+        for file in {Path(folder, name) for name in files} - left_out:
+            with contextlib.suppress(OSError):  # a run may write here meanwhile
+                found[file.relative_to(root).parts[0]] += file.lstat().st_size
+    return found
 
 
 def _require_copied(local: LocalInput, folder: Path, root: Path, left_out: set[Path]) -> None:

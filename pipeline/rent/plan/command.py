@@ -110,6 +110,10 @@ def show_plan(
         read = {"phases": [dataclasses.asdict(phase) for phase in phases], "here_seconds": here}
         print(json.dumps({**shown, "notes": notes, **read}, indent=1))
         return 0
+    # Without prices, the reason comes first: below the table, nobody looks for it.
+    above = [] if any(row.offer.price for row in rows) else list(compared.notes)
+    for note in above:
+        show_table(Text(f"· {printable(note)}"), "dim")
     tokens = rows[0].tokens if rows else 0
     title = f"{plan.name}: {amount(tokens)} tokens ({', '.join(plan.train_stages)})"
     this = {"GPU": "here", "way": "own", "time": _or_unknown(here, duration)}
@@ -120,7 +124,7 @@ def show_plan(
     for row in rows[:1]:
         title = f"phases of pretrain on {row.offer.gpu or 'CPU'}"
         _show_rows(title, _phases(phases, row, compared.num_nodes))
-    for note in notes:
+    for note in (note for note in notes if note not in above):
         style = "yellow" if note.startswith("warning: ") else "dim"
         show_table(Text(f"· {printable(note)}"), style)
     return 0

@@ -1,5 +1,6 @@
 """`pion status`: what a run's store says about it, for a person and as JSON."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.head import SkippedRows
 from pipeline.state.owner import Owner
+from pipeline.state.rows.metrics import EventLog
 from tests.support.finished_run import make_run
 from tests.support.jobs import tiny_dict
 
@@ -48,6 +50,20 @@ def test_status_names_the_owner_and_what_it_last_said(here, pion):
     assert f"owner: pid {os.getpid()} on " in out
     assert "epoch 1, running, heartbeat" in out
     assert "; sft step 7/60, loss 2.5000, 9,000 tokens/s" in out
+
+
+def test_status_of_a_run_that_was_killed_says_what_is_safe_and_how_to_resume(here, pion):
+    run = make_run(here / "runs")
+    dead = dataclasses.replace(Owner.me(), session="another", pid_start=1)
+    claim = claim_run(run, dead)
+    assert "To resume, run: pion run JOB" in pion("status", "demo")[1]
+    log = EventLog(run.store, run.name, claim.epoch)
+    log.append("process", host=dead.host, job="jobs/demo.yaml sft.lr=2e-3")
+    log.flush()
+    _, out, _ = pion("status", "demo")
+    assert ", dead, " in out
+    safe = "Nothing that was committed is lost."
+    assert f"{safe} To resume, run: pion run jobs/demo.yaml sft.lr=2e-3\n" in out
 
 
 def test_status_as_json_can_be_read_by_a_program(here, pion):

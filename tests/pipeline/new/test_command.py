@@ -13,6 +13,7 @@ from pipeline.new.command import OF_EDITORS, SCHEMA
 from pipeline.new.options import name_of
 from pipeline.rent.check.command import run_checks
 from pipeline.stages.prepare import prepare_part
+from tests.paths import REPOSITORY
 from tests.pipeline.new.conftest import made, refused
 from tests.support import own_data
 from tests.support.hub_server import hub_server
@@ -40,6 +41,7 @@ def test_the_job_for_each_layout_passes_check(layout, here, pion, sky_home, plai
     assert job.train_stages == (["sft"] if layout in CHATS else ["pretrain"])
     assert not [row for row in run_checks(job, None) if row.ok is False]
     assert printed.count("⟦") >= 2
+    assert f"  pion launch {job.name}.yaml --on runpod-spot store=hf://USER/runs" in printed
     assert re.search(r"price          (<\$0\.01|\$0\.\d\d): about \d+ min on ", printed)
     if layout == "prompter and bot":
         assert "roles with other names: 'Prompter' as user, 'bot' as assistant" in printed
@@ -275,8 +277,10 @@ def test_200_gigabytes_are_looked_at_in_part_and_sized_by_the_money(
 
 
 @pytest.mark.soak
-def test_english_conversations_start_from_smollm2_on_the_hub(here, pion, sky_home, monkeypatch):
-    data, instruct = own_data.messages(here), "HuggingFaceTB/SmolLM2-360M-Instruct"
+def test_questions_in_english_become_the_job_in_the_readme(here, pion, sky_home, monkeypatch):
+    rows = [f"What do I feed an axolotl?,It eats {n} earthworms in a week.\n" for n in range(60)]
+    data, instruct = here / "questions.csv", "HuggingFaceTB/SmolLM2-360M-Instruct"
+    data.write_text("".join(["question,answer\n", *rows]))
     with hub_server() as hub:
         hub.use(monkeypatch, here / "hf", token=None)
         publish(hub, instruct, here / "scratch")
@@ -284,6 +288,11 @@ def test_english_conversations_start_from_smollm2_on_the_hub(here, pion, sky_hom
         assert job.model.base == instruct
         assert not [row for row in run_checks(job, None) if row.ok is False]
     assert "<|im_start|>assistant\n    ⟦" in printed
+    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    (shown,) = re.findall(r"```yaml\n(name: questions\n.*?)```", readme, re.DOTALL)
+    text = Path("questions.yaml").read_text("utf-8")
+    numbers = re.compile(r"\d+ +|\d+")  # they depend on the data
+    assert numbers.sub("", shown) in numbers.sub("", text)
 
 
 def test_a_hub_that_is_away_is_said_and_the_job_is_written(here, pion, monkeypatch):

@@ -37,7 +37,10 @@ class Provider:
             common.check_server_healthy()
         except Exception:  # not running, or a problem that the next call reports
             if common.is_api_server_local():
-                say("Starting SkyPilot's API server on this machine takes about 20 s.")
+                say(
+                    "Starting SkyPilot's API server on this machine takes about 20 s. Without "
+                    "SkyPilot, `pion status RUN` says what the run's store knows."
+                )
         with asking_skypilot("start its API server"):
             common.check_server_healthy_or_start_fn()
 

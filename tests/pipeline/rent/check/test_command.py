@@ -94,6 +94,21 @@ def test_a_hub_out_of_reach_is_not_found_out(case, hub, monkeypatch):
     unknown(row, "user/data", "can't be reached")
 
 
+@pytest.mark.parametrize(("is_down", "words"), [(True, "reached"), (False, "no such repository")])
+def test_what_this_machine_alone_finds_is_said_next_to_a_model_that_the_hub_does_not_give(
+    is_down, words, case, hub, sky_home, capsys, monkeypatch
+):
+    if is_down:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    start = {"model": {"from": "someone/model"}, "tokenizer": None, "pretrain": None}
+    path, rental = str(case.path(publish={"to": "hf://user/m"}, **start)), str(sky_home.yaml())
+    assert show_check(path, [], on=rental, force=False, as_json=True) == 2
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert words in rows["job"]["words"]
+    assert "export HF_TOKEN" in rows["credentials"]["words"]
+    assert {"sft.sources.0", "store from there", "files", "recovery", "controller"} < rows.keys()
+
+
 def test_a_tokenizer_with_more_entries_than_the_model(case):
     from pion.data.tokens.tokenizer import train_bpe
 

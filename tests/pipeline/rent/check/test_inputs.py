@@ -12,6 +12,7 @@ import yaml
 from pion.errors import BadInput
 from pipeline.base.job_with_base import read_job
 from pipeline.base.keep import keep_as_base
+from pipeline.console.formats import size
 from pipeline.rent.check.command import PRICED, run_checks
 from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.check.job import check_evaluate
@@ -63,6 +64,20 @@ def test_a_model_in_the_workdir_travels_with_the_job(checkout, rental):
     assert found.ok
     (row,) = check_files(job, rental, str(job.folder / "job.yaml"))
     assert row.ok
+
+
+def test_it_is_said_how_much_is_copied_and_what_is_most_of_it(checkout, rental, monkeypatch):
+    job = job_from(checkout, "../base")
+    (checkout / ".skyignore").write_text("/runs\n*.pt\n")
+    copied = sum(path.stat().st_size for path in checkout.rglob("*") if path.is_file())
+    (checkout / "runs/demo").mkdir(parents=True)
+    for left_out in ("runs/demo/HEAD.json", "base/seed.pt"):
+        (checkout / left_out).write_bytes(bytes(10_000))
+    (row,) = check_files(job, rental, None)
+    assert row.words == f"{size(copied)} of {checkout} is copied to the machine"
+    monkeypatch.setattr("pipeline.rent.check.inputs.MANY_BYTES", 1000)
+    (row,) = check_files(job, rental, None)
+    assert ". The largest part is base. A file .skyignore, read in place of" in row.words
 
 
 def test_a_model_elsewhere_gets_one_message_before_anything_is_rented(checkout, rental):

@@ -87,6 +87,13 @@ def test_the_pass_of_a_reference_has_its_own_column(plan, table, tmp_path):
     assert "of it" not in table(SMALL, gpus=("A40",))
 
 
+def test_why_there_are_no_prices_stands_above_the_table(sky_home, table):
+    sky_home.lose_catalog()
+    lines = table(gpus=("A40", "L40S")).splitlines()
+    assert "SkyPilot's catalog can't be read" in lines[0]
+    assert sum("catalog" in line for line in lines) == 1
+
+
 def test_a_gpu_without_a_price_comes_after_others_and_one_that_does_not_fit_last(plan):
     found = plan(XL, gpus=("T4", "H100", "A40"))
     *first, unpriced, unfit = rows = found["estimates"]
