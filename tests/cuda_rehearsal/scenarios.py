@@ -76,6 +76,17 @@ MODELS: dict[str, ModelConfig] = {
     "slots": ModelConfig.preset(
         "pion-nano", slots={"per_segment": 4, "segment": 64, "window": 4}, **_SMALL
     ),
+    # What models of others need.
+    "mixture": ModelConfig.preset(
+        "pion-nano",
+        **{"norm": "layer", "norms": "both", "norm_offset": True, "parallel": "two norms"},
+        **{"activation": "geglu", "feedforward_bias": True, "logit_cap": 8.0},
+        **{"logit_cap_kind": "tanh", "scales": {"embeddings": 4.0, "residual": 0.5}},
+        heads={"whole_norm": True, "output_bias": True, "rotary_pairs": True, "rotary_share": 0.5},
+        windows={"tokens": 250, "block": 1, "full_layers": [1], "rope_theta": 1000.0},
+        rope_scaling=_SCALING | {"kind": "yarn", "growth": 0.1},
+        **_SMALL,
+    ),
 }
 
 # Presets whose steps are too slow to rehearse in all scenarios.
