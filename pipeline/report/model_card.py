@@ -266,7 +266,7 @@ def _architecture(config: ModelConfig, parameters: int, vocab_size: int, weights
         *_feedforward(config, parameters),
         *([("gates", "one in each layer; used with `pion generate --skip-above`")] * config.gates),
         *_of_parts(config, apart=True),
-        ("vocabulary", f"{vocab_size:,} (byte-level BPE)"),
+        ("vocabulary", f"{vocab_size:,} (BPE)"),
         ("context", f"{config.seq_len:,} tokens"),
         ("positions", _positions(config)),
         ("weights", weights),
@@ -293,12 +293,13 @@ def _weights(publish: Publish, config: ModelConfig, extra: CardExtras) -> str:
 def _positions(config: ModelConfig) -> str:
     if config.positions == "learned":
         return f"learned, one vector for each of {config.seq_len:,}"
-    rotary = f"rotary, θ = {config.rope_theta:,.0f}"
-    scaling = config.rope_scaling
-    if scaling is None:
-        return rotary
-    original = scaling.original_max_position_embeddings
-    return f"{rotary}, scaled by {scaling.factor:g} from a context of {original:,} tokens"
+    rotary, scaling = f"rotary, θ = {config.rope_theta:,.0f}", config.rope_scaling
+    if scaling is not None:
+        rotary += f", scaled by {scaling.factor:g}"
+        if scaling.kind != "linear":
+            rotary += f" from a context of {scaling.original_max_position_embeddings:,} tokens"
+    theta = None if config.windows is None else config.windows.rope_theta
+    return rotary if theta is None else f"{rotary}; with a window, θ = {theta:,.0f}"
 
 
 def _of_parts(config: ModelConfig, *, apart: bool) -> list[tuple[str, str]]:

@@ -159,7 +159,8 @@ def _about_base(
         words = f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"
     from pion.evaluation.untrained_rows import never_stops
 
-    present, specials = set(data.train.row(0).tokens.tolist()), data.tokenizer.special_ids
-    shown = {token: text for text, token in specials.items() if token in present}
+    filling = {data.tokenizer.pad}.difference(data.chat_format.special.stop_ids)
+    present = set(data.train.row(0).tokens.tolist()) - filling
+    shown = {token: text for text, token in data.tokenizer.special_ids.items() if token in present}
     warning = never_stops(Tensors(base[1])["embed.weight"], shown)
     return words if warning is None else f"{words}. Warning: {warning}"

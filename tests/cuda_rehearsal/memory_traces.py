@@ -143,6 +143,31 @@ MORE = [
     Trace("tachyon-tiny", 32, recompute=True, documents=True, sequences=8, changes=_CUT),
     Trace("daisy-280m", 1, documents=True, sequences=16, changes=_DAISY_CUT),
 ]
+# What Gemma 3, Phi-3 and OLMo 2 have and no preset.
+_WINDOW = {"tokens": 512, "block": 1}
+_GEMMA3 = {
+    "norms": "both",
+    "norm_offset": True,
+    "activation": "geglu",
+    "scales": {"embeddings": 20.0},
+    "windows": _WINDOW | {"full_layers": [1], "rope_theta": 1e4},
+}
+_PHI3 = {
+    "heads": {"qk_norm": False},
+    "windows": _WINDOW | {"full_layers": []},
+    "rope_scaling": {
+        "kind": "longrope",
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "short_factors": [1.0] * 32,
+        "long_factors": [2.0] * 32,
+    },
+}
+_OLMO2 = {"norms": "after", "heads": {"whole_norm": True}}
+MORE += [
+    Trace("pion-small", documents=True, changes=_CUT | family)
+    for family in (_GEMMA3, _PHI3, _OLMO2)
+]
 MICRO_BATCHES = (1, 8, 32)
 
 _SMOLLM2 = {"d_model": 576, "n_heads": 9, "n_kv_heads": 3, "head_dim": 64, "d_ff": 1536}

@@ -63,7 +63,7 @@ def test_the_prediction_is_never_under_the_peak_and_at_most_25_percent_over(suit
 def test_the_prediction_holds_for_more_steps(run_on_pretended_card):
     peaks = read_peaks("more", run_on_pretended_card(PROGRAM, "more"))
     assert not wrong(peaks), wrong(peaks)
-    assert len(peaks) == 36
+    assert len(peaks) == 39
 
 
 @pytest.mark.soak

@@ -4,7 +4,8 @@ from tests.support.stock_models import saved, stock_model
 from tests.support.tokenizer_kinds import write_files
 
 
-def write_instruct_model(folder, kind, template, name="Qwen3"):
+def write_instruct_model(folder, kind, template, name="Qwen3", **changes):
     """Write the model `name` of STOCK with a tokenizer of this kind; return its folder."""
-    saved(stock_model(name, vocab_size=400, max_position_embeddings=256), folder)
+    changes = {"vocab_size": 400, "max_position_embeddings": 256} | changes
+    saved(stock_model(name, **changes), folder)
     return write_files(kind, folder, template)

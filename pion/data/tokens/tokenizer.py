@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import tokenizers
@@ -21,7 +22,7 @@ from pion.data.tokens.token_bytes import (
     missing_bytes,
     unspelled,
 )
-from pion.data.tokens.token_names import TOKENIZER_CONFIG, read_optional, token_names
+from pion.data.tokens.token_names import FILES, TOKENIZER_CONFIG, read_optional, token_names
 from pion.data.tokens.tokenizer_json import (
     STRIP,
     build,
@@ -87,6 +88,9 @@ class Tokenizer:
             is put between these two.
     """
 
+    # What the last tokenizer was read from, and the tokenizer.
+    _last: "ClassVar[tuple[Any, Tokenizer] | None]" = None
+
     def __init__(
         self, source: str, where: str = "tokenizer", *, folder: str | Path | None = None
     ) -> None:
@@ -142,16 +146,22 @@ class Tokenizer:
     def from_file(cls, path: str | Path, where: str | None = None) -> "Tokenizer":
         """Load a ``tokenizer.json``; see the constructor for the tokenizer_config.json next to it.
 
-        Errors call it ``where``, or by its path.
+        Errors call it ``where``, or by its path. The last tokenizer of the process is built once,
+        because Gemma's takes seconds.
 
         Raises:
             BadInput: the file is missing or isn't a usable tokenizer (see the constructor).
         """
+        folder = Path(path).parent
         try:
             source = read_file(path, LARGEST_TOKENIZER).decode()
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{where or path}: can't read this tokenizer ({error})") from None
-        return cls(source, where=where or str(path), folder=Path(path).parent)
+        files = [source, *(read_optional(folder / name) for name in FILES)]
+        last = cls._last  # other threads read tokenizers, too
+        if last is None or last[0] != files:
+            last = cls._last = files, cls(source, where=where or str(path), folder=folder)
+        return last[1]
 
     def save(self, path: str | Path) -> None:
         """Write the ``tokenizer.json`` that this tokenizer was made from, byte for byte.

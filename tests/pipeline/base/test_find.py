@@ -224,6 +224,15 @@ def test_the_settings_of_published_models_are_read(repo, tmp_path):
         assert read_config(path).seq_len == fields["max_position_embeddings"]
 
 
+def test_a_repository_with_a_copy_of_transformers_class_is_read_as_this_class(tmp_path):
+    path = tmp_path / "config.json"
+    fields = config_of("HuggingFaceTB/SmolLM2-135M")
+    for prefix in ("", "someone/model--"):
+        code = {"AutoModelForCausalLM": f"{prefix}modeling_llama.LlamaForCausalLM"}
+        path.write_text(json.dumps(fields | {"auto_map": code}))
+        assert read_config(path).d_model == fields["hidden_size"]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -233,6 +242,7 @@ def test_the_settings_of_published_models_are_read(repo, tmp_path):
         ("architectures", ["LlamaForCausalLM2"]),
         ("auto_map", {"AutoModel": ["evil.Evil", None]}),
         ("auto_map", {"AutoModelForCausalLM": 3}),
+        ("auto_map", {"AutoModelForCausalLM": "modeling_llama.FastLlamaForCausalLM"}),
         ("quantization_config", {}),
         ("quantization_config", "fp8"),
         ("model_type", 3),

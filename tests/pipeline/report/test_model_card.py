@@ -260,6 +260,10 @@ def test_the_card_says_which_layers_see_what_and_how_positions_are_told():
     text = "rotary, θ = 500,000, scaled by 32 from a context of 8,192 tokens"
     assert _positions(config) == text
     assert _positions(ModelConfig.preset("pion-nano")) == "rotary, θ = 10,000"
+    windows = {"tokens": 512, "block": 1, "full_layers": [5], "rope_theta": 1e4}
+    linear = {"kind": "linear", "factor": 8, "original_max_position_embeddings": 1}
+    config = ModelConfig.preset("pion-nano", windows=windows, rope_theta=1e6, rope_scaling=linear)
+    assert _positions(config) == "rotary, θ = 1,000,000, scaled by 8; with a window, θ = 10,000"
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,14 @@ def test_a_saved_tokenizer_is_the_file_it_was_loaded_from_byte_for_byte(tmp_path
     assert (tmp_path / "copy.json").read_bytes() == path.read_bytes()
 
 
+def test_the_same_files_are_read_once_and_changed_ones_again(tmp_path):
+    path = write_files("gemma", tmp_path) / "tokenizer.json"
+    first = Tokenizer.from_file(path)
+    assert Tokenizer.from_file(path) is first
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    assert (first.first is None, Tokenizer.from_file(path).first is None) == (False, True)
+
+
 def test_truncation_padding_and_templates_of_a_foreign_tokenizer_change_no_ids(tmp_path):
     path = edited(
         tmp_path,
