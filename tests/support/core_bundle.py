@@ -1,6 +1,7 @@
 """A made-up bundle in the layout of CORE's: three tasks, one of each type, with 12 items each."""
 
 import hashlib
+import itertools
 import json
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pion.evaluation.core.bundle import Bundle, read_bundle
+from pion.evaluation.core.bundle import Bundle, Item, read_bundle
 
 Line = dict[str, Any]
 
@@ -42,6 +43,11 @@ TASKS: list[Line] = [
     },
 ]
 BASELINES = {"made_up_choice": "25", "made_up_schema": "50.0", "made_up_words": "0"}
+
+
+def item_of(contexts: Sequence[str], continuations: Sequence[str], gold: int) -> Item:
+    """Return an item of several contexts, or of several continuations."""
+    return Item(tuple(itertools.product(contexts, continuations)), gold)
 
 
 def choice_lines() -> list[Line]:

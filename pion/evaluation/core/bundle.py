@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import random
 import zipfile
@@ -29,7 +30,7 @@ SHA256 = "90a7c19e28ee7a52b4f6e1f87658deb9fde7f63deba2379045bdb1fe9ea5d200"
 ORDER_SEED = 1337
 # Tasks that ask several questions about one passage.
 WITH_PASSAGES = ("squad", "coqa")
-# The keys of an item's contexts and of its continuations.
+# The keys of an item's contexts and of its continuations. One of them has a single text.
 ITEM_KEYS: dict[TaskType, tuple[str, str]] = {
     "multiple_choice": ("query", "choices"),
     "schema": ("context_options", "continuation"),
@@ -39,27 +40,14 @@ ITEM_KEYS: dict[TaskType, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Item:
-    """A question: some `contexts` and `continuations`, of which the pair `gold` is right.
+    """A question: its `options`, of which number `gold` is right.
 
-    multiple_choice has one context, and a continuation for each choice. schema has several
-    contexts, and one continuation. language_modeling has one of each.
+    An option is a context and its continuation. In multiple_choice, all have the same context, and
+    in schema, the same continuation. language_modeling has one option.
     """
 
-    contexts: tuple[str, ...]
-    continuations: tuple[str, ...]
+    options: tuple[tuple[str, str], ...]
     gold: int
-
-    @property
-    def options(self) -> int:
-        """The number of answers to choose from; 1 in language_modeling."""
-        return max(len(self.contexts), len(self.continuations))
-
-    def pair(self, option: int) -> tuple[str, str]:
-        """Return the context and the continuation of an option."""
-        return (
-            self.contexts[option if len(self.contexts) > 1 else 0],
-            self.continuations[option if len(self.continuations) > 1 else 0],
-        )
 
 
 @dataclass(frozen=True)
@@ -158,7 +146,8 @@ def _items(content: bytes, task_type: TaskType) -> tuple[Item, ...]:
     for line in content.splitlines():
         raw = json.loads(line)
         contexts, continuations = (_texts(raw[key]) for key in ITEM_KEYS[task_type])
-        items.append(Item(contexts, continuations, raw.get("gold", 0)))
+        options = tuple(itertools.product(contexts, continuations))
+        items.append(Item(options, raw.get("gold", 0)))
     random.Random(ORDER_SEED).shuffle(items)
     return tuple(items)
 

@@ -77,7 +77,7 @@ def task_result(task: Task, answers: Sequence[Answer]) -> TaskResult:
     accuracy, sem = _accuracy(credits, passages)
     if not_finite:
         accuracy = sem = math.nan
-    rows = sum(item.options for item in task.items[: len(answers)])
+    rows = sum(len(item.options) for item in task.items[: len(answers)])
     v1, v2 = CORRECTED.get(task.label, (task.baseline, task.baseline))
     places = choices if task.task_type == "multiple_choice" else []
     votes = Counter(choice for choice in places if choice != NO_CHOICE).most_common(1)

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pion.evaluation.core.bundle import Bundle, Item, Task
+from pion.evaluation.core.bundle import Bundle, Task
 from pion.evaluation.core.measure import CORRECTED, core_result, task_result
 from pion.evaluation.core.rows import ItemRows
 from pion.evaluation.core.scoring import NO_CHOICE, Answer
+from tests.support.core_bundle import item_of
 
 
 def task_of(label="some", items=100, baseline=0.25, data=""):
-    item = Item(("Q",), ("a", "b", "c", "d"), 0)
+    item = item_of(("Q",), ("a", "b", "c", "d"), 0)
     return Task(label, "multiple_choice", 0, " ", baseline, (item,) * items, data or label)
 
 
@@ -93,7 +94,7 @@ def test_questions_about_one_passage_are_one_observation(label):
     rng = np.random.default_rng(0)
     passages = [f"Story: {n} {'word ' * 30}" for n in range(50)]
     items = tuple(
-        Item((f"{text} Question {n}?",), ("a",), 0) for text in passages for n in range(8)
+        item_of((f"{text} Question {n}?",), ("a",), 0) for text in passages for n in range(8)
     )
     task = dataclasses.replace(task_of(label, baseline=0), items=items)
     right = [float(one) for one in rng.random(50) < 0.4 for _ in range(8)]
