@@ -28,12 +28,12 @@ from torch import Tensor
 
 import pion
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.evaluation.core.bundle import Bundle, read_bundle
+from pion.evaluation.core.bundle import Bundle
 from pion.evaluation.core.scoring import answer_task
 from pion.evaluation.held_out import Scorer
 from pion.model.decoder import Decoder
 from tests.pion.evaluation.core.frozen import CASES, FROZEN
-from tests.support.core_bundle import TASKS, Line, items, write_bundle
+from tests.support.core_bundle import TASKS, Line, items, made_up_bundle
 from tests.support.prefix_model import PrefixModel
 from tests.support.tokenizer_kinds import tokenizer_of
 
@@ -95,7 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     oracle = _load(options.nanochat)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = read_bundle(write_bundle(Path(folder)))
+        bundle = made_up_bundle(Path(folder))
         if options.model is not None:
             agreement = compare_real_model(options.nanochat, options.model, bundle)
             print(f"{options.model.name}: {agreement}")

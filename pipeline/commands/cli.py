@@ -127,7 +127,7 @@ def _add_model_files(add: Add) -> None:
         argument(
             "--core",
             metavar="PATH",
-            help="the bundle of the CORE benchmark, a folder or .zip (prints CORE by nanochat's "
+            help="the archive of CORE's questions, eval_bundle.zip (prints CORE by nanochat's "
             "rules)",
         ),
         argument(

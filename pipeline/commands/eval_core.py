@@ -18,7 +18,7 @@ from pion.evaluation.held_out import Scorer
 from pion.evaluation.results import record_of
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
-from pipeline.console.formats import counted, printable, show
+from pipeline.console.formats import counted, show
 from pipeline.report.core import core_in_words, task_in_words
 
 if TYPE_CHECKING:
@@ -103,5 +103,5 @@ class _Progress:
     def __call__(self, task: Task, done: int, count: int) -> None:
         if time.monotonic() >= self._next and done < count:
             self._next = time.monotonic() + SECONDS_BETWEEN_LINES
-            line = printable(f"core: {task.label}: {done:,} of {counted(count, 'item')}")
+            line = f"core: {task.label}: {done:,} of {counted(count, 'item')}"
             print(line, file=sys.stderr, flush=True)

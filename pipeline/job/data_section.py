@@ -71,8 +71,8 @@ class Clean(Section):
     decontaminate: list[str] = identity(
         [],
         "leave out a document that holds at least half of the 13-word runs of an item (question "
-        "and right answer) of an evaluation set. Give paths of question packs and of CORE bundles "
-        "(a folder or a .zip), or `evaluate` for all sets that the section `evaluate` names",
+        "and right answer) of an evaluation set. Give paths of question packs and the archive "
+        "of CORE, or `evaluate` for all sets that the section `evaluate` names",
     )
 
     @field_validator("languages")

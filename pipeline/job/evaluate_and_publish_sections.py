@@ -46,12 +46,11 @@ class LmEval(Section):
 
 
 class Core(Section):
-    """The CORE benchmark by nanochat's rules, on a bundle of questions that you have."""
+    """The CORE benchmark by nanochat's rules, on its published questions, which you have."""
 
     path: str = identity(
         ...,
-        "the bundle of questions: a folder or a zip archive with core.yaml, eval_meta_data.csv and "
-        "eval_data/",
+        "the published archive of questions, eval_bundle.zip, as it was downloaded",
     )
     items: int | Literal["all"] = identity(
         500,
@@ -100,7 +99,7 @@ class Evaluate(Section):
         [], "JSONL files of multiple-choice questions {context, choices, answer}"
     )
     core: Core | None = identity(
-        None, "the CORE benchmark, on a bundle of questions that you have", before=None
+        None, "the CORE benchmark, on its published questions, which you have", before=None
     )
     lm_eval: LmEval = identity(LmEval(), "tasks of lm-evaluation-harness")
     text: str | None = identity(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -132,9 +131,8 @@ def _key(task: Task, limit: int | None) -> Inputs:
 
 def _name(stage: str, task: Task, limit: int | None) -> str:
     """Return the name of a part. A changed bundle has other names, so CORE starts again."""
-    words = re.sub(r"[^a-z0-9]+", "-", task.label.lower())[:40].strip("-")
     decides = {"label": task.label, "baseline": task.baseline, **_key(task, limit)}
-    return f"{stage}.core.{words}.{digest_of(decides)}"
+    return f"{stage}.core.{task.label.replace('_', '-')}.{digest_of(decides)}"
 
 
 def _count(task: Task, limit: int | None) -> int:

@@ -232,3 +232,6 @@ def test_half_as_many_files_and_half_as_large_a_pickle_are_read(tmp_path, monkey
     monkeypatch.setattr("pion.formats.seeds.read.MOST_FILES", MOST_FILES // 2 - 1)
     with pytest.raises(BadInput, match="has 16,384 files; at most 16,383 are read"):
         check_archive(path, frozenset())
+    monkeypatch.setattr("pion.untrusted_zip.LARGEST_RECORD", 100)
+    with pytest.raises(BadInput, match="has a directory of"):
+        check_archive(path, frozenset())

@@ -1,5 +1,6 @@
 """An evaluation that is killed at any of its parts gives the same bytes as one that is not."""
 
+import hashlib
 import json
 import shutil
 
@@ -20,9 +21,13 @@ def parts_of(folder):
     return {path.name: path.read_bytes() for path in found}
 
 
-def killed_in_the_midst(folder, job, number, part):
-    """Run the job until it has computed a part whose name begins with `part`, and kill it."""
+def killed_in_the_midst(folder, job, number, part, code=""):
+    """Run the job until it has computed a part whose name begins with `part`, and kill it.
+
+    The process runs `code` first.
+    """
     meddling = Meddling(folder)
+    meddling.run(code)
     meddling.wrap(
         "pipeline.run.measure_base:StoredParts.save",
         f"""
@@ -41,17 +46,20 @@ def killed_in_the_midst(folder, job, number, part):
 
 @pytest.mark.soak
 def test_core_and_the_ngram_model_killed_at_three_parts_end_with_the_same_bytes(tmp_path):
-    bundle = write_bundle(tmp_path / "bundle")
+    bundle = write_bundle(tmp_path / "b.zip")
+    sha256 = hashlib.sha256(bundle.read_bytes()).hexdigest()
+    pin = f"import_module('pion.evaluation.core.bundle').SHA256 = {sha256!r}"
     core = {"path": str(bundle), "items": "all", "cropped": True}
     job = write_job(tmp_path, evaluate__core=core)
     for number, part in enumerate(KILLED_IN):
-        killed_in_the_midst(tmp_path, job, number, part)
-    ends_with(0, start(job, "--take-over"))
+        killed_in_the_midst(tmp_path, job, number, part, pin)
+    pinned = Meddling(tmp_path, code=[pin]).environment()
+    ends_with(0, start(job, "--take-over", env=pinned))
     killed = parts_of(tmp_path)
     assert {"by_item.json"} < killed.keys()
     for folder in (tmp_path / "runs" / "tiny" / "stages" / "evaluate").glob("*-parts"):
         shutil.rmtree(folder)
-    ends_with(0, start(job, "--redo", "evaluate"))
+    ends_with(0, start(job, "--redo", "evaluate", env=pinned))
     whole = parts_of(tmp_path)
     assert killed == whole
     assert "sft.core.made_up_schema" in json.loads(whole["by_item.json"])

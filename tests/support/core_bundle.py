@@ -1,10 +1,16 @@
 """A made-up bundle in the layout of CORE's: three tasks, one of each type, with 12 items each."""
 
+import hashlib
+import itertools
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from pion.evaluation.core.bundle import Bundle, Item, read_bundle
 
 Line = dict[str, Any]
 
@@ -37,6 +43,11 @@ TASKS: list[Line] = [
     },
 ]
 BASELINES = {"made_up_choice": "25", "made_up_schema": "50.0", "made_up_words": "0"}
+
+
+def item_of(contexts: Sequence[str], continuations: Sequence[str], gold: int) -> Item:
+    """Return an item of several contexts, or of several continuations."""
+    return Item(tuple(itertools.product(contexts, continuations)), gold)
 
 
 def choice_lines() -> list[Line]:
@@ -99,29 +110,34 @@ def items() -> dict[str, list[Line]]:
 
 
 def write_bundle(
-    folder: Path,
+    archive: Path,
     tasks: Sequence[Line] = TASKS,
     baselines: dict[str, str] = BASELINES,
     lines: dict[str, list[Line]] | None = None,
 ) -> Path:
-    """Write the bundle as a folder, and return the folder."""
-    for name, own in (items() if lines is None else lines).items():
-        path = folder / "eval_data" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in own)
-        path.write_text(text, encoding="utf-8")
-    listed = "".join(f"- {json.dumps(task)}\n" for task in tasks)
-    (folder / "core.yaml").write_text(f"icl_tasks:\n{listed}", encoding="utf-8")
-    rows = "".join(f"{label},made up,{value}\n" for label, value in baselines.items())
-    header = "Eval Task,Task Category,Random baseline\n"
-    (folder / "eval_meta_data.csv").write_text(header + rows, encoding="utf-8")
-    return folder
-
-
-def zip_bundle(folder: Path, archive: Path, top: str = "eval_bundle/") -> Path:
-    """Pack a bundle's folder below `top`, and return the archive."""
+    """Write the bundle as an archive, and return the archive. Pion reads it once it is `pinned`."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                packed.write(path, top + path.relative_to(folder).as_posix())
+
+        def write(name: str, lines: Iterable[str]) -> None:
+            text = "".join(f"{line}\n" for line in lines)
+            packed.writestr(f"eval_bundle/{name}", text.encode(errors="surrogatepass"))
+
+        for name, own in (items() if lines is None else lines).items():
+            write(f"eval_data/{name}", (json.dumps(line, ensure_ascii=False) for line in own))
+        write("core.yaml", ["icl_tasks:", *(f"- {json.dumps(task)}" for task in tasks)])
+        rows = (f"{label},made up,{value}" for label, value in baselines.items())
+        write("eval_meta_data.csv", ["Eval Task,Task Category,Random baseline", *rows])
     return archive
+
+
+def pinned(patch: pytest.MonkeyPatch, archive: Path) -> Path:
+    """Let Pion take an archive for the published one, and return the archive."""
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    patch.setattr("pion.evaluation.core.bundle.SHA256", sha256)
+    return archive
+
+
+def made_up_bundle(folder: Path) -> Bundle:
+    """Write the bundle into a folder, and read it."""
+    with pytest.MonkeyPatch.context() as patch:
+        return read_bundle(pinned(patch, write_bundle(folder / "b.zip")))

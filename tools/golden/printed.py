@@ -20,7 +20,7 @@ from tests.pipeline.search.fake_runs import write_job as write_searched_job
 from tests.pipeline.search.test_search import best_at_2e3, search
 from tests.support import own_data
 from tests.support.chat_templates import CHATML
-from tests.support.core_bundle import write_bundle
+from tests.support.core_bundle import pinned, write_bundle
 from tests.support.instruct_model import write_instruct_model
 from tests.support.peer_layouts import examples
 from tests.support.preference_files import write_jsonl
@@ -213,7 +213,7 @@ def json_keys() -> Texts:
     """Return the paths of the keys of what each command with --json prints."""
     with place() as here:
         _bring(here)
-        write_bundle(here.folder / "bundle")
+        pinned(here.patch, write_bundle(here.folder / "bundle"))
         own_data.sharegpt(here.folder, 9)
         (here.folder / "text.txt").write_text(own_data.words(300, 1))
         done, half = "runs/done", "runs/half"

@@ -1,159 +1,53 @@
-"""Read a bundle of CORE: which tasks it has, how they are asked, and their items."""
+"""Read the bundle of CORE: the published archive of its tasks and their items, and no other."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import io
-import math
+import itertools
+import json
 import random
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
-from pion.bounded_yaml import BoundedLoader, unreadable
-from pion.data.documents.file_to_documents import (
-    decoded,
-    json_of_line,
-    numbered_lines,
-    whole_characters,
-)
+from pion.data.documents.file_to_documents import whole_characters
 from pion.errors import BadInput
-from pion.evaluation.core.bundle_files import CONFIG, BundleFiles, open_bundle
 from pion.evaluation.results import TaskType
-from pion.later_fields import closest, shown
-from pion.untrusted import LARGEST_JOB, LARGEST_RECORD
+from pion.untrusted import open_file
 
-TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
+# The archive that nanochat downloads, and its content. Its questions are read as they are: nothing
+# in another archive is read.
+URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+SHA256 = "90a7c19e28ee7a52b4f6e1f87658deb9fde7f63deba2379045bdb1fe9ea5d200"
 
-
-@dataclass(frozen=True)
-class PublishedTask:
-    """A task of CORE. Baselines are shares of right answers by guessing, in percent.
-
-    DCLM corrected three baselines on 5 September 2025 (v2). nanochat and the published numbers use
-    the baselines of before (v1).
-    """
-
-    task_type: TaskType
-    shots: int
-    v1: float
-    v2: float
-
-
-CORE_TASKS: dict[str, PublishedTask] = {
-    "hellaswag_zeroshot": PublishedTask("multiple_choice", 0, 25, 25),
-    "jeopardy": PublishedTask("language_modeling", 10, 0, 0),
-    "bigbench_qa_wikidata": PublishedTask("language_modeling", 10, 0, 0),
-    "arc_easy": PublishedTask("multiple_choice", 10, 25, 25),
-    "arc_challenge": PublishedTask("multiple_choice", 10, 25, 25),
-    "copa": PublishedTask("multiple_choice", 0, 50, 50),
-    "commonsense_qa": PublishedTask("multiple_choice", 10, 20, 40.3),
-    "piqa": PublishedTask("multiple_choice", 10, 50, 50),
-    "openbook_qa": PublishedTask("multiple_choice", 0, 25, 25),
-    "lambada_openai": PublishedTask("language_modeling", 0, 0, 0),
-    "hellaswag": PublishedTask("multiple_choice", 10, 25, 25),
-    "winograd": PublishedTask("schema", 0, 50, 50),
-    "winogrande": PublishedTask("schema", 0, 50, 50),
-    "bigbench_dyck_languages": PublishedTask("language_modeling", 10, 0, 0),
-    "agi_eval_lsat_ar": PublishedTask("multiple_choice", 3, 20, 25),
-    "bigbench_cs_algorithms": PublishedTask("language_modeling", 10, 0, 0),
-    "bigbench_operators": PublishedTask("language_modeling", 10, 0, 0),
-    "bigbench_repeat_copy_logic": PublishedTask("language_modeling", 10, 0, 0),
-    "squad": PublishedTask("language_modeling", 10, 0, 0),
-    "coqa": PublishedTask("language_modeling", 0, 0, 0),
-    "boolq": PublishedTask("multiple_choice", 10, 62, 62),
-    "bigbench_language_identification": PublishedTask("multiple_choice", 10, 9.1, 25),
-}
-
+# nanochat's. It decides which items a smaller measurement asks, and the number of each item.
+ORDER_SEED = 1337
 # Tasks that ask several questions about one passage.
 WITH_PASSAGES = ("squad", "coqa")
-
-
-MOST_OPTIONS = 100
+# The keys of an item's contexts and of its continuations. One of them has a single text.
+ITEM_KEYS: dict[TaskType, tuple[str, str]] = {
+    "multiple_choice": ("query", "choices"),
+    "schema": ("context_options", "continuation"),
+    "language_modeling": ("context", "continuation"),
+}
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question: some `contexts` and `continuations`, of which the pair `gold` is right.
+    """A question: its `options`, of which number `gold` is right.
 
-    multiple_choice has one context, and a continuation for each choice. schema has several
-    contexts, and one continuation. language_modeling has one of each.
+    An option is a context and its continuation. In multiple_choice, all have the same context, and
+    in schema, the same continuation. language_modeling has one option.
     """
 
-    contexts: tuple[str, ...]
-    continuations: tuple[str, ...]
+    options: tuple[tuple[str, str], ...]
     gold: int
-
-    @property
-    def options(self) -> int:
-        """The number of answers to choose from; 1 in language_modeling."""
-        return max(len(self.contexts), len(self.continuations))
-
-    def pair(self, option: int) -> tuple[str, str]:
-        """Return the context and the continuation of an option."""
-        return (
-            self.contexts[option if len(self.contexts) > 1 else 0],
-            self.continuations[option if len(self.continuations) > 1 else 0],
-        )
-
-
-def item_of(raw: Any, task_type: TaskType) -> Item:
-    """Return the item of a line of JSON. Raises ValueError that says what is wrong with it."""
-    if not isinstance(raw, dict):
-        raise ValueError(f"found a {type(raw).__name__} instead of a JSON object")
-    if task_type == "multiple_choice":
-        choices = _texts(raw, "choices")
-        return Item((_text(raw, "query"),), choices, _gold(raw, len(choices)))
-    continuation = _text(raw, "continuation")
-    if not continuation.strip():
-        raise ValueError("continuation is empty")
-    if task_type == "schema":
-        contexts = _texts(raw, "context_options")
-        return Item(contexts, (continuation,), _gold(raw, len(contexts)))
-    return Item((_text(raw, "context"),), (continuation,), 0)
-
-
-def _value(raw: dict[str, Any], key: str) -> Any:
-    if key not in raw:
-        raise ValueError(f"no {key!r}; its keys: {shown(', '.join(raw)) if raw else 'none'}")
-    return raw[key]
-
-
-def _text(raw: dict[str, Any], key: str) -> str:
-    value = _value(raw, key)
-    if not isinstance(value, str):
-        raise ValueError(f"{key} is {shown(value)}; expected text")
-    return whole_characters(value)
-
-
-def _texts(raw: dict[str, Any], key: str) -> tuple[str, ...]:
-    values = _value(raw, key)
-    if not isinstance(values, list) or not 2 <= len(values) <= MOST_OPTIONS:
-        raise ValueError(f"{key} is {shown(values)}; expected 2 to {MOST_OPTIONS} texts in a list")
-    wrong = next((value for value in values if not isinstance(value, str)), None)
-    if wrong is not None or None in values:
-        raise ValueError(f"{key} has {shown(wrong)} in it; expected texts")
-    return tuple(map(whole_characters, values))
-
-
-def _gold(raw: dict[str, Any], options: int) -> int:
-    gold = _value(raw, "gold")
-    if type(gold) is not int or not 0 <= gold < options:
-        raise ValueError(f"gold is {shown(gold)}; expected a whole number from 0 to {options - 1}")
-    return gold
-
-
-BASELINES = "eval_meta_data.csv"
-LABEL, BASELINE = "Eval Task", "Random baseline"
-DATA = "eval_data"
-MOST_SHOTS, MOST_TASKS = 64, 200
-LONGEST_NAME = 200
-# nanochat's. It decides which items a smaller measurement asks, and the number of each item.
-ORDER_SEED = 1337
 
 
 @dataclass(frozen=True)
@@ -189,150 +83,75 @@ class Bundle:
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Return the bundle in a folder or zip archive.
-
-    Raises BadInput that names the file and line of whatever is wrong, and OSError never.
-    """
-    with open_bundle(path) as files:
-        config = files.where(CONFIG)
-        listed = _listed(decoded(files.read(CONFIG, LARGEST_JOB), str(config)), config)
-        baselines = _baselines(files)
-        tasks: list[Task] = []
-        places: dict[str, str] = {}
-        for line, raw in listed:
-            where = f"{config}:{line}"
-            try:
-                task = _task(files, baselines, raw)
-            except ValueError as error:
-                raise BadInput(f"{where}: {error}") from None
-            if task.label in places:
-                raise BadInput(f"{where}: the label {task.label} is also at {places[task.label]}")
-            places[task.label] = where
-            tasks.append(task)
-        return Bundle(path, tuple(tasks), files.digest())
-
-
-def _items(content: bytes, file: Path, task_type: TaskType) -> list[Item]:
-    items = []
-    for where, line in numbered_lines(io.BytesIO(content), file):
-        raw = json_of_line(line, where)
-        try:
-            items.append(item_of(raw, task_type))
-        except ValueError as error:
-            raise BadInput(f"{where}: not an item of {task_type}: {error}") from None
-    return items
-
-
-# ---------------------------------------------------------------- core.yaml
-
-
-def _listed(text: str, where: Path) -> list[tuple[int, Any]]:
-    """Return each entry of `icl_tasks`, and its line."""
+    """Return the bundle in an archive. Raises BadInput for anything but the published archive."""
     try:
-        loader = BoundedLoader(text)
-        root = loader.get_single_node()
-        pairs = root.value if isinstance(root, yaml.MappingNode) else []
-        listed = next((value for key, value in pairs if key.value == "icl_tasks"), None)
-        if not isinstance(listed, yaml.SequenceNode) or not listed.value:
-            raise BadInput(f"{where}: no tasks: expected a list under the key icl_tasks")
-        if len(listed.value) > MOST_TASKS:
-            raise BadInput(f"{where}: {len(listed.value)} tasks; at most {MOST_TASKS} are read")
-        return [
-            (node.start_mark.line + 1, loader.construct_object(node, deep=True))
-            for node in listed.value
-        ]
-    except yaml.MarkedYAMLError as error:
-        raise unreadable(error, str(where)) from None
+        if path.is_dir():
+            raise _other(path, "a folder")
+        with open_file(path) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if sha256 != SHA256:
+                raise _other(path, f"a file with the sha256 {sha256}")
+            with zipfile.ZipFile(file) as archive:
+                return Bundle(path, *_contents(archive))
+    except OSError as error:
+        raise BadInput(
+            f"{path}: can't read this bundle of CORE ({error.strerror}). Download it: "
+            f"curl -fo eval_bundle.zip {URL}"
+        ) from None
 
 
-def _task(files: BundleFiles, baselines: Baselines, raw: Any) -> Task:
-    """Return the task of an entry. Raises ValueError that says what is wrong with it."""
-    if not isinstance(raw, dict):
-        raise ValueError(f"expected a task with label and icl_task_type, found {shown(raw)}")
-    label = _name(raw, "label")
-    kind = raw.get("icl_task_type")
-    if kind not in TASK_TYPES:
-        raise ValueError(
-            f"{label}: icl_task_type is {shown(kind)}; expected one of {', '.join(TASK_TYPES)}"
-            f"{closest(kind, TASK_TYPES)}"
-        )
-    shots = _shots(raw, label)
-    delimiter = raw.get("continuation_delimiter", " ")
-    if not isinstance(delimiter, str) or len(delimiter) > LONGEST_NAME:
-        raise ValueError(f"{label}: continuation_delimiter is {shown(delimiter)}; expected text")
-    name = f"{DATA}/{_name(raw, 'dataset_uri')}"
-    baseline = _baseline(files, baselines, label)
-    content = files.read(name)
-    items = _items(content, files.where(name), kind)
-    if len(items) <= shots:
-        raise ValueError(
-            f"{label} asks with {shots} examples, so it needs {shots + 1} items or more. "
-            f"{files.where(name)} has {len(items)}"
-        )
-    random.Random(ORDER_SEED).shuffle(items)
-    digest = hashlib.sha256(content).hexdigest()
-    return Task(label, kind, shots, delimiter, baseline, tuple(items), digest)
+def _other(path: Path, what: str) -> BadInput:
+    return BadInput(
+        f"{path}: expected the published archive of CORE's questions, with the sha256 {SHA256}, "
+        f"and found {what}. Other questions give another number than CORE. Download the archive, "
+        f"and do not unpack it: curl -fo eval_bundle.zip {URL}. If this gives another sha256 "
+        "again, the archive was published anew, and a newer Pion may know it. Questions of your "
+        "own are a pack (evaluate.packs)"
+    )
 
 
-def _shots(raw: dict[Any, Any], label: str) -> int:
-    shots = raw.get("num_fewshot")
-    first = shots[0] if isinstance(shots, list) and shots else None
-    if type(first) is not int or not 0 <= first <= MOST_SHOTS:
-        raise ValueError(
-            f"{label}: num_fewshot is {shown(shots)}; expected a list with a whole number from 0 "
-            f"to {MOST_SHOTS}"
-        )
-    return first
+def _contents(archive: zipfile.ZipFile) -> tuple[tuple[Task, ...], str]:
+    """Return the tasks in an archive, and the digest of the files that have them."""
+    digests: dict[str, str] = {}
 
+    def read(name: str) -> bytes:
+        content = archive.read(f"eval_bundle/{name}")
+        digests[name] = hashlib.sha256(content).hexdigest()
+        return content
 
-def _name(raw: dict[Any, Any], key: str) -> str:
-    value = raw.get(key)
-    if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_NAME:
-        raise ValueError(f"{key} is {shown(value)}; expected a name")
-    if not value.isprintable():
-        raise ValueError(f"{key} is {shown(value)}; it has characters that can't be shown")
-    return value
-
-
-# ---------------------------------------------------------------- baselines
-
-
-# The texts of a label's baselines in percent, each with its file and line.
-Baselines = Mapping[str, Sequence[tuple[str | None, str]]]
-
-
-def _baselines(files: BundleFiles) -> Baselines:
-    """Return what the file says of each label; a bundle need not have all these tasks."""
-    file = files.where(BASELINES)
-    reader = csv.DictReader(io.StringIO(decoded(files.read(BASELINES, LARGEST_RECORD), str(file))))
-    found: dict[str, list[tuple[str | None, str]]] = {}
-    try:
-        if not {LABEL, BASELINE} <= set(reader.fieldnames or ()):
-            raise BadInput(f"{file}:1: no column {LABEL!r} or no column {BASELINE!r}")
-        for row in reader:
-            place = f"{file}:{reader.line_num}"
-            found.setdefault(row[LABEL], []).append((row[BASELINE], place))
-    except csv.Error as error:
-        raise BadInput(f"{file}:{reader.line_num + 1}: not CSV: {error}") from None
-    return found
-
-
-def _baseline(files: BundleFiles, baselines: Baselines, label: str) -> float:
-    """Return the baseline of a task, as a share. Raises ValueError if it has none."""
-    shares: list[float] = []
-    for text, where in baselines.get(label, ()):
-        try:
-            percent = float(text or "")
-        except ValueError:
-            percent = math.nan
-        if not 0 <= percent < 100:
-            raise BadInput(
-                f"{where}: the baseline of {label} is {shown(text)}; expected a number of percent "
-                "from 0 to below 100"
+    rows = csv.DictReader(io.StringIO(read("eval_meta_data.csv").decode()))
+    baselines = {row["Eval Task"]: 0.01 * float(row["Random baseline"]) for row in rows}
+    tasks = []
+    for task in yaml.safe_load(read("core.yaml"))["icl_tasks"]:
+        name = f"eval_data/{task['dataset_uri']}"
+        items = _items(read(name), task["icl_task_type"])
+        tasks.append(
+            Task(
+                label=task["label"],
+                task_type=task["icl_task_type"],
+                shots=task["num_fewshot"][0],
+                delimiter=task.get("continuation_delimiter", " "),
+                baseline=baselines[task["label"]],
+                items=items,
+                data_digest=digests[name],
             )
-        shares.append(0.01 * percent)
-        if shares[-1] != shares[0]:
-            raise BadInput(f"{where}: {label} has another baseline in an earlier line")
-    if not shares:
-        raise ValueError(f"the label {label} has no baseline in {files.where(BASELINES)}")
-    return shares[0]
+        )
+    lines = (f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    return tuple(tasks), hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _items(content: bytes, task_type: TaskType) -> tuple[Item, ...]:
+    """Return the items of a JSON Lines file in the order in which they are numbered."""
+    items = []
+    for line in content.splitlines():
+        raw = json.loads(line)
+        contexts, continuations = (_texts(raw[key]) for key in ITEM_KEYS[task_type])
+        options = tuple(itertools.product(contexts, continuations))
+        items.append(Item(options, raw.get("gold", 0)))
+    random.Random(ORDER_SEED).shuffle(items)
+    return tuple(items)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    texts: Sequence[str] = [value] if isinstance(value, str) else value
+    return tuple(map(whole_characters, texts))

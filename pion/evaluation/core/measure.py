@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.evaluation.core.bundle import CORE_TASKS, Bundle, Task
+from pion.evaluation.core.bundle import Bundle, Task
 from pion.evaluation.core.rows import passages_of
 from pion.evaluation.core.scoring import NO_CHOICE, Answer, answer_task
 from pion.evaluation.held_out import Scorer
@@ -28,6 +28,13 @@ MUCH_CROPPED = 0.1
 DEFAULT_ITEMS = 500
 # Examples and questions of most tasks are longer. What is left of them is another benchmark.
 SHORTEST_CONTEXT = 256
+# The shares of right answers by guessing that DCLM corrected on 5 September 2025: those of before
+# (v1), by which nanochat and the published numbers are centred, and those of after (v2).
+CORRECTED = {
+    "commonsense_qa": (0.01 * 20, 0.01 * 40.3),
+    "agi_eval_lsat_ar": (0.01 * 20, 0.01 * 25),
+    "bigbench_language_identification": (0.01 * 9.1, 0.01 * 25),
+}
 
 
 def measure_task(
@@ -70,8 +77,8 @@ def task_result(task: Task, answers: Sequence[Answer]) -> TaskResult:
     accuracy, sem = _accuracy(credits, passages)
     if not_finite:
         accuracy = sem = math.nan
-    rows = sum(item.options for item in task.items[: len(answers)])
-    v1, v2 = baselines_of(task)
+    rows = sum(len(item.options) for item in task.items[: len(answers)])
+    v1, v2 = CORRECTED.get(task.label, (task.baseline, task.baseline))
     places = choices if task.task_type == "multiple_choice" else []
     votes = Counter(choice for choice in places if choice != NO_CHOICE).most_common(1)
     return TaskResult(
@@ -112,11 +119,10 @@ def core_result(
     dtype: str = "float32",
 ) -> CoreResult:
     """Return the mean of the results of all tasks of a bundle; see `CoreResult`."""
-    not_core = tuple(_differences(bundle))
     return CoreResult(
         rule=RULE,
-        name=f"mean of {len(tasks)} task{'s' * (len(tasks) > 1)}" if not_core else "CORE",
-        not_core=not_core,
+        name="CORE",
+        not_core=(),
         value=math.fsum(one.centred for one in tasks) / len(tasks),
         sem=_mean_sem(tasks, [one.baseline for one in tasks]),
         value_v2=math.fsum(one.centred_v2 for one in tasks) / len(tasks),
@@ -128,45 +134,6 @@ def core_result(
         bundle_digest=bundle.digest,
         tasks=tuple(tasks),
     )
-
-
-def baselines_of(task: Task) -> tuple[float, float]:
-    """Return a task's baselines v1 and v2: of CORE's tasks the published ones, if the bundle has
-    one of these two, and otherwise the bundle's own."""
-    published = CORE_TASKS.get(task.label)
-    if published is None or not _is_one_of(task.baseline, published.v1, published.v2):
-        return task.baseline, task.baseline
-    return 0.01 * published.v1, 0.01 * published.v2
-
-
-def _is_one_of(baseline: float, *percents: float) -> bool:
-    return any(math.isclose(baseline, 0.01 * percent, abs_tol=1e-9) for percent in percents)
-
-
-def _differences(bundle: Bundle) -> list[str]:
-    """Return what differs between the bundle's tasks and CORE's."""
-    found = []
-    by_label = {task.label: task for task in bundle.tasks}
-    missing, more = CORE_TASKS.keys() - by_label.keys(), by_label.keys() - CORE_TASKS.keys()
-    if missing:
-        found.append(f"{len(missing)} of CORE's {len(CORE_TASKS)} tasks are missing")
-    if more:
-        found.append(f"{len(more)} tasks are not CORE's, such as {min(more)}")
-    for label, published in CORE_TASKS.items():
-        task = by_label.get(label)
-        if task is None:
-            continue
-        if (task.task_type, task.shots) != (published.task_type, published.shots):
-            found.append(
-                f"{label} is {task.task_type} with {task.shots} examples, and CORE's is "
-                f"{published.task_type} with {published.shots}"
-            )
-        if not _is_one_of(task.baseline, published.v1, published.v2):
-            found.append(
-                f"{label} has the baseline {100 * task.baseline:.4g} %, and CORE's is "
-                f"{published.v1:g} % (v1) or {published.v2:g} % (v2)"
-            )
-    return found
 
 
 # ---------------------------------------------------------------- errors

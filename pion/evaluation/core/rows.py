@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.evaluation.core.bundle import WITH_PASSAGES, Item, Task
+from pion.evaluation.core.bundle import WITH_PASSAGES, Task
 
 SHOTS_SEED = 1234
 AFTER_EXAMPLE = "\n\n"
@@ -38,29 +38,22 @@ def prompts_of(task: Task, number: int) -> tuple[tuple[str, ...], str]:
     Of schema, each option has its own text before the answer, but none is needed, and this is "".
     """
     item = task.items[number]
-    examples = "".join(
-        _pair(task, task.items[i], task.items[i].gold) + AFTER_EXAMPLE
-        for i in draw_examples(len(task.items), number, task.shots)
-    )
-    whole = tuple(examples + _pair(task, item, option) for option in range(item.options))
+    drawn = (task.items[i] for i in draw_examples(len(task.items), number, task.shots))
+    examples = "".join(_text(task, *one.options[one.gold]) + AFTER_EXAMPLE for one in drawn)
+    whole = tuple(examples + _text(task, *option) for option in item.options)
     if task.task_type == "schema":
         return whole, ""
-    context, _ = item.pair(0)
-    before = examples + _context(task, context) + task.delimiter
+    before = examples + _text(task, item.options[0][0], "")
     if task.task_type == "language_modeling":
         # Otherwise, the space before the answer would be a token that the whole text does not have.
         before = before.rstrip()
     return whole, before
 
 
-def _pair(task: Task, item: Item, option: int) -> str:
-    context, continuation = item.pair(option)
-    return _context(task, context) + task.delimiter + continuation
-
-
-def _context(task: Task, context: str) -> str:
-    """Return a context as it is shown: only those of language_modeling lose their white space."""
-    return context.strip() if task.task_type == "language_modeling" else context
+def _text(task: Task, context: str, continuation: str) -> str:
+    """Return a text of the task. Only contexts of language_modeling lose their white space."""
+    shown = context.strip() if task.task_type == "language_modeling" else context
+    return shown + task.delimiter + continuation
 
 
 # ---------------------------------------------------------------- rows
@@ -183,6 +176,6 @@ def passages_of(task: Task, count: int) -> list[str] | None:
     """Return the passage of each of the first `count` items; None if they are independent."""
     if task.label not in WITH_PASSAGES:
         return None
-    contexts = [item.contexts[0] for item in task.items]
+    contexts = [item.options[0][0] for item in task.items]
     start = common_prefix(contexts)
     return [context[start : start + PASSAGE_CHARS] for context in contexts[:count]]

@@ -104,6 +104,6 @@ def _items_of_task(task: Task) -> list[Item]:
     """Return the items of a task of CORE, each with its right answer."""
     passages = passages_of(task, len(task.items)) or [""] * len(task.items)
     return [
-        Item(*item.pair(item.gold), passage)
+        Item(*item.options[item.gold], passage)
         for item, passage in zip(task.items, passages, strict=True)
     ]

@@ -29,7 +29,7 @@ from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.stores import FileStore
 
-# The files in a folder that a run may read: of a model, of a run, of a task or of CORE's questions.
+# The files in a folder that a run may read: of a model, of a run or of a task.
 READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".yaml", ".csv")
 # Of a folder with more bytes, the largest part is named.
 MANY_BYTES = 100_000_000

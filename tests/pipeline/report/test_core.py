@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from pion.evaluation.core.bundle import CORE_TASKS
 from pipeline.report.core import ASKS, COLUMNS, SEED, core_blocks, core_in_brief, core_in_words
 from tests.pion.evaluation.core.test_measure_results import of_core
 
@@ -18,10 +17,6 @@ def changed(task, **values):
 def row(results, task=0):
     table = core_blocks(results, brief=False)[-1]
     return list(table.rows[task])
-
-
-def test_every_task_of_core_is_explained():
-    assert ASKS.keys() == CORE_TASKS.keys()
 
 
 def test_a_reader_who_knows_nothing_of_centring_can_read_the_table():

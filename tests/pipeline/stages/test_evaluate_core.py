@@ -13,7 +13,7 @@ from pion.evaluation.item_scores import difference, unpack
 from pipeline.report.core import core_in_words
 from pipeline.state.record_json import finite_json
 from tests.pipeline.stages.test_evaluate import Folder, World
-from tests.support.core_bundle import items, write_bundle
+from tests.support.core_bundle import items, pinned, write_bundle
 
 TASKS = ["made_up_choice", "made_up_schema", "made_up_words"]
 
@@ -21,8 +21,9 @@ TASKS = ["made_up_choice", "made_up_schema", "made_up_words"]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     made = World(tmp_path_factory.mktemp("world"))
-    write_bundle(made.root / "bundle")
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        pinned(patch, write_bundle(made.root / "b.zip"))
+        yield made
 
 
 class Stored(Folder):
@@ -33,7 +34,7 @@ class Stored(Folder):
 
 
 def job(world, **core):
-    asked = {"path": "bundle", "items": 7, "cropped": True, **core}
+    asked = {"path": "b.zip", "items": 7, "cropped": True, **core}
     return world.job(core=asked, ngram_order=0, continuations=0)
 
 
@@ -50,7 +51,7 @@ def test_every_model_is_asked_and_the_answers_are_kept_apart(world):
         assert credits.mean() == pytest.approx(core["tasks"][0]["accuracy"])
     assert "evaluate: pretrain model on 7 items of made_up_choice" in said
     assert results["pretrain"]["core"] != results["sft"]["core"]
-    assert core_in_words(results["sft"]["core"]).startswith("mean of 3 tasks ")
+    assert core_in_words(results["sft"]["core"]).startswith("CORE ")
 
 
 @pytest.mark.parametrize("room", [pytest.param(2, marks=pytest.mark.soak), 3, 7])
@@ -65,14 +66,12 @@ def test_an_interruption_at_a_task_gives_the_same_bytes(world, room):
     assert said == every[room:]
 
 
-def test_changed_questions_are_asked_again_and_no_others(world, tmp_path):
-    write_bundle(tmp_path)
-    parts, changed = Folder(), job(world, path=str(tmp_path))
-    world.run(changed, parts)
-    lines = items()
+def test_changed_questions_are_asked_again_and_no_others(world, tmp_path, monkeypatch):
+    parts, lines = Folder(), items()
+    world.run(job(world), parts)
     lines["schema/pronouns.jsonl"][0]["continuation"] = "was another one."
-    write_bundle(tmp_path, lines=lines)
-    _, said = world.run(changed, parts)
+    changed = pinned(monkeypatch, write_bundle(tmp_path / "b.zip", lines=lines))
+    _, said = world.run(job(world, path=str(changed)), parts)
     assert said == [
         f"evaluate: {model} model on 7 items of made_up_schema" for model in ("pretrain", "sft")
     ]
@@ -126,7 +125,7 @@ def test_logits_that_are_not_numbers_are_no_wrong_answers(world, tmp_path):
     [
         ({"cropped": False}, "evaluate.core: the model's context has 64 tokens. CORE needs"),
         ({"path": "nowhere"}, "can't read"),
-        ({"path": "tokenizer.json"}, "can't read"),
+        ({"path": "."}, "expected the published archive"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(world, core, message):

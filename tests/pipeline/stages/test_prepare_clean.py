@@ -12,7 +12,7 @@ from pion.errors import BadInput
 from pipeline.data.cleaning import judged
 from pipeline.job.file import load_job
 from pipeline.machine.kill_points import HALT_AT
-from tests.support.core_bundle import write_bundle
+from tests.support.core_bundle import pinned, write_bundle
 from tests.support.corpora import files_of, job_by_file, prepare, prepared, sentences, texts_of
 from tests.support.planted_copies import near_copy, plant
 from tests.support.waiting import wait_until
@@ -158,9 +158,9 @@ def test_a_document_to_train_on_that_holds_an_item_is_left_out(named, tmp_path):
     assert 0 < found["control"]["share"] < 0.1
 
 
-def test_a_made_up_core_bundle_is_read_task_by_task(tmp_path):
-    write_bundle(tmp_path / "bundle")
-    job = job_of(tmp_path, texts(), clean={"decontaminate": ["bundle"]})
+def test_a_made_up_core_bundle_is_read_task_by_task(tmp_path, monkeypatch):
+    pinned(monkeypatch, write_bundle(tmp_path / "b.zip"))
+    job = job_of(tmp_path, texts(), clean={"decontaminate": ["b.zip"]})
     found = prepared(job, tmp_path / "data").report["cleaned"]["sets"]
     assert [one["name"] for one in found] == ["made_up_choice", "made_up_schema", "made_up_words"]
     assert all(one["items"] == 12 for one in found)
@@ -272,7 +272,10 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_and_the_same_receipt
             {"decontaminate": ["texts0.jsonl"]},
             r"data\.clean\.decontaminate\.0: .*jsonl:1: not a qu",
         ),
-        ({"decontaminate": ["."]}, r"data\.clean\.decontaminate\.0: .*core\.yaml"),
+        (
+            {"decontaminate": ["."]},
+            r"data\.clean\.decontaminate\.0: .*expected the published archive",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_key(clean, words, tmp_path):

@@ -24,7 +24,7 @@ KINDS = {
         "reinforce",
     ),
     "evaluate.packs.0": ({"evaluate__packs": ["a pack (1).jsonl"]}, "a pack (1).jsonl", "evaluate"),
-    "evaluate.core.path": ({"evaluate__core": {"path": "core"}}, "core/core.yaml", "evaluate"),
+    "evaluate.core.path": ({"evaluate__core": {"path": "core.zip"}}, "core.zip", "evaluate"),
     "evaluate.text": ({"evaluate__text": "texts"}, "texts/a.txt", "evaluate"),
     "evaluate.lm_eval.include_path": (
         {"evaluate__lm_eval": {"include_path": "tasks"}},

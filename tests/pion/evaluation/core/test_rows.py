@@ -4,9 +4,9 @@ import hashlib
 
 import pytest
 
-from pion.evaluation.core.bundle import Item, Task
+from pion.evaluation.core.bundle import Task
 from pion.evaluation.core.rows import draw_examples, prompts_of
-from tests.support.core_bundle import choice_lines
+from tests.support.core_bundle import choice_lines, item_of
 
 # sha256 of the drawn numbers of 200 items, by (items, shots): another Python must draw the same.
 GOLDEN = {
@@ -37,7 +37,7 @@ def test_an_item_is_never_its_own_example_and_each_other_item_can_be():
 def test_the_order_of_the_items_is_the_one_of_the_published_numbers(made_up):
     """It decides which items a smaller measurement asks."""
     in_file = [line["query"] for line in choice_lines()]
-    numbers = [in_file.index(item.contexts[0]) for item in made_up.tasks[0].items]
+    numbers = [in_file.index(item.options[0][0]) for item in made_up.tasks[0].items]
     assert numbers == [6, 0, 1, 4, 10, 7, 3, 11, 2, 5, 8, 9]
 
 
@@ -46,8 +46,8 @@ def task_of(task_type, shots, delimiter, *items):
 
 
 def test_a_query_is_not_stripped_and_its_choices_follow_the_delimiter():
-    asked = Item((" How?\n",), ("so", " thus "), 1)
-    example = Item(("Why? ",), ("because", "so what"), 0)
+    asked = item_of((" How?\n",), ("so", " thus "), 1)
+    example = item_of(("Why? ",), ("because", "so what"), 0)
     whole, shown = prompts_of(task_of("multiple_choice", 1, "\nAnswer: ", asked, example), 0)
     before = "Why? \nAnswer: because\n\n How?\n\nAnswer: "
     assert whole == (f"{before}so", f"{before} thus ")
@@ -55,19 +55,21 @@ def test_a_query_is_not_stripped_and_its_choices_follow_the_delimiter():
 
 
 def test_a_schema_shows_the_right_context_of_an_example():
-    asked = Item(("The cat saw it. It", "The dog saw it. It"), ("ran.",), 0)
-    whole, _ = prompts_of(task_of("schema", 1, " ", asked, Item(("A ", "B "), ("slept.",), 1)), 0)
+    asked = item_of(("The cat saw it. It", "The dog saw it. It"), ("ran.",), 0)
+    whole, _ = prompts_of(
+        task_of("schema", 1, " ", asked, item_of(("A ", "B "), ("slept.",), 1)), 0
+    )
     assert whole == ("B  slept.\n\nThe cat saw it. It ran.", "B  slept.\n\nThe dog saw it. It ran.")
 
 
 def test_contexts_to_continue_are_stripped_and_their_continuations_are_not():
-    asked = Item(("  one two \n",), ("three ",), 0)
-    example = Item(("\tfour ",), (" five",), 0)
+    asked = item_of(("  one two \n",), ("three ",), 0)
+    example = item_of(("\tfour ",), (" five",), 0)
     whole, shown = prompts_of(task_of("language_modeling", 1, " ", asked, example), 0)
     assert whole == ("four  five\n\none two three ",)
     assert shown == "four  five\n\none two"
 
 
 def test_without_examples_nothing_comes_first():
-    asked = Item(("one",), ("two",), 0)
+    asked = item_of(("one",), ("two",), 0)
     assert prompts_of(task_of("language_modeling", 0, " ", asked), 0)[0] == ("one two",)

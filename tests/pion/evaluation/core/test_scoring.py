@@ -12,7 +12,7 @@ from pion.evaluation.core.rows import prompts_of
 from pion.evaluation.core.scoring import NO_CHOICE, answer_task
 from pion.evaluation.held_out import Scorer
 from tests.pion.evaluation.core.frozen import CASES, nanochat_choices
-from tests.support.core_bundle import TASKS, items
+from tests.support.core_bundle import TASKS, item_of, items
 from tests.support.known_models import OnSmallGpu, constant, decoder
 from tests.support.plain_core import plain_scores
 from tests.support.prefix_model import PrefixModel
@@ -102,8 +102,8 @@ def test_batch_sizes_and_running_out_of_memory_do_not_change_a_choice(kind, made
 
 def test_choices_of_one_token_cost_one_row(made_up):
     tokenizer = tokenizer_of("gpt2")
-    letters = Item(("Which one? A. here B. there",), ("A", "B"), 0)
-    phrases = Item(("Which one?",), ("A place", "B place"), 0)
+    letters = item_of(("Which one? A. here B. there",), ("A", "B"), 0)
+    phrases = item_of(("Which one?",), ("A place", "B place"), 0)
     model = PrefixModel.of(tokenizer, 64)
     answers(model, tokenizer, task_of(letters, phrases))
     assert sum(model.rows_seen) == 3  # their nats are the plain scorer's: see above
@@ -112,8 +112,8 @@ def test_choices_of_one_token_cost_one_row(made_up):
 def test_a_choice_that_another_begins_with_is_scored_from_the_end_of_the_context():
     """nanochat's code takes the mean of nothing there, and calls the first choice the best."""
     tokenizer = tokenizer_of("gpt2")
-    item = Item(("Where is it?",), ("here", "here it is"), 0)
-    swapped = Item(item.contexts, item.continuations[::-1], 1)
+    item = item_of(("Where is it?",), ("here", "here it is"), 0)
+    swapped = Item(item.options[::-1], 1)
     for seed in range(4):
         model = PrefixModel.of(tokenizer, 64, seed)
         first, second = answers(model, tokenizer, task_of(item, swapped))
@@ -126,8 +126,8 @@ def test_a_choice_that_another_begins_with_is_scored_from_the_end_of_the_context
 def test_equal_choices_and_all_ties_share_the_credit():
     tokenizer = tokenizer_of("gpt2")
     knows_nothing = constant([0.0] * tokenizer.vocab_size, 64)
-    item = Item(("Is it so?",), ("yes it is", "no, never", "no"), 1)
-    equal = Item(("Is it so?",), ("yes", "yes"), 0)
+    item = item_of(("Is it so?",), ("yes it is", "no, never", "no"), 1)
+    equal = item_of(("Is it so?",), ("yes", "yes"), 0)
     one, two = answers(knows_nothing, tokenizer, task_of(item, equal))
     assert (one.credit, one.choice, one.tied) == (1 / 3, NO_CHOICE, True)
     assert (two.credit, two.asked.odd) == (0.5, True)
@@ -140,11 +140,13 @@ def test_a_token_across_the_border_belongs_to_the_answer_and_is_counted():
     wanted = tokenizer.encode(" list")
     assert len(wanted) == 1
     knows = constant([9.0 if i == wanted[0] else 0.0 for i in range(tokenizer.vocab_size)], 64)
-    task = task_of(Item(("Here is a li",), ("st",), 0), task_type="language_modeling", delimiter="")
+    task = task_of(
+        item_of(("Here is a li",), ("st",), 0), task_type="language_modeling", delimiter=""
+    )
     (one,) = answers(knows, tokenizer, task)
     assert one.asked.joined
     assert one.credit == 1
-    apart = task_of(Item(("Here is a",), ("list",), 0), task_type="language_modeling")
+    apart = task_of(item_of(("Here is a",), ("list",), 0), task_type="language_modeling")
     assert not answers(knows, tokenizer, apart)[0].asked.joined
 
 
@@ -153,14 +155,14 @@ def test_an_answer_longer_than_the_context_is_wrong_and_counted(task_type):
     tokenizer = tokenizer_of("gpt2")
     long = "the list of items " * 8
     item = {
-        "multiple_choice": Item(("It is",), (f"a {long}", f"b {long}"), 0),
-        "language_modeling": Item(("It is",), (long,), 0),
-        "schema": Item(("It is", "That is"), (long,), 0),
+        "multiple_choice": item_of(("It is",), (f"a {long}", f"b {long}"), 0),
+        "language_modeling": item_of(("It is",), (long,), 0),
+        "schema": item_of(("It is", "That is"), (long,), 0),
     }[task_type]
     model = PrefixModel.of(tokenizer, 16)
     (one,) = answers(model, tokenizer, task_of(item, task_type=task_type))
     assert one.asked.unscored
-    assert one.asked.cropped == item.options
+    assert one.asked.cropped == len(item.options)
     assert (one.credit, one.choice, one.finite) == (0, NO_CHOICE, True)
     assert model.rows_seen == []
 
@@ -168,7 +170,7 @@ def test_an_answer_longer_than_the_context_is_wrong_and_counted(task_type):
 def test_an_answer_that_just_fits_is_scored():
     """The token before the answer must be there too, for it predicts the answer's first token."""
     tokenizer = tokenizer_of("gpt2")
-    task = task_of(Item(("It is",), ("list key tool",), 0), task_type="language_modeling")
+    task = task_of(item_of(("It is",), ("list key tool",), 0), task_type="language_modeling")
     length = len(tokenizer.encode(" list key tool"))
     fits = answers(PrefixModel.of(tokenizer, length + 1), tokenizer, task)
     short = answers(PrefixModel.of(tokenizer, length), tokenizer, task)
@@ -177,7 +179,7 @@ def test_an_answer_that_just_fits_is_scored():
 
 def test_an_item_without_any_token_to_score_is_wrong_and_counted():
     tokenizer = tokenizer_of("gpt2")
-    empty = task_of(Item(("",), ("", ""), 0), delimiter="")
+    empty = task_of(item_of(("",), ("", ""), 0), delimiter="")
     (one,) = answers(PrefixModel.of(tokenizer, 16), tokenizer, empty)
     assert (one.asked.unscored, one.credit) == (True, 0)
 

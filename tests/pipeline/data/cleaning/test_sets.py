@@ -13,18 +13,18 @@ from pipeline.data.cleaning import sets
 from pipeline.data.cleaning.receipt import judge, verdict
 from pipeline.data.cleaning.sets import draw_control
 from pipeline.data.sources import find_input
-from tests.support.core_bundle import write_bundle, zip_bundle
+from tests.support.core_bundle import pinned, write_bundle
 from tests.support.corpora import make_job, sentences
 from tests.support.overlap_texts import Prose, searched, text_of
 
 
 @pytest.fixture
-def job(tmp_path):
+def job(tmp_path, monkeypatch):
     lines = (json.dumps({"text": sentences(n, 6)}) + "\n" for n in range(2000))
     (tmp_path / "corpus.jsonl").write_text("".join(lines))
     question = {"context": f"{sentences(1, 3)} ", "choices": ["no", "that ship sings"], "answer": 1}
     (tmp_path / "pack.jsonl").write_text(json.dumps(question) + "\n")
-    zip_bundle(write_bundle(tmp_path / "bundle"), tmp_path / "core.zip")
+    pinned(monkeypatch, write_bundle(tmp_path / "core.zip"))
     source = {"kind": "jsonl", "path": "corpus.jsonl"}
     clean = {"decontaminate": ["core.zip", "pack.jsonl"]}
     return make_job(tmp_path, data={"sources": [source], "clean": clean})

@@ -8,7 +8,7 @@ from pion.errors import BadInput
 from pipeline.rent.check.clean import check_clean
 from pipeline.rent.check.inputs import local_inputs
 from tests.pipeline.rent.check.checked_job import Case
-from tests.support.core_bundle import write_bundle
+from tests.support.core_bundle import pinned, write_bundle
 
 CLEAN = {
     "near": 0.7,
@@ -16,15 +16,15 @@ CLEAN = {
     "max_words": 1000,
     "max_repetition": 0.25,
     "languages": ["English", "German"],
-    "decontaminate": ["pack.jsonl", "bundle"],
+    "decontaminate": ["pack.jsonl", "b.zip"],
 }
 
 
 @pytest.fixture
-def case(tmp_path):
+def case(tmp_path, monkeypatch):
     question = {"context": "Which? ", "choices": ["this", "that"], "answer": 1}
     (tmp_path / "pack.jsonl").write_text(json.dumps(question) + "\n")
-    write_bundle(tmp_path / "bundle")
+    pinned(monkeypatch, write_bundle(tmp_path / "b.zip"))
     return Case(tmp_path)
 
 
@@ -55,13 +55,13 @@ def test_a_pack_that_the_text_is_not_cleaned_of_is_a_warning(case):
 
 
 def test_a_set_that_cannot_be_read_is_refused_with_its_key(case):
-    (case.folder / "bundle" / "core.yaml").unlink()
-    with pytest.raises(BadInput, match=r"^data\.clean\.decontaminate\.1: .*core\.yaml"):
+    (case.folder / "b.zip").write_text("other")
+    with pytest.raises(BadInput, match=r"^data\.clean\.decontaminate\.1: .*b\.zip: expected the"):
         list(check_clean(case.job(data__clean=CLEAN)))
 
 
 def test_the_sets_travel_to_a_rented_machine_unless_the_data_is_prepared(case):
     job = case.job(data__clean=CLEAN)
     keys = {each.key: each.file for each in local_inputs(job, prepared=False)}
-    assert keys["data.clean.decontaminate.1"] == (case.folder / "bundle").resolve()
+    assert keys["data.clean.decontaminate.1"] == (case.folder / "b.zip").resolve()
     assert not any("clean" in each.key for each in local_inputs(job, prepared=True))
