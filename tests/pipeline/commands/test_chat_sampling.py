@@ -40,7 +40,7 @@ def test_a_prompt_longer_than_the_context_is_refused(here, pion):
 
 
 def test_nothing_is_printed_before_an_error(here, pion, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise BadInput("the model failed")
         yield ""
 

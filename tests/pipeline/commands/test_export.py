@@ -18,7 +18,7 @@ def test_export_writes_a_folder_that_pion_and_transformers_load(here, pion):
 @pytest.mark.parametrize(
     ("model", "arguments", "words"),
     [
-        ({}, "out --as qwen3_moe", "the model can't be exported as qwen3_moe: Qwen3Moe needs expe"),
+        ({}, "out --as qwen3_moe", "the model can't be exported as qwen3_moe: Qwen3Moe does not"),
         ({}, "out --type q8_0", "Name a file such as out.gguf"),
         ({}, "demo.gguf --type q4_k_m", "pion export demo demo-f16.gguf"),  # without llama.cpp
         ({"softcap": 15.0}, "out.gguf", "GGUF can't express this model"),
