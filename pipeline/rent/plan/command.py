@@ -112,8 +112,7 @@ def show_plan(
         return 0
     # Without prices, the reason comes first: below the table, nobody looks for it.
     above = [] if any(row.offer.price for row in rows) else list(compared.notes)
-    for note in above:
-        show_table(Text(f"· {printable(note)}"), "dim")
+    _show_notes(above)
     tokens = rows[0].tokens if rows else 0
     title = f"{plan.name}: {amount(tokens)} tokens ({', '.join(plan.train_stages)})"
     this = {"GPU": "here", "way": "own", "time": _or_unknown(here, duration)}
@@ -124,10 +123,14 @@ def show_plan(
     for row in rows[:1]:
         title = f"phases of pretrain on {row.offer.gpu or 'CPU'}"
         _show_rows(title, _phases(phases, row, compared.num_nodes))
-    for note in (note for note in notes if note not in above):
+    _show_notes(note for note in notes if note not in above)
+    return 0
+
+
+def _show_notes(notes: Iterable[str]) -> None:
+    for note in notes:
         style = "yellow" if note.startswith("warning: ") else "dim"
         show_table(Text(f"· {printable(note)}"), style)
-    return 0
 
 
 def _rows_and_notes(job: Job, compared: Compared, known: Known) -> tuple[list[Estimate], list[str]]:
