@@ -146,7 +146,15 @@ def _rehearsed(p: Proposal, folder: Path) -> tuple[Proposal, DataOfStages]:
             lines = (json.dumps(one.record, default=str) + "\n" for one in data.contents)
             path.write_text("".join(lines), encoding="utf-8")
         sources[data.stage].append(source_of(data, path, p.options.folder))
-    tried, stages = _holding_out(p, sources, folder)
+    try:
+        tried, stages = _holding_out(p, sources, folder)
+    except BadInput as error:
+        # What a template adds to a conversation, such as SmolLM3's system message, is not measured.
+        longer = re.search(r"With \w+\.seq_len=(\d+)", str(error))
+        tuning = longer and _tuning(p, int(longer[1]))
+        if not tuning or tuning.seq_len == p.tuning.seq_len:
+            raise
+        tried, stages = _holding_out(replace(p, tuning=tuning), sources, folder)
     stage = stages.get(p.last)
     if tried.tuning is None or stage is None:
         return tried, stages

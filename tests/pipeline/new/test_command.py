@@ -16,7 +16,9 @@ from pipeline.stages.prepare import prepare_part
 from tests.paths import REPOSITORY
 from tests.pipeline.new.conftest import made, refused
 from tests.support import own_data
+from tests.support.chat_templates import CHATML
 from tests.support.hub_server import hub_server
+from tests.support.instruct_model import write_instruct_model
 from tests.support.published_models import publish
 
 CHATS = (
@@ -137,6 +139,14 @@ def shortened(number, record):
     if number % 12:
         record["messages"][-1]["content"] = "Yes."
     return record
+
+
+def test_rows_have_room_for_what_a_template_adds(here, pion, sky_home):
+    system = "<|im_start|>system\n" + "You are a helpful assistant. " * 40 + "<|im_end|>\n"
+    settings = {"max_position_embeddings": 1024}
+    base = write_instruct_model(here / "base", "smollm2", system + CHATML, **settings)
+    job, _ = made(pion, edited(shortened)(here), "--from", str(base))
+    assert job.sft.seq_len > 256
 
 
 PREPARED = [
