@@ -151,10 +151,10 @@ def _rehearsed(p: Proposal, folder: Path) -> tuple[Proposal, DataOfStages]:
     except BadInput as error:
         # What a template adds to a conversation, such as SmolLM3's system message, is not measured.
         longer = re.search(r"With \w+\.seq_len=(\d+)", str(error))
-        tuning = longer and _tuning(p, int(longer[1]))
-        if not tuning or tuning.seq_len == p.tuning.seq_len:
+        if longer is None:
             raise
-        tried, stages = _holding_out(replace(p, tuning=tuning), sources, folder)
+        p = replace(p, tuning=_tuning(p, int(longer[1])))
+        tried, stages = _holding_out(p, sources, folder)
     stage = stages.get(p.last)
     if tried.tuning is None or stage is None:
         return tried, stages

@@ -298,6 +298,8 @@ def _positions(config: ModelConfig) -> str:
         rotary += f", scaled by {scaling.factor:g}"
         if scaling.kind != "linear":
             rotary += f" from a context of {scaling.original_max_position_embeddings:,} tokens"
+    if config.heads is not None and config.heads.unrotated_layers:
+        rotary += f", not in layers {', '.join(map(str, config.heads.unrotated_layers))}"
     theta = None if config.windows is None else config.windows.rope_theta
     return rotary if theta is None else f"{rotary}; with a window, θ = {theta:,.0f}"
 

@@ -264,6 +264,8 @@ def test_the_card_says_which_layers_see_what_and_how_positions_are_told():
     linear = {"kind": "linear", "factor": 8, "original_max_position_embeddings": 1}
     config = ModelConfig.preset("pion-nano", windows=windows, rope_theta=1e6, rope_scaling=linear)
     assert _positions(config) == "rotary, θ = 1,000,000, scaled by 8; with a window, θ = 10,000"
+    config = ModelConfig.preset("pion-nano", heads={"unrotated_layers": [1, 3]})
+    assert _positions(config) == "rotary, θ = 10,000, not in layers 1, 3"
 
 
 @pytest.mark.parametrize(
