@@ -42,7 +42,7 @@ def test_a_model_is_tuned_by_each_stage_and_published_as_its_own_class(
     write_instruct_model(tmp_path / "base", kind, template, name, vocab_size=480)
     write_pairs(tmp_path)
     stages = {"sft": SFT | EACH, "prefer": PREFER | EACH | {"seq_len": 512}}
-    rewarded = SIZES | EACH | SUMS | {"max_tokens": 8, "seq_len": 128}
+    rewarded = SIZES | EACH | SUMS | {"max_tokens": 8, "min_signal": 0}
     job = write_job(tmp_path, **stages, reinforce=rewarded)
     finish(job, "publish.to=out", "publish.even_if_worse=true")
     assert "reinforce" in head_of(tmp_path).stages["evaluate"].result
