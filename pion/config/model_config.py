@@ -78,7 +78,8 @@ class ModelConfig:
     programs may count on it. Checkpoints record this, so training keeps all rows too."""
     came_as: str | None = later_field(None, before=None)
     """The model type that an imported model had, if it would be exported as another without this.
-    Only imports set this."""
+    After the type of a model of text and images and a slash, it is that of the text part. Only
+    imports set this."""
     gates: bool = later_field(False, before=False)
     """Whether blocks have gates that learn which tokens need no feed-forward layer."""
     draft: Draft | None = later_field(None, before=None)
@@ -155,6 +156,11 @@ class ModelConfig:
             part: Part | None = getattr(self, name)
             if part is not None:
                 yield name, part
+
+    @property
+    def came_from(self) -> list[str]:
+        """The parts of `came_as`, the whole first."""
+        return self.came_as.split("/") if self.came_as else []
 
     @property
     def gated(self) -> bool:

@@ -164,7 +164,13 @@ def our_names(
 
 
 def require_adaptable(config: ModelConfig, lora: Lora) -> None:
-    """Raise BadInput if no stock class of transformers has the target projections of the model."""
+    """Raise BadInput if no stock class of transformers has the target projections of the model, or
+    if it has them within a model of images too, where their names are others."""
+    if len(config.came_from) > 1:
+        raise BadInput(
+            f"{config.came_from[0]} in transformers has the text model within another model, so "
+            "peft would leave out an adapter of the text model. Publish the merged model"
+        )
     _their_modules(config, lora)
 
 

@@ -38,8 +38,8 @@ def architecture_of(config: ModelConfig, model_type: str | None = None) -> Archi
     Raises BadInput if there is no such architecture, or if it can't compute the model.
     """
     if model_type is None:
-        came_as = (each for each in ARCHITECTURES if each.model_type == config.came_as)
-        return next(a for a in (*came_as, *ARCHITECTURES) if a.misfit(config) is None)
+        first = [_TYPES[name] for name in config.came_from if name in _TYPES]
+        return next(a for a in (*first, *ARCHITECTURES) if a.misfit(config) is None)
     if model_type not in _TYPES:
         raise BadInput(
             f"no architecture {model_type!r}{closest(model_type, _TYPES)}; the architectures are "
@@ -85,10 +85,8 @@ def _text_tensors(saved: SavedTensors) -> SavedTensors:
 def nearest_misfit(config: ModelConfig) -> str | None:
     """Return why the architecture that the model came as can't compute the model. Of another
     model, return this of the stock architecture that lacks the least."""
-    stock: list[Architecture] = [
-        each for each in ARCHITECTURES if each.model_type == config.came_as
-    ]
-    stock = stock or [QWEN3_ROW, QWEN3_MOE, *FIRST]
+    own = [_TYPES[name] for name in config.came_from if name in _TYPES]
+    stock = own or [QWEN3_ROW, QWEN3_MOE, *FIRST]
     return min(stock, key=lambda architecture: len(architecture.lacks(config))).misfit(config)
 
 
@@ -175,4 +173,5 @@ def config_from_transformers(hf_config: Mapping[str, Any]) -> ModelConfig:
     config = architecture.read(fields)
     if not architecture.stock or architecture_of(config) is architecture:
         return config
-    return replace(config, came_as=wanted)
+    whole = f"{hf_config['model_type']}/" if is_wrapper(hf_config) else ""
+    return replace(config, came_as=whole + wanted)

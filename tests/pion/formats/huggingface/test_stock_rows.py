@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import pion
+from pion.config.lora import Lora
 from pion.config.parts import RopeScaling
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import ARCHITECTURES, from_transformers, to_transformers
 from pion.formats.huggingface.attention_fields import Rotary
 from pion.formats.huggingface.rows import DEFAULTS
 from pion.formats.load import load_decoder
+from pion.formats.peft_folder import require_adaptable
 from pion.model.decoder import Decoder
 from tests.support.stock_models import (
     LLAMA3,
@@ -311,3 +313,5 @@ def test_of_a_model_of_text_and_images_the_text_part_is_read(kind, text, tmp_pat
     assert apart(ours, theirs, tokens(200)) <= ALLOWED
     hf_config, _ = to_transformers(ours.config, ours.state_dict())
     assert hf_config["architectures"] == [f"{STOCK[text][0]}ForCausalLM"]
+    with pytest.raises(BadInput, match=f"{kind.lower()} in transformers has the text model within"):
+        require_adaptable(ours.config, Lora())
