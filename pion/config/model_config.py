@@ -132,6 +132,9 @@ class ModelConfig:
         check_fields(self)
         for _, part in self.parts():
             part.check(self)
+        names = "from_job" if self.came_as is None else self.came_as
+        if not isinstance(names, str) or not names.replace("/", "").isidentifier():
+            raise BadInput(f"came_as is {shown(self.came_as)}; it must be a model type")
         if self.feedforward_bias and self.feedforward != "dense":
             raise BadInput("feedforward_bias: only dense feed-forward layers have biases")
         if self.family not in list(FAMILIES):  # a record's may be a dict, which has no hash

@@ -25,7 +25,9 @@ from tests.support.tiny_config import tiny_config
 
 PLAIN = tiny_config(vocab_size=300, seq_len=64)
 # Every part of a model, each in use.
-PARTS = ModelConfig.from_dict(MIXED.to_dict() | {"vocab_size": 300, "draft": {"ids": 40}})
+PARTS = ModelConfig.from_dict(
+    MIXED.to_dict() | {"vocab_size": 300, "draft": {"ids": 40}, "scales": {}}
+)
 # Slots exclude most other parts.
 SLOTS = replace(PLAIN, slots=Slots(per_segment=2, segment=8, window=2))
 # Primitives exclude experts.

@@ -7,7 +7,6 @@ import torch
 
 from pion.config.model_config import PARTS as KINDS
 from pion.config.model_config import ModelConfig
-from pion.config.parts import RopeScaling
 from pion.errors import BadInput
 from pion.evaluation.held_out import Scorer
 from pion.evaluation.multiple_choice import multiple_choice
@@ -35,7 +34,17 @@ OF_OTHERS = {"foreign": PLAIN, "scaled": SCALED}
 FIELDS = [(field.name,) for field in dataclasses.fields(ModelConfig)]
 FIELDS += [(part, f.name) for part, kind in KINDS.items() for f in dataclasses.fields(kind)]
 ATTACKS = ("missing", "null", "NaN", "1e300", "-1", "deep", "escape", "200 digits", "an object")
-ROTARY = [field.name for field in dataclasses.fields(RopeScaling)]
+# What scales rotary positions in transformers, by its kind, and values that are right.
+SCALING = {"factor": 4.0, "original_max_position_embeddings": 16}
+ROTARY = {
+    "llama3": SCALING | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": SCALING | {"beta_fast": 8.0, "beta_slow": 1.0, "truncate": True, "mscale": 1.0}
+    | {"mscale_all_dim": 0.5, "attention_factor": 1.2},
+    "longrope": SCALING
+    | {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "attention_factor": 1.2},
+}  # fmt: skip
+OF_KINDS = [(kind, name) for kind, named in ROTARY.items() for name in ("rope_type", *named)]
+NEEDED = ("low_freq_factor", "high_freq_factor", "short_factor", "long_factor")
 # Settings of transformers that have an effect.
 FOREIGN = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
@@ -102,12 +111,13 @@ def test_every_setting_of_transformers_is_checked(folders, field):
 
 
 @pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling"])
-@pytest.mark.parametrize("field", ["rope_type", *ROTARY])
-def test_every_setting_of_scaled_positions_is_checked(folders, spelling, field):
+@pytest.mark.parametrize(("kind", "field"), OF_KINDS)
+def test_every_setting_of_scaled_positions_is_checked(folders, spelling, kind, field):
     record = record_of(folders["scaled"])
-    record[spelling] = record.pop("rope_parameters") | record.pop("rope_scaling")
-    # Without a type nothing is scaled. The original context is the whole one by default.
-    optional = field in ("rope_type", "original_max_position_embeddings")
+    del record["rope_parameters"], record["rope_scaling"]
+    record[spelling] = {"rope_type": kind, "rope_theta": 1e4} | ROTARY[kind]
+    # Without a type nothing is scaled, and most numbers have a default.
+    optional = field not in NEEDED and (field, kind) != ("factor", "llama3")
     for what, why in refusals(folders["scaled"], record, (spelling, field)).items():
         assert why or (optional and what in ("missing", "null")), what
 

@@ -105,7 +105,7 @@ def without_safetensors(files, name):
 
 
 CODE = {"AutoModelForCausalLM": "modeling_odd.OddForCausalLM"}
-KNOWN = "only 'qwen3', 'qwen3_moe', 'arcee', 'llama', 'qwen2' and 'pion' are supported"
+KNOWN = "Pion reads qwen3, qwen3_moe, arcee, llama, qwen2, pion, mistral"
 MODELS = {
     "only a pickle": (
         lambda files: without_safetensors(files, "pytorch_model.bin"),
@@ -120,8 +120,8 @@ MODELS = {
         ["has no model.safetensors, so it is no model to start from"],
     ),
     "an unknown architecture": (
-        lambda files: edited(files, "config.json", model_type="gemma3_text"),
-        ["model_type is 'gemma3_text'", KNOWN],
+        lambda files: edited(files, "config.json", model_type="gemma4_text"),
+        ["model_type is 'gemma4_text'; did you mean 'gemma3_text'?", KNOWN],
     ),
     "an unknown architecture with code": (
         lambda files: edited(files, "config.json", model_type="odd", auto_map=CODE),

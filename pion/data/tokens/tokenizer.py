@@ -155,12 +155,13 @@ class Tokenizer:
         folder = Path(path).parent
         try:
             source = read_file(path, LARGEST_TOKENIZER).decode()
+            beside = [read_file(folder / n) if (folder / n).is_file() else b"" for n in FILES]
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{where or path}: can't read this tokenizer ({error})") from None
-        files = [source, *(read_optional(folder / name) for name in FILES)]
-        last = cls._last  # other threads read tokenizers, too
-        if last is None or last[0] != files:
-            last = cls._last = files, cls(source, where=where or str(path), folder=folder)
+        where = where or str(path)
+        read, last = (where, source, beside), cls._last  # other threads read tokenizers, too
+        if last is None or last[0] != read:
+            last = cls._last = read, cls(source, where=where, folder=folder)
         return last[1]
 
     def save(self, path: str | Path) -> None:

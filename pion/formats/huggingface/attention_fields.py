@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pion.config.model_config import ModelConfig
-from pion.config.part_fields import is_number, is_whole
+from pion.config.part_fields import is_number, is_whole, require_whole
 from pion.config.parts import Heads, RopeScaling
 from pion.errors import BadInput
 from pion.formats.huggingface.architecture import Fields, require
@@ -223,6 +223,7 @@ class Layers:
     def _kinds(self, hf_config: Fields, layers: int) -> list[str]:
         """Return the kind of each layer. Raises BadInput for a kind that we do not compute."""
         kinds, window = hf_config.get("layer_types"), hf_config.get("sliding_window")
+        require_whole("config.json: num_hidden_layers", layers, 1)
         if kinds is None and self.recurrent:
             raise BadInput("config.json has no layer_types, so its layers are recurrent")
         if kinds is not None:

@@ -59,6 +59,8 @@ from pipeline.state.stores import open_store
 SECONDS = 16.0
 # The part of these seconds that is reserved for the job's checks if the rental can't be read.
 JOB_SECONDS = 4.0
+# SkyPilot has at least so long to read the rental file, however long the job took.
+RENTAL_SECONDS = 4.0
 # The row of checks that could not begin.
 CHECKS = "checks"
 # The most seconds to import what the checks need. These are not counted: imports end by themselves.
@@ -109,7 +111,7 @@ def show_check(
             # SkyPilot may fetch its list of GPUs to read the file, without a time limit.
             with saying_if_slow(f"SkyPilot reads {on} and its list of GPUs", quiet=as_json):
                 end += import_within(sky_module)
-                seconds = max(end - time.monotonic() - JOB_SECONDS, JOB_SECONDS)
+                seconds = max(end - time.monotonic() - JOB_SECONDS, RENTAL_SECONDS)
                 found = within(seconds, partial(read_sky_yaml, on))
             sky_yaml = found if loaded is None else with_until(found, loaded, None)
         except BadInput as error:

@@ -143,7 +143,7 @@ def split_weights(folder):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda folder: edit(folder, model_type="gpt_neox"), "model_type is 'gpt_neox'"),
+        (lambda folder: edit(folder, model_type="gptj"), "model_type is 'gptj'"),
         (lambda folder: edit(folder, intermediate_size=5), "the model's settings need (5, "),
         (lambda folder: edit(folder, vocab_size=5), "m.resize_token_embeddings("),
         (

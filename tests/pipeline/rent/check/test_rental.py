@@ -250,6 +250,7 @@ def test_a_yaml_that_skypilot_can_not_read_in_time_is_not_waited_for(case, monke
     forever = threading.Event()
     monkeypatch.setattr(command, "read_sky_yaml", lambda path: forever.wait())
     monkeypatch.setattr(command, "JOB_SECONDS", command.SECONDS - 0.1)
+    monkeypatch.setattr(command, "RENTAL_SECONDS", 0.1)
     job = str(case.path())
     assert show_check(job, [], on="sky/runpod-spot.yaml", force=False, as_json=True) == 1
     forever.set()
