@@ -132,7 +132,7 @@ class ModelConfig:
         check_fields(self)
         for _, part in self.parts():
             part.check(self)
-        names = "from_job" if self.came_as is None else self.came_as
+        names = "none" if self.came_as is None else self.came_as
         if not isinstance(names, str) or not names.replace("/", "").isidentifier():
             raise BadInput(f"came_as is {shown(self.came_as)}; it must be a model type")
         if self.feedforward_bias and self.feedforward != "dense":
