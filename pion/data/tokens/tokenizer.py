@@ -152,16 +152,16 @@ class Tokenizer:
         Raises:
             BadInput: the file is missing or isn't a usable tokenizer (see the constructor).
         """
-        folder = Path(path).parent
+        folder, where = Path(path).parent, where or str(path)
         try:
             source = read_file(path, LARGEST_TOKENIZER).decode()
-            beside = [read_file(folder / n) if (folder / n).is_file() else b"" for n in FILES]
+            neighbours = [folder / name for name in FILES if (folder / name).is_file()]
+            content = (where, source, {file: read_file(file) for file in neighbours})
         except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{where or path}: can't read this tokenizer ({error})") from None
-        where = where or str(path)
-        read, last = (where, source, beside), cls._last  # other threads read tokenizers, too
-        if last is None or last[0] != read:
-            last = cls._last = read, cls(source, where=where, folder=folder)
+            raise BadInput(f"{where}: can't read this tokenizer ({error})") from None
+        last = cls._last  # another thread may replace it meanwhile
+        if last is None or last[0] != content:
+            last = cls._last = content, cls(source, where=where, folder=folder)
         return last[1]
 
     def save(self, path: str | Path) -> None:

@@ -73,13 +73,13 @@ def _text_fields(hf_config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _text_tensors(saved: SavedTensors) -> SavedTensors:
     """Return the tensors of the text part by their names in its class: both spellings are read."""
-    found = {}
+    sources = {}
     for name, (shape, _) in saved.layout().items():
         inner = re.fullmatch(r"(?:model\.language_model\.|language_model\.model\.)(.+)", name)
         head = name.removeprefix("language_model.")
         if inner is not None or head == HEAD:
-            found[head if inner is None else f"model.{inner[1]}"] = shape, [Rows(name)]
-    return saved.joined(found)
+            sources[head if inner is None else f"model.{inner[1]}"] = shape, [Rows(name)]
+    return saved.joined(sources)
 
 
 def nearest_misfit(config: ModelConfig) -> str | None:
@@ -173,5 +173,5 @@ def config_from_transformers(hf_config: Mapping[str, Any]) -> ModelConfig:
     config = architecture.read(fields)
     if not architecture.stock or architecture_of(config) is architecture:
         return config
-    whole = f"{hf_config['model_type']}/" if is_wrapper(hf_config) else ""
-    return replace(config, came_as=whole + wanted)
+    wrapper = f"{hf_config['model_type']}/" if is_wrapper(hf_config) else ""
+    return replace(config, came_as=wrapper + wanted)

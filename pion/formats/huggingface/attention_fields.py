@@ -142,8 +142,8 @@ class Rotary:
             one, other = (0.1 * each * math.log(factor) + 1 for each in both)
             values = {"amplitude": one / other} | values
         if kind == "longrope":
-            whole = math.sqrt(1 + math.log(max(factor, 1)) / math.log(max(original, 2)))
-            values = {"amplitude": whole} | values
+            amplitude = math.sqrt(1 + math.log(max(factor, 1)) / math.log(max(original, 2)))
+            values = {"amplitude": amplitude} | values
         scaling = RopeScaling(**values)
         found: dict[str, Any] = {"rope_scaling": scaling}
         if scaling.short_factors != scaling.long_factors:
@@ -196,8 +196,8 @@ class Layers:
         if self.unrotated == "windows" and window is not None:
             found["heads.unrotated_layers"] = full
         alike = theta is None and self.unrotated != "windows"
-        whole = is_whole(window) and is_whole(context) and window >= context
-        if window is None or len(full) == len(kinds) or (alike and whole):
+        sizes = is_whole(window) and is_whole(context)
+        if window is None or len(full) == len(kinds) or (alike and sizes and window >= context):
             return found  # a window of the whole context hides nothing
         found |= {"windows.tokens": window, "windows.block": 1, "windows.full_layers": full}
         return found | ({} if theta is None else {"windows.rope_theta": theta})

@@ -57,7 +57,6 @@ def words(path: str, ours: Mapping[str, str]) -> Value:
 
 
 GATED = words("activation", {"silu": "swiglu", "gelu_pytorch_tanh": "geglu"})
-TWO_MATRICES = words("activation", {"relu2": "relu2", "gelu": "gelu"})
 # Our settings by the fields of each class.
 FIELDS: Mapping[str, str | Value] = {
     "vocab_size": "vocab_size",
@@ -155,14 +154,14 @@ class Row(Architecture):
     def lacks(self, config: ModelConfig) -> list[str]:
         """Return the settings of the model that are others when they are read back."""
         config = self.stored(_settled(config))
-        found = []
+        widths = []
         if self.whole_heads and config.d_model % config.n_heads:
-            found = [f"a d_model {config.d_model} that n_heads {config.n_heads} does not divide"]
+            widths = [f"a d_model {config.d_model} that n_heads {config.n_heads} does not divide"]
         try:
             again = self.read(self.fields_of(config))
         except BadInput as error:
-            return [*found, f"such a model ({error})"]
-        return found + [
+            return [*widths, f"such a model ({error})"]
+        return widths + [
             path if dataclasses.is_dataclass(value) else f"{path} {value}"
             for (path, value), (_, read) in zip(_computed(config), _computed(again))
             if not _alike(value, read)
@@ -197,9 +196,9 @@ class Row(Architecture):
         sources = self.sources(config, state)
         pieces: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
         for name, tensor in state.items():
-            some = sources[name]
-            parts = tensor.chunk(len(some)) if len(some) > 1 else [tensor]
-            for source, part in zip(some, parts, strict=True):
+            places = sources[name]
+            parts = tensor.chunk(len(places)) if len(places) > 1 else [tensor]
+            for source, part in zip(places, parts, strict=True):
                 pieces[source.name].append((source.first, part))
         # A tensor that is whole stays itself: an adapter's names are found by it.
         return self.fields_of(config), {

@@ -55,7 +55,7 @@ class Arcee(Row):
 
 NO_BIASES = {"attention_bias": False, "mlp_bias": False}
 PLAIN = {"heads.qk_norm": False}
-# The class has ids of its own as defaults, which our tokenizers do not have.
+# The default ids of special tokens in these classes are not those of our tokenizers.
 NO_BOS = {"bos_token_id": None}
 NO_IDS = {**NO_BOS, "pad_token_id": None}
 # What all Qwen3 models here have in common, with experts or without.
@@ -150,10 +150,10 @@ _CAPPED: Mapping[str, str | Value | None] = {
     "hidden_activation": GATED,
 }
 _GELU = "gelu_pytorch_tanh"
-_SHORT_NAMES = {"attention_bias": "heads.qkv_bias"}
+_QKV_BIAS = {"attention_bias": "heads.qkv_bias"}
 _GLM: Mapping[str, Any] = {
     **_IMPORT,
-    "fields": _SHORT_NAMES,
+    "fields": _QKV_BIAS,
     "rotary": Rotary(share=0.5),
     "fused": {"mlp.gate_up_proj": _GATE_UP},
     "defaults": {
