@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import Interrupted, PionError
+from pion.garbage_collection import without_collection
 from pipeline.console.formats import counted
 from pipeline.console.messages import (
     FitEnded,
@@ -280,12 +283,20 @@ class WorkersTraining:
             case _:
                 self._say(message)
                 if isinstance(message, Step) and not self._imported:
-                    # Import early what evaluation needs later in this process: it takes seconds.
                     self._imported = True
-                    threading.Thread(target=_import_evaluation, daemon=True).start()
+                    publishes = self._start.job.publish is not None
+                    threading.Thread(target=_import_ahead, args=(publishes,), daemon=True).start()
         return None
 
 
-def _import_evaluation() -> None:
-    import pion.evaluation.held_out  # noqa: F401
-    import pion.model.decoder  # noqa: F401
+def _import_ahead(publishes: bool) -> None:
+    """Import what evaluation and publishing need later in this process, which takes seconds of
+    cores that would else be idle."""
+    if sys.platform == "linux":  # elsewhere, a priority is of the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    with without_collection():
+        import pion.evaluation.held_out  # noqa: F401
+        import pion.model.decoder  # noqa: F401
+
+        if publishes:
+            from transformers import AutoModelForCausalLM  # noqa: F401
