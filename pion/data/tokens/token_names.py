@@ -9,9 +9,11 @@ from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.untrusted import parse_object, read_file
 
-# The files in which transformers stores the names; the first one that has a name counts.
+# The files in which transformers stores the names. The second file decides, but transformers reads
+# the second only if the first has no list of the tokens.
 TOKENIZER_CONFIG = "tokenizer_config.json"
 FILES = (TOKENIZER_CONFIG, "special_tokens_map.json")
+_LIST = "added_tokens_decoder"
 # A name is a token's text, and no token of a real model is nearly as long.
 _LONGEST_NAME = 256
 
@@ -26,7 +28,8 @@ def token_names(folder: str | Path) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     for file in FILES:
-        for key, value in read_optional(Path(folder) / file).items():
+        content = read_optional(Path(folder) / file)
+        for key, value in content.items():
             if key.endswith("_token") and not key.startswith("add_") and value is not None:
                 text = value.get("content") if isinstance(value, dict) else value
                 if not isinstance(text, str) or len(text) > _LONGEST_NAME:
@@ -35,7 +38,9 @@ def token_names(folder: str | Path) -> dict[str, str]:
                         f"most {_LONGEST_NAME} characters, or an object with it under content; it "
                         f"is {shown(value)}"
                     )
-                names.setdefault(key, text)
+                names[key] = text
+        if _LIST in content:
+            break
     return names
 
 

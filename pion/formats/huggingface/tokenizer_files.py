@@ -13,7 +13,7 @@ from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.conversation import chat_template, response_template
 from pion.data.chat.template_source import TEMPLATE_FILE, find_template
 from pion.data.tokens.special_tokens import GENERATION_CONFIG
-from pion.data.tokens.token_names import TOKENIZER_CONFIG, read_optional, token_names
+from pion.data.tokens.token_names import FILES, TOKENIZER_CONFIG, read_optional, token_names
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file, read_json
 
@@ -167,7 +167,7 @@ def copy_tokenizer(source: Path, folder: Path, *, template: str | None = None) -
 
 
 def _name_a_stop(folder: Path, stop_ids: Sequence[int]) -> None:
-    """Let tokenizer_config.json name a token that ends a text, if it names another one.
+    """Let the files name a token that ends a text, if they name another one.
 
     transformers ignores the name while it generates, but other programs stop at this token alone.
     """
@@ -176,8 +176,9 @@ def _name_a_stop(folder: Path, stop_ids: Sequence[int]) -> None:
     stops = [texts[stop] for stop in stop_ids if stop in texts]
     if not stops or token_names(folder).get("eos_token", stops[0]) in stops:
         return
-    path = folder / TOKENIZER_CONFIG
-    write_json(path, read_optional(path) | {"eos_token": stops[0]})
+    for path in (folder / file for file in FILES):
+        if path.is_file():
+            write_json(path, read_optional(path) | {"eos_token": stops[0]})
 
 
 def _with_response(

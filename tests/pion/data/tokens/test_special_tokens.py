@@ -2,11 +2,13 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from pion.data.tokens.special_tokens import read_special_tokens
+from pion.data.tokens.token_names import token_names
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from tests.support.tokenizer_kinds import write_files
+from tests.support.tokenizer_kinds import write_files, write_json
 
 # By kind: the stops and the pad.
 EXPECTED = {
@@ -53,6 +55,21 @@ def test_without_generation_settings_the_eos_token_stops_then_the_separator(tmp_
     special = read_special_tokens(folder, tokenizer)
     assert special.stop_ids == (tokenizer.end_of_text,)
     assert special.pad == tokenizer.pad
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_names_in_two_files_that_differ_are_read_as_transformers_reads_them(tmp_path, listed):
+    folder, tokenizer = written(tmp_path, "llama3")
+    write_json(folder / "special_tokens_map.json", {"eos_token": "<|end_of_text|>"})
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"eos_token": "<|eot_id|>"}
+    if listed:
+        end = {"content": "<|eot_id|>", "special": True}
+        config["added_tokens_decoder"] = {tokenizer.special_ids["<|eot_id|>"]: end}
+    write_json(path, config)
+    reader = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert token_names(folder)["eos_token"] == reader.eos_token
+    assert reader.eos_token == ("<|eot_id|>" if listed else "<|end_of_text|>")
 
 
 WRONG = [

@@ -289,6 +289,7 @@ def renamed(tmp_path, eos):
     folder = write_files("gpt2", tmp_path)
     (folder / "tokenizer.json").write_text(json.dumps(settings_of("gpt2", added_tokens=tokens)))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+    (folder / "special_tokens_map.json").unlink()
     return folder / "tokenizer.json"
 
 

@@ -65,10 +65,14 @@ def test_an_export_has_the_original_files_and_all_stops(tmp_path, name):
 
 
 def test_a_model_of_others_keeps_its_ids_and_its_way_to_sample(tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
     original(tmp_path / "base", "SmolLM2")
     settings = {"bos_token_id": 1, "pad_token_id": 2, "eos_token_id": 2, "top_p": 0.95}
-    files = {"generation_config.json": settings, "tokenizer_config.json": {"eos_token": IM_START}}
+    both = ("tokenizer_config.json", "special_tokens_map.json")
+    named = {file: {"eos_token": IM_START} for file in both}
+    files = {"generation_config.json": settings, **named}
     for name, changes in files.items():
         path = tmp_path / "base" / name
         old = json.loads(path.read_text()) if path.exists() else {}
@@ -80,7 +84,7 @@ def test_a_model_of_others_keeps_its_ids_and_its_way_to_sample(tmp_path, monkeyp
     assert written == {**settings, "eos_token_id": [2], "max_new_tokens": 128}
     config = json.loads((out / "config.json").read_text())
     assert (config["bos_token_id"], config["pad_token_id"]) == (1, 2)
-    eos = json.loads((out / "tokenizer_config.json").read_text())["eos_token"]
+    eos = AutoTokenizer.from_pretrained(out).eos_token
     assert eos == IM_END, "the base named a token at which it does not stop"
 
 
