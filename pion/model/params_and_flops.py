@@ -75,12 +75,6 @@ def cost_of(config: ModelConfig) -> ModelCost:
 
 
 @lru_cache(maxsize=16)
-def matrix_shapes(config: ModelConfig) -> tuple[torch.Size, ...]:
-    """Return the shapes of the matrices in the blocks, in the order of the model's parameters."""
-    return tuple(shape for shape, role in shapes_and_roles(config) if role == "matrix")
-
-
-@lru_cache(maxsize=16)
 def shapes_and_roles(config: ModelConfig) -> tuple[tuple[torch.Size, Role], ...]:
     """Return the shape and the role of each parameter, in the model's order."""
     model = _without_values(config)

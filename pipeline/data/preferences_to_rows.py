@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +32,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.files import write_atomically
 from pipeline.console.messages import PrepareProgress, Say
-from pipeline.data.packed_records import PROGRESS, Counts, PackedBuffer, PackedRows, require_usable
+from pipeline.data.packed_records import PROGRESS, PackedBuffer, PackedRows, require_usable
 from pipeline.data.preferences import Kind, Read
 from pipeline.data.prepared import SPLITS
 from pipeline.data.splits import RowFormat
@@ -94,7 +93,12 @@ def write_preference_rows(
     buffers = iter(lambda: list(islice(items, BUFFER)), [])
     settings = [how.rows.key, how.written.context, how.held_out, how.seed]
     rows = replace(how.rows, key=json.dumps(settings))
-    writer = PackedRows(folder, rows, how.tokenizer.vocab_size, _counts_in)
+    writer = PackedRows(
+        folder,
+        rows,
+        how.tokenizer.vocab_size,
+        lambda record: asdict(build(closed_record(Tally), record, PROGRESS)),
+    )
     writer.write(buffers, partial(map, partial(pack_buffer, how)), look)
     kind = kind or "pairs"
     flags = {
@@ -106,11 +110,6 @@ def write_preference_rows(
     summary = summarize(kind, flags, how.rows.seq_len, tally)
     summary.check(how.where)
     return summary, writer.refusals
-
-
-def _counts_in(record: Any) -> Counts:
-    """Return the counts of a buffer as they were written to a file. Raises BadInput."""
-    return asdict(build(closed_record(Tally), record, PROGRESS))
 
 
 def _write_sequences(folder: Path, manifest: Manifest) -> list[np.ndarray]:

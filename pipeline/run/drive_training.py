@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -284,19 +282,14 @@ class WorkersTraining:
                 self._say(message)
                 if isinstance(message, Step) and not self._imported:
                     self._imported = True
-                    publishes = self._start.job.publish is not None
-                    threading.Thread(target=_import_ahead, args=(publishes,), daemon=True).start()
+                    threading.Thread(target=self._import_ahead, daemon=True).start()
         return None
 
+    def _import_ahead(self) -> None:
+        """Import what evaluation and publishing need later in this process: it takes seconds."""
+        with without_collection():
+            import pion.evaluation.held_out  # noqa: F401
+            import pion.model.decoder  # noqa: F401
 
-def _import_ahead(publishes: bool) -> None:
-    """Import what evaluation and publishing need later in this process, which takes seconds of
-    cores that would else be idle."""
-    if sys.platform == "linux":  # elsewhere, a priority is of the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-    with without_collection():
-        import pion.evaluation.held_out  # noqa: F401
-        import pion.model.decoder  # noqa: F401
-
-        if publishes:
-            from transformers import AutoModelForCausalLM  # noqa: F401
+            if self._start.job.publish is not None:
+                from transformers import AutoModelForCausalLM  # noqa: F401

@@ -24,6 +24,8 @@ from tests.support.whole_runs import (
     write_job,
 )
 
+ONE_THREAD_EACH = {"hardware__threads": 1, "log__every": 1, "sft": None}
+
 
 @pytest.fixture
 def nodes(monkeypatch):
@@ -35,15 +37,8 @@ def nodes(monkeypatch):
 @pytest.mark.soak
 def test_a_lost_node_costs_no_committed_step(tmp_path, nodes):
     nodes.add()
-    job = write_job(
-        tmp_path,
-        hardware__workers=2,
-        hardware__threads=1,
-        checkpoint__every_steps=10,
-        log__every=1,
-        sft=None,
-        pretrain__steps=400,
-    )
+    often = {"checkpoint__every_steps": 10, "pretrain__steps": 400}
+    job = write_job(tmp_path, hardware__workers=2, **often, **ONE_THREAD_EACH)
     process = start(job)
     wait_for(process, ": saved", lines=2)
     committed = head_of(tmp_path).checkpoints[0].step
@@ -61,16 +56,9 @@ def test_a_lost_node_costs_no_committed_step(tmp_path, nodes):
 def test_a_group_trains_without_a_lost_node_and_grows_when_it_is_back(tmp_path, nodes, sharded):
     nodes.add()
     nodes.add()
-    job = write_job(
-        tmp_path,
-        hardware__workers=[2, 3],
-        hardware__threads=1,
-        hardware__fsdp=sharded,
-        checkpoint__every_seconds=2,
-        log__every=1,
-        sft=None,
-        pretrain__steps=1_000_000,
-    )
+    group = {"hardware__workers": [2, 3], "hardware__fsdp": sharded}
+    long = {"checkpoint__every_seconds": 2, "pretrain__steps": 1_000_000}
+    job = write_job(tmp_path, **group, **long, **ONE_THREAD_EACH)
     process = start(job)
     wait_for(process, ": saved", lines=2)
     committed = head_of(tmp_path).checkpoints[0].step

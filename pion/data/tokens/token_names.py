@@ -13,7 +13,6 @@ from pion.untrusted import parse_object, read_file
 # the second only if the first has no list of the tokens.
 TOKENIZER_CONFIG = "tokenizer_config.json"
 FILES = (TOKENIZER_CONFIG, "special_tokens_map.json")
-_LIST = "added_tokens_decoder"
 # A name is a token's text, and no token of a real model is nearly as long.
 _LONGEST_NAME = 256
 
@@ -39,7 +38,7 @@ def token_names(folder: str | Path) -> dict[str, str]:
                         f"is {shown(value)}"
                     )
                 names[key] = text
-        if _LIST in content:
+        if "added_tokens_decoder" in content:
             break
     return names
 

@@ -88,7 +88,8 @@ def _of_job(path: str, overrides: Sequence[str]) -> list[Size]:
             f"by money. `pion plan {path}` says what it costs."
         )
     preset = job.model.preset
-    names = presets_of(_OF_OWN_MODELS if preset is None else _family(preset))
+    own = preset or _OF_OWN_MODELS
+    names = presets_of(_MAX if own.startswith(f"{_MAX}-") else own.split("-")[0])
     mine = _size(preset or f"the model of {Path(path).name}", path, overrides)
     others = [
         _size(other, path, [*overrides, _as_preset(job, other)], mine.job)
@@ -96,11 +97,6 @@ def _of_job(path: str, overrides: Sequence[str]) -> list[Size]:
         if other != preset
     ]
     return [mine, *others]
-
-
-def _family(preset: str) -> str:
-    """Return the family of a preset, of those that have more than one size."""
-    return _MAX if preset.startswith(f"{_MAX}-") else preset.split("-")[0]
 
 
 def presets_of(family: str) -> list[str]:

@@ -61,15 +61,11 @@ def test_without_generation_settings_the_eos_token_stops_then_the_separator(tmp_
 def test_names_in_two_files_that_differ_are_read_as_transformers_reads_them(tmp_path, listed):
     folder, tokenizer = written(tmp_path, "llama3")
     write_json(folder / "special_tokens_map.json", {"eos_token": "<|end_of_text|>"})
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text()) | {"eos_token": "<|eot_id|>"}
-    if listed:
-        end = {"content": "<|eot_id|>", "special": True}
-        config["added_tokens_decoder"] = {tokenizer.special_ids["<|eot_id|>"]: end}
-    write_json(path, config)
-    reader = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    assert token_names(folder)["eos_token"] == reader.eos_token
-    assert reader.eos_token == ("<|eot_id|>" if listed else "<|end_of_text|>")
+    path, end = folder / "tokenizer_config.json", "<|eot_id|>"
+    tokens = {"added_tokens_decoder": {tokenizer.special_ids[end]: {"content": end}}}
+    write_json(path, json.loads(path.read_text()) | {"eos_token": end} | (tokens if listed else {}))
+    theirs = AutoTokenizer.from_pretrained(folder).eos_token
+    assert token_names(folder)["eos_token"] == theirs == (end if listed else "<|end_of_text|>")
 
 
 WRONG = [

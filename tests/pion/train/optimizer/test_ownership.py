@@ -6,7 +6,7 @@ import pytest
 
 from pion.config.model_config import ModelConfig
 from pion.config.presets import PRESETS
-from pion.model.params_and_flops import matrix_shapes
+from pion.model.params_and_flops import shapes_and_roles
 from pion.train.optimizer.moments import each_matrix
 from pion.train.optimizer.muon import newton_schulz_flops
 from pion.train.optimizer.ownership import (
@@ -20,7 +20,8 @@ from pion.train.optimizer.rule import ALIGNED_TO
 
 
 def matrices(preset) -> tuple[Shape, ...]:
-    return each_matrix(matrix_shapes(ModelConfig.preset(preset)))
+    roles = shapes_and_roles(ModelConfig.preset(preset))
+    return each_matrix([shape for shape, role in roles if role == "matrix"])
 
 
 def busiest_share(shapes, ranks):

@@ -6,7 +6,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pion.config.model_config import ModelConfig
-from pion.model.params_and_flops import matrix_shapes
+from pion.model.params_and_flops import shapes_and_roles
 from pion.train.memory_trace.live_bytes import LiveBytes
 from pion.train.optimizer.moments import sharded_step_bytes
 from pion.train.optimizer.sharded_muon import ShardedMuon
@@ -39,7 +39,7 @@ def counted(shapes, width, ranks, rank):
 
 
 def check(config, width, ranks):
-    shapes = list(matrix_shapes(config))
+    shapes = [shape for shape, role in shapes_and_roles(config) if role == "matrix"]
     # Of uneven rows and matrices, the first ranks have the most.
     most = max(counted(shapes, width, ranks, rank) for rank in range(min(ranks, 4)))
     ratio = sharded_step_bytes(shapes, width, ranks) / most
