@@ -234,8 +234,8 @@ def _of_start(p: Proposal) -> Iterator[str]:
         return
     if base.base is None:
         yield (
-            f"{base.source} can't be looked up now ({base.why}), so the job was not tried. "
-            "`pion check` tries again"
+            f"{base.source} can't be looked up now, so the job was not tried. `pion check` tries "
+            f"again. {base.why.removesuffix('.')}"
         )
     elif p.last != "pretrain" and not base.has_template:
         yield (
