@@ -1,10 +1,17 @@
 """Models of each architecture that GGUF files can have, with random weights."""
 
+from dataclasses import replace
+
 import torch
 
 from pion.config.parts import Heads, RopeScaling
 from pion.formats.export import export_model
+from pion.formats.huggingface.architectures import config_from_transformers
+from pion.formats.huggingface.stock_rows import FIRST, LATER
+from pion.model.decoder import Decoder
 from tests.support.finished_run import tiny_model, tiny_tokenizer
+from tests.support.stock_models import FULL, SLIDING, STOCK
+from tests.support.tiny_config import tiny_config
 
 _PLAIN = Heads(qk_norm=False)
 _SCALED = RopeScaling(factor=8.0, original_max_position_embeddings=32)
@@ -22,11 +29,76 @@ EXPRESSIBLE = {
     "qwen2": ("qwen2", {"heads": Heads(qk_norm=False, qkv_bias=True), "imported": True}),
     "arcee": ("arcee", {"heads": _PLAIN, "activation": "relu2", "rope_scaling": _SCALED}),
 }
+_LAYERS = {"num_hidden_layers": 7, "sliding_window": 20}
+_LINEAR = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5}
+# The same of imports: a model of STOCK, and what differs from it.
+IMPORTED = {
+    "gemma 3": (
+        "gemma3",
+        "Gemma 3",
+        _LAYERS
+        | {"layer_types": None, "query_pre_attn_scalar": 16}
+        | {"rope_parameters": {FULL: _LINEAR, SLIDING: {"rope_theta": 1e4}}},
+    ),
+    "phi 3": ("phi3", "Phi-3", {}),
+    "phi 4 mini": ("phi3", "Phi-4-mini", {"sliding_window": None}),
+    "smollm 3": (
+        "smollm3",
+        "SmolLM3",
+        {"num_hidden_layers": 5, "no_rope_layers": None, "rope_parameters": None},
+    ),
+    "olmo 2": ("olmo2", "OLMo 2", {}),
+    "granite": ("granite", "Granite", {}),
+    "gemma 2": (
+        "gemma2",
+        "Gemma 2",
+        _LAYERS | {"layer_types": None, "query_pre_attn_scalar": 16},
+    ),
+    "mistral": ("llama", "Mistral", {}),
+    "llama, biases": ("llama", "Llama, biases", {}),
+    "llama, yarn": ("llama", "Llama, YaRN", {}),
+    "exaone 4": ("exaone4", "EXAONE 4, no windows", {}),
+    "glm 4": ("glm4", "GLM-4", {"attention_bias": True}),
+    "gemma": ("gemma", "Gemma", {}),
+    "seed oss": ("seed_oss", "Seed-OSS", {}),
+    "ernie 4.5": ("ernie4_5", "Ernie 4.5", {"use_bias": False}),
+    "helium": ("llama", "Helium", {}),
+    "stablelm": ("stablelm", "StableLM", {}),
+    "stablelm, parallel": ("stablelm", "StableLM, parallel", {}),
+    "starcoder 2": ("starcoder2", "StarCoder 2", {"sliding_window": None}),
+    "nemotron": ("nemotron", "Nemotron", {}),
+    "cohere": ("command-r", "Cohere", {}),
+    "cohere 2": ("cohere2", "Cohere 2", _LAYERS | {"layer_types": None}),
+    "olmo 3": (
+        "olmo2",
+        "OLMo 3",
+        _LAYERS | {"layer_types": None, "rope_scaling": None, "rope_theta": 5e5},
+    ),
+    "olmo": ("olmo", "OLMo", {}),
+}
+EXPRESSIBLE |= {name: (there, {"stock": rest}) for name, (there, *rest) in IMPORTED.items()}
+
+
+def config_of(name, **changes):
+    """Return the settings of a model of `EXPRESSIBLE`, with these changes."""
+    own = EXPRESSIBLE[name][1]
+    if "stock" not in own:
+        return tiny_config(**own | changes)
+    stock, differing = own["stock"]
+    kind, fields = STOCK[stock]
+    named = next(row for row in LATER + FIRST if row.name == f"{kind}ForCausalLM")
+    fields = {n: v for n, v in (fields | differing).items() if v is not None}
+    fields["model_type"] = named.model_type
+    return replace(config_from_transformers(fields), **changes)
 
 
 def random_model(vocab_size, **changes):
     """Return a tiny model whose weights are all random, and large, so that each part counts."""
-    model = tiny_model(vocab_size, seq_len=128, **changes)
+    return randomized(tiny_model(vocab_size, seq_len=128, **changes))
+
+
+def randomized(model):
+    """Draw all weights of a model, and return the model."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -46,5 +118,7 @@ def exported(model, folder):
 
 def expressible(name, folder):
     """Return a model of `EXPRESSIBLE` and the folder to which it was exported."""
-    model = random_model(tiny_tokenizer().vocab_size, **EXPRESSIBLE[name][1])
+    changes = {"vocab_size": tiny_tokenizer().vocab_size}
+    changes |= {} if name in IMPORTED else {"seq_len": 128}
+    model = randomized(Decoder(config_of(name, **changes)))
     return model, exported(model, folder / "export")

@@ -6,6 +6,7 @@ not each of their options.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,44 +15,44 @@ from typing import Any
 
 import numpy as np
 import torch
+from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 from safetensors import safe_open
 
 from pion.config.model_config import ModelConfig
+from pion.config.parts import Heads, Scales
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import architecture_of, nearest_misfit
 from pion.model.attention.rope import Frequencies, frequencies_of
 
 # By the model_type of a config.json, what llama.cpp calls the architecture.
 ARCHITECTURES = {
-    "qwen3": "qwen3",
+    **{name: name for name in ("qwen3", "arcee", "llama", "qwen2", "smollm3", "olmo2", "granite")},
+    **{name: name for name in ("phi3", "exaone4", "gemma", "gemma2", "glm4", "seed_oss")},
+    **{name: name for name in ("stablelm", "starcoder2", "nemotron", "cohere2", "olmo", "ernie4_5")},
     "qwen3_moe": "qwen3moe",
-    "arcee": "arcee",
-    "llama": "llama",
-    "qwen2": "qwen2",
     "mistral": "llama",
     "ministral": "llama",
+    "helium": "llama",
+    "gemma3_text": "gemma3",
+    "olmo3": "olmo2",
+    "cohere": "command-r",
 }
-# llama.cpp rotates neighbouring dimensions of these, and reads factors of their frequencies.
-INTERLEAVED = ("arcee", "llama")
+# llama.cpp rotates neighbouring dimensions of these.
+INTERLEAVED = ("arcee", "llama", "smollm3", "granite", "olmo")
+# The tensors with what each frequency is divided by. phi3 has two, by the length of a text.
+_FACTORS = dict.fromkeys(("arcee", "llama", "exaone4", "granite"), ("rope_freqs.weight",)) | {
+    "phi3": ("rope_factors_long.weight", "rope_factors_short.weight")
+}
+# Activations in feed-forward layers, where they are not swiglu.
+_ACTIVATIONS = dict.fromkeys(("gemma", "gemma2", "gemma3"), "geglu") | {
+    "arcee": "relu2",
+    "nemotron": "relu2",
+    "starcoder2": "gelu_tanh",
+}
+# Every so many layers one sees everything, and all others have a window.
+_FULL_EVERY = {"gemma2": 2, "gemma3": 6, "olmo2": 4, "cohere2": 4}
 # The most experts of a layer: LLAMA_MAX_EXPERTS in llama.cpp.
 MOST_EXPERTS = 512
-# The names in transformers and in GGUF, without ".weight" or ".bias". Those of a block have the
-# prefixes "model.layers.{i}." and "blk.{i}.".
-NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-BLOCK_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-}
 _EXPERTS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
 ROUTER = "ffn_gate_inp"
 
@@ -71,26 +72,7 @@ def require_expressible(config: ModelConfig, model_type: str | None = None) -> s
             n_experts > MOST_EXPERTS,
             f"llama.cpp has at most {MOST_EXPERTS} experts, and this model has {n_experts}",
         ),
-        (
-            name == "arcee" and (config.feedforward_bias or config.feedforward != "dense"),
-            "arcee in llama.cpp has no biases in feed-forward layers, and this model needs them",
-        ),
-        (
-            name == "arcee" and config.activation != "relu2",
-            f"arcee in llama.cpp has the activation relu2, not {config.activation}",
-        ),
-        (
-            name in ("qwen2", "qwen3", "qwen3moe") and config.rope_scaling is not None,
-            f"{name} in llama.cpp has no scaled rotary positions (rope_scaling)",
-        ),
-        (
-            bool(name) and (config.windows is not None or config.activation == "geglu"),
-            f"{name} in llama.cpp sees all tokens before a token, and its activation is silu",
-        ),
-        (
-            config.rope_scaling is not None and config.rope_scaling.kind in ("yarn", "longrope"),
-            "Pion does not write rotary positions by YaRN or LongRoPE as GGUF yet",
-        ),
+        *((bool(name) and wrong, f"{name} in llama.cpp {why}") for wrong, why in _unlike(config, name)),
         (not architecture.stock, f"llama.cpp has only stock architectures, and {own}"),
     )
     reason = next((reason for wrong, reason in reasons if wrong), None)
@@ -100,6 +82,48 @@ def require_expressible(config: ModelConfig, model_type: str | None = None) -> s
             "and `pion export MODEL FOLDER` writes a folder for transformers"
         )
     return name
+
+
+def _unlike(config: ModelConfig, name: str) -> Iterator[tuple[bool, str]]:
+    """Yield what llama.cpp's code of an architecture fixes, and whether the model has it otherwise."""
+    heads, windows, scaling = config.heads or Heads(), config.windows, config.rope_scaling
+    biases = heads.output_bias or config.feedforward_bias
+    multiplied_out = name == "arcee" and config.feedforward != "dense"
+    yield (
+        name not in ("llama", "starcoder2") and (biases or multiplied_out),
+        "has no biases in feed-forward layers or after attention, and this model needs them",
+    )
+    activation = _ACTIVATIONS.get(name, "swiglu")
+    yield (
+        config.experts is None and config.activation != activation,
+        f"has the activation {activation}, not {config.activation}",
+    )
+    every = _FULL_EVERY.get(name)
+    full = None if every is None else tuple(range(every - 1, config.n_layers, every))
+    yield every is None and windows is not None, "sees all tokens before a token"
+    yield (
+        windows is not None and windows.full_layers != full,
+        f"has a layer that sees everything after each {(every or 1) - 1} with a window",
+    )
+    theta = 10_000.0 if name == "gemma3" else config.rope_theta
+    yield (
+        windows is not None and (windows.rope_theta or config.rope_theta) != theta,
+        f"has the rotary base {theta:g} in layers with a window",
+    )
+    bare = tuple(range(3, config.n_layers, 4)) if name in ("smollm3", "cohere2") else ()
+    yield heads.unrotated_layers != bare, "has no rotary positions in each 4th layer" if bare else "has rotary positions in all layers"
+    wide = name in ("gemma2", "gemma3") and config.n_layers == (46 if name == "gemma2" else 62)
+    scale = (config.d_model / config.n_heads if wide else config.head_dim) ** -0.5
+    yield (
+        name != "granite" and not math.isclose(heads.scale or scale, scale, rel_tol=1e-9),
+        f"has scores times {scale:.6g}, not {heads.scale}",
+    )
+    yield name == "gemma3" and config.softcap is not None, "has no softcap"
+    linear = name == "gemma3" and scaling is not None and scaling.kind == "linear"
+    yield (
+        scaling is not None and not (linear or name in _FACTORS) or bool(scaling and scaling.growth),
+        "has no scaled rotary positions (rope_scaling) of this kind",
+    )
 
 
 def settings(config: ModelConfig, name: str) -> dict[str, Any]:
@@ -117,10 +141,31 @@ def settings(config: ModelConfig, name: str) -> dict[str, Any]:
         "attention.head_count_kv": config.n_kv_heads,
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
-        "attention.layer_norm_rms_epsilon": float(config.norm_eps),
-        "rope.dimension_count": config.head_dim,
+        f"attention.layer_norm_{'rms_' if config.norm == 'rms' else ''}epsilon": config.norm_eps,
+        "rope.dimension_count": (config.heads or Heads()).rotary_width(config.head_dim),
         "rope.freq_base": float(config.rope_theta),
     }
+    scales, scaling = config.scales or Scales(), config.rope_scaling
+    if name == "granite":
+        fields["embedding_scale"] = scales.embeddings
+        fields["residual_scale"] = scales.residual
+        fields["attention.scale"] = (config.heads or Heads()).scale
+        fields["logit_scale"] = 1 / scales.logits
+    if name in ("command-r", "cohere2"):
+        fields["logit_scale"] = scales.logits
+    if name == "gemma2" or config.windows is not None:
+        tokens = config.seq_len if config.windows is None else config.windows.tokens
+        fields["attention.sliding_window"] = tokens
+    if config.softcap is not None:
+        fields["attn_logit_softcapping"] = config.softcap
+    if config.logit_cap is not None:
+        fields["final_logit_softcapping"] = config.logit_cap
+    if name == "stablelm":
+        fields["use_parallel_residual"] = config.parallel != "no"
+    if scaling is not None and name not in _FACTORS:
+        fields |= {"rope.scaling.type": scaling.kind, "rope.scaling.factor": scaling.factor}
+    if scaling is not None and name in _FACTORS:
+        fields["rope.scaling.attn_factor"] = float(frequencies_of(config).turn(torch.zeros(()))[0])
     if config.experts is not None:
         fields["expert_count"] = config.experts.n
         fields["expert_used_count"] = config.experts.top_k
@@ -147,21 +192,22 @@ def tensors(weights: Path, config: ModelConfig, architecture: str) -> Iterator[T
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     single = {name: shape for name, shape in shapes.items() if ".experts." not in name}
     heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}
+    pairs = (config.heads or Heads()).rotary_pairs  # the rows have llama.cpp's order
+    kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    names = get_tensor_name_map(kind, config.n_layers)
     for name, shape in single.items():
-        count = heads.get(name.split(".")[-2]) if architecture in INTERLEAVED else None
-        yield Tensor(_gguf_name(name), shape, partial(_value, weights, name, count))
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert theirs is not None, name
+        interleave = architecture in INTERLEAVED and not pairs
+        count = heads.get(name.split(".")[-2]) if interleave else None
+        more = float(config.norm_offset and name.endswith("norm.weight"))
+        yield Tensor(theirs, shape, partial(_value, weights, name, count, more))
     if config.experts is not None:
         yield from _experts(weights, config.n_layers, config.experts.n, shapes)
     if config.rope_scaling is not None:
-        yield Tensor("rope_freqs.weight", (config.head_dim // 2,), partial(_slowing, config))
-
-
-def _gguf_name(name: str) -> str:
-    module, _, kind = name.rpartition(".")
-    if module in NAMES:
-        return f"{NAMES[module]}.{kind}"
-    _, _, layer, part = module.split(".", 3)
-    return f"blk.{layer}.{BLOCK_NAMES[part]}.{kind}"
+        width = (config.heads or Heads()).rotary_width(config.head_dim)
+        for name in _FACTORS.get(architecture, ()):
+            yield Tensor(name, (width // 2,), partial(_slowing, config))
 
 
 def _experts(
@@ -175,10 +221,10 @@ def _experts(
             yield Tensor(f"blk.{layer}.{name}.weight", shape, partial(_stacked, weights, each))
 
 
-def _value(weights: Path, name: str, heads: int | None) -> np.ndarray:
-    """Return a tensor in fp32, with the rows of `heads` heads interleaved."""
+def _value(weights: Path, name: str, heads: int | None, more: float) -> np.ndarray:
+    """Return a tensor plus `more` in fp32, with the rows of `heads` heads interleaved."""
     with safe_open(weights, "pt") as file:
-        value: torch.Tensor = file.get_tensor(name).float()
+        value: torch.Tensor = file.get_tensor(name).float() + more
     return (value if heads is None else interleaved(value, heads)).numpy()
 
 
