@@ -10,7 +10,7 @@ from pion.formats.huggingface.architectures import config_from_transformers
 from pion.formats.huggingface.stock_rows import FIRST, LATER
 from pion.model.decoder import Decoder
 from tests.support.finished_run import tiny_model, tiny_tokenizer
-from tests.support.stock_models import FULL, SLIDING, STOCK
+from tests.support.stock_models import FULL, LLAMA3, SLIDING, STOCK
 from tests.support.tiny_config import tiny_config
 
 _PLAIN = Heads(qk_norm=False)
@@ -48,7 +48,7 @@ IMPORTED = {
         {"num_hidden_layers": 5, "no_rope_layers": None, "rope_parameters": None},
     ),
     "olmo 2": ("olmo2", "OLMo 2", {}),
-    "granite": ("granite", "Granite", {}),
+    "granite": ("granite", "Granite", {"rope_scaling": LLAMA3}),
     "gemma 2": (
         "gemma2",
         "Gemma 2",
@@ -63,10 +63,10 @@ IMPORTED = {
     "seed oss": ("seed_oss", "Seed-OSS", {}),
     "ernie 4.5": ("ernie4_5", "Ernie 4.5", {"use_bias": False}),
     "helium": ("llama", "Helium", {}),
-    "stablelm": ("stablelm", "StableLM", {}),
+    "stablelm": ("stablelm", "StableLM", {"tie_word_embeddings": False}),
     "stablelm, parallel": ("stablelm", "StableLM, parallel", {}),
     "starcoder 2": ("starcoder2", "StarCoder 2", {"sliding_window": None}),
-    "nemotron": ("nemotron", "Nemotron", {}),
+    "nemotron": ("nemotron", "Nemotron", {"head_dim": None}),
     "cohere": ("command-r", "Cohere", {}),
     "cohere 2": ("cohere2", "Cohere 2", _LAYERS | {"layer_types": None}),
     "olmo 3": (
@@ -87,7 +87,8 @@ def config_of(name, **changes):
     stock, differing = own["stock"]
     kind, fields = STOCK[stock]
     named = next(row for row in LATER + FIRST if row.name == f"{kind}ForCausalLM")
-    fields = {n: v for n, v in (fields | differing).items() if v is not None}
+    fields |= differing
+    fields = {n: v for n, v in fields.items() if v is not None or n not in differing}
     fields["model_type"] = named.model_type
     return replace(config_from_transformers(fields), **changes)
 

@@ -28,7 +28,9 @@ from pion.model.attention.rope import Frequencies, frequencies_of
 ARCHITECTURES = {
     **{name: name for name in ("qwen3", "arcee", "llama", "qwen2", "smollm3", "olmo2", "granite")},
     **{name: name for name in ("phi3", "exaone4", "gemma", "gemma2", "glm4", "seed_oss")},
-    **{name: name for name in ("stablelm", "starcoder2", "nemotron", "cohere2", "olmo", "ernie4_5")},
+    **{
+        name: name for name in ("stablelm", "starcoder2", "nemotron", "cohere2", "olmo", "ernie4_5")
+    },
     "qwen3_moe": "qwen3moe",
     "mistral": "llama",
     "ministral": "llama",
@@ -72,7 +74,10 @@ def require_expressible(config: ModelConfig, model_type: str | None = None) -> s
             n_experts > MOST_EXPERTS,
             f"llama.cpp has at most {MOST_EXPERTS} experts, and this model has {n_experts}",
         ),
-        *((bool(name) and wrong, f"{name} in llama.cpp {why}") for wrong, why in _unlike(config, name)),
+        *(
+            (bool(name) and wrong, f"{name} in llama.cpp {why}")
+            for wrong, why in _unlike(config, name)
+        ),
         (not architecture.stock, f"llama.cpp has only stock architectures, and {own}"),
     )
     reason = next((reason for wrong, reason in reasons if wrong), None)
@@ -85,7 +90,7 @@ def require_expressible(config: ModelConfig, model_type: str | None = None) -> s
 
 
 def _unlike(config: ModelConfig, name: str) -> Iterator[tuple[bool, str]]:
-    """Yield what llama.cpp's code of an architecture fixes, and whether the model has it otherwise."""
+    """Yield what llama.cpp fixes in an architecture, and whether the model has it otherwise."""
     heads, windows, scaling = config.heads or Heads(), config.windows, config.rope_scaling
     biases = heads.output_bias or config.feedforward_bias
     multiplied_out = name == "arcee" and config.feedforward != "dense"
@@ -111,19 +116,29 @@ def _unlike(config: ModelConfig, name: str) -> Iterator[tuple[bool, str]]:
         f"has the rotary base {theta:g} in layers with a window",
     )
     bare = tuple(range(3, config.n_layers, 4)) if name in ("smollm3", "cohere2") else ()
-    yield heads.unrotated_layers != bare, "has no rotary positions in each 4th layer" if bare else "has rotary positions in all layers"
+    rotated = f"has rotary positions in all layers but {list(bare)}"
+    yield heads.unrotated_layers != bare, rotated
     wide = name in ("gemma2", "gemma3") and config.n_layers == (46 if name == "gemma2" else 62)
     scale = (config.d_model / config.n_heads if wide else config.head_dim) ** -0.5
     yield (
         name != "granite" and not math.isclose(heads.scale or scale, scale, rel_tol=1e-9),
         f"has scores times {scale:.6g}, not {heads.scale}",
     )
-    yield name == "gemma3" and config.softcap is not None, "has no softcap"
-    linear = name == "gemma3" and scaling is not None and scaling.kind == "linear"
-    yield (
-        scaling is not None and not (linear or name in _FACTORS) or bool(scaling and scaling.growth),
-        "has no scaled rotary positions (rope_scaling) of this kind",
-    )
+    capped = config.softcap is not None or config.logit_cap is not None
+    yield name == "gemma3" and capped, "has no caps of scores or logits"
+    yield name in ("gemma3", "cohere2") and windows is None, "has layers with a window"
+    apart = name in ("olmo2", "stablelm", "nemotron")
+    yield apart and config.tie_embeddings, "has a head apart from the embeddings"
+    tied = name in ("gemma", "gemma2", "command-r", "cohere2")
+    yield tied and not config.tie_embeddings, "has the embeddings as its head"
+    narrow = config.n_heads * config.head_dim == config.d_model
+    yield name == "nemotron" and not narrow, "has n_heads * head_dim equal to d_model"
+    if scaling is not None:
+        known = name in _FACTORS or (name == "gemma3" and scaling.kind == "linear")
+        yield (
+            not known or bool(scaling.growth),
+            "has no scaled rotary positions (rope_scaling) of this kind",
+        )
 
 
 def settings(config: ModelConfig, name: str) -> dict[str, Any]:
@@ -197,7 +212,7 @@ def tensors(weights: Path, config: ModelConfig, architecture: str) -> Iterator[T
     names = get_tensor_name_map(kind, config.n_layers)
     for name, shape in single.items():
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert theirs is not None, name
+        assert theirs is not None  # test_convert_engine.py writes each architecture
         interleave = architecture in INTERLEAVED and not pairs
         count = heads.get(name.split(".")[-2]) if interleave else None
         more = float(config.norm_offset and name.endswith("norm.weight"))

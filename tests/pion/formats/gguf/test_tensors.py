@@ -1,27 +1,17 @@
-"""The names of tensors in GGUF files, and which models GGUF can express."""
+"""Which models GGUF can express."""
 
 import pytest
-from gguf import MODEL_ARCH, get_tensor_name_map
 
+from pion.config.parts import Heads, RopeScaling, Windows
 from pion.errors import BadInput
-from pion.formats.gguf.tensors import BLOCK_NAMES, NAMES, require_expressible
+from pion.formats.gguf.tensors import require_expressible
 from tests.families.families import FAMILIES
-from tests.support.gguf_models import EXPRESSIBLE
+from tests.support.gguf_models import EXPRESSIBLE, config_of
 from tests.support.tiny_config import tiny_config
-
-
-def test_the_names_are_those_of_the_format():
-    theirs = get_tensor_name_map(MODEL_ARCH.QWEN3, 2)
-    dense = {theirs.get_name(name): short for name, short in NAMES.items()}
-    assert all(found == short for found, short in dense.items())
-    experts = get_tensor_name_map(MODEL_ARCH.QWEN3MOE, 2)
-    for name, short in BLOCK_NAMES.items():
-        table = experts if name == "mlp.gate" else theirs
-        assert table.get_name(f"model.layers.1.{name}") == f"blk.1.{short}"
-
 
 # ---------------------------------------------------------------- which models GGUF can express
 
+PLAIN = Heads(qk_norm=False)
 SCALED = {"factor": 8.0, "original_max_position_embeddings": 32}
 
 
@@ -34,8 +24,7 @@ def test_a_mistral_without_windows_is_a_llama_there():
 
 @pytest.mark.parametrize("name", EXPRESSIBLE)
 def test_a_stock_architecture_is_expressible(name):
-    architecture, changes = EXPRESSIBLE[name]
-    assert require_expressible(tiny_config(**changes)) == architecture
+    assert require_expressible(config_of(name)) == EXPRESSIBLE[name][0]
 
 
 @pytest.mark.parametrize(
@@ -60,9 +49,7 @@ def test_a_stock_architecture_is_expressible(name):
             | {"came_as": "mistral", "windows": {"tokens": 8, "block": 1, "full_layers": ()}},
             "llama in llama.cpp sees all tokens",
         ),
-        (IMPORTED | {"activation": "geglu"}, "its activation is silu"),
-        (IMPORTED | {"rope_scaling": SCALED | {"kind": "yarn"}}, "rotary positions by YaRN or"),
-        (IMPORTED | {"came_as": "phi3"}, "Pion does not write Phi3ForCausalLM as GGUF yet"),
+        (IMPORTED | {"activation": "geglu"}, "has the activation swiglu, not geglu"),
     ],
 )
 def test_what_llama_cpp_can_not_compute_is_refused_with_what_else_works(changes, reason):
@@ -74,3 +61,28 @@ def test_what_llama_cpp_can_not_compute_is_refused_with_what_else_works(changes,
 def test_the_own_code_of_a_model_that_qwen3_computes_is_refused_too():
     with pytest.raises(BadInput, match="exported with its own code"):
         require_expressible(tiny_config(), "pion")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("gemma 3", {"heads": Heads(scale=0.3)}, "has scores times 0.25, not 0.3"),
+        ("gemma 3", {"windows": None}, "has layers with a window"),
+        ("gemma 3", {"logit_cap": 30.0}, "has no caps of scores or logits"),
+        ("gemma 2", {"windows": Windows(tokens=8, block=1, full_layers=(0,))}, "after each 1 with"),
+        (
+            "gemma 3",
+            {"windows": Windows(tokens=8, block=1, full_layers=(5,), rope_theta=5e3)},
+            "has the rotary base 10000 in layers with a window",
+        ),
+        ("gemma 2", {"tie_embeddings": False}, "has the embeddings as its head"),
+        ("olmo 2", {"tie_embeddings": True}, "has a head apart from the embeddings"),
+        ("smollm 3", {"heads": PLAIN}, "has rotary positions in all layers but .3."),
+        ("seed oss", {"feedforward_bias": True}, "has no biases in feed-forward layers"),
+        ("smollm 3", {"rope_scaling": RopeScaling(**SCALED)}, "has no scaled rotary positions"),
+        ("nemotron", {"head_dim": 16}, "has n_heads . head_dim equal to d_model"),
+    ],
+)
+def test_what_llama_cpp_fixes_in_an_architecture_is_refused_otherwise(name, changes, reason):
+    with pytest.raises(BadInput, match=f"in llama.cpp .*{reason}"):
+        require_expressible(config_of(name, **changes))
