@@ -108,7 +108,7 @@ def test_taking_whole_pieces_must_be_as_llama_cpp_does(kind, whole):
 @pytest.mark.parametrize("kind", ["gemma", "llama2"])
 def test_pieces_need_all_merges_of_their_tokens(kind):
     assert pre_tokenizer(with_all_merges(settings_of(kind))) == "default"
-    with pytest.raises(BadInput, match="llama.cpp joins all pieces that make a token"):
+    with pytest.raises(BadInput, match=r"llama\.cpp joins all pieces that make a token"):
         pre_tokenizer(settings_of(kind))
 
 
