@@ -33,48 +33,8 @@ _LAYERS = {"num_hidden_layers": 7, "sliding_window": 20}
 _LINEAR = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5}
 # The same of imports: a model of STOCK, and what differs from it.
 IMPORTED = {
-    "gemma 3": (
-        "gemma3",
-        "Gemma 3",
-        _LAYERS
-        | {"layer_types": None, "query_pre_attn_scalar": 16}
-        | {"rope_parameters": {FULL: _LINEAR, SLIDING: {"rope_theta": 1e4}}},
-    ),
     "phi 3": ("phi3", "Phi-3", {}),
     "phi 4 mini": ("phi3", "Phi-4-mini", {"sliding_window": None}),
-    "smollm 3": (
-        "smollm3",
-        "SmolLM3",
-        {"num_hidden_layers": 5, "no_rope_layers": None, "rope_parameters": None},
-    ),
-    "olmo 2": ("olmo2", "OLMo 2", {}),
-    "granite": ("granite", "Granite", {"rope_scaling": LLAMA3}),
-    "gemma 2": (
-        "gemma2",
-        "Gemma 2",
-        _LAYERS | {"layer_types": None, "query_pre_attn_scalar": 16},
-    ),
-    "mistral": ("llama", "Mistral", {}),
-    "llama, biases": ("llama", "Llama, biases", {}),
-    "llama, yarn": ("llama", "Llama, YaRN", {}),
-    "exaone 4": ("exaone4", "EXAONE 4, no windows", {}),
-    "glm 4": ("glm4", "GLM-4", {"attention_bias": True}),
-    "gemma": ("gemma", "Gemma", {}),
-    "seed oss": ("seed_oss", "Seed-OSS", {}),
-    "ernie 4.5": ("ernie4_5", "Ernie 4.5", {"use_bias": False}),
-    "helium": ("llama", "Helium", {}),
-    "stablelm": ("stablelm", "StableLM", {"tie_word_embeddings": False}),
-    "stablelm, parallel": ("stablelm", "StableLM, parallel", {}),
-    "starcoder 2": ("starcoder2", "StarCoder 2", {"sliding_window": None}),
-    "nemotron": ("nemotron", "Nemotron", {"head_dim": None}),
-    "cohere": ("command-r", "Cohere", {}),
-    "cohere 2": ("cohere2", "Cohere 2", _LAYERS | {"layer_types": None}),
-    "olmo 3": (
-        "olmo2",
-        "OLMo 3",
-        _LAYERS | {"layer_types": None, "rope_scaling": None, "rope_theta": 5e5},
-    ),
-    "olmo": ("olmo", "OLMo", {}),
 }
 EXPRESSIBLE |= {name: (there, {"stock": rest}) for name, (there, *rest) in IMPORTED.items()}
 

@@ -211,15 +211,6 @@ def settings_of(kind, **changes):
     return settings | changes
 
 
-def with_all_merges(settings):
-    """Return a tokenizer of pieces that joins any two pieces whose token it has, as real ones."""
-    vocab = settings["model"]["vocab"]
-    cuts = ((text[:n], text[n:]) for text in vocab for n in range(1, len(text)))
-    pairs = [list(cut) for cut in cuts if cut[0] in vocab and cut[1] in vocab]
-    merges = sorted(pairs, key=lambda pair: vocab["".join(pair)])
-    return settings | {"model": settings["model"] | {"merges": merges}}
-
-
 def without_bytes(kind="smollm2", missing=SMOLLM2_LACKS, **changes):
     """Return the tokenizer.json of a kind whose vocabulary lacks bytes, as SmolLM2's does.
 

@@ -26,18 +26,10 @@ from pion.model.attention.rope import Frequencies, frequencies_of
 
 # By the model_type of a config.json, what llama.cpp calls the architecture.
 ARCHITECTURES = {
-    **{name: name for name in ("qwen3", "arcee", "llama", "qwen2", "smollm3", "olmo2", "granite")},
-    **{name: name for name in ("phi3", "exaone4", "gemma", "gemma2", "glm4", "seed_oss")},
-    **{
-        name: name for name in ("stablelm", "starcoder2", "nemotron", "cohere2", "olmo", "ernie4_5")
-    },
+    **{name: name for name in ("qwen3", "arcee", "llama", "qwen2", "phi3")},
     "qwen3_moe": "qwen3moe",
     "mistral": "llama",
     "ministral": "llama",
-    "helium": "llama",
-    "gemma3_text": "gemma3",
-    "olmo3": "olmo2",
-    "cohere": "command-r",
 }
 # llama.cpp rotates neighbouring dimensions of these.
 INTERLEAVED = ("arcee", "llama", "smollm3", "granite", "olmo")
@@ -45,6 +37,8 @@ INTERLEAVED = ("arcee", "llama", "smollm3", "granite", "olmo")
 _FACTORS = dict.fromkeys(("arcee", "llama", "exaone4", "granite"), ("rope_freqs.weight",)) | {
     "phi3": ("rope_factors_long.weight", "rope_factors_short.weight")
 }
+# The kind of scaled rotary positions that was compared with llama.cpp.
+_SCALINGS = dict.fromkeys(("arcee", "llama", "granite"), "llama3") | {"phi3": "longrope"}
 # Activations in feed-forward layers, where they are not swiglu.
 _ACTIVATIONS = dict.fromkeys(("gemma", "gemma2", "gemma3"), "geglu") | {
     "arcee": "relu2",
@@ -95,7 +89,7 @@ def _unlike(config: ModelConfig, name: str) -> Iterator[tuple[bool, str]]:
     biases = heads.output_bias or config.feedforward_bias
     multiplied_out = name == "arcee" and config.feedforward != "dense"
     yield (
-        name not in ("llama", "starcoder2") and (biases or multiplied_out),
+        biases or multiplied_out,
         "has no biases in feed-forward layers or after attention, and this model needs them",
     )
     activation = _ACTIVATIONS.get(name, "swiglu")
@@ -134,7 +128,7 @@ def _unlike(config: ModelConfig, name: str) -> Iterator[tuple[bool, str]]:
     narrow = config.n_heads * config.head_dim == config.d_model
     yield name == "nemotron" and not narrow, "has n_heads * head_dim equal to d_model"
     if scaling is not None:
-        known = name in _FACTORS or (name == "gemma3" and scaling.kind == "linear")
+        known = scaling.kind == _SCALINGS.get(name)
         yield (
             not known or bool(scaling.growth),
             "has no scaled rotary positions (rope_scaling) of this kind",

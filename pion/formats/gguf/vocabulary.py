@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from pion.data.tokens.safe_cuts import LOOKING_FLAGS, known_pre_tokenizer
 from pion.data.tokens.special_tokens import GENERATION_CONFIG
 from pion.data.tokens.token_names import read_optional, token_names
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.data.tokens.tokenizer_json import in_pieces, parse, steps_of
+from pion.data.tokens.tokenizer_json import parse, steps_of
 from pion.errors import BadInput
 from pion.generation.bounds import published_sampling
 from pion.untrusted import LARGEST_TOKENIZER, read_file
@@ -56,7 +55,6 @@ class Kind(IntEnum):
     CONTROL = 3  # never found in plain text
     USER_DEFINED = 4  # found in plain text before anything else
     UNUSED = 5
-    BYTE = 6
 
 
 def vocabulary(folder: Path, rows: int) -> dict[str, Any]:
@@ -70,21 +68,13 @@ def vocabulary(folder: Path, rows: int) -> dict[str, Any]:
     settings = _settings(path)
     tokens, kinds = _tokens(settings, rows)
     entries = {
+        "tokenizer.ggml.model": "gpt2",  # byte-level BPE
         "tokenizer.ggml.pre": pre_tokenizer(settings),
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": _merges(settings),
         **_special_ids(folder, tokenizer),
     }
-    if in_pieces(settings):
-        # llama.cpp joins the two pieces whose token has the highest score.
-        ranks = {"".join(pair): rank for rank, pair in enumerate(_pairs(settings))}
-        entries["tokenizer.ggml.model"] = "llama"
-        entries["tokenizer.ggml.scores"] = [float(-ranks.get(text, len(ranks))) for text in tokens]
-        first = steps_of(settings["normalizer"])[0]["type"] == "Prepend"
-        entries["tokenizer.ggml.add_space_prefix"] = first
-    else:
-        entries["tokenizer.ggml.model"] = "gpt2"  # byte-level BPE
-        entries["tokenizer.ggml.merges"] = _merges(settings)
     template = find_template(folder)
     return entries if template is None else {**entries, "tokenizer.chat_template": template}
 
@@ -105,9 +95,6 @@ def _tokens(settings: Mapping[str, Any], rows: int) -> tuple[list[str], list[int
     texts: dict[int, tuple[str, Kind]] = {
         number: (text, Kind.NORMAL) for text, number in settings["model"]["vocab"].items()
     }
-    if in_pieces(settings):
-        spelled = {f"<0x{byte:02X}>" for byte in range(256)}
-        texts |= {n: (text, Kind.BYTE) for n, (text, _) in texts.items() if text in spelled}
     for token in settings["added_tokens"]:
         kind = Kind.CONTROL if token["special"] else Kind.USER_DEFINED
         texts[token["id"]] = (token["content"], kind)
@@ -115,15 +102,11 @@ def _tokens(settings: Mapping[str, Any], rows: int) -> tuple[list[str], list[int
     return [text for text, _ in every], [int(kind) for _, kind in every]
 
 
-def _pairs(settings: Mapping[str, Any]) -> list[list[str]]:
-    return [
+def _merges(settings: Mapping[str, Any]) -> list[str]:
+    pairs = [
         merge.split(" ") if isinstance(merge, str) else merge
         for merge in settings["model"].get("merges") or []
     ]
-
-
-def _merges(settings: Mapping[str, Any]) -> list[str]:
-    pairs = _pairs(settings)
     if any(len(pair) != 2 or " " in pair[0] + pair[1] for pair in pairs):
         raise BadInput("GGUF can't express this tokenizer: a merge has a space within a token")
     if not pairs:
@@ -154,10 +137,7 @@ def pre_tokenizer(settings: Mapping[str, Any]) -> str:
 
     Raises BadInput with the reason for a tokenizer to which llama.cpp gives other ids.
     """
-    pieces = in_pieces(settings)
     name = _PRE_TOKENIZERS.get(known_pre_tokenizer(settings) or "")
-    if pieces and steps_of(settings.get("normalizer")):
-        name = "default"  # llama.cpp cuts nothing before it joins pieces
     steps = steps_of(settings.get("pre_tokenizer"))
     if name == "smollm" and steps[0].get("individual_digits") is not True:
         name = None
@@ -169,7 +149,6 @@ def pre_tokenizer(settings: Mapping[str, Any]) -> str:
     reasons = (
         _refused_step(settings),
         f"llama.cpp has no such pre-tokenizer: {kinds}" if name is None else None,
-        _refused_merges(settings) if pieces else None,
         wrong_whole if whole != (name == "llama-bpe") else None,
     )
     reason = next((reason for reason in reasons if reason is not None), None)
@@ -194,32 +173,13 @@ def _settings(path: Path) -> dict[str, Any]:
 def _refused_step(settings: Mapping[str, Any]) -> str | None:
     """Return which setting llama.cpp does not know, or None."""
     model = settings["model"]
-    pieces = in_pieces(settings)
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if model.get(key) and not (pieces and key == "byte_fallback"):
+        if model.get(key):
             return f"key model.{key} is set"
     normalizers = [str(step.get("type")) for step in steps_of(settings.get("normalizer"))]
-    if not pieces and normalizers not in ([], ["NFC"]):
+    if normalizers not in ([], ["NFC"]):
         return f"llama.cpp does not normalize a text, and this tokenizer does ({normalizers[0]})"
     for token in settings["added_tokens"]:
         if flags := [flag for flag in LOOKING_FLAGS if token.get(flag)]:
             return f"the added token {token['content']!r:.80} has {flags[0]}"
     return None
-
-
-def _refused_merges(settings: Mapping[str, Any]) -> str | None:
-    """Return why llama.cpp would join other pieces than these merges do, or None.
-
-    llama.cpp has scores of tokens, and joins any two pieces whose token the vocabulary has.
-    """
-    vocab, pairs = settings["model"]["vocab"], [tuple(pair) for pair in _pairs(settings)]
-    every = {
-        (text[:cut], text[cut:])
-        for text in vocab
-        for cut in range(1, len(text))
-        if text[:cut] in vocab and text[cut:] in vocab
-    }
-    if other := every.symmetric_difference(pairs):
-        return f"llama.cpp joins all pieces that make a token, and {min(other)!r:.80} is otherwise"
-    joined = [token for token, _ in groupby("".join(pair) for pair in pairs)]
-    return "merges of a token are apart" if len(joined) > len(set(joined)) else None

@@ -5,7 +5,6 @@ already built. What it does with a file, nothing else here can show.
 """
 
 import argparse
-import json
 import math
 import typing
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from tests.support.gguf_models import EXPRESSIBLE, expressible
 from tests.support.llama_engine import run_engine
 from tests.support.odd_texts import odd_texts
 from tests.support.stock_models import tokens
-from tests.support.tokenizer_kinds import PIECES, with_all_merges, write_files
+from tests.support.tokenizer_kinds import write_files
 
 pytestmark = pytest.mark.soak
 
@@ -147,11 +146,9 @@ def test_trained_models_in_f32_f16_and_q8_0(name, request, tmp_path):
     assert abs(of_ours["q8_0"] - 1) <= 0.01
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "smollm2", "llama3", "gemma", "llama2"])
+@pytest.mark.parametrize("kind", ["gpt2", "smollm2", "llama3"])
 def test_every_text_has_our_ids(kind, tmp_path):
     path = write_files(kind, tmp_path / "files") / "tokenizer.json"
-    if kind in PIECES:
-        path.write_text(json.dumps(with_all_merges(json.loads(path.read_text()))))
     tokenizer = Tokenizer.from_file(path)
     model = tiny_model(tokenizer.vocab_size + 3, imported=True)
     export_model(model, exported_tokenizer(path, imported=True), tmp_path / "export")

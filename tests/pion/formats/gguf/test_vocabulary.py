@@ -13,7 +13,6 @@ from tests.support.tokenizer_kinds import (
     sequence,
     settings_of,
     split,
-    with_all_merges,
     write_files,
 )
 
@@ -103,15 +102,3 @@ def test_taking_whole_pieces_must_be_as_llama_cpp_does(kind, whole):
     settings["model"]["ignore_merges"] = whole
     with pytest.raises(BadInput, match=r"key model\.ignore_merges is (true|false)"):
         pre_tokenizer(settings)
-
-
-@pytest.mark.parametrize("kind", ["gemma", "llama2"])
-def test_pieces_need_all_merges_of_their_tokens(kind):
-    assert pre_tokenizer(with_all_merges(settings_of(kind))) == "default"
-    with pytest.raises(BadInput, match=r"llama\.cpp joins all pieces that make a token"):
-        pre_tokenizer(settings_of(kind))
-
-
-def test_a_space_before_the_first_text_alone_is_refused():
-    with pytest.raises(BadInput, match="no such pre-tokenizer: Metaspace"):
-        pre_tokenizer(with_all_merges(settings_of("mistral")))
