@@ -10,7 +10,7 @@ from pion.formats.huggingface.architectures import config_from_transformers
 from pion.formats.huggingface.stock_rows import FIRST, LATER
 from pion.model.decoder import Decoder
 from tests.support.finished_run import tiny_model, tiny_tokenizer
-from tests.support.stock_models import FULL, LLAMA3, SLIDING, STOCK
+from tests.support.stock_models import STOCK
 from tests.support.tiny_config import tiny_config
 
 _PLAIN = Heads(qk_norm=False)
@@ -29,10 +29,13 @@ EXPRESSIBLE = {
     "qwen2": ("qwen2", {"heads": Heads(qk_norm=False, qkv_bias=True), "imported": True}),
     "arcee": ("arcee", {"heads": _PLAIN, "activation": "relu2", "rope_scaling": _SCALED}),
 }
-_LAYERS = {"num_hidden_layers": 7, "sliding_window": 20}
-_LINEAR = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5}
 # The same of imports: a model of STOCK, and what differs from it.
 IMPORTED = {
+    "smollm 3": (
+        "smollm3",
+        "SmolLM3",
+        {"num_hidden_layers": 5, "no_rope_layers": None, "rope_parameters": None},
+    ),
     "phi 3": ("phi3", "Phi-3", {}),
     "phi 4 mini": ("phi3", "Phi-4-mini", {"sliding_window": None}),
 }

@@ -26,7 +26,7 @@ from pion.model.attention.rope import Frequencies, frequencies_of
 
 # By the model_type of a config.json, what llama.cpp calls the architecture.
 ARCHITECTURES = {
-    **{name: name for name in ("qwen3", "arcee", "llama", "qwen2", "phi3")},
+    **{name: name for name in ("qwen3", "arcee", "llama", "qwen2", "phi3", "smollm3")},
     "qwen3_moe": "qwen3moe",
     "mistral": "llama",
     "ministral": "llama",
@@ -38,7 +38,7 @@ _FACTORS = dict.fromkeys(("arcee", "llama", "exaone4", "granite"), ("rope_freqs.
     "phi3": ("rope_factors_long.weight", "rope_factors_short.weight")
 }
 # The kind of scaled rotary positions that was compared with llama.cpp.
-_SCALINGS = dict.fromkeys(("arcee", "llama", "granite"), "llama3") | {"phi3": "longrope"}
+_SCALINGS = dict.fromkeys(("arcee", "llama"), "llama3") | {"phi3": "longrope"}
 # Activations in feed-forward layers, where they are not swiglu.
 _ACTIVATIONS = dict.fromkeys(("gemma", "gemma2", "gemma3"), "geglu") | {
     "arcee": "relu2",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pion.config.parts import Heads, RopeScaling, Windows
+from pion.config.parts import Heads
 from pion.errors import BadInput
 from pion.formats.gguf.tensors import require_expressible
 from tests.families.families import FAMILIES
@@ -61,28 +61,3 @@ def test_what_llama_cpp_can_not_compute_is_refused_with_what_else_works(changes,
 def test_the_own_code_of_a_model_that_qwen3_computes_is_refused_too():
     with pytest.raises(BadInput, match="exported with its own code"):
         require_expressible(tiny_config(), "pion")
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "reason"),
-    [
-        ("gemma 3", {"heads": Heads(scale=0.3)}, "has scores times 0.25, not 0.3"),
-        ("gemma 3", {"windows": None}, "has layers with a window"),
-        ("gemma 3", {"logit_cap": 30.0}, "has no caps of scores or logits"),
-        ("gemma 2", {"windows": Windows(tokens=8, block=1, full_layers=(0,))}, "after each 1 with"),
-        (
-            "gemma 3",
-            {"windows": Windows(tokens=8, block=1, full_layers=(5,), rope_theta=5e3)},
-            "has the rotary base 10000 in layers with a window",
-        ),
-        ("gemma 2", {"tie_embeddings": False}, "has the embeddings as its head"),
-        ("olmo 2", {"tie_embeddings": True}, "has a head apart from the embeddings"),
-        ("smollm 3", {"heads": PLAIN}, "has rotary positions in all layers but .3."),
-        ("seed oss", {"feedforward_bias": True}, "has no biases in feed-forward layers"),
-        ("smollm 3", {"rope_scaling": RopeScaling(**SCALED)}, "has no scaled rotary positions"),
-        ("nemotron", {"head_dim": 16}, "has n_heads . head_dim equal to d_model"),
-    ],
-)
-def test_what_llama_cpp_fixes_in_an_architecture_is_refused_otherwise(name, changes, reason):
-    with pytest.raises(BadInput, match=f"in llama.cpp .*{reason}"):
-        require_expressible(config_of(name, **changes))
