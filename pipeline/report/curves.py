@@ -35,7 +35,8 @@ def names_of(rows: Iterable[Row]) -> list[str]:
     found: dict[str, None] = {}
     for row in rows:
         for key, value in row.items():
-            if key not in found and key not in _NO_CURVE and _is_name(key):
+            named = len(key) <= LONGEST_NAME and key.isascii() and key.isidentifier()
+            if key not in found and key not in _NO_CURVE and named:
                 if _is_number(value):
                     found[key] = None
                 elif isinstance(value, list) and key != "rows" and any(map(_is_number, value)):
@@ -151,10 +152,6 @@ def _within(points: Sequence[Point], steps: range) -> Sequence[Point]:
     first = bisect_left(points, steps.start, key=itemgetter(0))
     end = bisect_left(points, steps.stop, key=itemgetter(0))
     return points[max(0, first - 1) : end + 1]
-
-
-def _is_name(key: str) -> bool:
-    return len(key) <= LONGEST_NAME and key.isascii() and key.isidentifier()
 
 
 def _is_number(value: object) -> bool:

@@ -1,11 +1,23 @@
 import gc
+import subprocess
+import sys
+
+import pytest
 
 from pion.garbage_collection import importing
 
 
-def test_what_was_imported_is_never_looked_through_again():
+def test_what_was_imported_is_never_looked_through_again(monkeypatch):
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
     with importing():
         assert not gc.isenabled()
         imported = [[]]
     assert gc.isenabled()
     assert not any(one is imported for one in gc.get_objects())
+
+
+def test_triton_does_not_complain_at_the_end():
+    pytest.importorskip("triton")
+    code = "from pion.garbage_collection import importing\nwith importing(): import triton"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert ended.stderr == b""

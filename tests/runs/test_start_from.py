@@ -19,16 +19,10 @@ def pretrained(whole):
 
 
 def test_a_run_continues_another_model_with_a_fresh_schedule(tmp_path, pretrained):
-    job = write_job(
-        tmp_path,
-        model={"from": str(pretrained / "runs" / "tiny")},
-        tokenizer=None,
-        sft=None,
-        pretrain__steps=1,
-        pretrain__warmup_steps=0,
-        pretrain__lr=1e-6,
-        pretrain__min_lr=1e-6,
-    )
+    model = {"from": str(pretrained / "runs" / "tiny")}
+    steps = {"pretrain__steps": 1, "pretrain__warmup_steps": 0}
+    rates = {"pretrain__lr": 1e-6, "pretrain__min_lr": 1e-6}
+    job = write_job(tmp_path, model=model, tokenizer=None, sft=None, **steps, **rates)
     assert "starts from" in finish(job)
     begun, ended = first_weights(pretrained), first_weights(tmp_path)
     assert 0 < max(float((begun[name] - ended[name]).abs().max()) for name in begun) < 1e-5

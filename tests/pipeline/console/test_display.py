@@ -27,16 +27,7 @@ from tests.support.terminal import Terminal
 from tests.support.waiting import PATIENCE_SECONDS, join, wait_until
 
 STEP = Step(
-    stage="pretrain",
-    step=120,
-    steps=480,
-    loss=3.21,
-    lr=0.02,
-    grad_norm=0.5,
-    tokens_per_second=4120.4,
-    mfu=0.123,
-    memory=1_200_000_000,
-    eta=200.0,
+    "pretrain", 120, 480, 3.21, 0.02, 4120.4, 0.5, mfu=0.123, memory=1_200_000_000, eta=200.0
 )
 
 
