@@ -6,6 +6,7 @@ end. That is a fifth of the seconds of `pion check`.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import sys
@@ -26,11 +27,9 @@ def without_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Keep garbage until the block ends, and never look through what the block has made.
-
-    Triton is the exception. It prints what is still there when Python ends.
-    """
+    """Keep garbage until the block ends, and never look through what the block has made."""
     with without_collection():
         yield
-    if "triton" not in sys.modules:
-        gc.freeze()
+    gc.freeze()
+    if "triton" in sys.modules:  # it prints which of its objects are there when Python has ended
+        atexit.register(gc.unfreeze)

@@ -35,8 +35,13 @@ def names_of(rows: Iterable[Row]) -> list[str]:
     found: dict[str, None] = {}
     for row in rows:
         for key, value in row.items():
-            named = len(key) <= LONGEST_NAME and key.isascii() and key.isidentifier()
-            if key not in found and key not in _NO_CURVE and named:
+            if (
+                key not in found
+                and key not in _NO_CURVE
+                and len(key) <= LONGEST_NAME
+                and key.isascii()
+                and key.isidentifier()
+            ):
                 if _is_number(value):
                     found[key] = None
                 elif isinstance(value, list) and key != "rows" and any(map(_is_number, value)):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import Interrupted, PionError
-from pion.garbage_collection import without_collection
+from pion.garbage_collection import importing
 from pipeline.console.formats import counted
 from pipeline.console.messages import (
     FitEnded,
@@ -287,7 +287,7 @@ class WorkersTraining:
 
     def _import_ahead(self) -> None:
         """Import what evaluation and publishing need later in this process: it takes seconds."""
-        with without_collection():
+        with importing():
             import pion.evaluation.held_out  # noqa: F401
             import pion.model.decoder  # noqa: F401
 

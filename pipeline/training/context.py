@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
 from pion.errors import BadInput, CardFailed, Interrupted, PionError, PlanFailed, Stopped, Trouble
-from pion.garbage_collection import importing, without_collection
+from pion.garbage_collection import importing
 from pion.train.allocator import let_segments_grow
 from pion.train.settings import AS_MANY_AS_FIT
 from pion.usable_cores_and_memory import usable_cores
@@ -106,9 +106,7 @@ class TrainingContext:
         with importing():
             import torch
 
-        # The first step needs this, 3 s of a core that may be free while `prepare` works. It loads
-        # Triton, which complains at the end of what is never freed.
-        with without_collection():
+            # The first step needs this, 3 s of a core that may be free while `prepare` works.
             import_module("torch._dynamo")
 
         self.report(phase("torch imported", started))

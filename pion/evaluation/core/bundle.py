@@ -105,7 +105,7 @@ def _other(path: Path, what: str) -> BadInput:
         f"{path}: expected the published archive of CORE's questions, with the sha256 {SHA256}, "
         f"and found {what}. Other questions give another number than CORE. Download the archive, "
         f"and do not unpack it: curl -fo eval_bundle.zip {URL}. If this gives another sha256 "
-        "again, the archive was published anew, and only a newer Pion may read it. To ask your "
+        "again, the archive has changed, and this Pion can't use the new one. To ask your "
         "own questions, use a pack (evaluate.packs)"
     )
 

@@ -88,8 +88,8 @@ def _of_job(path: str, overrides: Sequence[str]) -> list[Size]:
             f"by money. `pion plan {path}` says what it costs."
         )
     preset = job.model.preset
-    own = preset or _OF_OWN_MODELS
-    names = presets_of(_MAX if own.startswith(f"{_MAX}-") else own.split("-")[0])
+    similar = preset or _OF_OWN_MODELS
+    names = presets_of(_MAX if similar.startswith(f"{_MAX}-") else similar.split("-")[0])
     mine = _size(preset or f"the model of {Path(path).name}", path, overrides)
     others = [
         _size(other, path, [*overrides, _as_preset(job, other)], mine.job)
