@@ -1,10 +1,10 @@
 import gc
-import subprocess
 import sys
 
 import pytest
 
 from pion.garbage_collection import importing
+from tests.support.waiting import run_to_end
 
 
 def test_what_was_imported_is_never_looked_through_again():
@@ -18,5 +18,4 @@ def test_what_was_imported_is_never_looked_through_again():
 def test_triton_does_not_complain_at_the_end():
     pytest.importorskip("triton")
     code = "from pion.garbage_collection import importing\nwith importing(): import triton"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert ended.stderr == b""
+    assert run_to_end([sys.executable, "-c", code], check=True).stderr == ""
