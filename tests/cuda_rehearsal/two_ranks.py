@@ -86,15 +86,14 @@ class Rank:
     """What a rank did in a step.
 
     `storages` has, after each micro-batch, the bytes of each storage that gradients are in, by its
-    address. `gradients` are the bytes of the gradients alone. `weights` are the bytes of what AdamW
-    updates, and `updates` of what Muon updates, in bf16. `moments` are the bytes that this rank
-    saves of the optimizer's state, and `all_moments` those of all ranks.
+    address. `gradients` are the bytes of the gradients alone, and `updates` of Muon's matrices in
+    bf16. `moments` are the bytes that this rank saves of the optimizer's state, and `all_moments`
+    those of all ranks.
     """
 
     sent: list[Sent] = field(default_factory=list)
     storages: list[dict[str, int]] = field(default_factory=list)
     gradients: int = 0
-    weights: int = 0
     updates: int = 0
     moments: int = 0
     all_moments: int = 0
@@ -103,10 +102,6 @@ class Rank:
     def of_gradients(self) -> list[Sent]:
         """Return the communications of gradients, as opposed to those of small numbers."""
         return self.sent_from("pion/train/buckets.py")
-
-    def of_weights(self) -> list[Sent]:
-        """Return the exchanges of what AdamW has updated."""
-        return self.sent_from("pion/train/optimizer/shared_weights.py")
 
     def of_updates(self) -> list[Sent]:
         """Return the exchanges of what Muon has orthogonalized."""
@@ -199,8 +194,8 @@ def _count(rank: Rank, optimizer: Optimizer) -> None:
     layout = optimizer.state_tensors()
     by_muon = [t.numel() for name, t in layout.items() if name.endswith(".momentum")]
     rank.gradients = sum(4 * param.numel() for param in optimizer.params)
-    rank.weights, rank.updates = rank.gradients - 4 * sum(by_muon), 2 * sum(by_muon)
-    rank.moments = sum(piece.values.nbytes for piece in optimizer.pieces())
+    rank.updates = 2 * sum(by_muon)
+    rank.moments = sum(piece.values.nbytes for piece in optimizer.pieces() if piece.saved)
     rank.all_moments = sum(tensor.nbytes for tensor in layout.values())
 
 

@@ -1,4 +1,4 @@
-"""The optimizer's moments on the rank that has the most of them, if ranks divide its work."""
+"""Muon's momentum on the rank that has the most of it, if ranks divide its work."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ from pion.train.optimizer.ownership import Shape, deal_matrices, muon_rounds
 from pion.train.shard_rules import part_of, sharded_dim
 
 
-def moment_bytes(evenly: int, matrices: Sequence[Shape], ranks: int) -> int:
-    """Return the bytes of the moments on the rank that has the most of them.
-
-    Ranks divide `evenly` bytes. Muon has 4 for each element of a matrix, which its owner keeps.
-    """
+def momentum_bytes(matrices: Sequence[Shape], ranks: int) -> int:
+    """Return the bytes of the momentum on the rank that has the most of it: 4 for each element of
+    a matrix, which the matrix's owner keeps."""
     owned = deal_matrices(matrices, ranks)
-    most = max(elements([matrices[number] for number in numbers]) for numbers in owned)
-    return -(-evenly // ranks) + 4 * most
+    return 4 * max(elements([matrices[number] for number in numbers]) for numbers in owned)
 
 
 def elements(matrices: Sequence[Shape]) -> int:

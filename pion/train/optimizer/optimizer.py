@@ -22,11 +22,9 @@ from pion.model.forward_pass import group_of_parameter
 from pion.model.parameters import parameter_roles
 from pion.model.saved_weights import placeholders
 from pion.train.optimizer.muon import Muon
-from pion.train.optimizer.ownership import even_parts, even_rows
-from pion.train.optimizer.rule import ALIGNED_TO, Owned, Rule, rule_of
+from pion.train.optimizer.rule import Owned, Rule, rule_of
 from pion.train.optimizer.sharded_muon import ShardedMuon
 from pion.train.optimizer.shared_muon import SharedMuon
-from pion.train.optimizer.shared_weights import SharedWeights
 from pion.train.optimizer.state_pieces import OwnParts, Piece
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
@@ -40,10 +38,9 @@ class Optimizer:
     """AdamW, or Muon and AdamW, over the float32 parameters that a model learns.
 
     `dtype` is the precision of Muon's iterations. All state exists from the start, so that memory
-    for a snapshot can be reserved before the first step. Of several ranks, this one has the state
-    of what it owns (pion/train/optimizer/ownership.py). All ranks together have the state of one.
-
-    Of a sharded model, each rank updates its `own` parts, and exchanges only Muon's matrices.
+    for a snapshot can be reserved before the first step. Of several ranks, each updates all weights
+    from the same gradients, but orthogonalizes only the matrices that it owns, whose momentum it
+    has (pion/train/optimizer/ownership.py). Of a sharded model, each updates its `own` parts.
     """
 
     def __init__(
@@ -64,10 +61,7 @@ class Optimizer:
         self.params = list(learned.values())
         self._groups: dict[Group, dict[str, nn.Parameter]] = {}
         self._rules: dict[Group, Rule] = {}
-        self._own_rules: dict[Group, list[tuple[nn.Parameter, range, Any]]] = {}
-        # Who updates what: one of all ranks, or each its own part of a sharded model.
-        self._owner, self._owners = (rank, world_size) if own is None else (0, 1)
-        self._weights = SharedWeights(self._owner, self._owners)
+        self._own_rules: dict[Group, list[tuple[nn.Parameter, Any]]] = {}
         self._layout: dict[str, tuple[torch.Size, torch.dtype]] = {}  # of the state of all ranks
         self._pieces: list[Piece] = []
         roles = parameter_roles(model)
@@ -88,38 +82,28 @@ class Optimizer:
     def _add(self, group: Group, kind: type[Rule], params: dict[str, nn.Parameter]) -> None:
         if not params:
             return
-        owned = []
-        names, every = list(params), list(params.values())
-        shapes = [self._shape(name, param) for name, param in params.items()]
-        sizes, units = [param.numel() for param in every], [kind.unit(shape) for shape in shapes]
-        by_rank = even_parts(sizes, self._owners, units)
-        fits = self._own is None or all(u <= max(s[-1], ALIGNED_TO) for u, s in zip(units, shapes))
+        fits = self._own is None or kind.by_rows
         assert fits, f"{kind.__name__} can't exchange rows of matrices: see sharded_muon.py"
-        flat = [param.detach().view(-1) for param in every]
-        self._weights.add(group, [[flat[p.index][p.start : p.stop] for p in ps] for ps in by_rank])
-        for part in by_rank[self._owner]:
-            name, param, size = names[part.index], every[part.index], shapes[part.index].numel()
-            state = {}
-            for key, (whole, dtype) in kind.state(shapes[part.index]).items():
-                per = size // whole.numel()
-                count = (part.stop - part.start) // per
+        owned = []
+        for name, param in params.items():
+            if not param.numel():
+                continue  # other ranks have all rows
+            shape, state = self._shape(name, param), {}
+            for key, (whole, dtype) in kind.state(shape).items():
+                count = param.numel() * whole.numel() // shape.numel()
                 state[key] = torch.zeros(count, dtype=dtype, device=param.device)
-                self._keep(name, key, state[key], part.start // per)
+                self._keep(name, key, state[key])
             steps = torch.zeros((), dtype=torch.float32, device=param.device)
-            owned.append(Owned(param, part.start, part.stop, state, steps))
+            owned.append(Owned(param, state, steps))
         self._rules[group] = kind(self.settings, self._decay(group[0]), owned)
         self._lay_out(kind, params)
 
     def _add_own_rule(self, group: Group, params: dict[str, nn.Parameter]) -> None:
         for name, param in params.items():
-            by_rank = even_rows(len(param), self._owners)
-            every = [param.detach()[rows.start : rows.stop] for rows in by_rank]
-            self._weights.add(group, [[weights.view(-1)] for weights in every])
-            rows = by_rank[self._owner]
-            rule = OWN_RULES[group[0]](every[self._owner], self.settings)
-            self._own_rules.setdefault(group, []).append((param, rows, rule))
+            rule = OWN_RULES[group[0]](param.detach(), self.settings)
+            self._own_rules.setdefault(group, []).append((param, rule))
             for key, tensor in rule.state.items():
-                self._keep(name, key, tensor, rows.start * (tensor.numel() // max(len(tensor), 1)))
+                self._keep(name, key, tensor)
                 shape = torch.Size((self._shape(name, param)[0], *tensor.shape[1:]))
                 self._layout[f"{name}.{key}"] = shape, tensor.dtype
 
@@ -147,12 +131,12 @@ class Optimizer:
             state = kind.state(self._shape(name, param))
             self._layout |= {f"{name}.{key}": layout for key, layout in state.items()}
 
-    def _keep(self, name: str, key: str, values: Tensor, start: int = 0) -> None:
-        """Note that this rank has state of the parameter `name`: from the element `start` on, or of
-        its part of a sharded one."""
+    def _keep(self, name: str, key: str, values: Tensor) -> None:
+        """Note that this rank has state of the parameter `name`, or of its part of a sharded one.
+        What all ranks have, rank 0 saves."""
         state = f"{name}.{key}"
         if self._own is None:
-            self._pieces.append(Piece(state, start, values.view(-1)))
+            self._pieces.append(Piece(state, 0, values.view(-1), saved=self._rank == 0))
         else:
             held = self._own.held[name]
             per = sum(run.size for run in held.runs) // max(values.numel(), 1)
@@ -182,18 +166,16 @@ class Optimizer:
     def step(self, plan: StepPlan) -> None:
         """Update all parameters from their gradients, at the rates of `plan`.
 
-        Of several ranks, each has the same gradients, and gives the others what it updates.
+        Of several ranks, each has the same gradients.
         """
         trained = [group for group in self._groups if not _frozen(group, plan)]
         for group in trained:
             if group in self._rules:
                 self._rules[group].step(plan.rates[group[0]], plan.momentum)
-            for param, rows, rule in self._own_rules.get(group, ()):
+            for param, rule in self._own_rules.get(group, ()):
                 assert param.grad is not None
-                rule.step(param.grad[rows.start : rows.stop], plan.rates[group[0]])
+                rule.step(param.grad, plan.rates[group[0]])
             self._updates[group] += 1
-        if self._owners > 1:
-            self._weights.exchange(trained)
         self.steps += 1
 
     def zero_grad(self) -> None:

@@ -1,4 +1,4 @@
-"""What an optimizer is: its state for a parameter, its step, its bytes, and how ranks divide it.
+"""What an optimizer is: its state for a parameter, its step and its bytes.
 
 An optimizer has one file, with a subclass of `Rule`, and one row in pion/train/optimizers.py.
 Checkpoints, several ranks, sharded models and the memory plan follow from what the class says.
@@ -22,14 +22,10 @@ from pion.model.saved_weights import Layout
 from pion.train.optimizers import OPTIMIZERS
 from pion.train.settings import TrainSettings
 
-# A tensor is cut at multiples of so many elements. Kernels compute elements in groups, and the last
-# few one by one, which may round in another way. So no group is cut.
-ALIGNED_TO = 64
-
 
 @dataclass(frozen=True)
 class Owned:
-    """Elements [start, stop) of the flattened `param`, which this rank updates.
+    """A parameter, or of a sharded model this rank's rows of it, which this rank updates.
 
     Attributes:
         state: what the rank has of each state tensor, flat, by key.
@@ -37,21 +33,19 @@ class Owned:
     """
 
     param: nn.Parameter
-    start: int
-    stop: int
     state: dict[str, Tensor]
     steps: Tensor
 
     @property
     def weights(self) -> Tensor:
         """The elements themselves: a flat view."""
-        return self.param.detach().view(-1)[self.start : self.stop]
+        return self.param.detach().view(-1)
 
     @property
     def gradient(self) -> Tensor:
         """The gradients of the elements: a flat view."""
         assert self.param.grad is not None
-        return self.param.grad.view(-1)[self.start : self.stop]
+        return self.param.grad.view(-1)
 
 
 class Rule(ABC):
@@ -61,6 +55,8 @@ class Rule(ABC):
     """
 
     roles: ClassVar[frozenset[Role] | None] = None  # None: all
+    # Whether rows are updated each for itself: a rank of a sharded model has some of a matrix.
+    by_rows: ClassVar[bool] = True
     owned: Sequence[Owned] = ()
 
     def __init__(
@@ -74,14 +70,8 @@ class Rule(ABC):
         """Return the shape and the dtype of each state tensor of a whole parameter, by key.
 
         The tensors begin as zeros. A tensor has an element for each element of the parameter, or
-        one for so many neighbours, of which `unit` keeps all on one rank.
+        one for so many neighbours in a row.
         """
-
-    @staticmethod
-    def unit(shape: torch.Size) -> int:
-        """Return how many consecutive elements of a parameter are always on one rank: 64, or those
-        of a block, of a row, or of a matrix. Ranks divide the parameters evenly at such borders."""
-        return ALIGNED_TO
 
     @staticmethod
     def step_bytes(shapes: Iterable[torch.Size]) -> int:
