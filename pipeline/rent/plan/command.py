@@ -154,7 +154,7 @@ def _rows_and_notes(job: Job, compared: Compared, known: Known) -> tuple[list[Es
     if several:
         notes.append(
             "the job fits on none of these GPUs alone. Several GPUs of one machine divide its "
-            "weights (hardware.fsdp), or its moments"
+            "weights (hardware.fsdp), or Muon's momentum"
         )
     return rows, [*notes, *_why_unfit(rows), *changes, *_assumptions(job, rows)]
 
