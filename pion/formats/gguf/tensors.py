@@ -126,8 +126,8 @@ def _unlike(config: ModelConfig, there: LlamaCpp) -> Iterator[tuple[bool, str]]:
     yield config.windows is not None, "sees all tokens before a token"
     every = there.bare_every
     bare = tuple(range(every - 1, config.n_layers, every)) if every else ()
-    rotated = f"has rotary positions in all layers but {list(bare)}"
-    yield heads.unrotated_layers != bare, rotated
+    unlike = f"has layers {list(bare)} without rotary positions, not {list(heads.unrotated_layers)}"
+    yield heads.unrotated_layers != bare, unlike
     yield config.tie_embeddings and not there.tied, "has a head apart from the embeddings"
     yield (
         scaling is not None and (scaling.kind != there.scaling or bool(scaling.growth)),
