@@ -107,7 +107,7 @@ def convert(folder: str | Path, out: str | Path, kind: Type, *, name: str) -> Co
     partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _write(partial, architecture, entries, planned)
+        _write(partial, architecture.name, entries, planned)
         _compare(partial, entries, planned)
         partial.replace(out)
     except OSError as error:
@@ -121,7 +121,7 @@ def convert(folder: str | Path, out: str | Path, kind: Type, *, name: str) -> Co
     kept = [tensor.name for tensor, stored in planned if kind == "q8_0" and stored == "f16"]
     normalized = Tokenizer.from_file(folder / "tokenizer.json").normalization is not None
     caveat = OF_NFC if normalized else ""
-    return Converted(architecture, len(planned), out.stat().st_size, tuple(kept), caveat)
+    return Converted(architecture.name, len(planned), out.stat().st_size, tuple(kept), caveat)
 
 
 def require_convertible(

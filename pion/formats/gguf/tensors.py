@@ -7,106 +7,140 @@ not each of their options.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 from safetensors import safe_open
 
 from pion.config.model_config import ModelConfig
+from pion.config.parts import Heads, Scales
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import architecture_of, nearest_misfit
 from pion.model.attention.rope import Frequencies, frequencies_of
 
-# By the model_type of a config.json, what llama.cpp calls the architecture.
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """An architecture of llama.cpp, and what it fixes that transformers' class leaves open.
+
+    Attributes:
+        name: of the architecture.
+        rotates_neighbours: whether dimension 2i of a head rotates with 2i + 1. transformers rotates
+            dimension i with i + head_dim / 2.
+        biases: whether layers after attention and in the feed-forward part may have biases.
+        activation: of the feed-forward part.
+        scaling: the kind of scaled rotary positions that was compared with llama.cpp; None: none.
+        divisors: the tensors with what each rotary frequency is divided by.
+        bare_every: every so many layers one has no rotary positions; 0: all have them.
+        tied: whether the embeddings may be the head.
+    """
+
+    name: str
+    rotates_neighbours: bool = False
+    biases: bool = False
+    activation: str = "swiglu"
+    scaling: str | None = None
+    divisors: tuple[str, ...] = ()
+    bare_every: int = 0
+    tied: bool = True
+
+
+_LLAMA = LlamaCpp(
+    "llama",
+    rotates_neighbours=True,
+    biases=True,
+    scaling="llama3",
+    divisors=("rope_freqs.weight",),
+)
+# By the model_type of a config.json. tests/pion/formats/gguf/test_convert_engine.py compares each
+# with llama.cpp.
 ARCHITECTURES = {
-    "qwen3": "qwen3",
-    "qwen3_moe": "qwen3moe",
-    "arcee": "arcee",
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "mistral": "llama",
-    "ministral": "llama",
+    "qwen3": LlamaCpp("qwen3"),
+    "qwen3_moe": LlamaCpp("qwen3moe"),
+    "arcee": replace(_LLAMA, name="arcee", biases=False, activation="relu2"),
+    "llama": _LLAMA,
+    "qwen2": LlamaCpp("qwen2"),
+    "mistral": _LLAMA,
+    "ministral": _LLAMA,
+    "phi3": LlamaCpp(
+        "phi3",
+        scaling="longrope",
+        # For long texts, and for short ones.
+        divisors=("rope_factors_long.weight", "rope_factors_short.weight"),
+    ),
+    "smollm3": LlamaCpp("smollm3", rotates_neighbours=True, bare_every=4),
+    "olmo2": LlamaCpp("olmo2", tied=False),
+    "granite": replace(_LLAMA, name="granite", biases=False),
 }
-# llama.cpp rotates neighbouring dimensions of these, and reads factors of their frequencies.
-INTERLEAVED = ("arcee", "llama")
 # The most experts of a layer: LLAMA_MAX_EXPERTS in llama.cpp.
 MOST_EXPERTS = 512
-# The names in transformers and in GGUF, without ".weight" or ".bias". Those of a block have the
-# prefixes "model.layers.{i}." and "blk.{i}.".
-NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-BLOCK_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-}
 _EXPERTS = {"gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps", "down_proj": "ffn_down_exps"}
 ROUTER = "ffn_gate_inp"
 
 
-def require_expressible(config: ModelConfig, model_type: str | None = None) -> str:
-    """Return the name of the llama.cpp architecture that computes the model exactly.
+def require_expressible(config: ModelConfig, model_type: str | None = None) -> LlamaCpp:
+    """Return the architecture of llama.cpp that computes the model exactly.
 
     `model_type` is for `architecture_of`. Raises BadInput with the reason if there is none.
     """
     architecture = architecture_of(config, model_type)
-    name = ARCHITECTURES.get(architecture.model_type, "")
+    there = ARCHITECTURES.get(architecture.model_type)
     own = nearest_misfit(config) or "it was exported with its own code (--as pion)"
-    n_experts = 0 if config.experts is None else config.experts.n
-    reasons = (
-        (architecture.stock and not name, f"Pion does not write {architecture.name} as GGUF yet"),
-        (
-            n_experts > MOST_EXPERTS,
-            f"llama.cpp has at most {MOST_EXPERTS} experts, and this model has {n_experts}",
-        ),
-        (
-            name == "arcee" and (config.feedforward_bias or config.feedforward != "dense"),
-            "arcee in llama.cpp has no biases in feed-forward layers, and this model needs them",
-        ),
-        (
-            name == "arcee" and config.activation != "relu2",
-            f"arcee in llama.cpp has the activation relu2, not {config.activation}",
-        ),
-        (
-            name in ("qwen2", "qwen3", "qwen3moe") and config.rope_scaling is not None,
-            f"{name} in llama.cpp has no scaled rotary positions (rope_scaling)",
-        ),
-        (
-            bool(name) and (config.windows is not None or config.activation == "geglu"),
-            f"{name} in llama.cpp sees all tokens before a token, and its activation is silu",
-        ),
-        (
-            config.rope_scaling is not None and config.rope_scaling.kind in ("yarn", "longrope"),
-            "Pion does not write rotary positions by YaRN or LongRoPE as GGUF yet",
-        ),
-        (not architecture.stock, f"llama.cpp has only stock architectures, and {own}"),
+    if not architecture.stock:
+        reason = f"llama.cpp has only stock architectures, and {own}"
+    elif there is None:
+        reason = f"Pion does not write {architecture.name} as GGUF yet"
+    elif (unlike := next((why for wrong, why in _unlike(config, there) if wrong), None)) is None:
+        return there
+    else:
+        reason = f"{there.name} in llama.cpp {unlike}"
+    raise BadInput(
+        f"GGUF can't express this model: {reason}. `pion chat` and `pion serve` run the model, "
+        "and `pion export MODEL FOLDER` writes a folder for transformers"
     )
-    reason = next((reason for wrong, reason in reasons if wrong), None)
-    if reason is not None:
-        raise BadInput(
-            f"GGUF can't express this model: {reason}. `pion chat` and `pion serve` run the model, "
-            "and `pion export MODEL FOLDER` writes a folder for transformers"
-        )
-    return name
 
 
-def settings(config: ModelConfig, name: str) -> dict[str, Any]:
+def _unlike(config: ModelConfig, there: LlamaCpp) -> Iterator[tuple[bool, str]]:
+    """Yield what llama.cpp fixes in an architecture, and whether the model has it otherwise."""
+    heads, scaling = config.heads or Heads(), config.rope_scaling
+    if config.experts is not None:
+        many = f"has at most {MOST_EXPERTS} experts, and this model has {config.experts.n}"
+        yield config.experts.n > MOST_EXPERTS, many
+    # The primitives of a PILON are written out as matrices with biases.
+    biased = (
+        heads.output_bias
+        or config.feedforward_bias
+        or config.feedforward not in ("dense", "experts")
+    )
+    yield (
+        biased and not there.biases,
+        "has no biases in feed-forward layers or after attention, and this model needs them",
+    )
+    activation = f"has the activation {there.activation}, not {config.activation}"
+    yield config.experts is None and config.activation != there.activation, activation
+    yield config.windows is not None, "sees all tokens before a token"
+    every = there.bare_every
+    bare = tuple(range(every - 1, config.n_layers, every)) if every else ()
+    unlike = f"has layers {list(bare)} without rotary positions, not {list(heads.unrotated_layers)}"
+    yield heads.unrotated_layers != bare, unlike
+    yield config.tie_embeddings and not there.tied, "has a head apart from the embeddings"
+    yield (
+        scaling is not None and (scaling.kind != there.scaling or bool(scaling.growth)),
+        "has no scaled rotary positions (rope_scaling) of this kind",
+    )
+
+
+def settings(config: ModelConfig, architecture: LlamaCpp) -> dict[str, Any]:
     """Return the entries of a GGUF file that describe the model's shape.
 
-    `config` is that of an exported model. `name` is from `require_expressible`.
+    `config` is that of an exported model. `architecture` is from `require_expressible`.
     """
+    heads, name = config.heads or Heads(), architecture.name
     fields: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "context_length": config.seq_len,
@@ -118,9 +152,17 @@ def settings(config: ModelConfig, name: str) -> dict[str, Any]:
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
         "attention.layer_norm_rms_epsilon": float(config.norm_eps),
-        "rope.dimension_count": config.head_dim,
+        "rope.dimension_count": heads.rotary_width(config.head_dim),
         "rope.freq_base": float(config.rope_theta),
     }
+    if name == "granite":
+        scales = config.scales or Scales()
+        fields["embedding_scale"] = scales.embeddings
+        fields["residual_scale"] = scales.residual
+        fields["attention.scale"] = heads.scale or config.head_dim**-0.5
+        fields["logit_scale"] = 1 / scales.logits
+    if config.rope_scaling is not None:
+        fields["rope.scaling.attn_factor"] = float(frequencies_of(config).turn(torch.zeros(()))[0])
     if config.experts is not None:
         fields["expert_count"] = config.experts.n
         fields["expert_used_count"] = config.experts.top_k
@@ -137,7 +179,7 @@ class Tensor:
     read: Callable[[], np.ndarray]
 
 
-def tensors(weights: Path, config: ModelConfig, architecture: str) -> Iterator[Tensor]:
+def tensors(weights: Path, config: ModelConfig, architecture: LlamaCpp) -> Iterator[Tensor]:
     """Yield the tensors of the GGUF file of the exported model with these weights.
 
     `weights` is a model.safetensors, and `config` its settings. Values are read when they are
@@ -147,21 +189,19 @@ def tensors(weights: Path, config: ModelConfig, architecture: str) -> Iterator[T
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     single = {name: shape for name, shape in shapes.items() if ".experts." not in name}
     heads = {"q_proj": config.n_heads, "k_proj": config.n_kv_heads}
+    kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture.name)
+    names = get_tensor_name_map(kind, config.n_layers)
     for name, shape in single.items():
-        count = heads.get(name.split(".")[-2]) if architecture in INTERLEAVED else None
-        yield Tensor(_gguf_name(name), shape, partial(_value, weights, name, count))
+        named = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert named is not None  # test_convert_engine.py writes each architecture
+        count = heads.get(name.split(".")[-2]) if architecture.rotates_neighbours else None
+        yield Tensor(named, shape, partial(_value, weights, name, count))
     if config.experts is not None:
         yield from _experts(weights, config.n_layers, config.experts.n, shapes)
     if config.rope_scaling is not None:
-        yield Tensor("rope_freqs.weight", (config.head_dim // 2,), partial(_slowing, config))
-
-
-def _gguf_name(name: str) -> str:
-    module, _, kind = name.rpartition(".")
-    if module in NAMES:
-        return f"{NAMES[module]}.{kind}"
-    _, _, layer, part = module.split(".", 3)
-    return f"blk.{layer}.{BLOCK_NAMES[part]}.{kind}"
+        width = (config.heads or Heads()).rotary_width(config.head_dim)
+        for name in architecture.divisors:
+            yield Tensor(name, (width // 2,), partial(_slowing, config))
 
 
 def _experts(

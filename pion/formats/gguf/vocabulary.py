@@ -142,9 +142,11 @@ def pre_tokenizer(settings: Mapping[str, Any]) -> str:
     if name == "smollm" and steps[0].get("individual_digits") is not True:
         name = None
     kinds = ", ".join(str(step.get("type")) for step in steps) or "none"
-    # llama.cpp takes a whole piece that is in the vocabulary before it merges, but only with this
-    # pre-tokenizer.
+    # llama.cpp takes a whole piece that is in the vocabulary before it merges, but only with
+    # "llama-bpe". "dbrx" has the same regular expression.
     whole = bool(settings["model"].get("ignore_merges"))
+    if name == "llama-bpe" and not whole:
+        name = "dbrx"
     wrong_whole = f"key model.ignore_merges is {str(whole).lower()}, which llama.cpp has otherwise"
     reasons = (
         _refused_step(settings),

@@ -136,7 +136,7 @@ def test_trained_models_in_f32_f16_and_q8_0(name, request, tmp_path):
     assert abs(of_ours["q8_0"] - 1) <= 0.01
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "smollm2", "llama3"])
+@pytest.mark.parametrize("kind", ["gpt2", "smollm2", "llama3", "deepseek"])
 def test_every_text_has_our_ids(kind, tmp_path):
     path = write_files(kind, tmp_path / "files") / "tokenizer.json"
     tokenizer = Tokenizer.from_file(path)
