@@ -26,14 +26,13 @@ from pipeline.machine.core_waits import slowness
 from pipeline.machine.time_limit import begin, within
 from pipeline.rehearsal.rehearse import lacking
 from pipeline.rent.check import CheckRow, failure, unchecked
-from pipeline.rent.check.budget import check_spent
-from pipeline.rent.check.clean import check_clean
-from pipeline.rent.check.data import check_rows
+from pipeline.rent.check.data import check_clean, check_rewards, check_rows
 from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.check.job import (
     check_data,
     check_evaluate,
     check_model,
+    check_names,
     check_publish,
     check_rates,
     check_store,
@@ -47,7 +46,6 @@ from pipeline.rent.check.rental import (
     check_reach,
     check_recovery,
 )
-from pipeline.rent.check.rewards import check_rewards
 from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.at_launch import refuse_past
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
@@ -76,8 +74,13 @@ CONVERSATION_SECONDS = 8.0
 LOCAL_SECONDS = 60.0
 
 # What this machine alone can find, whatever the model is that the job starts from; and a model.
-LOCAL = ("data", "store from there", "files", "credentials", "recovery", "controller")
+LOCAL = ("names", "data", "store from there", "files", "credentials", "recovery", "controller")
 ANY_MODEL = ModelConfig.preset("pion2-small", seq_len=1 << 17).to_dict()
+
+WITHOUT_HUB = (
+    "a model in a folder or of a run needs no Hub: model.from=FOLDER, or model.from=RUN. A job of "
+    "`pion new DATA --from none` starts from random weights"
+)
 
 # What follows from the steps of a job, which are not known if its conversations can't be used. The
 # clouds are asked for prices, too, which can take minutes.
@@ -106,6 +109,8 @@ def show_check(
         refuse_past(job, overrides, loaded)
     except PionError as error:
         rows.append(failure("job", error))
+        if loaded is None and not rows[0].checked:
+            rows.append(unchecked("model.from", WITHOUT_HUB))
     if on is not None:
         try:
             # SkyPilot may fetch its list of GPUs to read the file, without a time limit.
@@ -123,7 +128,7 @@ def show_check(
                 f"rented. Check the network. {AGAIN}"
             )
             rows.append(unchecked("rental", words))
-    if loaded is None and sky_yaml is not None:
+    if loaded is None:
         rows += _local_rows(job, overrides, sky_yaml)
     if loaded is not None:
         with saying_if_slow(asked_by_checks(loaded, sky_yaml), quiet=as_json):
@@ -137,7 +142,7 @@ def show_check(
     return 0 if all(row.checked for row in rows) else 1
 
 
-def _local_rows(path: str, overrides: Sequence[str], sky_yaml: SkyYaml) -> list[CheckRow]:
+def _local_rows(path: str, overrides: Sequence[str], sky_yaml: SkyYaml | None) -> list[CheckRow]:
     """Return what is found on this machine if the job's store, or the Hub, gives no answer.
 
     A model of any shape stands for the one that the job starts from. If the job file itself has
@@ -146,7 +151,8 @@ def _local_rows(path: str, overrides: Sequence[str], sky_yaml: SkyYaml) -> list[
     with contextlib.suppress(BadInput):
         job = load_job(path, overrides, lambda job: Base(job["model"]["from"], "", "", ANY_MODEL))
         checks, end = checks_of(job, sky_yaml, path, force=False), time.monotonic() + JOB_SECONDS
-        return [row for name in LOCAL for row in outcome(name, _begin(checks[name]), end, 0.0)]
+        names = [name for name in LOCAL if name in checks]
+        return [row for name in names for row in outcome(name, _begin(checks[name]), end, 0.0)]
     return []
 
 
@@ -213,9 +219,10 @@ def checks_of(
 ) -> dict[str, Check]:
     """Return the checks that can run at the same time, by name. Imports torch."""
     from pipeline.rent.check.deadline import check_deadline
-    from pipeline.rent.check.machines import check_machines, check_memory
+    from pipeline.rent.check.machines import check_machines, check_memory, check_spent
 
     everywhere: dict[str, Check] = {
+        "names": partial(check_names, job),
         "model": partial(check_model, job),
         "rate": partial(check_rates, job),
         "model.from": partial(check_base, job, sky_yaml),

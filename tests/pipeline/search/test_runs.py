@@ -11,13 +11,8 @@ import pytest
 
 from pion.errors import BadInput, Interrupted, Stopped
 from pipeline.job import Budget
-from pipeline.search.runs import (
-    RunProcesses,
-    SearchRecord,
-    budget_left,
-    check_cap,
-    refuse_beyond,
-)
+from pipeline.search.runs import RunProcesses
+from pipeline.search.search import SearchRecord, budget_left, check_cap, refuse_beyond
 from pipeline.state.head import Spent
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore

@@ -7,7 +7,6 @@ import pytest
 from pion.errors import BadInput
 from pipeline.search.trials import (
     Request,
-    Setting,
     branch_of,
     refuse_unpaired,
     run_name,
@@ -21,7 +20,7 @@ from tests.support.jobs import tiny_job
 def test_every_combination_of_the_values_is_a_setting():
     """Commas within brackets separate nothing."""
     varied = ["pretrain.lr=1e-3, 2e-3", "model.values={layers: [1, 2]},{layers: [3]}"]
-    assert [setting.name for setting in settings_of(varied)] == [
+    assert list(settings_of(varied)) == [
         "pretrain.lr=1e-3 model.values={layers: [1, 2]}",
         "pretrain.lr=1e-3 model.values={layers: [3]}",
         "pretrain.lr=2e-3 model.values={layers: [1, 2]}",
@@ -61,7 +60,7 @@ def test_texts_that_are_no_choice_are_refused(varied, says):
 def test_settings_whose_runs_are_not_paired_are_refused(tmp_path, override, says):
     request = Request(path=write_job(tmp_path), vary=())
     with pytest.raises(BadInput, match=says) as refused:
-        refuse_unpaired(Setting((override,)), request.job(), request.job(override))
+        refuse_unpaired(override, request.job(), request.job(override))
     assert "Nothing was started" in str(refused.value)
 
 
@@ -69,8 +68,7 @@ def test_settings_whose_runs_are_not_paired_are_refused(tmp_path, override, says
     "override", ["pretrain.lr=1e-3", "model.values={layers: [1]}", "a=é/" * 30]
 )
 def test_names_of_runs_are_legal_and_differ_by_setting_seed_and_content(override):
-    setting = Setting((override,))
-    names = {run_name("tiny", setting, seed, digest) for seed in (1, 2) for digest in ("x", "y")}
+    names = {run_name("tiny", override, seed, digest) for seed in (1, 2) for digest in ("x", "y")}
     assert len(names) == 4
     assert all(is_run_name(name) for name in names)
 
@@ -113,4 +111,4 @@ def test_another_mix_is_paired_unless_a_tokenizer_learns_from_it(tmp_path, phase
     override = f"pretrain.phases.{phase}.mix={{qa: 1}}"
     unpaired = pytest.raises(BadInput, match="changes the data or the tokenizer")
     with unpaired if refused else nullcontext():
-        refuse_unpaired(Setting((override,)), request.job(), request.job(override))
+        refuse_unpaired(override, request.job(), request.job(override))

@@ -67,7 +67,7 @@ def test_what_is_better_and_what_is_noise(others, source, says):
 
 def test_settings_of_several_keys_have_their_whole_names():
     settings = settings_of(["pretrain.lr=1,2", "pretrain.beta1=0.8,0.9"])
-    first, second, *_ = (setting.name for setting in settings)
+    first, second, *_ = settings
     choice = Choice(first, 240, (Difference(second, 240, -0.2, 0.01, sure=True),))
     says = f"{first} is better than {second}: −0.200 ± 0.010 {NATS}"
     assert verdict(choice, settings) == says

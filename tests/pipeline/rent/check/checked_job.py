@@ -50,11 +50,11 @@ CHECK_OF = {
 }
 
 
-def row_of(name, job, on=None, path=None, *, force=False):
+def row_of(name, job, on=None, path=None, *, force=None, check=None):
     """Return one row as `pion check` shows it, by the check that it belongs to alone; None if there
     is no such row."""
-    checks = {"rows": partial(check_rows, job), **checks_of(job, on, path, force=force)}
-    check = name if name in checks else CHECK_OF.get(name, "machines")
+    checks = {"rows": partial(check_rows, job), **checks_of(job, on, path, force=bool(force))}
+    check = check or (name if name in checks else CHECK_OF.get(name, "machines"))
     rows = outcome(check, lambda left: list(checks[check]()), math.inf, 0.0)
     return next((row for row in rows if row.name == name), None)
 

@@ -25,13 +25,12 @@ def on_runpod(case, sky_home, runpod_api):
     """Return one row of the tiny job on a rental. Everything is fine except what a test changes,
     and except the store, which is a folder: a bucket takes time to connect to."""
 
-    def find(
-        name, resources="accelerators: A40", *, text=WORKDIR, path=None, force=False, **changes
-    ):
+    def find(name, resources="accelerators: A40", *, text=WORKDIR, path=None, **changes):
+        options = {key: changes.pop(key, None) for key in ("force", "check")}
         text = text.replace("{folder}", str(case.folder))
         sky_yaml = read_sky_yaml(sky_home.yaml(resources, text))
         path = path or case.folder / "job.yaml"
-        return row_of(name, case.job(**changes), sky_yaml, str(path), force=force)
+        return row_of(name, case.job(**changes), sky_yaml, str(path), **options)
 
     return find
 

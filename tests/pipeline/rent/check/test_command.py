@@ -56,11 +56,6 @@ def test_a_mistake_that_several_checks_meet_is_said_once(case, capsys):
     assert [row["name"] for row in rows if row["ok"] is False] == ["sft.sources.0"]
 
 
-def test_a_vocabulary_that_the_text_fills_is_no_warning(case):
-    changes = {"tokenizer": {"train": {"vocab_size": 320}}, "model__vocab_size": 320}
-    assert case.row("vocabulary", **changes) is None
-
-
 def test_a_store_without_room_for_a_checkpoint(case, monkeypatch):
     monkeypatch.setattr("pipeline.run.preflight.free_bytes", lambda folder: 100_000)
     wrong(case.row("room"), "100 kB free", "one checkpoint of pretrain takes")
@@ -101,10 +96,14 @@ def test_what_this_machine_alone_finds_is_said_next_to_a_model_that_the_hub_does
     if is_down:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     start = {"model": {"from": "someone/model"}, "tokenizer": None, "pretrain": None}
-    path, rental = str(case.path(publish={"to": "hf://user/m"}, **start)), str(sky_home.yaml())
+    path, rental = str(case.path(publish={"to": "hf://USER/m"}, **start)), str(sky_home.yaml())
+    assert show_check(path, [], on=None, force=False, as_json=True) == 2
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {"names", "sft.sources.0"} < rows.keys()
     assert show_check(path, [], on=rental, force=False, as_json=True) == 2
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert words in rows["job"]["words"]
+    assert ("model.from=FOLDER, or model.from=RUN" in repr(rows.get("model.from"))) == is_down
     assert "export HF_TOKEN" in rows["credentials"]["words"]
     assert {"sft.sources.0", "store from there", "files", "recovery", "controller"} < rows.keys()
 

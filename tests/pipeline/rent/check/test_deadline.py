@@ -18,7 +18,6 @@ from pipeline.state.notes.deadline import Asked, new_deadline, write_first_deadl
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
-from tests.support.sky_catalog import Price
 from tests.support.states import an_entry, list_checkpoint
 
 MIXED = """any_of:
@@ -107,14 +106,6 @@ def test_committed_steps_are_no_longer_work(case, mixed):
 # ---------------------------------------------------------------- what is refused
 
 
-def test_only_spot_machines_are_refused_if_there_is_a_deadline(case, sky_home):
-    only_spot = read_sky_yaml(sky_home.yaml("accelerators: A40\nuse_spot: true"))
-    assert rows(case, only_spot) == {}
-    words = refused(case, only_spot, deadline={"hours": 100})
-    assert "has no on-demand machine" in words
-    assert "use_spot: false" in words
-
-
 def test_slack_below_the_margin_is_refused_with_the_numbers(case, mixed):
     hours = hours_for(case, mixed, "A40", spare=-60)
     work = (machine(case, mixed).work or 0) / 3600
@@ -143,37 +134,6 @@ def test_an_on_demand_machine_whose_speed_nobody_knows_is_refused(case, mixed):
     with pytest.raises(BadInput, match=r"not known how long .* speed of a A40.*`pion bench`"):
         require_in_time(alone)
     assert require_in_time(replace(alone, machines=[unknown, known])) == [known]
-
-
-def test_on_demand_machines_that_nobody_offers_are_refused(case, sky_home):
-    sky_home.sell({"A40": Price(0.2, None)})
-    both = "accelerators: A40\nany_of: [{use_spot: true}, {use_spot: false}]"
-    on = read_sky_yaml(sky_home.yaml(both))
-    assert "no on-demand machine of" in refused(case, on, deadline={"hours": 100})
-
-
-def test_spot_that_is_dearer_than_on_demand_is_refused_unless_forced(case, sky_home, mixed):
-    sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.45, 0.6)})
-    on = read_sky_yaml(sky_home.yaml(MIXED))
-    words = refused(case, on, deadline={"hours": 1000})
-    assert "the cheapest spot machine costs $0.45/h, more than on demand ($0.40/h)" in words
-    assert rows(case, on, deadline={"hours": 1000}, force=True)["deadline 0"].ok
-
-
-def test_the_jobs_own_prices_count(case, mixed):
-    prices = {"A40": {"spot": 0.9, "on_demand": 0.4}, "RTXA4000": {"spot": 0.8, "on_demand": 0.7}}
-    assert "$0.80/h, more than on demand ($0.40/h)" in refused(
-        case, mixed, prices=prices, deadline={"hours": 1000}
-    )
-
-
-def test_a_budget_below_the_worst_case_is_said_and_not_refused(case, mixed):
-    found = rows(case, mixed, deadline={"hours": 1000}, budget={"dollars": 0.01, "hours": 0.1})
-    assert found["budget"].ok is None
-    assert "budget.dollars 0.01 is below $" in found["budget"].words
-    assert "budget.hours 0.1 is below" in found["budget"].words
-    enough = rows(case, mixed, deadline={"hours": 1000}, budget={"dollars": 1e6})
-    assert "budget" not in enough
 
 
 def test_the_deadline_in_the_store_counts_and_not_the_jobs(case, mixed):

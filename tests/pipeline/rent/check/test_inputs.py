@@ -62,22 +62,19 @@ def test_a_model_in_the_workdir_travels_with_the_job(checkout, rental):
     job = job_from(checkout, "../base")
     (found,) = check_base(job, rental)
     assert found.ok
-    (row,) = check_files(job, rental, str(job.folder / "job.yaml"))
-    assert row.ok
-
-
-def test_it_is_said_how_much_is_copied_and_what_is_most_of_it(checkout, rental, monkeypatch):
-    job = job_from(checkout, "../base")
     (checkout / ".skyignore").write_text("/runs\n*.pt\n")
-    copied = sum(path.stat().st_size for path in checkout.rglob("*") if path.is_file())
+    sizes = {p: p.stat().st_size for p in checkout.rglob("*") if p.is_file()}
+    base = sum(bytes for path, bytes in sizes.items() if path.is_relative_to(checkout / "base"))
     (checkout / "runs/demo").mkdir(parents=True)
     for left_out in ("runs/demo/HEAD.json", "base/seed.pt"):
         (checkout / left_out).write_bytes(bytes(10_000))
-    (row,) = check_files(job, rental, None)
-    assert row.words == f"{size(copied)} of {checkout} is copied to the machine"
-    monkeypatch.setattr("pipeline.rent.check.inputs.MANY_BYTES", 1000)
-    (row,) = check_files(job, rental, None)
-    assert ". The largest part is base. A file .skyignore, read in place of" in row.words
+    (row,) = check_files(job, rental, str(job.folder / "job.yaml"))
+    assert row.ok
+    assert row.words == (
+        f"{size(sum(sizes.values()))} of {checkout} is copied to the machine. The largest part is "
+        f"base ({size(base)}). What .skyignore names is left out, or without that file what "
+        ".gitignore names"
+    )
 
 
 def test_a_model_elsewhere_gets_one_message_before_anything_is_rented(checkout, rental):
