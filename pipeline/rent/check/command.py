@@ -52,17 +52,15 @@ from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
 from pipeline.rent.skypilot import sky_module
 from pipeline.state.stores import open_store
 
-# Seconds after the command's start when a check without an answer counts as not found out; more
-# on a busy machine.
+# Seconds after which a check without an answer counts as not found out, from when everything is
+# imported, which ends by itself; more on a busy machine.
 SECONDS = 16.0
-# The part of these seconds that is reserved for the job's checks if the rental can't be read.
+# SkyPilot may need so many to read a rental file.
+RENTAL_SECONDS = 12.0
+# The checks of a job whose store or model gives no answer have so many.
 JOB_SECONDS = 4.0
-# SkyPilot has at least so long to read the rental file, however long the job took.
-RENTAL_SECONDS = 4.0
 # The row of checks that could not begin.
 CHECKS = "checks"
-# The most seconds to import what the checks need. These are not counted: imports end by themselves.
-IMPORT_SECONDS = 120.0
 AGAIN = "Run the same command again"
 MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text("?", "yellow")}
 
@@ -100,7 +98,6 @@ def show_check(
     `on` is a SkyPilot YAML; without it, only the checks that are the same for every machine run.
     A network that hangs can't hold this up.
     """
-    end = time.monotonic() + SECONDS
     rows: list[CheckRow] = []
     loaded, sky_yaml = None, None
     try:
@@ -115,10 +112,9 @@ def show_check(
         try:
             # SkyPilot may fetch its list of GPUs to read the file, without a time limit.
             with saying_if_slow(f"SkyPilot reads {on} and its list of GPUs", quiet=as_json):
-                end += import_within(sky_module)
-                seconds = max(end - time.monotonic() - JOB_SECONDS, RENTAL_SECONDS)
-                found = within(seconds, partial(read_sky_yaml, on))
-            sky_yaml = found if loaded is None else with_until(found, loaded, None)
+                sky_module()
+                rental = within(RENTAL_SECONDS, partial(read_sky_yaml, on))
+            sky_yaml = rental if loaded is None else with_until(rental, loaded, None)
         except BadInput as error:
             rows.append(failure("rental", error))
         except TimeoutError:
@@ -130,9 +126,9 @@ def show_check(
             rows.append(unchecked("rental", words))
     if loaded is None:
         rows += _local_rows(job, overrides, sky_yaml)
-    if loaded is not None:
+    else:
         with saying_if_slow(asked_by_checks(loaded, sky_yaml), quiet=as_json):
-            rows += run_checks(loaded, sky_yaml, path=job, force=force, end=end)
+            rows += run_checks(loaded, sky_yaml, path=job, force=force)
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:
@@ -168,30 +164,24 @@ def asked_by_checks(job: Job, sky_yaml: SkyYaml | None) -> str:
 
 
 def run_checks(
-    job: Job,
-    sky_yaml: SkyYaml | None,
-    *,
-    path: str | None = None,
-    force: bool = False,
-    end: float | None = None,
+    job: Job, sky_yaml: SkyYaml | None, *, path: str | None = None, force: bool = False
 ) -> list[CheckRow]:
     """Run every check of a job, and of its rental if there is one, all at the same time.
 
     `path` is the job file, which must be copied to the rental. `force` accepts a spot price above
-    the on-demand price. `end`, a time of the monotonic clock, is when waiting ends.
+    the on-demand price.
     """
-    end = time.monotonic() + SECONDS if end is None else end
     traced = traced_seconds()
+    _import_first(job, sky_yaml)
     try:
-        end += import_within(partial(_import_first, job, sky_yaml))
         with contextlib.suppress(BadInput):  # the store's own check says so
-            within(end - time.monotonic(), partial(open_store, job.store))
-        data = _begin(partial(check_rows, job))
-        # A vocabulary is trained outside of Python meanwhile.
-        end += import_within(_import_machines)
+            within(SECONDS, partial(open_store, job.store))
     except TimeoutError:
         return [unchecked(CHECKS, f"they did not start in time. Nothing was rented. {AGAIN}")]
+    data = _begin(partial(check_rows, job))
+    # A vocabulary is trained outside of Python while torch is imported.
     checks, is_local = checks_of(job, sky_yaml, path, force=force), _is_local(job)
+    end = time.monotonic() + SECONDS
     later = PRICED if lacking(job) else ()
     begun = {name: _begin(check) for name, check in checks.items() if name not in later}
     words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
@@ -218,8 +208,9 @@ def checks_of(
     job: Job, sky_yaml: SkyYaml | None, path: str | None, *, force: bool
 ) -> dict[str, Check]:
     """Return the checks that can run at the same time, by name. Imports torch."""
-    from pipeline.rent.check.deadline import check_deadline
-    from pipeline.rent.check.machines import check_machines, check_memory, check_spent
+    with importing():
+        from pipeline.rent.check.deadline import check_deadline
+        from pipeline.rent.check.machines import check_machines, check_memory, check_spent
 
     everywhere: dict[str, Check] = {
         "names": partial(check_names, job),
@@ -267,13 +258,6 @@ def _asks_hub(job: Job) -> bool:
     return bool(hub_inputs(job)) or (job.publish is not None and job.publish.to.startswith("hf://"))
 
 
-def import_within(work: Callable[[], object]) -> float:
-    """Import what `work` imports; return the seconds that it took. Raises TimeoutError."""
-    began = time.monotonic()
-    within(IMPORT_SECONDS, work)
-    return time.monotonic() - began
-
-
 def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
     """Import what several checks use. Threads that import the same package at the same time can
     see it half loaded."""
@@ -283,11 +267,6 @@ def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
         import sky.clouds  # noqa: F401
         import sky.data.storage_utils  # noqa: F401
         import sky.server.common  # noqa: F401
-
-
-def _import_machines() -> None:
-    with importing():
-        import pipeline.rent.check.deadline  # noqa: F401  it imports torch, which takes seconds
 
 
 def _begin(check: Check) -> Wait:

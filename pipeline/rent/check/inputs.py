@@ -46,38 +46,44 @@ def check_base(
     base = job.base
     if base is None:
         return []
-    note = base.note and f"; {base.note}"
+    how = ""
     if is_pinned(job, base):
-        return [CheckRow("model.from", True, f"{base}: in the run's store{note}")]
-    if sky_yaml is not None and base.commit is None:
-        found = locate_model(job.model_name(base.source))
-        here = isinstance(found, Path) or (
-            isinstance(found, Listed) and isinstance(found.state.store, FileStore)
+        how = ": in the run's store"
+    elif sky_yaml is not None and base.commit is not None:
+        how = _access_of_rental(job, base, base.commit, sky_yaml, environment)
+    elif sky_yaml is not None:
+        _refuse_elsewhere(job, base)
+    return [CheckRow("model.from", True, f"{base}{how}{base.note and f'; {base.note}'}")]
+
+
+def _refuse_elsewhere(job: Job, base: Base) -> None:
+    """Raise BadInput for a model that only this machine has. A path relative to the job file may be
+    copied with it; `check_files` finds out."""
+    model = locate_model(job.model_name(base.source))
+    here = isinstance(model, Path) or (
+        isinstance(model, Listed) and isinstance(model.state.store, FileStore)
+    )
+    if here and not job.input_path(base.source).exists():
+        raise BadInput(
+            f"model.from: {base.source} is on this machine only. Use a run in a store that "
+            "both machines can read (s3://bucket/prefix/run), a Hub repository (user/name), or "
+            "a folder inside the rental's workdir, as a path relative to the job file."
         )
-        # A path relative to the job file may be copied with it; `check_files` finds out.
-        if here and not job.input_path(base.source).exists():
-            raise BadInput(
-                f"model.from: {base.source} is on this machine only. Use a run in a store that "
-                "both machines can read (s3://bucket/prefix/run), a Hub repository (user/name), or "
-                "a folder inside the rental's workdir, as a path relative to the job file."
-            )
-    if sky_yaml is None or base.commit is None:
-        return [CheckRow("model.from", True, f"{base}{note}")]
-    repo = base.source.removeprefix("hf://").partition("@")[0]
-    given = names_given(sky_yaml.secrets, wanted_secrets(job, environment), environment)
-    has_token = "HF_TOKEN" in given
-    token = (sky_yaml.secrets["HF_TOKEN"] or environment["HF_TOKEN"]) if has_token else None
-    _require_access(repo, base, token)
-    words = "with the token that the rental gets" if token else "without a token"
-    return [CheckRow("model.from", True, f"{base}: can be read {words}{note}")]
 
 
-def _require_access(repo: str, base: Base, token: str | None) -> None:
-    """Raise BadInput if a repository can't be read with the rental's token."""
+def _access_of_rental(
+    job: Job, base: Base, commit: str, sky_yaml: SkyYaml, environment: Mapping[str, str]
+) -> str:
+    """Say with which token the rental can read a model of the Hub. Raises BadInput if it can't."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError
 
-    hub = OnHub(repo, base.commit, "model", "config.json")
+    repo = base.source.removeprefix("hf://").partition("@")[0]
+    given = names_given(sky_yaml.secrets, wanted_secrets(job, environment), environment)
+    token = None
+    if "HF_TOKEN" in given:
+        token = sky_yaml.secrets["HF_TOKEN"] or environment["HF_TOKEN"]
+    hub = OnHub(repo, commit, "model", "config.json")
     with told(after=" Nothing was rented."), explained(hub):
         try:
             HfApi().auth_check(repo, token=token or False)
@@ -91,6 +97,7 @@ def _require_access(repo: str, base: Base, token: str | None) -> None:
                 "token's account, or use another token."
             )
             raise BadInput(f"model.from {repo} is gated, and {why}") from None
+    return f": can be read {'with the token that the rental gets' if token else 'without a token'}"
 
 
 # ---------------------------------------------------------------- files

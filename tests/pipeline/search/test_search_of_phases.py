@@ -156,19 +156,3 @@ def test_sources_are_told_apart_when_other_fields_of_such_a_job_vary(job, found)
     assert not any("trunk" in name for name in runs.started)
     assert "is better than 4e-3" in sources["web"]["verdict"]
     assert "is worse than 4e-3" in sources["qa"]["verdict"]
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"on": "weeb"}, "no source of a mix is called 'weeb'; did you mean 'web'"),
-        ({"trunk": "own"}, "has no run own"),
-        ({"trunk": "own", "varied": ("pretrain.lr=1,2",)}, "must be of phases that begin later"),
-    ],
-)
-def test_a_wrong_source_or_trunk_is_one_message_and_starts_nothing(job, options, says):
-    runs = FakeRuns(sources=by_share)
-    with pytest.raises(BadInput, match=says) as refused:
-        search(job, runs, **options)
-    assert "Nothing was started" in str(refused.value)
-    assert not runs.started

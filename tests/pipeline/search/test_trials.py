@@ -1,4 +1,4 @@
-"""What `--vary` takes, and what it refuses. test_search.py refuses settings that train the same."""
+"""What `--vary` takes. test_search.py has what is refused."""
 
 from contextlib import nullcontext
 
@@ -26,42 +26,6 @@ def test_every_combination_of_the_values_is_a_setting():
         "pretrain.lr=2e-3 model.values={layers: [1, 2]}",
         "pretrain.lr=2e-3 model.values={layers: [3]}",
     ]
-
-
-@pytest.mark.parametrize(
-    ("varied", "says"),
-    [
-        (["pretrain.lr"], "is not key=value,value"),
-        (["=1,2"], "is not key=value,value"),
-        (["pretrain.lr=1,"], "is not key=value,value"),
-        (["pretrain.lr=1e-3"], "one value leaves nothing to compare"),
-        (["pretrain.lr=1e-3,1e-3"], "1e-3 is given twice"),
-        (["pretrain.lr=1,2", "pretrain.lr=3,4"], "is given twice"),
-        ([f"pretrain.lr={','.join(map(str, range(65)))}"], "65 combinations are more than 64"),
-    ],
-)
-def test_texts_that_are_no_choice_are_refused(varied, says):
-    with pytest.raises(BadInput, match=says):
-        settings_of(varied)
-
-
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("data.seq_len=16", "changes the data or the tokenizer, so its runs are not paired"),
-        ("data.held_out=0.1", "changes the data"),
-        ("tokenizer.train.vocab_size=300", "changes the data"),
-        ("pretrain.steps=30", "another pretrain.steps are not paired"),
-        ("pretrain.global_batch=8", "another pretrain.global_batch"),
-        ("seed=7", "another seed"),
-        ("name=other", "another name or store"),
-    ],
-)
-def test_settings_whose_runs_are_not_paired_are_refused(tmp_path, override, says):
-    request = Request(path=write_job(tmp_path), vary=())
-    with pytest.raises(BadInput, match=says) as refused:
-        refuse_unpaired(override, request.job(), request.job(override))
-    assert "Nothing was started" in str(refused.value)
 
 
 @pytest.mark.parametrize(

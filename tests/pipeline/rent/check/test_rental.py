@@ -138,7 +138,6 @@ def test_a_useless_yaml_is_one_row_next_to_those_of_the_job(there, case, sky_hom
 def test_a_yaml_that_skypilot_can_not_read_in_time_is_not_waited_for(case, monkeypatch, capsys):
     forever = threading.Event()
     monkeypatch.setattr(command, "read_sky_yaml", lambda path: forever.wait())
-    monkeypatch.setattr(command, "JOB_SECONDS", command.SECONDS - 0.1)
     monkeypatch.setattr(command, "RENTAL_SECONDS", 0.1)
     job = str(case.path())
     assert show_check(job, [], on="sky/runpod-spot.yaml", force=False, as_json=True) == 1
