@@ -9,10 +9,10 @@ from contextlib import contextmanager, nullcontext
 import psutil
 import pytest
 
-from pion.errors import BadInput, Interrupted, Stopped
+from pion.errors import Interrupted, Stopped
 from pipeline.job import Budget
 from pipeline.search.runs import RunProcesses
-from pipeline.search.search import SearchRecord, budget_left, check_cap, refuse_beyond
+from pipeline.search.search import SearchRecord, budget_left, refuse_beyond
 from pipeline.state.head import Spent
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -59,20 +59,6 @@ def test_a_run_that_would_exceed_the_cap_is_refused(cap, spent, hours, says):
     refused = pytest.raises(Stopped, match=says) if says else nullcontext()
     with refused:
         refuse_beyond(SearchRecord(**cap), Spent(spent, 2 * spent), "a", hours, 2.0)
-
-
-@pytest.mark.parametrize(
-    ("cap", "price", "says"),
-    [
-        ({"hours": 0.0}, 1.0, "--hours 0"),
-        ({"hours": float("nan")}, 1.0, "--hours nan"),
-        ({"dollars": 2e9}, 1.0, "--dollars 2e"),
-        ({"dollars": 2.0}, None, "price of this machine is not known"),
-    ],
-)
-def test_a_cap_that_means_nothing_is_refused(cap, price, says):
-    with pytest.raises(BadInput, match=rf"{says}.*Nothing was started"):
-        check_cap(SearchRecord(**cap), Budget(dollars_per_hour=price))
 
 
 # ---------------------------------------------------------------- their processes

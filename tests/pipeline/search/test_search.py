@@ -14,7 +14,7 @@ from pion.errors import BadInput, Interrupted, PionError, Stopped
 from pipeline.search.search import Search
 from pipeline.state.stores import StoreError
 from tests.pipeline.search import fake_runs
-from tests.pipeline.search.fake_runs import FakeRuns, Killed, write_job
+from tests.pipeline.search.fake_runs import ROWS, FakeRuns, Killed, write_job
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -168,44 +168,15 @@ def test_an_outage_between_two_runs_is_an_interruption_on_a_rented_machine(
         search(job_in(tmp_path), FakeRuns(loss=best_at_2e3, meddle=fail))
 
 
-UNPAIRED = "changes the data or the tokenizer, so its runs are not paired"
-TRUNK = {"trunk": "own", "phases": True}
-WRONG = [
-    ({"varied": ()}, "name what to vary"),
-    ({"varied": ("pretrain.lr",)}, "is not key=value,value"),
-    ({"varied": ("=1,2",)}, "is not key=value,value"),
-    ({"varied": ("pretrain.lr=1,",)}, "is not key=value,value"),
-    ({"varied": ("pretrain.lr=1e-3",)}, "one value leaves nothing to compare"),
-    ({"varied": ("pretrain.lr=1e-3,1e-3",)}, "1e-3 is given twice"),
-    ({"varied": ("pretrain.lr=1,2", "pretrain.lr=3,4")}, "is given twice"),
-    ({"varied": (f"pretrain.lr={','.join(map(str, range(65)))}",)}, "65 combinations are more th"),
-    ({"varied": ("pretrain.lrr=1,2",)}, "did you mean `pretrain.lr`"),
-    ({"varied": ("data.seq_len=16,32",)}, UNPAIRED),
-    ({"varied": ("data.held_out=0.1,0.2",)}, UNPAIRED),
-    ({"varied": ("tokenizer.train.vocab_size=300,310",)}, UNPAIRED),
-    ({"varied": ("pretrain.steps=30,40",)}, "another pretrain.steps are not paired"),
-    ({"varied": ("pretrain.global_batch=8,16",)}, "another pretrain.global_batch"),
-    ({"varied": ("seed=7,8",)}, "another seed"),
-    ({"varied": ("name=other,another",)}, "another name or store"),
-    ({"varied": ("hardware.micro_batch=1,2",)}, "train the same"),
-    ({"seeds": 0}, "--seeds 0"),
-    ({"seeds": 99}, "--seeds 99"),
-    ({"hours": -1.0}, "--hours -1"),
-    ({"overrides": ("pretrain.steps=3",)}, r"steps 3: too few to compare 4 settings"),
-    ({"on": "weeb", "phases": True}, "no source of a mix is called 'weeb'; did you mean 'web'"),
-    ({**TRUNK, "varied": ("pretrain.phases.1.mix={web: 1},{qa: 1}",)}, "has no run own"),
-    (TRUNK, "must be of phases that begin later"),
-]
-
-
-@pytest.mark.parametrize(("options", "says"), WRONG)
-def test_a_wrong_search_is_one_message_and_starts_nothing(tmp_path, options, says):
+@pytest.mark.parametrize("wrong", ROWS["wrong"], ids=lambda wrong: wrong["says"][:40])
+def test_a_wrong_search_is_one_message_and_starts_nothing(tmp_path, wrong):
     sources = [{"kind": "text", "path": f"{name}.txt", "name": name} for name in ("web", "qa")]
     phases = [{"until": 10, "mix": {"web": 1}}, {"mix": {"web": 2, "qa": 1}}]
-    mixed = {"pretrain__phases": phases, "data__sources": sources} if "phases" in options else {}
+    options = {name: value for name, value in wrong.items() if name not in ("says", "phases")}
+    mixed = {"pretrain__phases": phases, "data__sources": sources} if "phases" in wrong else {}
     job = write_job(tmp_path, pretrain__steps=20, pretrain__warmup_steps=1, **mixed)
     runs = FakeRuns()
-    with pytest.raises(BadInput, match=says) as refused:
-        search(job, runs, **{name: value for name, value in options.items() if name != "phases"})
+    with pytest.raises(BadInput, match=wrong["says"]) as refused:
+        search(job, runs, **options)
     assert "nothing was started" in str(refused.value).lower()
     assert not runs.started

@@ -1,9 +1,11 @@
 """A job to check."""
 
+import json
 from functools import partial
 
 import pytest
 
+from pipeline.rent.check.command import show_check
 from pipeline.rent.check.rental import LOOPBACK_VARIABLE
 from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.pipeline.rent.check.checked_job import Case, row_of
@@ -33,6 +35,17 @@ def on_runpod(case, sky_home, runpod_api):
         return row_of(name, case.job(**changes), sky_yaml, str(path), **options)
 
     return find
+
+
+@pytest.fixture
+def shown(capsys):
+    """Return the exit code of `pion check --json`, and the rows that it prints, by name."""
+
+    def check(path, on=None):
+        code = show_check(str(path), [], on=on and str(on), force=False, as_json=True)
+        return code, {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+
+    return check
 
 
 @pytest.fixture

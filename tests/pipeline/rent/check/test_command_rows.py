@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline.state.stores import FileStore
 from tests.pipeline.rent.check.conftest import WORKDIR
+from tests.support.light_run import light_run
 from tests.support.s3_server import SECRET_KEY
 from tests.support.sky_catalog import Price
 
@@ -26,6 +28,12 @@ def write_files(folder, monkeypatch, expected):
             np.save(folder / file, np.zeros(content, np.uint16))
         else:
             (folder / file).write_text(content + "\n")
+    if "begun" in expected:
+        light_run(FileStore(folder / "runs"), "tiny")
+        for path in (folder / "text").iterdir():  # what is prepared needs no source any more
+            path.unlink()
+    for name, value in expected.get("patch", {}).items():
+        monkeypatch.setattr(name, value)
     for variable, value in expected.get("set", {}).items():
         monkeypatch.setenv(variable, value)
     for variable in expected.get("unset", ()):

@@ -1,6 +1,5 @@
 """`pion check --on`: what would fail on the machines of a SkyPilot YAML."""
 
-import json
 import threading
 
 import pytest
@@ -100,20 +99,14 @@ def test_the_first_rental_is_within_its_budget(tmp_path, sky_home):
     assert row_of("budget", job, read_sky_yaml("sky/runpod-spot.yaml")).ok
 
 
-def test_a_budget_that_is_spent_would_stop_the_run_after_boot(on_runpod, case):
-    folder = case.folder / "runs"
-    run = light_run(FileStore(folder), "tiny")
-    spent = {"store": str(folder), "budget": {"hours": 1e-9}}
-    wrong(on_runpod("budget", **spent), "The budget is spent", "raise budget.hours")
-    enough = {"store": str(folder), "budget": {"hours": 100}}
-    assert on_runpod("budget", **enough).ok
-    claim, job = claim_run(run, Owner.me()), case.job(**spent)
+def test_a_run_that_is_finished_costs_nothing_more(on_runpod, case):
+    store = FileStore(case.folder / "runs")
+    job = case.job(budget={"hours": 1e-9})
+    claim = claim_run(light_run(store, "tiny"), Owner.me())
     for stage, digest in digest_job(job).stages.items():
         claim.finish_stage(stage, digest, {})
     claim.release()
-    unknown(
-        on_runpod("budget", **spent), "budget.hours 1e-09 is below"
-    )  # finished, so it costs nothing
+    unknown(on_runpod("budget", budget={"hours": 1e-9}), "budget.hours 1e-09 is below")
 
 
 def test_the_price_is_that_of_all_nodes(on_runpod, monkeypatch):
@@ -125,25 +118,21 @@ def test_the_price_is_that_of_all_nodes(on_runpod, monkeypatch):
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["without JOB", "not there"])
-def test_a_useless_yaml_is_one_row_next_to_those_of_the_job(there, case, sky_home, capsys):
+def test_a_useless_yaml_is_one_row_next_to_those_of_the_job(there, case, sky_home, shown):
     path = sky_home.yaml(text="resources: {{accelerators: A40}}\nrun: x\n")
-    on = str(path if there else path.with_name("missing.yaml"))
-    assert show_check(str(case.path()), [], on=on, force=False, as_json=True) == 2
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows["rental"]["ok"] is False
+    code, rows = shown(case.path(), path if there else path.with_name("missing.yaml"))
+    assert (code, rows["rental"]["ok"]) == (2, False)
     assert ("has no JOB" if there else "no SkyPilot YAML at") in rows["rental"]["words"]
     assert rows["store"]["ok"]
 
 
-def test_a_yaml_that_skypilot_can_not_read_in_time_is_not_waited_for(case, monkeypatch, capsys):
+def test_a_yaml_that_skypilot_can_not_read_in_time_is_not_waited_for(case, monkeypatch, shown):
     forever = threading.Event()
     monkeypatch.setattr(command, "read_sky_yaml", lambda path: forever.wait())
     monkeypatch.setattr(command, "RENTAL_SECONDS", 0.1)
-    job = str(case.path())
-    assert show_check(job, [], on="sky/runpod-spot.yaml", force=False, as_json=True) == 1
+    code, rows = shown(case.path(), "sky/runpod-spot.yaml")
     forever.set()
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows["rental"]["ok"] is None
+    assert (code, rows["rental"]["ok"]) == (1, None)
     for words in ("sky/runpod-spot.yaml", "in time", "nothing was rented"):
         assert words in rows["rental"]["words"]
     assert rows["store"]["ok"], "the job is checked all the same"
