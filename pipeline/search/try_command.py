@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.console.formats import counted, measured, printable, show
@@ -62,12 +62,11 @@ def run_try(request: Request, fork: Fork, *, as_json: bool, execute: Execute | N
         print(finite_json(result, indent=1))
         return 0
     _show_table(search, choice, curves, "" if request.on is None else f" on {request.on}")
-    runs = counted(len(search.trials) + len(search.trunks), "run")
-    lines = [f"{runs}: {describe(spent)}"]
-    lines += [f"{name} {why}" for name, why in search.record.failed.items()]
-    lines += [*verdicts.values(), f"to finish its run, from its checkpoint: {command}"]
-    for line in lines:
+    show(f"{counted(len(search.trials) + len(search.trunks), 'run')}: {describe(spent)}")
+    failed = [f"{name} {why}" for name, why in search.record.failed.items()]
+    for line in (*failed, *verdicts.values()):
         show(line)
+    show(f"to finish its run, from its checkpoint: {command}")
     return 0
 
 
@@ -114,10 +113,9 @@ def _as_json(
 
 
 def _show_table(search: Search, choice: Choice, curves: Curves, on: str) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("setting")
-    for each in search.rounds:
-        table.add_column(f"step {each.step:,}, {counted(each.seeds, 'seed')}", justify="right")
+    steps = [f"step {each.step:,}, {counted(each.seeds, 'seed')}" for each in search.rounds]
+    columns = [Column(step, justify="right") for step in steps]
+    table = Table("setting", *columns, box=None, pad_edge=False)
     for setting in (choice.setting, *(other.setting for other in choice.others)):
         cells = [setting, *(_mean(curves[setting], each) for each in search.rounds)]
         table.add_row(*(Text(printable(cell)) for cell in cells))

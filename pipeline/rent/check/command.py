@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pion.config.model_config import ModelConfig
@@ -245,10 +245,8 @@ def checks_of(
 
 def print_rows(rows: Sequence[CheckRow]) -> None:
     """Print rows as one table: ✓ fine, ✗ would fail, ? not known, or a warning."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    columns = Column(no_wrap=True), Column(style="bold"), Column(overflow="fold")
+    table = Table(*columns, box=None, pad_edge=False, show_header=False)
     for row in rows:
         table.add_row(MARKS[row.ok], Text(printable(row.name)), Text(printable(row.words)))
     show_table(table)

@@ -14,7 +14,7 @@ from pipeline.rent.check.job import STORE_SECONDS
 from pipeline.rent.check.machines import check_worst_case, lowest_spot_price
 from pipeline.rent.deadline.at_launch import held_back
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
-from pipeline.rent.plan.speeds import Known, known_speeds
+from pipeline.rent.plan.speeds import known_speeds
 from pipeline.rent.sky_yaml import SkyYaml, trains
 from pipeline.state.head import Head
 from pipeline.state.notes.deadline import Asked, RunDeadline, new_deadline, read_deadline
@@ -44,7 +44,7 @@ def check_deadline(job: Job, sky_yaml: SkyYaml, *, force: bool) -> Iterator[Chec
     machines = on_demand_machines(job, sky_yaml, head, known)
     in_time = machines_in_time(machines, deadline, now, sky_yaml.path, change)
     if not force:
-        refuse_dear_spot(sky_yaml, lowest_spot_price(job, sky_yaml, Known(known.runs)), in_time)
+        refuse_dear_spot(sky_yaml, lowest_spot_price(job, sky_yaml, known), in_time)
     first = min(in_time, key=lambda machine: machine.by_price)
     spare = (first.slack(deadline, now) or 0.0) - first.margin(deadline)
     words = (

@@ -25,7 +25,7 @@ from pipeline.rent.deadline.times import OnDemand
 from pipeline.rent.plan.compared import narrow_spot
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up
-from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, past_speeds
+from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, known_speeds, past_speeds
 from pipeline.rent.plan.what_fits import (
     fine_tuning_stages,
     on_each_gpu,
@@ -115,20 +115,18 @@ def dear_spot(offer: Offer, num_nodes: int) -> str | None:
 def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> str | None:
     """Return why the machine will not do, and what to do about it. An unknown memory or price is
     no reason."""
-    offer = guess.offer
-    problem = _worker_problem(job, offer, num_nodes)
-    if problem is not None or offer.gpu is None or offer.gpu_memory is None:
+    problem = _worker_problem(job, guess.offer, num_nodes)
+    if problem is not None or guess.offer.gpu_memory is None:
         return problem
-    never_ends = guess.stages and all(stage.fits for stage in guess.stages)
-    if guess.problem is not None and never_ends:
+    if guess.problem is None:
+        dear = None if force else dear_spot(guess.offer, num_nodes)
+        return dear and f"{dear}. Set use_spot: false, or pass --force"
+    if guess.stages and all(stage.fits for stage in guess.stages):  # it would never end
         return str(guess.problem)
-    if guess.problem is not None:
-        changes = what_to_change(job, [guess], num_nodes)
-        if num_nodes == 1 and guess.lacks is not None:
-            changes += what_several_would_fit(job, [guess])
-        return " ".join([f"{guess.problem}.", what_would_fit(job), *changes])
-    dear = None if force else dear_spot(offer, num_nodes)
-    return dear and f"{dear}. Set use_spot: false, or pass --force"
+    changes = what_to_change(job, [guess], num_nodes)
+    if num_nodes == 1 and guess.lacks is not None:
+        changes += what_several_would_fit(job, [guess])
+    return " ".join([f"{guess.problem}.", what_would_fit(job), *changes])
 
 
 def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
@@ -160,7 +158,7 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> Iterator[Chec
     """Check each candidate (is it offered, at what price, does the model fit), the credentials and
     the budget. A candidate that will not do is only a warning if another one will. Spot in one
     region or on one type of GPU is a warning, too."""
-    verdicts = judge(job, sky_yaml, Known(past_speeds(job)), force=force)
+    verdicts = judge(job, sky_yaml, known_speeds(job), force=force)
     stay = staying(verdicts)
     yield from (_credentials_of(cloud) for cloud in dict.fromkeys(v.candidate.cloud for v in stay))
     for verdict in verdicts:

@@ -3,6 +3,7 @@ controller runs."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from collections.abc import Iterator, Mapping
@@ -224,9 +225,7 @@ def check_controller() -> list[CheckRow]:
 def _server_runs() -> bool:
     from sky.server import common
 
-    try:
-        with quiet():
-            common.check_server_healthy()
-    except Exception:  # not running, or it does not answer
-        return False
-    return True
+    with contextlib.suppress(Exception), quiet():  # not running, or it does not answer
+        common.check_server_healthy()
+        return True
+    return False
