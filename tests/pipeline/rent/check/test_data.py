@@ -41,7 +41,10 @@ def test_rows_passes_and_what_is_lost_are_stated(tmp_path):
     (number,) = rehearse(job, ["sft"]).rows_of("sft")
     assert f"; sft.sources.1: {number:,} rows; " in rows_of(twice)["conversations"].words
     first = rows["the first"].words
-    assert re.search(r"<\|user\|>\nWhat .*\n<\|assistant\|>\n⟦.*\n<\|endoftext\|>⟧$", first)
+    talk = json.loads((tmp_path / "talks.jsonl").read_text().splitlines()[0])["conversations"]
+    question, answer = (re.escape(turn["value"]) for turn in talk)
+    shown = rf"<\|user\|>\n{question}\n<\|assistant\|>\n⟦{answer}\n<\|endoftext\|>⟧$"
+    assert re.search(shown, first)
 
 
 def test_what_is_not_read_and_what_is_lost_are_rows_of_their_own(tmp_path):
