@@ -13,7 +13,7 @@ from pipeline.search.trials import (
     settings_of,
 )
 from pipeline.state.stores.base import is_run_name
-from tests.pipeline.search.fake_runs import write_job
+from tests.pipeline.search.fake_runs import ROWS, write_job
 from tests.support.jobs import tiny_job
 
 
@@ -44,20 +44,10 @@ SOURCES = [{"kind": "text", "path": f"{name}.txt", "name": name} for name in ("w
 PHASES = [{"until": 6, "mix": {"web": 1}}, {"until": 12}, {"mix": {"web": 2, "qa": 1}}]
 
 
-@pytest.mark.parametrize(
-    ("varied", "branch"),
-    [
-        (["pretrain.phases.1.mix={web: 1},{qa: 1}"], 1),
-        (["pretrain.phases.2.mix.qa=1,2", "pretrain.phases.2.rates.matrix=1,0.5"], 2),
-        (["pretrain.phases.2.mix.qa=1,2", "pretrain.phases.1.mix.qa=1,2"], 1),
-        (["pretrain.phases.1.mix.qa=1,2", "pretrain.lr=1e-3,2e-3"], 0),
-        (["pretrain.phases.0.mix.web=1,2"], 0),
-        (["pretrain.phases.3.mix={web: 1},{qa: 1}"], 0),
-    ],
-)
-def test_settings_differ_from_the_first_phase_on_that_they_change(varied, branch):
+@pytest.mark.parametrize("row", ROWS["branches"], ids=str)
+def test_settings_differ_from_the_first_phase_on_that_they_change(row):
     job = tiny_job(data={"sources": SOURCES}, pretrain__phases=PHASES)
-    assert branch_of(job, settings_of(varied)) == branch
+    assert branch_of(job, settings_of(row["varied"])) == row["branch"]
 
 
 def test_phases_that_read_the_same_have_no_border_to_branch_at():

@@ -44,7 +44,7 @@ def write_files(folder, monkeypatch, expected):
 @pytest.mark.usefixtures("hub", "proxy")
 def test_what_is_wrong_with_a_job(case, monkeypatch, expected):
     write_files(case.folder, monkeypatch, expected)
-    require(case.row(expected["row"], **expected.get("job", {})), expected)
+    require(case.row(expected["row"], expected.get("nth", 0), **expected.get("job", {})), expected)
 
 
 @pytest.mark.parametrize("expected", [row for row in ROWS if "rental" in row], ids=name_of)
