@@ -52,8 +52,8 @@ from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
 from pipeline.rent.skypilot import sky_module
 from pipeline.state.stores import open_store
 
-# Seconds after which a check without an answer counts as not found out, from when everything is
-# imported, which ends by itself; more on a busy machine.
+# Seconds after which a check without an answer counts as not found out; more on a busy machine.
+# They count once everything is imported: imports end by themselves.
 SECONDS = 16.0
 # SkyPilot may need so many to read a rental file.
 RENTAL_SECONDS = 12.0

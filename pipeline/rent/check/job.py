@@ -122,13 +122,16 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
                 "tokenizer.file or tokenizer.hub"
             )
         entries = section.train.vocab_size
-        same = f"Set tokenizer.train.vocab_size {entries:,} and model.vocab_size {rows:,} to one"
+        both = (
+            f"tokenizer.train.vocab_size is {entries:,}, and model.vocab_size is {rows:,}: set "
+            "both to one number"
+        )
         if entries > rows:
-            raise BadInput(f"the tokenizer will have more entries than the model has rows. {same}")
+            raise BadInput(f"the tokenizer may have more entries than the model has rows. {both}")
         words = f"a BPE of {entries:,} entries will be trained on data.sources"
         if rows - entries < UNUSED:
             return [CheckRow("tokenizer", True, words)]
-        words += f", and {rows - entries:,} rows of the model are never used. {same}"
+        words += f", and {rows - entries:,} rows of the model are never used. {both}"
         return [CheckRow("tokenizer", None, words)]
     path = named_tokenizer(job)
     assert path is not None
