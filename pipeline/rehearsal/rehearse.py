@@ -9,28 +9,41 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pion.data.arrays import open_shard
 from pion.data.chat.chat_format import ChatFormat
+from pion.data.chat.conversation import Tokenized, marked_text
+from pion.data.preference.rendering import Usable, marked_preference, preference_format
 from pion.data.preference.summary import Summary
+from pion.data.prompt.layouts import Question
+from pion.data.prompt.rendering import prompt_ids
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
 from pipeline.base.keep import tokenizer_of_base
+from pipeline.console.formats import beginning
+from pipeline.data.conversations_to_rows import learned_from
 from pipeline.data.foreign_shards import HELD_OUT, check_documents
+from pipeline.data.preferences import preferences
 from pipeline.data.prepared import SPLITS
-from pipeline.data.sources import SAMPLED, Input, find_input
+from pipeline.data.prompts import questions
+from pipeline.data.sources import SAMPLED, Input, conversations, find_input, texts
 from pipeline.data.tokenizer import named_tokenizer
 from pipeline.job import HubNpyShards, HubTexts, Job, PythonDocs
 from pipeline.job.digest import digest_job
 from pipeline.job.stages import CONVERSING
 from pipeline.machine.time_limit import within_or
-from pipeline.rehearsal.first import FIRST
 from pipeline.rehearsal.head import Head, Shards, cut, train_stand_in
 from pipeline.stages.prepare import check_splits, prepare_part, require_a_batch
+from pipeline.state.head import Head as HeadRecord
 from pipeline.state.head import StageRecord
 from pipeline.state.record_json import build, closed_record
 from pipeline.state.run_state import RunState
@@ -184,10 +197,15 @@ def prepared_head(job: Job, part: str) -> Iterator[Path]:
         yield Path(name, part)
 
 
+def read_head(job: Job) -> HeadRecord | None:
+    """Return the state of the job's run; None if it has not begun, or the store does not answer."""
+    return within_or(None, STORE_SECONDS, RunState(open_store(job.store), job.name).read)
+
+
 def prepare_record(job: Job) -> StageRecord | None:
     """Return what the run recorded of the job's prepared data; None if the data are not prepared,
     or the store does not answer."""
-    head = within_or(None, STORE_SECONDS, RunState(open_store(job.store), job.name).read)
+    head = read_head(job)
     record = None if head is None else head.stages.get("prepare")
     is_done = record is not None and record.digest == digest_job(job).stages["prepare"]
     return record if is_done else None
@@ -259,15 +277,76 @@ def _rehearsed(head: Head, part: str, folder: Path, tokenizer: Path | None) -> S
     )
 
 
+# ---------------------------------------------------------------- the first usable record
+
+# The first usable record is looked for in so many.
+LOOKED_AT = 64
+# Lines that show a record as the model will see it, with what is learned in ⟦ and ⟧, and its ids.
+Shown = tuple[Sequence[str], Sequence[int]]
+
+
+def records_of(job: Job, origin: Input, *, own: bool) -> Iterator[Any]:
+    """Yield the records of a source as `prepare` reads them: documents, conversations (for Pion's
+    `own` chat format), preferences or prompts. Raises BadInput for a record that can't be used."""
+    readers: dict[str, Callable[[Job, Input], Iterator[Any]]] = {
+        "data": texts,
+        "sft": partial(conversations, own=own),
+        "prefer": preferences,
+        "reinforce": questions,
+    }
+    return readers[origin.key.partition(".")[0]](job, origin)
+
+
 def _first(job: Job, stage: str, folder: Path) -> tuple[Sequence[str], dict[int, str]]:
     """Return the lines that show the first usable record, and the special tokens in it."""
     path = folder / "tokenizer.json"
     tokenizer, source = Tokenizer.from_file(path), job.conversations(stage).sources[0]
+    origin = find_input(job, source, f"{stage}.sources.0")
     with closing(ChatFormat(path, tokenizer)) as written:
-        found = find_input(job, source, f"{stage}.sources.0")
-        lines, ids = FIRST[stage](job, found, tokenizer, written)
+        records = islice(records_of(job, origin, own=written.own), LOOKED_AT)
+        shown = (SHOWN[stage](job, record, tokenizer, written) for record in records)
+        lines, ids = next(filter(None, shown), ([], ()))
     present = set(ids)
     return lines, {n: text for text, n in tokenizer.special_ids.items() if n in present}
+
+
+def _conversation(job: Job, record: Any, tokenizer: Tokenizer, written: ChatFormat) -> Shown:
+    _, talk = record
+    (examples,) = learned_from(written, [talk])
+    example = examples.tokenized[-1]  # of a split one, the example with all turns
+    return [marked_text(tokenizer, example)], example.ids.tolist()
+
+
+def _preference(job: Job, record: Any, tokenizer: Tokenizer, written: ChatFormat) -> Shown | None:
+    how = preference_format(written, job.seq_len("prefer"), job.model_config_resolved().seq_len)
+    outcomes = [] if isinstance(record.preference, str) else how.outcomes([record.preference])
+    for outcome in outcomes:
+        if isinstance(outcome, Usable):
+            ids = np.concatenate([side.sequence.ids for side in outcome.item])
+            return marked_preference(tokenizer, outcome), ids.tolist()
+    return None
+
+
+def _prompt(job: Job, record: Any, tokenizer: Tokenizer, written: ChatFormat) -> Shown | None:
+    question, _, _ = record
+    if not isinstance(question, Question):
+        return None
+    ids = prompt_ids(written, question)
+    lines = [marked_text(tokenizer, Tokenized(np.array(ids), np.zeros(len(ids), bool)))]
+    if question.answer is not None:
+        lines.append(f"right answer: {beginning(str(question.answer), 200)}")
+    return lines, ids
+
+
+# Shows a record of a stage; None for one that is not usable.
+SHOWN: dict[str, Callable[[Job, Any, Tokenizer, ChatFormat], Shown | None]] = {
+    "sft": _conversation,
+    "prefer": _preference,
+    "reinforce": _prompt,
+}
+
+
+# ---------------------------------------------------------------- tokenized files
 
 
 def _with_shards(job: Job, texts: StageData | None, tokenizer: Path | None) -> StageData:

@@ -133,11 +133,11 @@ def decide(curves: Curves, rounds: Sequence[Round]) -> Wanted | Ranking:
     for now, following in zip(rounds, [*(each.settings for each in rounds[1:]), 1]):
         if len(left) == 1:
             break
-        runs = [
-            (setting, seed) for setting in left for seed in sorted(curves[setting])[: now.seeds]
-        ]
         missing = [
-            (setting, seed) for setting, seed in runs if now.step not in curves[setting][seed]
+            (setting, seed)
+            for setting in left
+            for seed in sorted(curves[setting])[: now.seeds]
+            if now.step not in curves[setting][seed]
         ]
         if missing:
             return Wanted(now.step, tuple(missing))

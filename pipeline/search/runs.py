@@ -1,6 +1,7 @@
-"""One run of a search: what the cap over all runs leaves for it, and `pion run` as its process.
+"""How `pion run` does one run of a search, in a process of its own.
 
-What a run has spent is what its HEAD says, as for `budget.hours` of a single run.
+One process for all runs would not do: what torch has compiled for one setting counts against the
+next one, and a run whose memory runs out would end the search.
 """
 
 from __future__ import annotations
@@ -11,104 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
-from pipeline.console.formats import duration, money
-from pipeline.cost.budget import price_per_hour
-from pipeline.job import Budget
 from pipeline.machine.child_process import PART_OF_SEARCH
-from pipeline.machine.rented import PAID_SINCE, PRICE_VARIABLE, is_rented
-from pipeline.state.head import Spent
-from pipeline.state.record_json import Amount, open_record
-
-# The bounds of a cap.
-MOST = {"hours": 10**7, "dollars": 10**9}
-_AS_TEXT = {"hours": "{:g} hours", "dollars": "${:g}"}
-# A run that its budget has stopped has spent at least this share of it: HEAD counts at commits.
-_REACHED = 0.99
-
-
-@open_record
-@dataclass(frozen=True, kw_only=True)
-class SearchRecord:
-    """What the store keeps of a search, next to its runs.
-
-    Attributes:
-        hours, dollars: the cap over all runs, on all their machines; None: no limit.
-        failed: why a run has no result, by its name.
-    """
-
-    hours: Amount | None = None
-    dollars: Amount | None = None
-    failed: Mapping[str, str] = field(default_factory=dict)
-
-    def limits(self, spent: Spent) -> list[tuple[str, float, float]]:
-        """Return each limit of the cap: its name, the most, and what is spent of it."""
-        both = (("hours", self.hours, spent.hours), ("dollars", self.dollars, spent.dollars))
-        return [(name, most, part) for name, most, part in both if most is not None]
-
-
-def check_cap(cap: SearchRecord, budget: Budget) -> None:
-    """Raise BadInput for a cap out of bounds, and for one in dollars if no price is known."""
-    for name, most, _ in cap.limits(Spent()):
-        if not 0 < most <= MOST[name]:
-            raise BadInput(
-                f"--{name} {most:g}: give a number above 0, and at most {MOST[name]:,}. Nothing "
-                "was started."
-            )
-    if cap.dollars is not None and price_per_hour(budget) is None:
-        raise BadInput(
-            f"--dollars {cap.dollars:g}: the price of this machine is not known. Nothing was "
-            f"started. Set budget.dollars_per_hour or {PRICE_VARIABLE}, or limit --hours instead."
-        )
-
-
-def refuse_beyond(
-    cap: SearchRecord, spent: Spent, run: str = "", hours: float = 0.0, price: float | None = None
-) -> None:
-    """Raise Stopped if the cap is reached, or if the run would exceed it, which is expected to take
-    so many more hours, at `price` dollars per hour."""
-    limits = " and ".join(_AS_TEXT[name].format(most) for name, most, _ in cap.limits(spent))
-    option = "--dollars" if cap.dollars is not None else "--hours"
-    advice = (
-        "Every finished run is kept. To continue, run the same command again with a larger "
-        f"{option}."
-    )
-    if any(part >= _REACHED * most for _, most, part in cap.limits(spent)):
-        raise Stopped(f"the cap over all runs is reached: {describe(spent)} of {limits}. {advice}")
-    then = spent.plus(3600 * hours, price, spent.until)
-    if any(part > most for _, most, part in cap.limits(then)):
-        raise Stopped(
-            f"run {run} would exceed the cap over all runs: {describe(spent)} of {limits} are "
-            f"spent, and it would take about {duration(3600 * hours)} more. {advice}"
-        )
-
-
-def budget_left(cap: SearchRecord, budget: Budget, others: Spent) -> dict[str, float]:
-    """Return the budget of a run as runtime settings: what the other runs leave of the cap, which
-    is not reached, and at most what the job allows."""
-    return {
-        f"budget.{name}": min(most - part, getattr(budget, name) or most)
-        for name, most, part in cap.limits(others)
-    }
-
-
-def total(spent: Iterable[Spent]) -> Spent:
-    """Return what runs have cost together."""
-    each = list(spent)
-    return Spent(sum(run.hours for run in each), sum(run.dollars for run in each))
-
-
-def describe(spent: Spent) -> str:
-    """Return what was spent, in words."""
-    dollars = f", {money(spent.dollars)}" if spent.dollars else ""
-    return f"{duration(3600 * spent.hours)}{dollars}"
-
-
-# ---------------------------------------------------------------- its process
+from pipeline.machine.rented import PAID_SINCE, is_rented
 
 # Runs `pion run` with these arguments, and returns its exit code.
 Execute = Callable[[Sequence[str]], int]

@@ -10,26 +10,21 @@ import dataclasses
 import hashlib
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pion.errors import BadInput, PionError, Stopped
 from pion.later_fields import closest, shown
-from pipeline.console.formats import counted, duration
+from pipeline.console.formats import counted, duration, money
 from pipeline.cost.budget import price_per_hour
+from pipeline.job import Budget
 from pipeline.job.digest import digest_job
 from pipeline.job.mixes import source_names
 from pipeline.machine.gpus import gpu_count
+from pipeline.machine.rented import PRICE_VARIABLE
 from pipeline.search.halving import Choice, Curves, Wanted, compare, decide, steps_taken
-from pipeline.search.runs import (
-    Execute,
-    SearchRecord,
-    budget_left,
-    check_cap,
-    refuse_beyond,
-    run_to_end,
-    total,
-)
+from pipeline.search.runs import Execute, run_to_end
 from pipeline.search.trials import (
     Request,
     Trial,
@@ -39,8 +34,9 @@ from pipeline.search.trials import (
     rounds_of,
     settings_of,
 )
-from pipeline.state.head import Head
+from pipeline.state.head import Head, Spent
 from pipeline.state.record_file import RecordFile, strictly
+from pipeline.state.record_json import Amount, open_record
 from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
@@ -48,6 +44,88 @@ from pipeline.state.stores.base import LADDERS, read_all
 
 # Makes a run that continues from a checkpoint of another: pipeline.commands.fork.fork_for.
 Fork = Callable[..., object]
+# The bounds of a cap.
+MOST = {"hours": 10**7, "dollars": 10**9}
+_AS_TEXT = {"hours": "{:g} hours", "dollars": "${:g}"}
+# A run that its budget has stopped has spent at least this share of it: HEAD counts at commits.
+_REACHED = 0.99
+
+
+@open_record
+@dataclass(frozen=True, kw_only=True)
+class SearchRecord:
+    """What the store keeps of a search, next to its runs.
+
+    Attributes:
+        hours, dollars: the cap over all runs, on all their machines; None: no limit.
+        failed: why a run has no result, by its name.
+    """
+
+    hours: Amount | None = None
+    dollars: Amount | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    def limits(self, spent: Spent) -> list[tuple[str, float, float]]:
+        """Return each limit of the cap: its name, the most, and what is spent of it."""
+        both = (("hours", self.hours, spent.hours), ("dollars", self.dollars, spent.dollars))
+        return [(name, most, part) for name, most, part in both if most is not None]
+
+
+def check_cap(cap: SearchRecord, budget: Budget) -> None:
+    """Raise BadInput for a cap out of bounds, and for one in dollars if no price is known."""
+    for name, most, _ in cap.limits(Spent()):
+        if not 0 < most <= MOST[name]:
+            raise BadInput(
+                f"--{name} {most:g}: give a number above 0, and at most {MOST[name]:,}. Nothing "
+                "was started."
+            )
+    if cap.dollars is not None and price_per_hour(budget) is None:
+        raise BadInput(
+            f"--dollars {cap.dollars:g}: the price of this machine is not known. Nothing was "
+            f"started. Set budget.dollars_per_hour or {PRICE_VARIABLE}, or limit --hours instead."
+        )
+
+
+def refuse_beyond(
+    cap: SearchRecord, spent: Spent, run: str = "", hours: float = 0.0, price: float | None = None
+) -> None:
+    """Raise Stopped if the cap is reached, or if the run would exceed it, which is expected to take
+    so many more hours, at `price` dollars per hour."""
+    limits = " and ".join(_AS_TEXT[name].format(most) for name, most, _ in cap.limits(spent))
+    option = "--dollars" if cap.dollars is not None else "--hours"
+    advice = (
+        "Every finished run is kept. To continue, run the same command again with a larger "
+        f"{option}."
+    )
+    if any(part >= _REACHED * most for _, most, part in cap.limits(spent)):
+        raise Stopped(f"the cap over all runs is reached: {describe(spent)} of {limits}. {advice}")
+    then = spent.plus(3600 * hours, price, spent.until)
+    if any(part > most for _, most, part in cap.limits(then)):
+        raise Stopped(
+            f"run {run} would exceed the cap over all runs: {describe(spent)} of {limits} are "
+            f"spent, and it would take about {duration(3600 * hours)} more. {advice}"
+        )
+
+
+def budget_left(cap: SearchRecord, budget: Budget, others: Spent) -> dict[str, float]:
+    """Return the budget of a run as runtime settings: what the other runs leave of the cap, which
+    is not reached, and at most what the job allows."""
+    return {
+        f"budget.{name}": min(most - part, getattr(budget, name) or most)
+        for name, most, part in cap.limits(others)
+    }
+
+
+def total(spent: Iterable[Spent]) -> Spent:
+    """Return what runs have cost together."""
+    each = list(spent)
+    return Spent(sum(run.hours for run in each), sum(run.dollars for run in each))
+
+
+def describe(spent: Spent) -> str:
+    """Return what was spent, in words."""
+    dollars = f", {money(spent.dollars)}" if spent.dollars else ""
+    return f"{duration(3600 * spent.hours)}{dollars}"
 
 
 class Search:
@@ -79,7 +157,7 @@ class Search:
         branch = branch_of(job, self.settings)
         self._refuse_options(branched=branch > 0)
         self._begin = job.borders[branch - 1][1] if branch else 0
-        self.rounds = rounds_of(job, self._stage, self.settings, request.seeds, branched=branch > 0)
+        self.rounds = rounds_of(job, len(self.settings), request.seeds, branched=branch > 0)
         field, first = "seed", job.seed
         if request.trunk is not None:
             field, first = f"{self._stage}.phases.{branch}.order", 0
@@ -92,11 +170,11 @@ class Search:
         shared = len(self.trials) - len(self.trunks)
         self.steps = steps_taken(self.rounds) - self._begin * shared
         self._file = record_file(self._store, job.name, self.trials)
-        cap = SearchRecord(hours=request.hours, dollars=request.dollars)
-        check_cap(cap, job.budget)
         self.record = self._file.read()[0] or SearchRecord()
-        if cap != SearchRecord():
-            self._change(lambda old: {"hours": cap.hours, "dollars": cap.dollars})
+        cap = {"hours": request.hours, "dollars": request.dollars}
+        if any(most is not None for most in cap.values()):
+            check_cap(SearchRecord(hours=request.hours, dollars=request.dollars), job.budget)
+            self._change(lambda record: cap)
         check_cap(self.record, job.budget)
 
     def go(self) -> tuple[Curves, dict[str | None, Choice]]:
@@ -126,7 +204,7 @@ class Search:
                 curve = {each.step: math.inf for each in self.rounds}
             else:
                 curve = self._held_out(trial, source or self._request.on)
-            curves.setdefault(trial.setting.name, {})[trial.seed] = curve
+            curves.setdefault(trial.setting, {})[trial.seed] = curve
         return curves
 
     def _held_out(self, trial: Trial, source: str | None = None) -> dict[int, float]:
@@ -149,7 +227,7 @@ class Search:
     def heads(self) -> dict[str, Head]:
         """Return the states of the runs that have begun, by name. Raises Damaged, StoreError, and
         BadInput if the data have changed between two of them."""
-        names = [run.name for run in (*self.trunks, *self.trials)]
+        names = [*self.trunks, *(trial.name for trial in self.trials)]
         states = read_all(lambda name: RunState(self._store, name).read(), names)
         heads = {name: head for name, head in zip(names, states) if head is not None}
         self._refuse_changed_data(heads)
@@ -158,7 +236,7 @@ class Search:
     # ------------------------------------------------------------ the runs
 
     def _train(self, wanted: Wanted) -> None:
-        trials = {(trial.setting.name, trial.seed): trial for trial in self.trials}
+        trials = {(trial.setting, trial.seed): trial for trial in self.trials}
         settings = counted(len({setting for setting, _ in wanted.runs}), "setting")
         self._say(f"to step {wanted.step:,}: {len(wanted.runs)} runs of {settings}")
         for key in wanted.runs:
@@ -167,9 +245,8 @@ class Search:
     def _train_one(self, trial: Trial, step: int) -> None:
         """Train a trial to a step, after its trunk, or record that it diverged."""
         if trial.trunk is not None and trial.name not in self.heads():
-            for trunk in self.trunks:
-                if trunk.name == trial.trunk:
-                    self._advance(trunk, self._begin)
+            if trial.trunk in self.trunks:
+                self._advance(self.trunks[trial.trunk], self._begin)
             if (why := self.record.failed.get(trial.trunk)) is not None:
                 self._give_up(trial, f"its trunk {why}")
                 return
@@ -187,7 +264,7 @@ class Search:
             self.record, total(head.spent for head in heads.values()), run.name, hours, price
         )
         about = f", about {duration(3600 * hours)}" if heads else ""
-        title = run.setting.name or "the trunk"
+        title = run.setting or "the trunk"
         self._say(f"{title}, {run.seeded}, to step {step:,}: {run.name}{about}")
         others = total(head.spent for name, head in heads.items() if name != run.name)
         limits = budget_left(self.record, run.job.budget, others)
@@ -270,7 +347,7 @@ class Search:
     def _refuse_changed_data(self, heads: Mapping[str, Head]) -> None:
         """Raise BadInput if runs of a seed, which are paired, have prepared other content."""
         prepared: dict[int, tuple[str, str]] = {}
-        for run in (*self.trunks, *self.trials):
+        for run in (*self.trunks.values(), *self.trials):
             key = heads.get(run.name, Head()).data.get(self._stage)
             if key is None:
                 continue

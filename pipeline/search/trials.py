@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from pion.errors import BadInput
 from pipeline.base.job_with_base import read_job
@@ -60,19 +60,11 @@ class Request:
         return read_job(self.path, [*self.overrides, *more])
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A combination of values: `pretrain.lr=2e-3`, or several of these."""
-
-    overrides: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """How it is called: its overrides, as they were given."""
-        return " ".join(self.overrides)
+# By the name of a setting, as it was given: its overrides. `pretrain.lr=2e-3`, or several of these.
+Settings: TypeAlias = Mapping[str, tuple[str, ...]]
 
 
-def settings_of(varied: Sequence[str]) -> list[Setting]:
+def settings_of(varied: Sequence[str]) -> Settings:
     """Return every combination of values: `varied` has texts such as pretrain.lr=1e-3,2e-3.
 
     Raises BadInput if there is none, for a text that names no key, a key twice, one value or a
@@ -89,7 +81,7 @@ def settings_of(varied: Sequence[str]) -> list[Setting]:
                 f"--vary: {twice} is given twice. Nothing was started. Give each value of a key "
                 "once, such as --vary KEY=a,b,c."
             )
-    settings = [Setting(chosen) for chosen in itertools.product(*choices)]
+    settings = {" ".join(chosen): chosen for chosen in itertools.product(*choices)}
     if len(settings) > MOST_SETTINGS:
         raise BadInput(
             f"--vary: {len(settings):,} combinations are more than {MOST_SETTINGS}. Nothing "
@@ -129,15 +121,15 @@ def _split(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Trial:
-    """A run of a search: a setting with a seed, which the override `seeded` gives.
+    """A run of a search: a setting, by its name, with a seed, which the override `seeded` gives.
 
     `overrides` make its job of the job of the request. `trunk` is the name of the run that it
-    continues; None: it trains from the start. The setting of a trunk is `TRUNK`.
+    continues; None: it trains from the start. The setting of a trunk has no name.
     """
 
     job: Job
     overrides: tuple[str, ...]
-    setting: Setting
+    setting: str
     seed: int
     seeded: str
     trunk: str | None
@@ -148,22 +140,18 @@ class Trial:
         return self.job.name
 
 
-TRUNK = Setting(())
-
-
-def branch_of(job: Job, settings: Sequence[Setting]) -> int:
+def branch_of(job: Job, settings: Settings) -> int:
     """Return the number of the phase with which settings that differ only in later phases begin to
     differ. 0: they differ in something else, or in the first phase."""
-    matches = [_OF_PHASE.match(override) for each in settings for override in each.overrides]
+    matches = [_OF_PHASE.match(text) for overrides in settings.values() for text in overrides]
     phase = min(int(match[1]) if match else 0 for match in matches)
     return phase if phase <= len(job.borders) else 0
 
 
-def rounds_of(
-    job: Job, stage: str, settings: Sequence[Setting], seeds: int, *, branched: bool = False
-) -> list[Round]:
+def rounds_of(job: Job, settings: int, seeds: int, *, branched: bool = False) -> list[Round]:
     """Return the rounds: one to the end if the settings are `branched` off a trunk, because a part
     of the last phase misleads. Raises BadInput if the stage's steps are not known, or too few."""
+    stage = job.train_stages[0]
     section = job.section(stage)
     if section.steps is None:
         raise BadInput(
@@ -176,20 +164,21 @@ def rounds_of(
             "noise. Nothing was started."
         )
     if branched:
-        return [Round(section.steps, len(settings), seeds)]
-    rounds = plan_rounds(len(settings), section.steps, seeds)
+        return [Round(section.steps, settings, seeds)]
+    rounds = plan_rounds(settings, section.steps, seeds)
     if not rounds:
         raise BadInput(
-            f"{stage}.steps {section.steps:,}: too few to compare {len(settings)} settings in "
+            f"{stage}.steps {section.steps:,}: too few to compare {settings} settings in "
             "rounds. Nothing was started. Give more steps, or fewer values."
         )
     return rounds
 
 
 def make_trials(
-    request: Request, settings: Sequence[Setting], seeds: Mapping[int, str], *, of: str, fork: bool
-) -> tuple[list[Trial], list[Trial]]:
-    """Return the runs of all settings with all seeds, and the trunks that are to be trained.
+    request: Request, settings: Settings, seeds: Mapping[int, str], *, of: str, fork: bool
+) -> tuple[list[Trial], dict[str, Trial]]:
+    """Return the runs of all settings with all seeds, and the trunks that are to be trained, by
+    their names.
 
     `seeds` are their overrides by number. Each part of a run's name is a hash of what the run
     learns, and of the steps `of` the rounds. The runs `fork` a trunk if they share one. Raises
@@ -199,25 +188,24 @@ def make_trials(
     stage = job.train_stages[0]
     common = as_overrides(_changes_of_all(job, stage))
     usual = request.job(*common)
-    varied = {setting: request.job(*setting.overrides, *common) for setting in settings}
-    for setting, changed in varied.items():
-        refuse_unpaired(setting, usual, changed)
+    varied = {name: request.job(*overrides, *common) for name, overrides in settings.items()}
+    for name, changed in varied.items():
+        refuse_unpaired(name, usual, changed)
     refuse_same(varied, stage)
 
-    def trial(setting: Setting, seed: int, suffix: str = "", trunk: str | None = None) -> Trial:
-        changes = [*setting.overrides, *common, seeds[seed]]
+    def trial(setting: str, seed: int, suffix: str = "", trunk: str | None = None) -> Trial:
+        changes = [*settings.get(setting, ()), *common, seeds[seed]]
         digest = digest_job(request.job(*changes)).stages[stage]
-        name = run_name(job.name, setting, seed, f"{digest}{suffix}")
-        overrides = (*changes, f"name={name}")
+        overrides = (*changes, f"name={run_name(job.name, setting, seed, f'{digest}{suffix}')}")
         return Trial(request.job(*overrides), overrides, setting, seed, seeds[seed], trunk)
 
-    trunks = [trial(TRUNK, seed) for seed in seeds] if fork and request.trunk is None else []
+    trunks = [trial("", seed) for seed in seeds] if fork and request.trunk is None else []
     continued = dict.fromkeys(seeds, request.trunk) | {each.seed: each.name for each in trunks}
-    trials = []
-    for setting, (seed, trunk) in itertools.product(settings, continued.items()):
-        suffix = f" {of}" if trunk is None else f" {of} {trunk}"
-        trials.append(trial(setting, seed, suffix, trunk))
-    return trials, trunks
+    trials = [
+        trial(setting, seed, f" {of}" if trunk is None else f" {of} {trunk}", trunk)
+        for setting, (seed, trunk) in itertools.product(settings, continued.items())
+    ]
+    return trials, {each.name: each for each in trunks}
 
 
 def _changes_of_all(job: Job, stage: str) -> dict[str, Any]:
@@ -243,9 +231,9 @@ def as_overrides(changes: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
-def refuse_unpaired(setting: Setting, usual: Job, varied: Job) -> None:
+def refuse_unpaired(name: str, usual: Job, varied: Job) -> None:
     """Raise BadInput if a setting has `varied` the usual job so that they can't be compared."""
-    name, stage = setting.name, usual.train_stages[0]
+    stage = usual.train_stages[0]
     same_data = digest_job(usual).data == digest_job(varied).data
     if not same_data or _tokenizer_sources(usual) != _tokenizer_sources(varied):
         raise BadInput(
@@ -274,21 +262,21 @@ def _tokenizer_sources(job: Job) -> set[str]:
     return set(job.tokenizer_sources) if trained else set()
 
 
-def refuse_same(varied: Mapping[Setting, Job], stage: str) -> None:
+def refuse_same(varied: Mapping[str, Job], stage: str) -> None:
     """Raise BadInput if two settings give the same result, such as fields of hardware."""
-    first: dict[str, Setting] = {}
+    first: dict[str, str] = {}
     for setting, job in varied.items():
         same = first.setdefault(digest_job(job).stages[stage], setting)
-        if same is not setting:
+        if same != setting:
             raise BadInput(
-                f"--vary: {same.name} and {setting.name} train the same: they change nothing that "
+                f"--vary: {same} and {setting} train the same: they change nothing that "
                 f"{stage} learns. Nothing was started."
             )
 
 
-def run_name(job: str, setting: Setting, seed: int, digest: str) -> str:
+def run_name(job: str, setting: str, seed: int, digest: str) -> str:
     """Return the readable name of a run of a search. Each `digest` has another name."""
-    title = setting.name or "trunk"
-    label = re.sub(r"[^A-Za-z0-9_.+=@-]+", "_", title.replace(" ", "+"))[:LONGEST_LABEL]
+    title = (setting or "trunk").replace(" ", "+")
+    label = re.sub(r"[^A-Za-z0-9_.+=@-]+", "_", title)[:LONGEST_LABEL]
     unique = hashlib.sha256(f"{digest} {seed}".encode()).hexdigest()[:8]
     return f"{job}-try-{label}-{unique}"

@@ -7,19 +7,20 @@ import dataclasses
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.console.formats import counted, measured, printable, show
 from pipeline.console.print_and_ask import show_table
 from pipeline.search.halving import Choice, Curves, Difference, Round
-from pipeline.search.runs import Execute, RunProcesses, describe, total
-from pipeline.search.search import Fork, Search
-from pipeline.search.trials import Request, Setting
+from pipeline.search.runs import Execute, RunProcesses
+from pipeline.search.search import Fork, Search, describe, total
+from pipeline.search.trials import Request, Settings
 from pipeline.state.owner import launch_id
 from pipeline.state.record_json import finite_json
 from pipeline.state.stores.errors import before_work
@@ -32,8 +33,7 @@ def run_try(request: Request, fork: Fork, *, as_json: bool, execute: Execute | N
     standard output, neither here nor by the runs. Raises BadInput, Stopped if the cap over all runs
     is reached, and what ends a run.
     """
-    say = _say_to_stderr if as_json else _say
-    managed = launch_id() is not None
+    managed, say = launch_id() is not None, partial(_say, to_stderr=as_json)
     with before_work("Nothing was started.", managed=managed):
         search = Search(request, fork, execute or RunProcesses(to_stderr=as_json), say)
     say(
@@ -49,9 +49,9 @@ def run_try(request: Request, fork: Fork, *, as_json: bool, execute: Execute | N
     choice = choices[request.on]
     verdicts = {source: verdict(each, search.settings, source) for source, each in choices.items()}
     # It finishes a run of the chosen setting, from its checkpoint.
-    first = next(trial for trial in search.trials if trial.setting.name == choice.setting)
-    overrides = [*request.overrides, *first.setting.overrides, first.seeded, f"name={first.name}"]
-    command = f"pion run {shlex.join([request.path, *overrides])}"
+    first = next(trial for trial in search.trials if trial.setting == choice.setting)
+    changes = [*search.settings[choice.setting], first.seeded, f"name={first.name}"]
+    command = f"pion run {shlex.join([request.path, *request.overrides, *changes])}"
     if as_json:
         result = {
             **_as_json(search, curves, choices, verdicts),
@@ -62,21 +62,16 @@ def run_try(request: Request, fork: Fork, *, as_json: bool, execute: Execute | N
         print(finite_json(result, indent=1))
         return 0
     _show_table(search, choice, curves, "" if request.on is None else f" on {request.on}")
-    runs = counted(len(search.trials) + len(search.trunks), "run")
-    lines = [f"{runs}: {describe(spent)}"]
-    lines += [f"{name} {why}" for name, why in search.record.failed.items()]
-    lines += [*verdicts.values(), f"to finish its run, from its checkpoint: {command}"]
-    for line in lines:
+    show(f"{counted(len(search.trials) + len(search.trunks), 'run')}: {describe(spent)}")
+    failed = [f"{name} {why}" for name, why in search.record.failed.items()]
+    for line in (*failed, *verdicts.values()):
         show(line)
+    show(f"to finish its run, from its checkpoint: {command}")
     return 0
 
 
-def _say(text: str) -> None:
-    show(f"try: {text}")
-
-
-def _say_to_stderr(text: str) -> None:
-    print(printable(f"try: {text}"), file=sys.stderr, flush=True)
+def _say(text: str, *, to_stderr: bool) -> None:
+    print(printable(f"try: {text}"), file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def _as_json(
@@ -103,10 +98,10 @@ def _as_json(
         "runs": [
             {
                 "run": trial.name,
-                "setting": trial.setting.name,
+                "setting": trial.setting,
                 "seed": trial.seed,
                 "held_out_loss": {
-                    str(step): loss for step, loss in curves[trial.setting.name][trial.seed].items()
+                    str(step): loss for step, loss in curves[trial.setting][trial.seed].items()
                 },
                 "failed": search.record.failed.get(trial.name),
             }
@@ -118,10 +113,9 @@ def _as_json(
 
 
 def _show_table(search: Search, choice: Choice, curves: Curves, on: str) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("setting")
-    for each in search.rounds:
-        table.add_column(f"step {each.step:,}, {counted(each.seeds, 'seed')}", justify="right")
+    steps = [f"step {each.step:,}, {counted(each.seeds, 'seed')}" for each in search.rounds]
+    columns = [Column(step, justify="right") for step in steps]
+    table = Table("setting", *columns, box=None, pad_edge=False)
     for setting in (choice.setting, *(other.setting for other in choice.others)):
         cells = [setting, *(_mean(curves[setting], each) for each in search.rounds)]
         table.add_row(*(Text(printable(cell)) for cell in cells))
@@ -146,13 +140,13 @@ UNIT = "nats per token"
 SHOWN = 3
 
 
-def verdict(choice: Choice, settings: Sequence[Setting], source: str | None = None) -> str:
+def verdict(choice: Choice, settings: Settings, source: str | None = None) -> str:
     """Return what is better than what, and what is noise: "pretrain.lr=2e-3 is better than 1e-3:
     −0.011 ± 0.003 nats per token at step 240; 4e-3 is noise: −0.002 ± 0.003 …". On one source, the
     chosen setting may be worse than others, all of which are named."""
     # Next to another one, a setting is called by its value alone, if one key varies.
-    one_key = all(len(setting.overrides) == 1 for setting in settings)
-    names = {s.name: s.name.partition("=")[2] if one_key else s.name for s in settings}
+    one_key = all(len(overrides) == 1 for overrides in settings.values())
+    names = {name: name.partition("=")[2] if one_key else name for name in settings}
     sure = [other for other in choice.others if other.sure and not other.diverged]
     better = [other for other in sure if other.difference <= 0]
     noise = [other for other in choice.others if not other.sure]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pion.config.model_config import ModelConfig
@@ -26,14 +26,13 @@ from pipeline.machine.core_waits import slowness
 from pipeline.machine.time_limit import begin, within
 from pipeline.rehearsal.rehearse import lacking
 from pipeline.rent.check import CheckRow, failure, unchecked
-from pipeline.rent.check.budget import check_spent
-from pipeline.rent.check.clean import check_clean
-from pipeline.rent.check.data import check_rows
+from pipeline.rent.check.data import check_clean, check_rewards, check_rows
 from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.check.job import (
     check_data,
     check_evaluate,
     check_model,
+    check_names,
     check_publish,
     check_rates,
     check_store,
@@ -47,24 +46,21 @@ from pipeline.rent.check.rental import (
     check_reach,
     check_recovery,
 )
-from pipeline.rent.check.rewards import check_rewards
 from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.at_launch import refuse_past
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
 from pipeline.rent.skypilot import sky_module
 from pipeline.state.stores import open_store
 
-# Seconds after the command's start when a check without an answer counts as not found out; more
-# on a busy machine.
+# Seconds after which a check without an answer counts as not found out; more on a busy machine.
+# They count once everything is imported: imports end by themselves.
 SECONDS = 16.0
-# The part of these seconds that is reserved for the job's checks if the rental can't be read.
+# SkyPilot may need so many to read a rental file.
+RENTAL_SECONDS = 12.0
+# The checks of a job whose store or model gives no answer have so many.
 JOB_SECONDS = 4.0
-# SkyPilot has at least so long to read the rental file, however long the job took.
-RENTAL_SECONDS = 4.0
 # The row of checks that could not begin.
 CHECKS = "checks"
-# The most seconds to import what the checks need. These are not counted: imports end by themselves.
-IMPORT_SECONDS = 120.0
 AGAIN = "Run the same command again"
 MARKS = {True: Text("✓", "green"), False: Text("✗", "bold red"), None: Text("?", "yellow")}
 
@@ -76,8 +72,13 @@ CONVERSATION_SECONDS = 8.0
 LOCAL_SECONDS = 60.0
 
 # What this machine alone can find, whatever the model is that the job starts from; and a model.
-LOCAL = ("data", "store from there", "files", "credentials", "recovery", "controller")
+LOCAL = ("names", "data", "store from there", "files", "credentials", "recovery", "controller")
 ANY_MODEL = ModelConfig.preset("pion2-small", seq_len=1 << 17).to_dict()
+
+WITHOUT_HUB = (
+    "a model in a folder or of a run needs no Hub: model.from=FOLDER, or model.from=RUN. A job of "
+    "`pion new DATA --from none` starts from random weights"
+)
 
 # What follows from the steps of a job, which are not known if its conversations can't be used. The
 # clouds are asked for prices, too, which can take minutes.
@@ -97,7 +98,6 @@ def show_check(
     `on` is a SkyPilot YAML; without it, only the checks that are the same for every machine run.
     A network that hangs can't hold this up.
     """
-    end = time.monotonic() + SECONDS
     rows: list[CheckRow] = []
     loaded, sky_yaml = None, None
     try:
@@ -106,14 +106,15 @@ def show_check(
         refuse_past(job, overrides, loaded)
     except PionError as error:
         rows.append(failure("job", error))
+        if loaded is None and not rows[0].checked:
+            rows.append(unchecked("model.from", WITHOUT_HUB))
     if on is not None:
         try:
             # SkyPilot may fetch its list of GPUs to read the file, without a time limit.
             with saying_if_slow(f"SkyPilot reads {on} and its list of GPUs", quiet=as_json):
-                end += import_within(sky_module)
-                seconds = max(end - time.monotonic() - JOB_SECONDS, RENTAL_SECONDS)
-                found = within(seconds, partial(read_sky_yaml, on))
-            sky_yaml = found if loaded is None else with_until(found, loaded, None)
+                sky_module()
+                rental = within(RENTAL_SECONDS, partial(read_sky_yaml, on))
+            sky_yaml = rental if loaded is None else with_until(rental, loaded, None)
         except BadInput as error:
             rows.append(failure("rental", error))
         except TimeoutError:
@@ -123,11 +124,11 @@ def show_check(
                 f"rented. Check the network. {AGAIN}"
             )
             rows.append(unchecked("rental", words))
-    if loaded is None and sky_yaml is not None:
+    if loaded is None:
         rows += _local_rows(job, overrides, sky_yaml)
-    if loaded is not None:
+    else:
         with saying_if_slow(asked_by_checks(loaded, sky_yaml), quiet=as_json):
-            rows += run_checks(loaded, sky_yaml, path=job, force=force, end=end)
+            rows += run_checks(loaded, sky_yaml, path=job, force=force)
     if as_json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     else:
@@ -137,7 +138,7 @@ def show_check(
     return 0 if all(row.checked for row in rows) else 1
 
 
-def _local_rows(path: str, overrides: Sequence[str], sky_yaml: SkyYaml) -> list[CheckRow]:
+def _local_rows(path: str, overrides: Sequence[str], sky_yaml: SkyYaml | None) -> list[CheckRow]:
     """Return what is found on this machine if the job's store, or the Hub, gives no answer.
 
     A model of any shape stands for the one that the job starts from. If the job file itself has
@@ -146,7 +147,8 @@ def _local_rows(path: str, overrides: Sequence[str], sky_yaml: SkyYaml) -> list[
     with contextlib.suppress(BadInput):
         job = load_job(path, overrides, lambda job: Base(job["model"]["from"], "", "", ANY_MODEL))
         checks, end = checks_of(job, sky_yaml, path, force=False), time.monotonic() + JOB_SECONDS
-        return [row for name in LOCAL for row in outcome(name, _begin(checks[name]), end, 0.0)]
+        names = [name for name in LOCAL if name in checks]
+        return [row for name in names for row in outcome(name, _begin(checks[name]), end, 0.0)]
     return []
 
 
@@ -162,30 +164,24 @@ def asked_by_checks(job: Job, sky_yaml: SkyYaml | None) -> str:
 
 
 def run_checks(
-    job: Job,
-    sky_yaml: SkyYaml | None,
-    *,
-    path: str | None = None,
-    force: bool = False,
-    end: float | None = None,
+    job: Job, sky_yaml: SkyYaml | None, *, path: str | None = None, force: bool = False
 ) -> list[CheckRow]:
     """Run every check of a job, and of its rental if there is one, all at the same time.
 
     `path` is the job file, which must be copied to the rental. `force` accepts a spot price above
-    the on-demand price. `end`, a time of the monotonic clock, is when waiting ends.
+    the on-demand price.
     """
-    end = time.monotonic() + SECONDS if end is None else end
     traced = traced_seconds()
+    _import_first(job, sky_yaml)
     try:
-        end += import_within(partial(_import_first, job, sky_yaml))
         with contextlib.suppress(BadInput):  # the store's own check says so
-            within(end - time.monotonic(), partial(open_store, job.store))
-        data = _begin(partial(check_rows, job))
-        # A vocabulary is trained outside of Python meanwhile.
-        end += import_within(_import_machines)
+            within(SECONDS, partial(open_store, job.store))
     except TimeoutError:
         return [unchecked(CHECKS, f"they did not start in time. Nothing was rented. {AGAIN}")]
+    data = _begin(partial(check_rows, job))
+    # A vocabulary is trained outside of Python while torch is imported.
     checks, is_local = checks_of(job, sky_yaml, path, force=force), _is_local(job)
+    end = time.monotonic() + SECONDS
     later = PRICED if lacking(job) else ()
     begun = {name: _begin(check) for name, check in checks.items() if name not in later}
     words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
@@ -212,10 +208,12 @@ def checks_of(
     job: Job, sky_yaml: SkyYaml | None, path: str | None, *, force: bool
 ) -> dict[str, Check]:
     """Return the checks that can run at the same time, by name. Imports torch."""
-    from pipeline.rent.check.deadline import check_deadline
-    from pipeline.rent.check.machines import check_machines, check_memory
+    with importing():
+        from pipeline.rent.check.deadline import check_deadline
+        from pipeline.rent.check.machines import check_machines, check_memory, check_spent
 
     everywhere: dict[str, Check] = {
+        "names": partial(check_names, job),
         "model": partial(check_model, job),
         "rate": partial(check_rates, job),
         "model.from": partial(check_base, job, sky_yaml),
@@ -247,10 +245,8 @@ def checks_of(
 
 def print_rows(rows: Sequence[CheckRow]) -> None:
     """Print rows as one table: ✓ fine, ✗ would fail, ? not known, or a warning."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    columns = Column(no_wrap=True), Column(style="bold"), Column(overflow="fold")
+    table = Table(*columns, box=None, pad_edge=False, show_header=False)
     for row in rows:
         table.add_row(MARKS[row.ok], Text(printable(row.name)), Text(printable(row.words)))
     show_table(table)
@@ -258,13 +254,6 @@ def print_rows(rows: Sequence[CheckRow]) -> None:
 
 def _asks_hub(job: Job) -> bool:
     return bool(hub_inputs(job)) or (job.publish is not None and job.publish.to.startswith("hf://"))
-
-
-def import_within(work: Callable[[], object]) -> float:
-    """Import what `work` imports; return the seconds that it took. Raises TimeoutError."""
-    began = time.monotonic()
-    within(IMPORT_SECONDS, work)
-    return time.monotonic() - began
 
 
 def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
@@ -276,11 +265,6 @@ def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
         import sky.clouds  # noqa: F401
         import sky.data.storage_utils  # noqa: F401
         import sky.server.common  # noqa: F401
-
-
-def _import_machines() -> None:
-    with importing():
-        import pipeline.rent.check.deadline  # noqa: F401  it imports torch, which takes seconds
 
 
 def _begin(check: Check) -> Wait:

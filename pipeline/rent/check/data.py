@@ -1,22 +1,31 @@
-"""Show what the data of a job give, as it was rehearsed, and what will probably disappoint."""
+"""Show what the data of a job give, as it was rehearsed, and what cleaning leaves out of them. Warn
+of what will disappoint, and of rewards that can't judge the records' answers or teach nothing."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from statistics import mean
+from typing import TYPE_CHECKING, Any, cast
 
+from pion.errors import BadInput
 from pipeline.base.find import find_base
 from pipeline.base.keep import is_pinned
-from pipeline.console.formats import amount, counted, passes_in_words, size
+from pipeline.console.formats import amount, beginning, counted, duration, passes_in_words, size
+from pipeline.data.cleaning.sets import read_sets
+from pipeline.data.first_judged import judge_first
 from pipeline.data.sources import SAMPLED
 from pipeline.job import Job
+from pipeline.job.data_section import OF_EVALUATE
 from pipeline.job.train_sections import FEWEST_STEPS
+from pipeline.models.find import find_model
+from pipeline.models.load import load_model
 from pipeline.rehearsal.head import RECORD_BYTES, TEXT_BYTES
 from pipeline.rehearsal.phases import phases_read, warnings_of
-from pipeline.rehearsal.rehearse import RECORDS, StageData, rehearse
+from pipeline.rehearsal.rehearse import RECORDS, StageData, prepared_head, rehearse
 from pipeline.rent.check import CheckRow, failure
+from pipeline.rent.check.job import is_prepared
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -228,3 +237,118 @@ def _embeddings(files: Sequence[Path]) -> Iterator[Tensor]:
         with safe_open(path, framework="pt") as file:
             for name in set(EMBEDDINGS).intersection(file.keys()):
                 yield cast("Tensor", file.get_tensor(name))
+
+
+# ---------------------------------------------------------------- what data.clean leaves out
+
+# By the rule of `data.clean`, what it leaves out.
+LEFT_OUT: dict[str, Callable[[Any], str]] = {
+    "exact": lambda _: "exact copies",
+    "near": lambda similarity: f"near-copies (similarity {similarity:g})",
+    "min_words": lambda words: f"documents of fewer than {counted(words, 'word')}",
+    "max_words": lambda words: f"documents of more than {counted(words, 'word')}",
+    "max_repetition": lambda share: f"documents of which more than {100 * share:g} % is repeated",
+    "languages": lambda names: f"documents that are not in {' or '.join(names)}",
+}
+
+
+def check_clean(job: Job) -> Iterator[CheckRow]:
+    """Say what is left out of the text, and warn of evaluation sets that may be in it.
+
+    Raises BadInput for an evaluation set that can't be read.
+    """
+    clean = job.data.clean
+    if clean is None or is_prepared(job):
+        return
+    set_rules = {name: getattr(clean, name) for name in LEFT_OUT}
+    rules = [LEFT_OUT[n](v) for n, v in set_rules.items() if v is not False and v not in (None, [])]
+    if sets := read_sets(job):
+        items = counted(sum(len(each.items) for each in sets), "item")
+        rules.append(f"text with any of {items} of {counted(len(sets), 'evaluation set')}")
+    yield CheckRow("data.clean", True, f"leaves out {', '.join(rules)}")
+    removed = {job.input_path(path) for _, path in job.removed_sets}
+    questions = job.evaluate.sets.items()
+    if missing := [key for key, path in questions if job.input_path(path) not in removed]:
+        words = (
+            f"{', '.join(missing)}: not in data.clean.decontaminate, so their items may be in the "
+            f"text. To leave such text out, set data.clean.decontaminate=[{OF_EVALUATE}]"
+        )
+        yield CheckRow("data.clean", None, words)
+
+
+# ---------------------------------------------------------------- whether rewards can judge them
+
+# Rewards that take so many seconds for an answer are not asked about the answers of a model.
+SLOW = 0.1
+# A model answers so many prompts, and as many as before a first step if rewards teach nothing.
+FEW = 8
+# It is small enough if parameters × tokens to sample are at most this: half a minute on two cores.
+SMALL = 2e11
+# Prompts whose best and worst answers are shown, and the most characters of all.
+SHOWN, MOST_CHARACTERS = 3, 1500
+
+
+def check_rewards(job: Job) -> Iterator[CheckRow]:
+    """Judge the right answers of the first records, empty answers, and those of a small model.
+
+    Raises BadInput for rewards that can't be used or teach nothing, and for records that they can't
+    judge.
+    """
+    section = job.reinforce
+    if section is None:
+        return
+    right_answers, totals, spent = judge_first(job)
+    for name, total in zip(("the right answers", "empty answers"), totals, strict=True):
+        if total:
+            average = f"{mean(total):.3g} on average"
+            yield CheckRow("rewards", True, f"{name} of the first records get {average}")
+    if right_answers and set(totals[0]) == set(totals[1]) and len(set(totals[0])) == 1:
+        yield CheckRow(
+            "rewards",
+            None,
+            "right answers get what empty answers get. Is the answer in the form that the rewards "
+            "look for?",
+        )
+    if spent <= SLOW:
+        yield from _answers_of_start(job)
+        return
+    step = duration(spent * section.global_batch * section.answers)
+    yield CheckRow("rewards", None, f"judging takes {duration(spent)} an answer, {step} a step")
+
+
+def _answers_of_start(job: Job) -> Iterator[CheckRow]:
+    """Let a small model on this machine answer the first prompts, as before the first step.
+
+    Raises BadInput if nothing can be learned from its answers.
+    """
+    section, base = job.reinforce, job.base
+    if section is None or base is None or base.commit or job.train_stages[0] != "reinforce":
+        return
+    from torch import Tensor
+
+    from pion.train.gradients import Ranks
+    from pion.train.held_out_rewards import evaluate_rewards
+    from pipeline.data.prepared import open_data
+    from pipeline.training import prompts as of_stage
+
+    model = load_model(find_model(job.model_name(base.source)))
+    each = section.answers * section.max_tokens * sum(map(Tensor.numel, model.parameters()))
+    counts = [n for n in (FEW, of_stage.FIRST_PROMPTS) if n * each <= SMALL]
+    if is_prepared(job) or not counts:
+        return
+    with prepared_head(job, "reinforce") as folder:
+        data = open_data(folder)
+        stream = data.stream("train", job.seed, job.data.window, documents=job.within_documents)
+        with of_stage.open_feed(job, data, model, "train", stream) as (feed, prompts):
+            for count in counts:
+                asked = range(min(count, stream.total_rows))
+                found = evaluate_rewards(feed, prompts, asked, rank=0, ranks=Ranks(1))
+                if (why := of_stage.nothing_to_learn(section, found)) is None:
+                    break
+    if why is not None and of_stage.FIRST_PROMPTS in counts:
+        raise BadInput(why)
+    words = [
+        of_stage.signal_in_words(section, found),
+        *(f"{one.prompt}\n{one.best_and_worst()}" for one in prompts.said()[:SHOWN]),
+    ]
+    yield CheckRow("rewards", None if why else True, beginning("\n".join(words), MOST_CHARACTERS))

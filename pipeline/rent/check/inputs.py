@@ -1,14 +1,15 @@
 """Check that the machine of the run can read what the job names: the model that the run starts from
-(`model.from`), and files that travel to a rented machine."""
+(`model.from`), and files that travel to a rented machine, the scripts that it starts among them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pion.errors import BadInput, told
 from pion.files import expand
@@ -22,17 +23,14 @@ from pipeline.machine.own_files import file_meant, is_own
 from pipeline.models.find import Listed, locate_model
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared
-from pipeline.rent.check.scripts import refuse_missing_script
 from pipeline.rent.credentials import names_given, wanted_secrets
-from pipeline.rent.own_code import brings_code
+from pipeline.rent.own_code import BOOT, brings_code
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
 from pipeline.state.stores import FileStore
 
 # The files in a folder that a run may read: of a model, of a run or of a task.
 READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".yaml", ".csv")
-# Of a folder with more bytes, the largest part is named.
-MANY_BYTES = 100_000_000
 
 
 # ---------------------------------------------------------------- the model to start from
@@ -48,56 +46,58 @@ def check_base(
     base = job.base
     if base is None:
         return []
-    note = base.note and f"; {base.note}"
+    how = ""
     if is_pinned(job, base):
-        return [CheckRow("model.from", True, f"{base}: in the run's store{note}")]
-    if sky_yaml is not None and base.commit is None:
-        found = locate_model(job.model_name(base.source))
-        here = isinstance(found, Path) or (
-            isinstance(found, Listed) and isinstance(found.state.store, FileStore)
+        how = ": in the run's store"
+    elif sky_yaml is not None and base.commit is not None:
+        how = _access_of_rental(job, base, base.commit, sky_yaml, environment)
+    elif sky_yaml is not None:
+        _refuse_elsewhere(job, base)
+    return [CheckRow("model.from", True, f"{base}{how}{base.note and f'; {base.note}'}")]
+
+
+def _refuse_elsewhere(job: Job, base: Base) -> None:
+    """Raise BadInput for a model that only this machine has. A path relative to the job file may be
+    copied with it; `check_files` finds out."""
+    model = locate_model(job.model_name(base.source))
+    here = isinstance(model, Path) or (
+        isinstance(model, Listed) and isinstance(model.state.store, FileStore)
+    )
+    if here and not job.input_path(base.source).exists():
+        raise BadInput(
+            f"model.from: {base.source} is on this machine only. Use a run in a store that "
+            "both machines can read (s3://bucket/prefix/run), a Hub repository (user/name), or "
+            "a folder inside the rental's workdir, as a path relative to the job file."
         )
-        # A path relative to the job file may be copied with it; `check_files` finds out.
-        if here and not job.input_path(base.source).exists():
-            raise BadInput(
-                f"model.from: {base.source} is on this machine only. Use a run in a store that "
-                "both machines can read (s3://bucket/prefix/run), a Hub repository (user/name), or "
-                "a folder inside the rental's workdir, as a path relative to the job file."
-            )
-    if sky_yaml is None or base.commit is None:
-        return [CheckRow("model.from", True, f"{base}{note}")]
-    repo = base.source.removeprefix("hf://").partition("@")[0]
-    given = names_given(sky_yaml.secrets, wanted_secrets(job, environment), environment)
-    has_token = "HF_TOKEN" in given
-    token = (sky_yaml.secrets["HF_TOKEN"] or environment["HF_TOKEN"]) if has_token else None
-    _require_access(repo, base, token)
-    words = "with the token that the rental gets" if token else "without a token"
-    return [CheckRow("model.from", True, f"{base}: can be read {words}{note}")]
 
 
-def _require_access(repo: str, base: Base, token: str | None) -> None:
-    """Raise BadInput if a repository can't be read with the rental's token."""
+def _access_of_rental(
+    job: Job, base: Base, commit: str, sky_yaml: SkyYaml, environment: Mapping[str, str]
+) -> str:
+    """Say with which token the rental can read a model of the Hub. Raises BadInput if it can't."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError
 
-    where = OnHub(repo, base.commit, "model", "config.json")
-    with told(after=" Nothing was rented."), explained(where):
+    repo = base.source.removeprefix("hf://").partition("@")[0]
+    given = names_given(sky_yaml.secrets, wanted_secrets(job, environment), environment)
+    token = None
+    if "HF_TOKEN" in given:
+        token = sky_yaml.secrets["HF_TOKEN"] or environment["HF_TOKEN"]
+    hub = OnHub(repo, commit, "model", "config.json")
+    with told(after=" Nothing was rented."), explained(hub):
         try:
             HfApi().auth_check(repo, token=token or False)
         except GatedRepoError:
-            raise BadInput(_gated(repo, token)) from None
-
-
-def _gated(repo: str, token: str | None) -> str:
-    page = OnHub(repo, repo_type="model").page
-    if token is None:
-        return (
-            f"model.from {repo} is gated, and the rental would have no Hub token: accept its terms "
-            f"on {page}, then export HF_TOKEN=hf_…, and declare HF_TOKEN under `secrets:`."
-        )
-    return (
-        f"model.from {repo} is gated, and the HF_TOKEN that the rental would get has no access: "
-        f"accept its terms on {page} with that token's account, or use another token."
-    )
+            terms = f"accept its terms on {OnHub(repo, repo_type='model').page}"
+            why = (
+                f"the rental would have no Hub token: {terms}, then export HF_TOKEN=hf_…, and "
+                "declare HF_TOKEN under `secrets:`."
+                if token is None
+                else f"the HF_TOKEN that the rental would get has no access: {terms} with that "
+                "token's account, or use another token."
+            )
+            raise BadInput(f"model.from {repo} is gated, and {why}") from None
+    return f": can be read {'with the token that the rental gets' if token else 'without a token'}"
 
 
 # ---------------------------------------------------------------- files
@@ -138,28 +138,27 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> Iterator[Check
     for each in local:
         if not (has_pion and is_own(each.file)):
             _require_copied(each, job.folder, root, left_out)
-    parts = _copied_bytes(root, left_out)
-    words = f"{size(parts.total())} of {root} is copied to the machine"
-    words += ", and Pion next to it" if has_pion else ""
-    if parts.total() > MANY_BYTES:
-        words += (
-            f". The largest part is {parts.most_common(1)[0][0]}. A file .skyignore, read in place "
-            "of .gitignore, can leave parts out"
-        )
-    if not sky_yaml.path.exists():
-        words += f". To change {sky_yaml.path}: pion init {sky_yaml.path.stem}"
-    yield CheckRow("files", True, words)
+    yield CheckRow("files", True, _copied_in_words(sky_yaml, root, left_out, has_pion=has_pion))
 
 
-def _copied_bytes(root: Path, left_out: set[Path]) -> Counter[str]:
-    """Return how many bytes are copied of each file and folder in `root`."""
-    found = Counter[str]()
+def _copied_in_words(sky_yaml: SkyYaml, root: Path, left_out: set[Path], *, has_pion: bool) -> str:
+    """Say how much of `root` is copied, which part is the largest, and what leaves parts out."""
+    parts = Counter[str]()
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if Path(folder, name) not in left_out]
         for file in {Path(folder, name) for name in files} - left_out:
             with contextlib.suppress(OSError):  # a run may write here meanwhile
-                found[file.relative_to(root).parts[0]] += file.lstat().st_size
-    return found
+                parts[file.relative_to(root).parts[0]] += file.lstat().st_size
+    words = f"{size(parts.total())} of {root} is copied to the machine"
+    words += ", and Pion next to it" if has_pion else ""
+    for name, most in parts.most_common(1):
+        words += (
+            f". The largest part is {name} ({size(most)}). What .skyignore names is left out, or "
+            "without that file what .gitignore names"
+        )
+    if not sky_yaml.path.exists():
+        words += f". To change {sky_yaml.path}: pion init {sky_yaml.path.stem}"
+    return words
 
 
 def _require_copied(local: LocalInput, folder: Path, root: Path, left_out: set[Path]) -> None:
@@ -219,3 +218,62 @@ def _left_out(root: Path) -> set[Path]:
 
     with quiet():
         return {root / path for path in get_excluded_files(str(root))}
+
+
+# ---------------------------------------------------------------- the scripts that it starts
+
+_COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
+# What a shell or Python is told to read, or a path that is a command by itself.
+_SCRIPT = re.compile(
+    r"(?:^|[\s;&|(])(?:(?:bash|sh|source|\.|python3?)\s+(?:-\w+\s+)*|(?=\.{0,2}/|~/))"
+    r"([\w./~-]+\.(?:sh|py))\b"
+)
+# After one of these, a script may come from elsewhere, or a path begins in another folder.
+_ELSEWHERE = re.compile(r"\b(?:cd|git|curl|wget|tar|unzip|cat|cp|mv|aws|rsync|pushd)\b|>")
+
+
+def refuse_missing_script(sky_yaml: SkyYaml, root: Path, left_out: set[Path]) -> None:
+    """Raise BadInput if `setup` or `run` starts a script that is not copied to the machine, which
+    would end with exit code 127 after a boot that was paid.
+
+    The machine gets what is in `root` except what is `left_out`, and what `file_mounts` name. A
+    script that may be of the image, or made on the machine, is not looked for.
+    """
+    before = ""
+    for key in ("setup", "run"):
+        before += _COMMENT.sub("", str(sky_yaml.config.get(key) or "")) + "\n"
+        for start in _SCRIPT.finditer(before):
+            script = start[1]
+            file = _source(script, root, sky_yaml.config.get("file_mounts") or {})
+            made = _ELSEWHERE.search(before[: start.start(1)])
+            if file is None or made or (file.is_file() and file not in left_out):
+                continue
+            why = "there is no such file here"
+            if file.is_file():
+                why = "the file is left out by .skyignore or .gitignore"
+            advice = (
+                "A rental file of `pion init runpod-spot` brings this script. Change such a file."
+                if script.endswith(BOOT)
+                else f"Put the script into the `workdir` of {sky_yaml.path}, or name it in "
+                "`file_mounts`."
+            )
+            raise BadInput(
+                f"{_line_with(script, sky_yaml.path)}: `{key}` starts {script}, which is not "
+                f"copied to the machine ({why}: {file}). The machine would end with exit code 127, "
+                f"after a boot that you pay. {advice}"
+            )
+
+
+def _source(script: str, root: Path, mounts: Mapping[str, Any]) -> Path | None:
+    """Return the file here that becomes the script on the machine; None if nobody can say."""
+    for target, source in mounts.items():
+        if isinstance(source, str) and (script == target or script.startswith(f"{target}/")):
+            return None if "://" in source else expand(source) / script[len(target) + 1 :]
+    return None if script.startswith(("/", "~")) else root / script
+
+
+def _line_with(script: str, path: Path) -> str:
+    """Return the rental file, with the line that names the script."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    line = next((n for n, text in enumerate(lines, 1) if script in text.partition("#")[0]), None)
+    return f"{path} line {line}" if line else str(path)

@@ -24,7 +24,7 @@ from pipeline.job import (
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.section import mistakes_of
 from pipeline.machine.time_limit import within
-from pipeline.rehearsal.rehearse import STORE_SECONDS, prepare_record
+from pipeline.rehearsal.rehearse import STORE_SECONDS, prepare_record, records_of
 from pipeline.rent.check import CheckRow, failure
 from pipeline.run.done_and_changed_stages import WorkLeft, work_left
 from pipeline.run.inputs import changed_inputs
@@ -47,6 +47,8 @@ OF_SMALL, LARGE = {"pretrain": 10, "sft": 10, "reinforce": 100}, 300_000_000
 FAR = 100
 # For simpo, this share of these: Meng et al. saw answers that only repeat at 1e-5.
 SIMPO_SHARE = 0.5
+# Fewer rows of a model without an entry round its vocabulary up, which may be faster.
+UNUSED = 128
 # The highest of the rates that have other scales.
 HIGHEST = {"muon_lr": 0.2, "embedding_lr": 2.0, "head_lr": 0.2, "vector_lr": 0.5}
 
@@ -83,32 +85,25 @@ def count_parameters(job: Job) -> int:
 
 def check_rates(job: Job) -> Iterator[CheckRow]:
     """Warn of rates at which models are often spoiled, or learn nothing."""
+    small = count_parameters(job) < LARGE
     for stage in job.train_stages:
-        yield from (CheckRow("rate", None, words) for words in _odd_rates(job, stage))
-
-
-def _odd_rates(job: Job, stage: str) -> Iterator[str]:
-    section, anchor, then = job.section(stage), "", "learn nothing any more"
-    highest = HIGHEST_LR[stage][job.lora(stage) is not None]
-    if stage == "reinforce" and section.lr < (least := highest / FAR):
-        yield f"reinforce.lr {section.lr:g} is below {least:g}: rewards hardly rise. Raise it"
-    if stage in ("prefer", "reinforce"):
-        then = "begin to repeat themselves"
-    if isinstance(section, Prefer) and section.loss == "simpo":
-        highest *= SIMPO_SHARE
-        anchor = "simpo has no reference that holds the model back, and "
-    if count_parameters(job) < LARGE:
-        highest *= OF_SMALL.get(stage, 1)
-    used = HIGHEST | {"lr": highest}
-    if section.optimizer != "muon":
-        del used["muon_lr"]
-    for name, most in used.items():
-        rate = getattr(section, name)
-        if rate is not None and rate > most:
-            yield (
-                f"{stage}.{name} {rate:g} is above {most:g}: {anchor}models then often {then}. "
-                "Lower it"
-            )
+        section, anchor, then = job.section(stage), "", "learn nothing any more"
+        highest = HIGHEST_LR[stage][job.lora(stage) is not None]
+        if stage == "reinforce" and section.lr < (least := highest / FAR):
+            words = f"reinforce.lr {section.lr:g} is below {least:g}: rewards hardly rise. Raise it"
+            yield CheckRow("rate", None, words)
+        if stage in ("prefer", "reinforce"):
+            then = "begin to repeat themselves"
+        if isinstance(section, Prefer) and section.loss == "simpo":
+            highest *= SIMPO_SHARE
+            anchor = "simpo has no reference that holds the model back, and "
+        highest *= OF_SMALL.get(stage, 1) if small else 1
+        for name, most in {**HIGHEST, "lr": highest}.items():
+            rate = getattr(section, name)
+            is_used = name != "muon_lr" or section.optimizer == "muon"
+            if is_used and rate is not None and rate > most:
+                words = f"above {most:g}: {anchor}models then often {then}. Lower it"
+                yield CheckRow("rate", None, f"{stage}.{name} {rate:g} is {words}")
 
 
 def check_tokenizer(job: Job) -> list[CheckRow]:
@@ -119,21 +114,32 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
     if section is None:
         assert job.base is not None
         return [CheckRow("tokenizer", True, f"that of {job.base.source}")]
+    rows = job.model_config_resolved().vocab_size
     if section.train is not None:
-        words = f"a BPE of {section.train.vocab_size:,} entries will be trained on data.sources"
         if all(isinstance(s, NpyShards | BinShards | HubNpyShards) for s in job.data.sources):
             raise BadInput(
                 "tokenizer.train: every data source is already tokenized. Name its tokenizer with "
                 "tokenizer.file or tokenizer.hub"
             )
-        return [CheckRow("tokenizer", True, words)]
+        entries = section.train.vocab_size
+        both = (
+            f"tokenizer.train.vocab_size is {entries:,}, and model.vocab_size is {rows:,}: set "
+            "both to one number"
+        )
+        if entries > rows:
+            raise BadInput(f"the tokenizer may have more entries than the model has rows. {both}")
+        words = f"a BPE of {entries:,} entries will be trained on data.sources"
+        if rows - entries < UNUSED:
+            return [CheckRow("tokenizer", True, words)]
+        words += f", and {rows - entries:,} rows of the model are never used. {both}"
+        return [CheckRow("tokenizer", None, words)]
     path = named_tokenizer(job)
     assert path is not None
     if not path.is_file():
         raise BadInput(f"tokenizer.file: {path} does not exist")
     where = section.file or f"Hub model {section.hub}"
     found = Tokenizer.from_file(path)
-    found.fits(job.model_config_resolved().vocab_size, f"tokenizer: {where}", MORE_ROWS)
+    found.fits(rows, f"tokenizer: {where}", MORE_ROWS)
     return [CheckRow("tokenizer", True, f"{where}: {found.vocab_size:,} entries")]
 
 
@@ -158,7 +164,6 @@ def _first_record(job: Job, source: Source, key: str) -> str:
     from pion.data.shards import open_shard
     from pipeline.data.hub import hub_shards
     from pipeline.data.sources import find_input
-    from pipeline.rehearsal.first import records_of
 
     if isinstance(source, PythonDocs | PythonDocsQA | PythonDocsPrefer):
         return f"{source.kind}: the standard library of the machine"
@@ -170,7 +175,7 @@ def _first_record(job: Job, source: Source, key: str) -> str:
     if isinstance(source, NpyShards | BinShards):
         for path in origin.files:
             open_shard(path, job.data.seq_len)
-    elif next(iter(records_of(job, origin)), None) is None:
+    elif next(records_of(job, origin, own=job.base is None), None) is None:
         raise BadInput(f"{key}: it has no records")
     if isinstance(source, HubDataset):
         return f"{source.repo} at {origin.commit[:12]}: the first record can be read"
@@ -244,6 +249,15 @@ def check_evaluate(job: Job, *, rented: bool = False) -> Iterator[CheckRow]:
     if questions.core is not None:
         words = f"{counted(len(questions.core.tasks), 'task')} can be read, bundle "
         yield CheckRow("evaluate.core", True, words + questions.core.digest[:12])
+
+
+def check_names(job: Job) -> Iterator[CheckRow]:
+    """Find the name that stands for a person's own in Pion's examples."""
+    urls = {"store": job.store, "publish.to": job.publish.to if job.publish else ""}
+    for key, url in urls.items():
+        if url.startswith("hf://USER/"):
+            words = f"{key} {url}: USER stands for your own name on the Hub (`hf auth whoami`)"
+            yield CheckRow("names", False, f"{words}. Write that name in its place")
 
 
 def check_publish(job: Job) -> Iterator[CheckRow]:

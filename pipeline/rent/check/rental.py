@@ -3,6 +3,7 @@ controller runs."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from collections.abc import Iterator, Mapping
@@ -142,8 +143,6 @@ def _hub_login(job: Job, sky_yaml: SkyYaml, environment: Mapping[str, str]) -> I
 
 def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
     """Check that each candidate's disk is large enough for packages, checkpoints and data."""
-    checkpoints = CHECKPOINTS * max(sum(checkpoint_bytes(job, s)) for s in job.train_stages) / 1e9
-    model = 0.0 if job.base is None else BYTES_OF_BASE * count_parameters(job) / 1e9
     sources = [source for _, source in job.sources()]
     # The copied sources, and the prepared data.
     inputs = [each for each in local_inputs(job, prepared=False) if each.key != "model.from"]
@@ -151,14 +150,16 @@ def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
     data = 2 * sum(file.stat().st_size for file in files if file.is_file()) / 1e9
     if any(isinstance(source, HubNpyShards) for source in sources):
         data += job.hardware.shard_cache_gb
-    needed = BASE_GB + checkpoints + model + data
-    parts = f"{BASE_GB:.0f} packages + {checkpoints:.1f} checkpoints + {data:.1f} data"
+    largest = max(sum(checkpoint_bytes(job, stage)) for stage in job.train_stages)
+    gigabytes = {"checkpoints": CHECKPOINTS * largest / 1e9, "data": data}
     if job.base is not None:
-        parts += f" + {model:.1f} model.from"
-    if any(isinstance(source, HubDataset) for source in sources):
-        parts += ", and what is downloaded from the Hub"
+        gigabytes["model.from"] = BYTES_OF_BASE * count_parameters(job) / 1e9
+    needed = BASE_GB + sum(gigabytes.values())
+    parts = [f"{BASE_GB:.0f} packages", *(f"{each:.1f} {key}" for key, each in gigabytes.items())]
+    downloads = any(isinstance(source, HubDataset) for source in sources)
+    more = ", and what is downloaded from the Hub" if downloads else ""
     least = min(candidate.disk_gb for candidate in sky_yaml.candidates)
-    words = f"{needed:.0f} GB needed ({parts}), disk_size is {least} GB"
+    words = f"{needed:.0f} GB needed ({' + '.join(parts)}{more}), disk_size is {least} GB"
     if least < needed:
         raise BadInput(f"{words}. Set disk_size: {needed * 1.2:.0f} in {sky_yaml.path}")
     endless = [s.repo for s in sources if isinstance(s, HubDataset) and s.max_documents is None]
@@ -224,9 +225,7 @@ def check_controller() -> list[CheckRow]:
 def _server_runs() -> bool:
     from sky.server import common
 
-    try:
-        with quiet():
-            common.check_server_healthy()
-    except Exception:  # not running, or it does not answer
-        return False
-    return True
+    with contextlib.suppress(Exception), quiet():  # not running, or it does not answer
+        common.check_server_healthy()
+        return True
+    return False

@@ -27,6 +27,7 @@ from pipeline.state.stores import open_store
 from tests.support.jobs import tiny_dict
 from tests.support.light_run import save_checkpoint, use_data
 
+ROWS = yaml.safe_load(Path(__file__).with_name("rows.yaml").read_text())
 # A start of a fake run takes so long.
 HOURS = 0.01
 

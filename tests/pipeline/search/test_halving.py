@@ -16,6 +16,7 @@ from pipeline.search.halving import (
     rank,
     steps_taken,
 )
+from tests.pipeline.search.fake_runs import ROWS
 
 STEPS = 480
 # Of paired differences between seeds, in nats per token: 0.0113 bits per byte and 3 bytes a token.
@@ -62,25 +63,11 @@ def test_the_rounds_take_at_most_two_fifths_of_the_grid(seeds):
         assert seeds < 3 or rounds[-1].step == steps
 
 
-@pytest.mark.parametrize(
-    ("settings", "seeds", "rounds"),
-    [
-        (2, 3, [Round(48, 2, 3), Round(480, 2, 1)]),
-        (3, 3, [Round(48, 3, 3), Round(240, 3, 1), Round(480, 2, 1)]),
-        (6, 3, [Round(48, 6, 3), Round(240, 6, 1), Round(480, 3, 1)]),
-        # More seeds continue the runs of fewer.
-        (6, 6, [Round(48, 6, 6), Round(240, 6, 2), Round(480, 3, 2)]),
-        (6, 10, [Round(48, 6, 10), Round(240, 6, 3), Round(480, 3, 3)]),
-        (6, 1, [Round(128, 6, 1), Round(256, 3, 1)]),
-    ],
-)
-def test_a_third_of_the_seeds_decides_at_half_and_at_the_end(settings, seeds, rounds):
-    assert plan_rounds(settings, 480, seeds) == rounds
-    assert not plan_rounds(settings, 1, seeds), "too few steps"
-    assert not plan_rounds(settings, 9, 3)
-
-
-def test_what_the_rounds_take_is_what_their_runs_take():
+@pytest.mark.parametrize("row", ROWS["rounds"], ids=str)
+def test_a_third_of_the_seeds_decides_at_half_and_at_the_end(row):
+    assert plan_rounds(row["settings"], 480, row["seeds"]) == [Round(*r) for r in row["rounds"]]
+    assert not plan_rounds(row["settings"], 1, row["seeds"]), "too few steps"
+    assert not plan_rounds(row["settings"], 9, 3)
     # Two more seeds of 6 settings to 48; the first seed of 6 to 240, and of 3 to 480.
     assert steps_taken(plan_rounds(6, 480, 3)) == 2 * 6 * 48 + 6 * 240 + 3 * 240
 
@@ -163,15 +150,12 @@ def test_the_order_of_settings_and_later_measures_change_nothing():
     curves = recorded({"a": 3.3, "b": 3.2, "c": 3.25}, 3, np.random.default_rng(0))
     rounds = plan_rounds(3, STEPS, 3)
     cut = {
-        setting: {
-            seed: {each.step: by_seed[seed][each.step] for each in rounds}
-            for seed in reversed(by_seed)
-        }
+        setting: {n: {r.step: by_seed[n][r.step] for r in rounds} for n in reversed(by_seed)}
         for setting, by_seed in reversed(curves.items())
     }
     ranking = decide(curves, rounds)
     assert list(decide(cut, rounds).items()) == list(ranking.items())
-    (*others,), (*again,) = (compare(each, ranking, rounds[0]).others for each in (cut, curves))
+    (others,), (again,) = ((compare(c, ranking, rounds[0]).others,) for c in (cut, curves))
     assert [d.difference for d in others] == [d.difference for d in again]
 
 

@@ -9,18 +9,14 @@ from contextlib import contextmanager, nullcontext
 import psutil
 import pytest
 
-from pion.errors import BadInput, Interrupted, Stopped
+from pion.errors import Interrupted, Stopped
 from pipeline.job import Budget
-from pipeline.search.runs import (
-    RunProcesses,
-    SearchRecord,
-    budget_left,
-    check_cap,
-    refuse_beyond,
-)
+from pipeline.search.runs import RunProcesses
+from pipeline.search.search import SearchRecord, budget_left, refuse_beyond
 from pipeline.state.head import Spent
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
+from tests.pipeline.search.fake_runs import ROWS
 from tests.support.waiting import kill_tree, read_until, rest_of, wait_until
 from tests.support.whole_runs import open_process, write_job
 
@@ -40,44 +36,12 @@ def test_a_run_gets_what_the_others_leave_and_at_most_what_its_job_allows():
     assert not budget_left(SearchRecord(), job, others)
 
 
-# A cap is reached a moment early, because heads count at commits.
-@pytest.mark.parametrize(
-    ("cap", "spent", "hours", "says"),
-    [
-        ({"hours": 2.0}, 1.0, 0.9, None),
-        ({"hours": 2.0}, 1.0, 1.1, "run a would exceed the cap over all runs"),
-        ({"dollars": 4.0}, 1.0, 0.9, None),
-        ({"dollars": 4.0}, 1.0, 1.1, r"\$2\.00 of \$4 are spent"),
-        ({"hours": 1.0}, 0.9, 0.0, None),
-        ({"hours": 1.0}, 0.995, 0.0, "is reached: .* of 1 hours.* with a larger --hours"),
-        (
-            {"hours": 9.0, "dollars": 2.0},
-            0.995,
-            0.0,
-            r"of 9 hours and \$2.* a larger --dollars",
-        ),
-        ({}, 1e6, 1e6, None),
-    ],
-)
-def test_a_run_that_would_exceed_the_cap_is_refused(cap, spent, hours, says):
-    """At two dollars an hour."""
-    refused = pytest.raises(Stopped, match=says) if says else nullcontext()
+@pytest.mark.parametrize("row", ROWS["caps"], ids=str)
+def test_a_run_that_would_exceed_the_cap_is_refused(row):
+    refused = pytest.raises(Stopped, match=row["says"]) if "says" in row else nullcontext()
+    spent = Spent(row["spent"], 2 * row["spent"])
     with refused:
-        refuse_beyond(SearchRecord(**cap), Spent(spent, 2 * spent), "a", hours, 2.0)
-
-
-@pytest.mark.parametrize(
-    ("cap", "price", "says"),
-    [
-        ({"hours": 0.0}, 1.0, "--hours 0"),
-        ({"hours": float("nan")}, 1.0, "--hours nan"),
-        ({"dollars": 2e9}, 1.0, "--dollars 2e"),
-        ({"dollars": 2.0}, None, "price of this machine is not known"),
-    ],
-)
-def test_a_cap_that_means_nothing_is_refused(cap, price, says):
-    with pytest.raises(BadInput, match=rf"{says}.*Nothing was started"):
-        check_cap(SearchRecord(**cap), Budget(dollars_per_hour=price))
+        refuse_beyond(SearchRecord(**row["cap"]), spent, "a", row["hours"], 2.0)
 
 
 # ---------------------------------------------------------------- their processes

@@ -14,7 +14,7 @@ from pion.errors import BadInput, Interrupted, PionError, Stopped
 from pipeline.search.search import Search
 from pipeline.state.stores import StoreError
 from tests.pipeline.search import fake_runs
-from tests.pipeline.search.fake_runs import FakeRuns, Killed, write_job
+from tests.pipeline.search.fake_runs import ROWS, FakeRuns, Killed, write_job
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -168,21 +168,15 @@ def test_an_outage_between_two_runs_is_an_interruption_on_a_rented_machine(
         search(job_in(tmp_path), FakeRuns(loss=best_at_2e3, meddle=fail))
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"varied": ()}, "name what to vary"),
-        ({"varied": ("pretrain.lrr=1,2",)}, "did you mean `pretrain.lr`"),
-        ({"varied": ("data.seq_len=16,32",)}, "changes the data"),
-        ({"varied": ("hardware.micro_batch=1,2",)}, "train the same"),
-        ({"seeds": 0}, "--seeds 0"),
-        ({"seeds": 99}, "--seeds 99"),
-        ({"hours": -1.0}, "--hours -1"),
-        ({"overrides": ("pretrain.steps=3",)}, r"steps 3: too few to compare 4 settings"),
-    ],
-)
-def test_a_wrong_search_is_one_message_and_starts_nothing(tmp_path, options, says):
-    runs, job = FakeRuns(), write_job(tmp_path, pretrain__steps=20, pretrain__warmup_steps=1)
-    with pytest.raises(BadInput, match=says):
+@pytest.mark.parametrize("wrong", ROWS["wrong"], ids=lambda wrong: wrong["says"][:40])
+def test_a_wrong_search_is_one_message_and_starts_nothing(tmp_path, wrong):
+    sources = [{"kind": "text", "path": f"{name}.txt", "name": name} for name in ("web", "qa")]
+    phases = [{"until": 10, "mix": {"web": 1}}, {"mix": {"web": 2, "qa": 1}}]
+    options = {name: value for name, value in wrong.items() if name not in ("says", "phases")}
+    mixed = {"pretrain__phases": phases, "data__sources": sources} if "phases" in wrong else {}
+    job = write_job(tmp_path, pretrain__steps=20, pretrain__warmup_steps=1, **mixed)
+    runs = FakeRuns()
+    with pytest.raises(BadInput, match=wrong["says"]) as refused:
         search(job, runs, **options)
+    assert "nothing was started" in str(refused.value).lower()
     assert not runs.started

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -28,9 +29,9 @@ class Case:
     def job(self, **changes):
         return load_job(self.path(**changes))
 
-    def row(self, name, **changes):
+    def row(self, name, nth=0, **changes):
         """Return a row of the job without a rental, of the one check that it belongs to."""
-        return row_of(name, self.job(**changes))
+        return row_of(name, self.job(**changes), nth=nth)
 
 
 # The check whose rows have other names. All machines are of `machines`.
@@ -50,13 +51,13 @@ CHECK_OF = {
 }
 
 
-def row_of(name, job, on=None, path=None, *, force=False):
-    """Return one row as `pion check` shows it, by the check that it belongs to alone; None if there
-    is no such row."""
-    checks = {"rows": partial(check_rows, job), **checks_of(job, on, path, force=force)}
-    check = name if name in checks else CHECK_OF.get(name, "machines")
+def row_of(name, job, on=None, path=None, *, force=None, check=None, nth=None):
+    """Return one row as `pion check` shows it, by the check that it belongs to alone: the `nth` of
+    this name; None if there is no such row."""
+    checks = {"rows": partial(check_rows, job), **checks_of(job, on, path, force=bool(force))}
+    check = check or (name if name in checks else CHECK_OF.get(name, "machines"))
     rows = outcome(check, lambda left: list(checks[check]()), math.inf, 0.0)
-    return next((row for row in rows if row.name == name), None)
+    return next(islice((row for row in rows if row.name == name), nth or 0, None), None)
 
 
 def wrong(row, *words):

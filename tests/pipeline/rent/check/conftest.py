@@ -1,9 +1,11 @@
 """A job to check."""
 
+import json
 from functools import partial
 
 import pytest
 
+from pipeline.rent.check.command import show_check
 from pipeline.rent.check.rental import LOOPBACK_VARIABLE
 from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.pipeline.rent.check.checked_job import Case, row_of
@@ -25,15 +27,25 @@ def on_runpod(case, sky_home, runpod_api):
     """Return one row of the tiny job on a rental. Everything is fine except what a test changes,
     and except the store, which is a folder: a bucket takes time to connect to."""
 
-    def find(
-        name, resources="accelerators: A40", *, text=WORKDIR, path=None, force=False, **changes
-    ):
+    def find(name, resources="accelerators: A40", *, text=WORKDIR, path=None, **changes):
+        options = {key: changes.pop(key, None) for key in ("force", "check")}
         text = text.replace("{folder}", str(case.folder))
         sky_yaml = read_sky_yaml(sky_home.yaml(resources, text))
         path = path or case.folder / "job.yaml"
-        return row_of(name, case.job(**changes), sky_yaml, str(path), force=force)
+        return row_of(name, case.job(**changes), sky_yaml, str(path), **options)
 
     return find
+
+
+@pytest.fixture
+def shown(capsys):
+    """Return the exit code of `pion check --json`, and the rows that it prints, by name."""
+
+    def check(path, on=None):
+        code = show_check(str(path), [], on=on and str(on), force=False, as_json=True)
+        return code, {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+
+    return check
 
 
 @pytest.fixture

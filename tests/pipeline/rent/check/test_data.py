@@ -1,16 +1,20 @@
-"""What a job's data give is shown before anything is rented, with what will disappoint."""
+"""What a job's data give is shown before anything is rented, with what cleaning leaves out of them
+and what will disappoint."""
 
 import json
 import re
 
 import pytest
 
+from pion.errors import BadInput
 from pipeline.job.train_sections import FEWEST_STEPS
 from pipeline.rehearsal.rehearse import rehearse
-from pipeline.rent.check.data import check_rows
+from pipeline.rent.check.data import check_clean, check_rows
+from pipeline.rent.check.inputs import local_inputs
 from pipeline.rent.check.job import check_model
 from pipeline.stages.prepare import prepare_part
 from tests.pipeline.rehearsal.jobs import chat_job, pair_job
+from tests.support.core_bundle import pinned, write_bundle
 
 
 def rows_of(job):
@@ -37,7 +41,10 @@ def test_rows_passes_and_what_is_lost_are_stated(tmp_path):
     (number,) = rehearse(job, ["sft"]).rows_of("sft")
     assert f"; sft.sources.1: {number:,} rows; " in rows_of(twice)["conversations"].words
     first = rows["the first"].words
-    assert re.search(r"<\|user\|>\nWhat .*\n<\|assistant\|>\n⟦.*\n<\|endoftext\|>⟧$", first)
+    talk = json.loads((tmp_path / "talks.jsonl").read_text().splitlines()[0])["conversations"]
+    question, answer = (re.escape(turn["value"]) for turn in talk)
+    shown = rf"<\|user\|>\n{question}\n<\|assistant\|>\n⟦{answer}\n<\|endoftext\|>⟧$"
+    assert re.search(shown, first)
 
 
 def test_what_is_not_read_and_what_is_lost_are_rows_of_their_own(tmp_path):
@@ -122,3 +129,42 @@ def test_data_that_can_not_be_used_are_refused_by_file_and_line(tmp_path):
     assert row.ok is False
     assert "talks.jsonl:301" in row.words
     assert not (tmp_path / "runs").exists()
+
+
+# ---------------------------------------------------------------- cleaning
+
+CLEAN = {
+    "near": 0.7,
+    "min_words": 3,
+    "max_words": 1000,
+    "max_repetition": 0.25,
+    "languages": ["English", "German"],
+    "decontaminate": ["pack.jsonl", "b.zip"],
+}
+
+
+def test_what_cleaning_leaves_out_and_evaluation_sets_that_stay(case, monkeypatch):
+    question = {"context": "Which? ", "choices": ["this", "that"], "answer": 1}
+    (case.folder / "pack.jsonl").write_text(json.dumps(question) + "\n")
+    pinned(monkeypatch, write_bundle(case.folder / "b.zip"))
+    assert not list(check_clean(case.job()))
+    job = case.job(data__clean=CLEAN)
+    (row,) = check_clean(job)
+    assert (row.name, row.ok) == ("data.clean", True)
+    assert row.words == (
+        "leaves out exact copies, near-copies (similarity 0.7), documents of fewer than 3 words, "
+        "documents of more than 1,000 words, documents of which more than 25 % is repeated, "
+        "documents that are not in English or German, "
+        "text with any of 37 items of 4 evaluation sets"
+    )
+    keys = {each.key: each.file for each in local_inputs(job, prepared=False)}
+    assert keys["data.clean.decontaminate.1"] == (case.folder / "b.zip").resolve()
+    assert not any("clean" in each.key for each in local_inputs(job, prepared=True))
+    (case.folder / "b.zip").write_text("other")
+    with pytest.raises(BadInput, match=r"^data\.clean\.decontaminate\.1: .*b\.zip: expected the"):
+        list(check_clean(job))
+    _, row = check_clean(case.job(data__clean={}, evaluate__packs=["pack.jsonl"]))
+    assert row.ok is None
+    assert row.words.startswith("evaluate.packs.0: not in data.clean.decontaminate")
+    job = case.job(data__clean={"decontaminate": ["pack.jsonl"]}, evaluate__packs=["./pack.jsonl"])
+    assert len(list(check_clean(job))) == 1

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from pion.errors import BadInput
-from pipeline.job import Deadline
 from pipeline.rent.check.command import show_check
-from pipeline.rent.check.deadline import Situation, check_deadline, require_in_time
+from pipeline.rent.check.deadline import check_deadline, machines_in_time
 from pipeline.rent.deadline.times import on_demand_machines
 from pipeline.rent.plan.prices import RESTART_SECONDS
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, PastSpeed
@@ -18,7 +17,7 @@ from pipeline.state.notes.deadline import Asked, new_deadline, write_first_deadl
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
-from tests.support.sky_catalog import Price
+from tests.pipeline.rent.check.checked_job import unknown
 from tests.support.states import an_entry, list_checkpoint
 
 MIXED = """any_of:
@@ -57,13 +56,6 @@ def hours_for(case, on, gpu, spare=0.0):
     found = machine(case, on, gpu)
     deadline = new_deadline(Asked(1.0, None, 1800), "x", time.time())
     return (found.work + RESTART_SECONDS + found.margin(deadline) + spare) / 3600
-
-
-def refused(case, on, **changes):
-    with pytest.raises(BadInput) as error:
-        rows(case, on, **changes)
-    assert error.value.exit_code == 2
-    return str(error.value)
 
 
 # ---------------------------------------------------------------- how long the work takes
@@ -107,93 +99,52 @@ def test_committed_steps_are_no_longer_work(case, mixed):
 # ---------------------------------------------------------------- what is refused
 
 
-def test_only_spot_machines_are_refused_if_there_is_a_deadline(case, sky_home):
-    only_spot = read_sky_yaml(sky_home.yaml("accelerators: A40\nuse_spot: true"))
-    assert rows(case, only_spot) == {}
-    words = refused(case, only_spot, deadline={"hours": 100})
-    assert "has no on-demand machine" in words
-    assert "use_spot: false" in words
-
-
 def test_slack_below_the_margin_is_refused_with_the_numbers(case, mixed):
     hours = hours_for(case, mixed, "A40", spare=-60)
     work = (machine(case, mixed).work or 0) / 3600
-    words = refused(case, mixed, deadline={"hours": hours})
-    assert f"{work:.1f} h of work on A40 on demand, {hours:.1f} h left, and a margin of" in words
-    assert "estimated: 15% MFU assumed" in words
-    assert "1/0.9 of the estimated time" in words
-    assert "of work on RTXA4000 on demand" in words
-    assert "deadline.hours, deadline.at or deadline.margin in the job" in words
+    with pytest.raises(BadInput) as refused:
+        rows(case, mixed, deadline={"hours": hours})
+    for words in (
+        f"{work:.1f} h of work on A40 on demand, {hours:.1f} h left, and a margin of",
+        "estimated: 15% MFU assumed",
+        "1/0.9 of the estimated time",
+        "of work on RTXA4000 on demand",
+        "deadline.hours, deadline.at or deadline.margin in the job",
+    ):
+        assert words in str(refused.value)
 
 
 def test_a_machine_that_is_too_slow_is_named_if_another_one_is_in_time(case, mixed):
-    found = rows(case, mixed, deadline={"hours": hours_for(case, mixed, "A40", spare=60)})
-    assert found["A40 on demand"].ok
-    assert found["RTXA4000 on demand"].ok is None
-    assert "too slow for the deadline" in found["RTXA4000 on demand"].words
-    assert "must be requested by" in found["deadline 0"].words
-    assert "2 on-demand entries are held back" in found["deadline 1"].words
+    shown = rows(case, mixed, deadline={"hours": hours_for(case, mixed, "A40", spare=60)})
+    assert shown["A40 on demand"].ok
+    unknown(shown["RTXA4000 on demand"], "too slow for the deadline")
+    assert "must be requested by" in shown["deadline 0"].words
+    assert "2 on-demand entries are held back" in shown["deadline 1"].words
 
 
 def test_an_on_demand_machine_whose_speed_nobody_knows_is_refused(case, mixed):
     deadline = new_deadline(Asked(100.0, None, 60), "x", time.time())
     known = machine(case, mixed)
-    unknown = replace(known, seconds=None, words="pretrain: the speed of a A40 is unknown")
-    alone = Situation(deadline, deadline.set_at, "change it", mixed, [unknown])
+    unmeasured = replace(known, seconds=None, words="pretrain: the speed of a A40 is unknown")
+    about = deadline, deadline.set_at, mixed.path, "change it"
     with pytest.raises(BadInput, match=r"not known how long .* speed of a A40.*`pion bench`"):
-        require_in_time(alone)
-    assert require_in_time(replace(alone, machines=[unknown, known])) == [known]
+        machines_in_time([unmeasured], *about)
+    assert machines_in_time([unmeasured, known], *about) == [known]
 
 
-def test_on_demand_machines_that_nobody_offers_are_refused(case, sky_home):
-    sky_home.sell({"A40": Price(0.2, None)})
-    both = "accelerators: A40\nany_of: [{use_spot: true}, {use_spot: false}]"
-    on = read_sky_yaml(sky_home.yaml(both))
-    assert "no on-demand machine of" in refused(case, on, deadline={"hours": 100})
-
-
-def test_spot_that_is_dearer_than_on_demand_is_refused_unless_forced(case, sky_home, mixed):
-    sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.45, 0.6)})
-    on = read_sky_yaml(sky_home.yaml(MIXED))
-    words = refused(case, on, deadline={"hours": 1000})
-    assert "the cheapest spot machine costs $0.45/h, more than on demand ($0.40/h)" in words
-    assert rows(case, on, deadline={"hours": 1000}, force=True)["deadline 0"].ok
-
-
-def test_the_jobs_own_prices_count(case, mixed):
-    prices = {"A40": {"spot": 0.9, "on_demand": 0.4}, "RTXA4000": {"spot": 0.8, "on_demand": 0.7}}
-    assert "$0.80/h, more than on demand ($0.40/h)" in refused(
-        case, mixed, prices=prices, deadline={"hours": 1000}
-    )
-
-
-def test_a_budget_below_the_worst_case_is_said_and_not_refused(case, mixed):
-    found = rows(case, mixed, deadline={"hours": 1000}, budget={"dollars": 0.01, "hours": 0.1})
-    assert found["budget"].ok is None
-    assert "budget.dollars 0.01 is below $" in found["budget"].words
-    assert "budget.hours 0.1 is below" in found["budget"].words
-    enough = rows(case, mixed, deadline={"hours": 1000}, budget={"dollars": 1e6})
-    assert "budget" not in enough
-
-
-def test_the_deadline_in_the_store_counts_and_not_the_jobs(case, mixed):
+@pytest.mark.parametrize(("spare", "is_late"), [(1000 * 3600.0, False), (-7200.0, True)])
+def test_the_deadline_in_the_store_counts_and_not_the_jobs(case, mixed, spare, is_late):
     job = case.job(**LONG)
     run = RunState(open_store(job.store), job.name)
-    write_first_deadline(
-        run, new_deadline(Asked.of(Deadline(hours=1000)), "pion launch", run.clock.now())
-    )
-    assert rows(case, mixed)["deadline 0"].ok  # the job says nothing
-    assert rows(case, mixed, deadline={"hours": 0.1})["deadline 0"].ok
-
-
-def test_a_late_run_is_refused_with_the_command_that_changes_its_deadline(case, mixed):
-    job = case.job(**LONG)
-    run = RunState(open_store(job.store), job.name)
-    asked = Asked(None, time.time() - 7200, 1800.0)
-    write_first_deadline(run, new_deadline(asked, "pion launch", run.clock.now()))
-    words = refused(case, mixed)
-    assert "late by 2.0 h" in words
-    assert f"pion deadline {run.url} --hours N, --at T or --off" in words
+    now = run.clock.now()
+    write_first_deadline(run, new_deadline(Asked(None, now + spare, 1800.0), "pion launch", now))
+    if not is_late:
+        assert rows(case, mixed)["deadline 0"].ok  # the job says nothing
+        assert rows(case, mixed, deadline={"hours": 0.1})["deadline 0"].ok
+        return
+    with pytest.raises(BadInput, match=r"late by 2\.0 h") as refused:
+        rows(case, mixed)
+    assert f"pion deadline {run.url} --hours N, --at T or --off" in str(refused.value)
 
 
 # ---------------------------------------------------------------- through `pion check`

@@ -2,15 +2,21 @@
 
 import pytest
 
+from pion.bench.card import shipped_results
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
+from pipeline.console.formats import duration
 from pipeline.job.file import load_job
 from pipeline.rent.check.machines import check_machines, check_memory
 from pipeline.rent.check.rental import check_disk
+from pipeline.rent.plan.estimate import estimate
+from pipeline.rent.plan.prices import look_up
+from pipeline.rent.plan.speeds import NOTHING_KNOWN, known_speeds
 from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.paths import JOBS
 from tests.pipeline.rent.check.checked_job import unknown
 from tests.pipeline.rent.fine_tuning import read_fine_tuning
+from tests.support.sky_catalog import Price
 
 A4000, A40 = "1 × RTXA4000 on demand on RunPod", "1 × A40 on demand on RunPod"
 
@@ -40,6 +46,20 @@ def test_a_machine_that_is_left_out_says_that_lora_would_fit(tmp_path, either):
     rows = machines(tmp_path, "Qwen3-1.7B", either)
     assert rows[A40].ok
     unknown(rows[A4000], "pion launch skips this machine", "By LoRA, it fits on RTXA4000")
+
+
+def test_a_machine_takes_as_long_as_pion_plan_says(tmp_path, sky_home, runpod_api, monkeypatch):
+    """Also where only a card was measured, by `pion bench`."""
+    monkeypatch.setattr("pipeline.rent.plan.speeds.shipped_results", shipped_results)
+    sky_home.sell({"H100": Price(2.0, 3.0)})
+    on = read_sky_yaml(sky_home.yaml("accelerators: H100"))
+    row = machines(tmp_path, "Qwen3-0.6B", on, "sft.epochs=99")["1 × H100 on demand on RunPod"]
+    job = read_fine_tuning(tmp_path, "Qwen3-0.6B", "sft.epochs=99")
+    offer = look_up(on.candidates[0], 1, job.prices)
+    guesses = [estimate(job, offer, known) for known in (known_speeds(job), NOTHING_KNOWN)]
+    measured, assumed = (f"about {duration(3600 * guess.hours)}" for guess in guesses)
+    assert measured != assumed
+    assert measured in row.words
 
 
 def test_the_disk_holds_the_checkpoints_of_what_is_trained(tmp_path, a4000):

@@ -97,6 +97,6 @@ def test_other_data_than_what_is_prepared_is_rented_for(run, sky_home, submitted
 def test_a_machine_that_only_prepares_is_not_measured_against_the_deadline(run, sky_home):
     job = load_job(JOB, ["deadline.hours=0.001"])
     sky_yaml = with_until(read_sky_yaml(sky_home.yaml("cpus: 8", PREPARES)), job, None)
-    assert check_deadline(job, sky_yaml, force=False) == []
+    assert list(check_deadline(job, sky_yaml, force=False)) == []
     with pytest.raises(BadInput):
-        check_deadline(job, with_until(sky_yaml, job, "pretrain"), force=False)
+        list(check_deadline(job, with_until(sky_yaml, job, "pretrain"), force=False))
