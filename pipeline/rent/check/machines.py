@@ -16,12 +16,12 @@ from pipeline.job.hardware_section import ALONE
 from pipeline.job.section import made, mistakes_of
 from pipeline.rent.check import CheckRow, unchecked
 from pipeline.rent.check.budget import check_budget_there
-from pipeline.rent.plan.compared import narrow_spot
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, past_speeds
 from pipeline.rent.plan.what_fits import (
     fine_tuning_stages,
+    narrow_spot,
     on_each_gpu,
     ways_on,
     what_several_would_fit,

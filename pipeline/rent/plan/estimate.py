@@ -24,7 +24,7 @@ from pion.train.workload import Workload
 from pipeline.job import Job
 from pipeline.job.section import made
 from pipeline.job.train_sections import phases_of
-from pipeline.rent.plan.gpus import GPU_TYPES, too_old
+from pipeline.machine.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.speeds import (
     NOTHING_KNOWN,
@@ -176,8 +176,17 @@ def estimate(
     of this model and of cards."""
     if offer.gpu is None:
         return Estimate(offer)
-    if (why := _unusable(job, offer, num_nodes)) is not None:
-        return Estimate(offer, problem=BadInput(why))
+    gpu, workers = offer.gpu, workers_on(job, offer, num_nodes)
+    few = stage_with_few_rows(job, workers)
+    mistakes = made(
+        {
+            f"a {gpu} is too old: the installed torch needs compute capability 7.5": too_old(gpu),
+            f"the memory of a {gpu} is unknown": offer.gpu_memory is None,
+            f"{few}.global_batch is less than one row for each of the {workers} workers": few,
+        }
+    )
+    if mistakes:
+        return Estimate(offer, problem=BadInput(mistakes[0]))
     stages = tuple(
         estimate_stage(job, stage, offer, known, num_nodes=num_nodes) for stage in job.train_stages
     )
@@ -196,18 +205,6 @@ def estimate(
     paid = work / (1 - lost / every)
     dollars = None if offer.price is None else paid / 3600 * offer.price * num_nodes
     return replace(row, hours=paid / 3600, lost_hours=(paid - work) / 3600, dollars=dollars)
-
-
-def _unusable(job: Job, offer: Offer, num_nodes: int) -> str | None:
-    """Return why no stage can train on these GPUs, whatever it needs; None if stages can."""
-    gpu, workers = offer.gpu or "", workers_on(job, offer, num_nodes)
-    few = stage_with_few_rows(job, workers)
-    reasons = {
-        f"a {gpu} is too old: the installed torch needs compute capability 7.5": too_old(gpu),
-        f"the memory of a {gpu} is unknown": offer.gpu_memory is None,
-        f"{few}.global_batch is less than one row for each of the {workers} workers": few,
-    }
-    return next(iter(made(reasons)), None)
 
 
 def estimate_stage(

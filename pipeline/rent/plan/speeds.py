@@ -27,9 +27,8 @@ from pion.train.workload import Workload
 from pipeline.job import Job
 from pipeline.job.digest import model_inputs
 from pipeline.machine.folders import own_bench_files
-from pipeline.machine.gpus import sky_names
+from pipeline.machine.gpus import GPU_TYPES, sky_names
 from pipeline.machine.time_limit import within_or
-from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.state.shared.speeds import PastSpeed, about_speed, read_train_speeds
 from pipeline.state.stores import open_store
 
@@ -175,14 +174,16 @@ def _of_bench(
 
 def _is_that_of(speed: TrainSpeed, work: Workload, recompute: bool) -> bool:
     """Return whether the work is what was measured: all weights, and rows that are alike."""
-    measured = speed.seq_len, speed.recompute, speed.documents
-    another = measured != (work.seq_len, recompute, work.documents)
-    if another or work.lora is not None or speed.model not in PRESETS:
+    if work.lora is not None or speed.model not in PRESETS:
         return False
     preset = ModelConfig.preset(speed.model)
-    now = flops_per_token(preset, speed.seq_len)
-    same = about_speed(model_inputs(preset)) == about_speed(model_inputs(work.config))
-    return same and math.isclose(speed.flops_per_token, now, rel_tol=SAME)
+    per_token = flops_per_token(preset, speed.seq_len)
+    return (
+        (speed.seq_len, speed.recompute, speed.documents)
+        == (work.seq_len, recompute, work.documents)
+        and about_speed(model_inputs(preset)) == about_speed(model_inputs(work.config))
+        and math.isclose(speed.flops_per_token, per_token, rel_tol=SAME)
+    )
 
 
 # ---------------------------------------------------------------- 3. the peak of the card

@@ -10,9 +10,8 @@ from pion.train.hardware import device_name, pick_device
 from pipeline.console.formats import duration
 from pipeline.job.digest import model_inputs
 from pipeline.job.file import load_job
+from pipeline.machine.gpus import GPU_TYPES
 from pipeline.rent.plan.command import show_plan
-from pipeline.rent.plan.compared import of_rental
-from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
 from pipeline.state.stores import open_store
 from tests.paths import JOBS, OWN_JOBS
@@ -235,10 +234,3 @@ def test_this_machine_has_a_line_with_what_its_runs_reached(table, tmp_path):
     speed = PastSpeed("mine", 1.0, device, seq_len, 4096.0)
     keep_train_speed(open_store(str(tmp_path / "runs")), model, speed)
     assert here() == duration(job.trained_tokens("pretrain") / 4096)
-
-
-def test_a_catalog_that_can_not_be_read_is_said_once(sky_home):
-    sky_home.lose_catalog()
-    path = sky_home.yaml("any_of: [{accelerators: A40}, {accelerators: L4}, {accelerators: T4}]")
-    (note,) = [note for note in of_rental(load_job(SMALL), str(path)).notes if "read" in note]
-    assert note.startswith("1 × A40 on demand on RunPod, 1 × L4")

@@ -11,10 +11,9 @@ from pion.bench.card import shipped_results
 from pion.errors import BadInput
 from pipeline.job.file import load_job
 from pipeline.rent.plan.command import show_dollars
-from pipeline.rent.plan.dollars import Money
+from pipeline.rent.plan.dollars import Money, sizes_of
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.prices import Offer
-from pipeline.rent.plan.sizes import sizes_of
 from tests.paths import JOBS, REPOSITORY
 from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.support.sky_catalog import Price

@@ -13,11 +13,10 @@ from pipeline.rent.plan.dollars import (
     best_of_each,
     buy,
     purchases,
-    with_settings,
+    sizes_of,
 )
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.prices import Offer
-from pipeline.rent.plan.sizes import sizes_of
 from tests.paths import JOBS
 from tests.pipeline.rent.plan.test_estimate import offer
 
@@ -37,7 +36,8 @@ def places(rows):
 @pytest.mark.parametrize("dollars", [1, 20, 1000])
 def test_the_estimate_of_pion_plan_stays_within_the_money(sizes, dollars):
     for row in purchases(Money(dollars), sizes, [A40, SPOT, H100]):
-        job = with_settings(row.size.job, row.settings)
+        section = row.size.job.section("pretrain").model_copy(update=dict(row.settings))
+        job = row.size.job.model_copy(update={"pretrain": section})
         again = estimate(job, row.estimate.offer)
         assert again == row.estimate
         assert 0.999 < again.dollars / (dollars * (1 - SPARE)) <= 1

@@ -11,8 +11,8 @@ from pion.train.memory import cache_bytes, predict_memory
 from pion.train.memory_trace import remembered
 from pion.train.micro_batch import HEADROOM
 from pipeline.job.file import load_job
+from pipeline.machine.gpus import GPU_TYPES
 from pipeline.rent.plan.estimate import estimate, workload_on
-from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.speeds import (
     LAUNCH_SECONDS,

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from pipeline.job.file import load_job
-from pipeline.rent.plan.compared import narrow_spot
+from pipeline.rent.plan.what_fits import narrow_spot
 from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.paths import JOBS, RENTALS
 from tests.support.sky_catalog import Price
