@@ -1,4 +1,4 @@
-"""The models that money can choose from: presets, each with a job."""
+"""The models that money can choose from: presets, each with a job and its settings by rule."""
 
 import shutil
 
@@ -13,17 +13,17 @@ from tests.support.published_models import write_published
 PION = ["pion-nano", "pion-micro", "pion-small", "pion-base", "pion-large", "pion-xl"]
 PION2 = ["pion2-pico", *(name.replace("pion", "pion2") for name in PION)]
 MAX = [name.replace("pion2", "pion2-max") for name in PION2]
-SMALL, DEMO = str(JOBS / "pion-small.yaml"), str(JOBS / "demo.yaml")
+SMALL, SMALL2, DEMO = (str(JOBS / f"{name}.yaml") for name in ("pion-small", "pion2-small", "demo"))
 
 
-def names(sizes):
-    return [size.name for size in sizes]
+def names(path, *overrides):
+    return [size.name for size in sizes_of(path, overrides)]
 
 
 def test_without_a_job_each_preset_of_max_has_its_own(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     sizes = sizes_of(None, ["store=elsewhere"])
-    assert names(sizes) == MAX[1:]
+    assert [size.name for size in sizes] == MAX[1:]
     assert [size.path for size in sizes] == [f"jobs/{name}.yaml" for name in MAX[1:]]
     assert {size.job.store for size in sizes} == {"elsewhere"}
     assert all(size.reference is size.job for size in sizes)
@@ -31,63 +31,44 @@ def test_without_a_job_each_preset_of_max_has_its_own(monkeypatch):
     assert params == sorted(params)
 
 
-def test_where_pion_2_has_no_jobs_those_of_pion_are_taken(tmp_path, monkeypatch):
+def test_in_another_folder_its_own_jobs_are_taken_and_those_of_pion_if_it_has_none(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
+    assert names(None) == MAX[1:]
     (tmp_path / "jobs").mkdir()
-    for name in ("pile_tokenizer.json", "pion-small.yaml"):
-        shutil.copy(JOBS / name, tmp_path / "jobs")
-    assert names(sizes_of(None, [])) == ["pion-small"]
-    for name in ("pion2-small", "pion2-max-small"):
+    shutil.copy(JOBS / "pile_tokenizer.json", tmp_path / "jobs")
+    for name in ("pion-small", "pion2-small", "pion2-max-small"):
         shutil.copy(JOBS / f"{name}.yaml", tmp_path / "jobs")
-        assert names(sizes_of(None, [])) == [name]
-
-
-def test_in_a_folder_without_jobs_those_of_pions_own_are_taken(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    sizes = sizes_of(None, [])
-    assert names(sizes)[0] == "pion2-max-nano"
-    assert sizes[0].path == "jobs/pion2-max-nano.yaml"
+        assert names(None) == [name]
 
 
 def test_a_job_is_trained_at_each_size_of_its_family():
     sizes = sizes_of(SMALL, ["pretrain.lr=1e-3"])
-    assert names(sizes) == PION
+    assert [size.name for size in sizes] == PION
     large = sizes[4]
     assert large.overrides == ("pretrain.lr=1e-3", "model=pion-large")
-    assert large.job.model_config_resolved().d_model == 1024
-    assert large.reference.model_config_resolved().d_model == 640
-    assert load_job(SMALL, large.overrides).model_config_resolved() == (
-        large.job.model_config_resolved()
-    )
+    config = large.job.model_config_resolved()
+    assert (config.d_model, large.reference.model_config_resolved().d_model) == (1024, 640)
+    assert load_job(SMALL, large.overrides).model_config_resolved() == config
+    assert names(SMALL2) == PION2
+    assert names(SMALL2, "model=pion2-max-small") == MAX
+    assert "daisy-pico" in presets_of("daisy")
+    assert "daisy-pico-tied" not in presets_of("daisy"), "a variant is no size"
 
 
-def test_the_vocabulary_and_the_context_of_the_job_stay():
-    sizes = sizes_of(DEMO, [])
-    own = next(size for size in sizes if size.name == "pion2-pico")
-    assert own.overrides == ()
-    nano = next(size for size in sizes if size.name.endswith("-nano"))
+def test_the_vocabulary_and_other_fields_of_the_model_stay_and_its_shape_does_not():
+    demo = {size.name: size for size in sizes_of(DEMO, [])}
+    assert demo["pion2-pico"].overrides == ()
+    nano = demo["pion2-nano"]
     config = load_job(DEMO, nano.overrides).model_config_resolved()
     assert (config.vocab_size, config.seq_len, config.d_model) == (2048, 256, 384)
     assert config.values is None
-    assert nano.job.data == own.job.data
-
-
-def test_other_fields_of_the_model_stay_and_its_shape_does_not():
-    given = "model={preset: pion-small, n_heads: 5, n_kv_heads: 1, head_dim: 128, norm_eps: 1e-5}"
-    base = next(s for s in sizes_of(SMALL, [given]) if s.name == "pion-base")
+    assert nano.job.data == demo["pion2-pico"].job.data
+    model = "model={preset: pion-small, n_heads: 5, n_kv_heads: 1, head_dim: 128, norm_eps: 1e-5}"
+    base = next(size for size in sizes_of(SMALL, [model]) if size.name == "pion-base")
     config = base.job.model_config_resolved()
     assert (config.n_heads, config.head_dim, config.norm_eps) == (12, 64, 1e-5)
-
-
-def test_a_pion_2_max_has_sizes_of_its_own():
-    small = str(JOBS / "pion2-small.yaml")
-    assert names(sizes_of(small, [])) == PION2
-    assert names(sizes_of(small, ["model=pion2-max-small"])) == MAX
-
-
-def test_variants_of_a_preset_are_no_sizes():
-    assert "daisy-pico" in presets_of("daisy")
-    assert "daisy-pico-tied" not in presets_of("daisy")
 
 
 def test_a_job_that_starts_from_a_trained_model_is_refused(tmp_path):
@@ -100,8 +81,6 @@ def test_a_job_that_starts_from_a_trained_model_is_refused(tmp_path):
 
 
 OWN = 22_500 * 64 * 2048  # the tokens of jobs/pion-small.yaml
-
-
 MUON = ("pretrain.optimizer=muon", "pretrain.muon_lr=0.02", "pretrain.embedding_lr=0.1")
 
 
@@ -122,24 +101,20 @@ MUON = ("pretrain.optimizer=muon", "pretrain.muon_lr=0.02", "pretrain.embedding_
     ],
 )
 def test_batch_and_rates_follow_by_rule(d_model, times, overrides, expected):
-    found = settings_by_rule(load_job(SMALL, overrides), d_model, times * OWN)
-    assert {name: found.get(name) for name in expected} == expected
+    settings = settings_by_rule(load_job(SMALL, overrides), d_model, times * OWN)
+    assert {name: settings.get(name) for name in expected} == expected
     if times == 1 and not overrides:
-        assert found == expected
+        assert settings == expected
 
 
 def test_a_run_of_a_recipe_has_the_settings_by_rule_and_not_those_of_the_recipe():
-    path = JOBS / "pion2-small.yaml"
-    by_rule = settings_by_rule(load_job(path), 256, 10**8)
+    by_rule = settings_by_rule(load_job(SMALL2), 256, 10**8)
     changes = [f"pretrain.{name}={value}" for name, value in by_rule.items()]
-    run = load_job(path, ["model.d_model=256", *changes]).pretrain
+    run = load_job(SMALL2, ["model.d_model=256", *changes]).pretrain
     assert {name: getattr(run, name) for name in by_rule} == by_rule
     assert by_rule.keys() >= {"lr", "min_lr", "embedding_lr", "vector_lr", "warmup_steps"}
 
 
-@pytest.mark.parametrize(
-    ("batch", "rounded"),
-    [(0.2, 1), (1.4, 1), (3.6, 4), (6.6, 7), (9.1, 10), (57, 56), (61, 64), (155, 160), (300, 320)],
-)
-def test_a_batch_has_few_binary_digits(batch, rounded):
-    assert round_batch(batch) == rounded
+def test_a_batch_has_few_binary_digits():
+    batches = (0.2, 1.4, 3.6, 6.6, 9.1, 57, 61, 155, 300)
+    assert [*map(round_batch, batches)] == [1, 1, 4, 7, 10, 56, 64, 160, 320]
