@@ -3,11 +3,11 @@ train for so many dollars. Both print rows of estimates."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -48,7 +48,7 @@ from pipeline.rent.plan.dollars import (
 )
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, seconds_here
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer, machines_for, market
-from pipeline.rent.plan.speeds import Known, known_speeds
+from pipeline.rent.plan.speeds import Known, bench_results, known_speeds, past_speeds
 from pipeline.rent.plan.what_fits import (
     COUNTS,
     GIB,
@@ -116,7 +116,7 @@ def show_plan(
         notes.append("here, on this machine: known once a run of this model has trained here")
     if as_json:
         shown = {"run": plan.name, "estimates": [_as_json(plan, row) for row in rows]}
-        read = {"phases": [dataclasses.asdict(phase) for phase in phases], "here_seconds": here}
+        read = {"phases": [asdict(phase) for phase in phases], "here_seconds": here}
         print(json.dumps({**shown, "notes": notes, **read}, indent=1))
         return 0
     # Without prices, the reason comes first: below the table, nobody looks for it.
@@ -353,6 +353,10 @@ def _phases(phases: Sequence[PhaseRead], row: Estimate, nodes: int) -> list[dict
 # ---------------------------------------------------------------- as JSON
 
 
+def _offer(offer: Offer) -> dict[str, Any]:
+    return {**asdict(offer), "price": offer.price}
+
+
 def _as_json(job: Job, row: Estimate) -> dict[str, Any]:
     ways = {
         stage: None if each is None else each.as_json()
@@ -360,8 +364,7 @@ def _as_json(job: Job, row: Estimate) -> dict[str, Any]:
         for each in [ways_on(job, stage, row.offer)]
     }
     return {
-        **dataclasses.asdict(row.offer),
-        "price": row.offer.price,
+        **_offer(row.offer),
         "fits": row.fits,
         "problem": None if row.fits else str(row.problem),
         "stages": [stage.as_json() for stage in row.stages],
@@ -396,11 +399,12 @@ def show_dollars(
     Raises BadInput for a job with mistakes, for money that buys too little, and if no machine has a
     price.
     """
+    results = bench_results(bench)
     with saying_if_slow("reading the speeds of earlier runs", quiet=as_json):
         # A store that does not answer costs a few seconds, and not as many for each model.
         with ThreadPoolExecutor(len(sizes)) as pool:
-            known = pool.map(lambda size: known_speeds(size.job, bench), sizes)
-            sizes = [dataclasses.replace(size, known=k) for size, k in zip(sizes, known)]
+            runs = pool.map(past_speeds, [size.job for size in sizes])
+            sizes = [replace(size, known=Known(r, results)) for size, r in zip(sizes, runs)]
         uncertain = [expect_rows(size.job) for size in sizes]
     offers, about, rental = machines_for(sizes[0].job, gpus, on, COUNTS, quiet=as_json)
     nodes = rental.num_nodes if rental else 1
@@ -409,13 +413,9 @@ def show_dollars(
     if as_json:
         notes = [*about, *dict.fromkeys(filter(None, uncertain))]
         notes += [f"{SPARE:.0%} of the money is kept for other work than training"]
-        options = [
-            dataclasses.asdict(row.estimate.offer)
-            | {"price": row.estimate.offer.price, "chosen": row.as_json()}
-            for row in rows
-        ]
+        options = [_offer(row.estimate.offer) | {"chosen": row.as_json()} for row in rows]
         shown = {"options": options, "inference": _use(rows[0]), "command": command, "notes": notes}
-        print(json.dumps(dataclasses.asdict(budget) | shown, indent=1))
+        print(json.dumps(asdict(budget) | shown, indent=1))
         return 0
     cards = best_of_each(rows)[:SHOWN]
     more = f" ({len(rows) - len(cards)} more with --json)" if len(rows) > len(cards) else ""
@@ -430,9 +430,8 @@ def show_dollars(
 
 def _use(row: Purchase) -> dict[str, float]:
     """Return the bytes of a model in bf16, and the most tokens that a laptop writes in a second."""
-    cost = row.size.cost
-    laptop = LAPTOP / (2 * cost.active_params)
-    return {"bytes": 2 * cost.all_params, "laptop_tokens_per_second": laptop}
+    read = 2 * row.size.cost.active_params
+    return {"bytes": 2 * row.size.cost.all_params, "laptop_tokens_per_second": LAPTOP / read}
 
 
 def _recommended(row: Purchase) -> list[str]:

@@ -64,11 +64,6 @@ class Money:
         limit = "" if self.hours is None else f" and {self.hours:g} hours"
         return money(self.dollars) + limit
 
-    def hours_on(self, offer: Offer, num_nodes: int) -> float:
-        """Return for how many hours the money pays machines; 0 if their price is not known."""
-        paid = self.dollars * (1 - SPARE) / (offer.price * num_nodes) if offer.price else 0.0
-        return min(paid, math.inf if self.hours is None else self.hours)
-
 
 # ---------------------------------------------------------------- models to choose from
 
@@ -311,7 +306,8 @@ def best_of_each(rows: Sequence[Purchase]) -> list[Purchase]:
 def buy(size: Size, offer: Offer, money: Money, num_nodes: int = 1) -> Purchase | None:
     """Return the longest run of a model that the money pays for on a machine; None if it pays for
     none there, or if price, speed or memory are unknown or too small."""
-    hours, best = money.hours_on(offer, num_nodes), None
+    paid = money.dollars * (1 - SPARE) / (offer.price * num_nodes) if offer.price else 0.0
+    hours, best = min(paid, money.hours or math.inf), None
     tokens = float(TOKENS_PER_PARAMETER * size.cost.all_params)
     for _ in range(_TRIES):
         row = train_on(size, tokens, offer, num_nodes)

@@ -9,7 +9,10 @@ from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.paths import JOBS, RENTALS
 from tests.support.sky_catalog import Price
 
-REGIONS = {"CA": "CA-MTL-1", "CZ": "EU-CZ-1", "US": "US-TX-1"}
+SPOT = "accelerators: A40:1\nuse_spot: true"
+ZONE = "infra: runpod/CA/CA-MTL-1, use_spot: true"
+IN_ONE_ZONE = f"any_of: [{{accelerators: A40:1, {ZONE}}}, {{accelerators: L4:1, {ZONE}}}]"
+ONE_GPU, ONE_PLACE = "every machine is a spot A40", "every machine is spot in RunPod/CA/CA-MTL-1"
 
 
 def warning(on, *overrides):
@@ -18,45 +21,39 @@ def warning(on, *overrides):
     return narrow_spot(job, sky_yaml, sky_yaml.candidates)
 
 
-def entries(words):
-    """Return what a warning tells the user to add, as YAML reads it."""
-    return yaml.safe_load(words.partition(":\n")[2])
-
-
-def test_one_type_of_gpu_is_told_the_cheapest_others_that_the_job_fits_on(sky_home):
-    on = sky_home.yaml("accelerators: A40:1\nuse_spot: true")
-    words = warning(on)
-    assert "every machine is a spot A40" in words
-    assert "unproven" in words
-    assert "AWS" not in words
-    assert entries(words) == [
-        {"infra": "runpod", "accelerators": f"{gpu}:1", "use_spot": True}
-        for gpu in ("RTXA4000", "RTXA4500", "RTXA5000")
-    ]
-
-
-def test_a_gpu_that_is_too_small_is_not_suggested(sky_home):
-    on = sky_home.yaml("accelerators: A40:1\nuse_spot: true")
-    larger = entries(warning(on, "pretrain.global_batch=64", "hardware.micro_batch=32"))
-    assert [entry["accelerators"] for entry in larger] == ["RTXA6000:1", "L40S:1"]
-
-
-def test_one_zone_is_told_the_regions_that_have_the_machine(sky_home):
-    sky_home.sell({"A40": Price(0.20, 0.40), "L4": Price(0.30, 0.50)}, REGIONS)
-    zone = "infra: runpod/CA/CA-MTL-1, use_spot: true"
-    on = sky_home.yaml(f"any_of: [{{accelerators: A40:1, {zone}}}, {{accelerators: L4:1, {zone}}}]")
-    words = warning(on)
-    assert "every machine is spot in RunPod/CA/CA-MTL-1" in words
-    assert "from 23 h to 0.5 h" in words
-    assert "unproven" not in words
-    assert [entry["infra"] for entry in entries(words)] == ["runpod/CZ", "runpod/US"]
-
-
-def test_skypilot_reads_the_list_with_the_suggested_entries(sky_home):
-    one = "{accelerators: A40:1, use_spot: true}"
-    found = entries(warning(sky_home.yaml(f"ordered: [{one}]")))
-    listed = yaml.safe_dump({"ordered": [yaml.safe_load(one), *found]})
-    assert warning(sky_home.yaml(listed)) is None
+@pytest.mark.parametrize(
+    ("resources", "overrides", "words", "field", "entries"),
+    [
+        # The cheapest others that the job fits on.
+        (SPOT, [], ONE_GPU, "accelerators", ["RTXA4000:1", "RTXA4500:1", "RTXA5000:1"]),
+        (
+            SPOT,
+            ["pretrain.global_batch=64", "hardware.micro_batch=32"],
+            ONE_GPU,
+            "accelerators",
+            ["RTXA6000:1", "L40S:1"],
+        ),
+        (IN_ONE_ZONE, [], ONE_PLACE, "infra", ["runpod/CZ", "runpod/US"]),
+    ],
+)
+def test_what_to_add_is_said_as_entries_that_skypilot_reads(
+    sky_home, resources, overrides, words, field, entries
+):
+    if resources is IN_ONE_ZONE:
+        regions = {"CA": "CA-MTL-1", "CZ": "EU-CZ-1", "US": "US-TX-1"}
+        sky_home.sell({"A40": Price(0.20, 0.40), "L4": Price(0.30, 0.50)}, regions)
+    text = warning(sky_home.yaml(resources), *overrides)
+    assert words in text
+    assert ("unproven" in text, "from 23 h to 0.5 h" in text) == (
+        words is ONE_GPU,
+        field == "infra",
+    )
+    added = yaml.safe_load(text.partition(":\n")[2])
+    assert [entry[field] for entry in added] == entries
+    assert all(entry.keys() == {"infra", "accelerators", "use_spot"} for entry in added)
+    mine = yaml.safe_load(resources)
+    listed = yaml.safe_dump({"ordered": [*mine.get("any_of", [mine]), *added]})
+    assert warning(sky_home.yaml(listed), *overrides) is None
 
 
 @pytest.mark.parametrize(
@@ -66,22 +63,18 @@ def test_skypilot_reads_the_list_with_the_suggested_entries(sky_home):
         "accelerators: A40:1\nuse_spot: false",
         "ordered: [{accelerators: A40:1, use_spot: true}, {accelerators: L4:1, use_spot: true}]",
         "ordered: [{accelerators: A40:1, use_spot: true}, {accelerators: A40:1, use_spot: false}]",
+        *(pytest.param(path, id=path.stem) for path in RENTALS),
     ],
 )
 def test_a_rental_that_does_not_wait_for_one_kind_of_spot_machine_is_not_warned_about(
     sky_home, resources
 ):
-    assert warning(sky_home.yaml(resources)) is None
-
-
-@pytest.mark.parametrize("path", RENTALS, ids=lambda path: path.stem)
-def test_no_rental_of_ours_is_warned_about(sky_home, path):
-    assert warning(path) is None
+    assert warning(resources if resources in RENTALS else sky_home.yaml(resources)) is None
 
 
 def test_without_a_price_list_the_warning_has_no_entries(sky_home):
-    on = sky_home.yaml("accelerators: A40:1\nuse_spot: true")
+    on = sky_home.yaml(SPOT)
     read_sky_yaml(on)
     sky_home.lose_catalog()
-    words = warning(on)
-    assert words.endswith(f"Add entries to the list `ordered:` under `resources:` in {on}.")
+    end = f"Add entries to the list `ordered:` under `resources:` in {on}."
+    assert warning(on).endswith(end)
