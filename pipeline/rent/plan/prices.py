@@ -140,10 +140,6 @@ def of_rental(job: Job, path: str) -> tuple[list[Offer], list[str], SkyYaml]:
 # ---------------------------------------------------------------- a machine of a rental
 
 
-class _Refused(Exception):
-    """Why a cloud does not have a machine."""
-
-
 def cheapest_first(offers: Iterable[Offer]) -> list[Offer]:
     """Return offers by price; offers without a price come last."""
     return sorted(offers, key=lambda o: (o.price is None, o.price or 0.0, str(o)))
@@ -165,17 +161,16 @@ def look_up(candidate: Candidate, num_nodes: int = 1, prices: Prices | None = No
     )
     clouds = [candidate.resources.cloud] if candidate.cloud else enabled_clouds()
     note = None if clouds else "no cloud is enabled here"
-    offers, refusals = [], []
+    answers = list[Offer | str]()
     for cloud in clouds:
         try:
             with quiet():
-                offers.append(_cheapest(cloud, candidate, num_nodes, offer))
-        except _Refused as error:
-            refusals.append(str(error))
+                answers.append(_cheapest(cloud, candidate, num_nodes, offer))
         except Exception as error:  # SkyPilot and its clouds raise all kinds of errors
             note = f"{cloud}'s catalog can't be read ({type(error).__name__})"
+    offers = [answer for answer in answers if isinstance(answer, Offer)]
     if not offers and note is None:
-        return NotOffered(**vars(offer) | {"note": "; ".join(refusals[:3])})
+        return NotOffered(**vars(offer) | {"note": "; ".join(map(str, answers[:3]))})
     best = cheapest_first(offers)[0] if offers else replace(offer, note=note)
     everywhere = {place: price for each in offers for place, price in each.elsewhere.items()}
     return _with_own_price(replace(best, elsewhere=everywhere), prices or {})
@@ -287,13 +282,12 @@ def _with_own_price(offer: Offer, prices: Prices) -> Offer:
     return replace(offer, spot=spot, on_demand=on_demand, note=None, elsewhere={})
 
 
-def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) -> Offer:
-    """Return the candidate in the cloud's cheapest region. Raises _Refused if the cloud does not
-    have it."""
+def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) -> Offer | str:
+    """Return the candidate in the cloud's cheapest region, or why the cloud does not have it."""
     resources = candidate.resources.copy(cloud=cloud)
     feasible = cloud.get_feasible_launchable_resources(resources, num_nodes)
     if not feasible.resources_list:
-        raise _Refused(feasible.hint or _why_none(cloud, candidate))
+        return str(feasible.hint or _why_none(cloud, candidate))
     launchable = feasible.resources_list[0]
     prices = {
         region.name: _price(launchable, region.name, candidate.zone, candidate.use_spot)
@@ -303,7 +297,7 @@ def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) ->
     if not priced:
         kind = "spot " if candidate.use_spot else ""
         machine = candidate.gpu or launchable.instance_type
-        raise _Refused(f"{cloud} lists no {kind}price for {machine}")
+        return f"{cloud} lists no {kind}price for {machine}"
     price, region = min(priced)
     other = _price(launchable, region, candidate.zone, not candidate.use_spot)
     spot, on_demand = (price, other) if candidate.use_spot else (other, price)

@@ -66,40 +66,28 @@ def test_another_model_is_estimated_from_the_share_that_the_nearest_reached():
     per_token = flops_per_token(ModelConfig.preset("pion-base"), 2048)
     assert stage.tokens_per_second == pytest.approx(0.25 * flops / per_token)
     assert stage.speed_from == f"estimated: 25% MFU, as pion-small reached in {SOURCE}"
-
-
-def test_recomputing_is_slower_than_what_was_measured():
-    plain = pretraining(results(train_row()), "model.d_ff=1024")
-    again = pretraining(results(train_row()), "model.d_ff=1024", "hardware.recompute=true")
-    assert again.tokens_per_second == pytest.approx(6 / 8 * plain.tokens_per_second)
+    again = pretraining(found, "hardware.recompute=true", job="pion-base")
+    assert again.tokens_per_second == pytest.approx(6 / 8 * stage.tokens_per_second)
 
 
 def test_lora_is_estimated_from_what_was_measured_with_all_weights():
     """With the share of the peak that all weights reached, for about 4/6 of their arithmetic.
     Conversations were not measured."""
-    whole, lora = (
-        estimate(
-            load_job(JOBS / "pion-small.yaml", overrides),
-            offer("A40"),
-            Known((), [results(train_row())]),
-        ).stages[1]
-        for overrides in ([], ["sft.lora.rank=16"])
-    )
+    jobs = (load_job(JOBS / "pion-small.yaml", lora) for lora in ([], ["sft.lora.rank=16"]))
+    known = Known((), [results(train_row())])
+    whole, lora = (estimate(job, offer("A40"), known).stages[1] for job in jobs)
     assert lora.speed_from == whole.speed_from
     assert whole.speed_from.startswith(SHARE)
     assert 1.2 < lora.tokens_per_second / whole.tokens_per_second < 1.5
 
 
-def test_a_job_that_is_not_compiled_is_as_fast_as_eager_rows():
+def test_eager_rows_are_for_jobs_that_are_not_compiled_and_runs_come_before_all_rows():
     found = results(train_row(), train_row(how="eager", tokens_per_second=30_000.0))
     assert pretraining(found, "hardware.compile=false").tokens_per_second == 30_000.0
     assert pretraining(found, "hardware.compile=true").tokens_per_second == 50_000.0
     assert pretraining(found).tokens_per_second == 50_000.0, "a GPU compiles by default"
-
-
-def test_a_run_of_the_model_comes_before_the_bench():
     runs = [PastSpeed("mine", 0.0, "NVIDIA A40", 2048, 40_000.0)]
-    stage = pretraining(results(train_row()), runs=runs)
+    stage = pretraining(found, runs=runs)
     assert (stage.tokens_per_second, stage.speed_from) == (40_000.0, "measured in run mine")
 
 
