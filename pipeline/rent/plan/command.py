@@ -109,7 +109,8 @@ def show_plan(
         phases = phases_read(plan, sources)
     offers, about, rental = machines_for(plan, gpus, on, quiet=as_json)
     here, nodes = seconds_here(plan, known), rental.num_nodes if rental else 1
-    rows, about, notes = _rows_and_notes(plan, known, (offers, about, rental))
+    rows, more, notes = _rows_and_notes(plan, known, offers, rental)
+    about = list(dict.fromkeys([*about, *more]))
     warnings = [*_narrow(plan, rental, rows), *warnings_of(plan, phases, sources)]
     notes = [*filter(None, [uncertain]), *about, *notes, *(f"warning: {w}" for w in warnings)]
     if here is None:
@@ -141,20 +142,20 @@ def _show_notes(notes: Iterable[str]) -> None:
 
 
 def _rows_and_notes(
-    job: Job, known: Known, machines: tuple[Sequence[Offer], Sequence[str], SkyYaml | None]
+    job: Job, known: Known, offers: Sequence[Offer], rental: SkyYaml | None
 ) -> tuple[list[Estimate], list[str], list[str]]:
     """Return what the job takes on each machine, and on machines with several GPUs if it fits on
-    none of the market; notes about prices; and other notes. Raises BadInput if it fits on none."""
-    offers, about, rental = machines
-    nodes, about = rental.num_nodes if rental else 1, list(about)
+    none of the market; more notes about prices; and other notes. Raises BadInput if it fits on
+    none."""
+    nodes, prices = rental.num_nodes if rental else 1, list[str]()
     rows = [estimate(job, offer, known, num_nodes=nodes) for offer in offers]
     changes = what_to_change(job, rows, nodes)
     several = [] if rental or any(row.fits for row in rows) else on_several(job, rows)
     for count in sorted({guess.offer.count for guess in several}):
         gpus = [str(guess.offer.gpu) for guess in several if guess.offer.count == count]
-        offers, more = market(gpus, job.prices, counts=(count,))
-        rows += [estimate(job, offer, known) for offer in offers]
-        about += more
+        machines, about = market(gpus, job.prices, counts=(count,))
+        rows += [estimate(job, offer, known) for offer in machines]
+        prices += about
     rows = ranked(rows)
     if not rows[0].fits:
         lines = [*(f"  {reason}" for reason in _why_unfit(rows)), what_would_fit(job), *changes]
@@ -162,7 +163,7 @@ def _rows_and_notes(
         raise BadInput("\n".join([f"{job.name} fits on none of these GPUs.", *lines]))
     unpriced = sorted({r.offer.gpu or CPU for r in rows if r.fits and r.offer.price is None})
     if unpriced:
-        about.append(
+        prices.append(
             f"$/h ?: no price of {some(unpriced, LISTED)} is known. Add the price of one per hour "
             f"to the command, such as prices.{unpriced[0]}=0.4 for $0.40"
         )
@@ -171,7 +172,7 @@ def _rows_and_notes(
         "(hardware.fsdp), or its moments"
     )
     notes = [*made({alone: several}), *_why_unfit(rows), *changes, *_assumptions(job, rows)]
-    return rows, list(dict.fromkeys(about)), notes
+    return rows, prices, notes
 
 
 def _narrow(job: Job, rental: SkyYaml | None, rows: Sequence[Estimate]) -> list[str]:
