@@ -15,6 +15,7 @@ from pipeline.rent.plan.dollars import Money, sizes_of
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.prices import Offer
 from tests.paths import JOBS, REPOSITORY
+from tests.pipeline.rent.plan.rows import rows_of
 from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.support.sky_catalog import Price
 
@@ -114,21 +115,11 @@ def test_without_a_catalog_it_says_how_to_give_prices_which_do_without_a_job(pla
     assert lines[2].startswith("A40 demand 0.40")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["plan", SMALL, "--hours", "3"], "--hours is for `pion plan --dollars N`"),
-        (["plan", SMALL, "--ladder", "a"], "`pion plan --ladder` is gone: leave the option out."),
-        (["plan"], "name a JOB, or say how much money there is"),
-        (["plan", "--dollars", "twenty"], "--dollars: invalid float value: 'twenty'"),
-        (["plan", "--dollars", "1e12"], "--dollars 1e+12: give a number above 0"),
-        (["plan", "jobs/no-such.yaml", "--dollars", "20"], "jobs/no-such.yaml"),
-    ],
-)
-def test_mistakes_on_the_command_line_get_one_message(pion, arguments, said):
-    code, out, err = pion(*arguments)
+@rows_of("command_line")
+def test_mistakes_on_the_command_line_get_one_message(pion, row):
+    code, out, err = pion(*(SMALL if word == "SMALL" else word for word in row["arguments"]))
     assert (code, out) == (2, "")
-    assert said in err
+    assert row["says"] in err
     assert "Traceback" not in err
     assert err.count("error: ") == 1
 

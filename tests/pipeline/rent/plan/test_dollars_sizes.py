@@ -8,6 +8,7 @@ from pion.errors import BadInput
 from pipeline.job.file import load_job
 from pipeline.rent.plan.dollars import presets_of, round_batch, settings_by_rule, sizes_of
 from tests.paths import JOBS, REPOSITORY
+from tests.pipeline.rent.plan.rows import rows_of
 from tests.support.published_models import write_published
 
 PION = ["pion-nano", "pion-micro", "pion-small", "pion-base", "pion-large", "pion-xl"]
@@ -81,30 +82,16 @@ def test_a_job_that_starts_from_a_trained_model_is_refused(tmp_path):
 
 
 OWN = 22_500 * 64 * 2048  # the tokens of jobs/pion-small.yaml
-MUON = ("pretrain.optimizer=muon", "pretrain.muon_lr=0.02", "pretrain.embedding_lr=0.1")
 
 
-@pytest.mark.parametrize(
-    ("d_model", "times", "overrides", "expected"),
-    [
-        # The same size and length keep everything.
-        (640, 1, [], {"steps": 22_500, "global_batch": 64, "lr": 3e-4, "min_lr": 3e-5}),
-        # The batch grows with tokens^0.383, and the rates with its root, at most twice.
-        (640, 10, [], {"steps": 90_000, "global_batch": 160, "lr": 4.74e-4, "min_lr": 4.74e-5}),
-        (640, 1000, [], {"lr": 6e-4}),
-        (640, 0.001, [], {"lr": 1.5e-4}),
-        # AdamW takes smaller steps in a wider model, and Muon does not.
-        (2560, 1, MUON, {"lr": 1.5e-4, "embedding_lr": 0.05, "muon_lr": 0.02, "head_lr": None}),
-        # A short run warms up for a tenth of its steps, unless its job says less.
-        (640, 0.01, [], {"steps": 1440, "warmup_steps": 144}),
-        (640, 0.01, ["pretrain.warmup_steps=40"], {"warmup_steps": None}),
-    ],
-)
-def test_batch_and_rates_follow_by_rule(d_model, times, overrides, expected):
-    settings = settings_by_rule(load_job(SMALL, overrides), d_model, times * OWN)
+@rows_of("by_rule")
+def test_batch_and_rates_follow_by_rule(row):
+    settings = settings_by_rule(
+        load_job(SMALL, row.get("job", ())), row["width"], row["times"] * OWN
+    )
+    expected = row.get("all") or row["some"]
     assert {name: settings.get(name) for name in expected} == expected
-    if times == 1 and not overrides:
-        assert settings == expected
+    assert "some" in row or settings == expected
 
 
 def test_a_run_of_a_recipe_has_the_settings_by_rule_and_not_those_of_the_recipe():

@@ -23,6 +23,7 @@ from pipeline.rent.plan.speeds import (
     bench_results,
 )
 from tests.paths import JOBS
+from tests.pipeline.rent.plan.rows import rows_of
 from tests.support import recorded_traces as traces
 from tests.support.jobs import tiny_job
 
@@ -80,30 +81,12 @@ def test_a_reference_takes_a_forward_pass():
     assert compared.seconds == pytest.approx(alone.seconds * (1 + 1 / 3), rel=1e-3)
 
 
-SMALLER = {"gpu_memory": GPU_TYPES["RTXA4000"].memory}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "changes", "said"),
-    [
-        ((), {"gpu": "V100"}, "is too old: the installed torch"),
-        ((), {"gpu": "V100-32GB"}, "is too old: the installed torch"),
-        ((), {"gpu": "P100"}, "is too old: the installed torch"),
-        ((), {"gpu": "K80"}, "is too old: the installed torch"),
-        ((), {"gpu": "MI300X", "gpu_memory": None}, "the memory of a MI300X is unknown"),
-        (("hardware.micro_batch=4",), SMALLER, None),
-        (("hardware.micro_batch=64",), SMALLER, "hardware.micro_batch 64: pretrain would need"),
-        (("pretrain.global_batch=4",), {"count": 4}, None),
-        (("pretrain.global_batch=3",), {"count": 4}, "less than one row for each of the 4 workers"),
-        (("checkpoint.preemption_hours=0.02",), {}, None),
-        (("checkpoint.preemption_hours=0.02",), {"use_spot": True}, "the job would never finish"),
-    ],
-)
-def test_what_a_job_can_not_train_on_is_refused_with_the_reason(overrides, changes, said):
-    found = on("A40", *overrides, **changes)
-    assert found.fits == (said is None)
-    assert (said or "None") in str(found.problem)
-    assert found.hours is None or found.fits
+@rows_of("refused")
+def test_what_a_job_can_not_train_on_is_refused_with_the_reason(row):
+    guess = on("A40", *row.get("job", ()), **row["offer"])
+    assert guess.fits == (row["says"] is None)
+    assert (row["says"] or "None") in str(guess.problem)
+    assert guess.hours is None or guess.fits
 
 
 @pytest.mark.skipif(not torch.cuda.get_arch_list(), reason="torch is built without CUDA here")
