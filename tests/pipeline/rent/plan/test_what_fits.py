@@ -23,6 +23,7 @@ from pipeline.rent.plan.what_fits import (
 )
 from tests.paths import JOBS
 from tests.pipeline.rent.fine_tuning import PREFER, one, read_fine_tuning
+from tests.pipeline.rent.plan.rows import rows_of
 from tests.pipeline.rent.plan.test_estimate import offer
 from tests.support.jobs import job_from, tiny_job
 from tests.support.published_models import PUBLISHED
@@ -89,24 +90,17 @@ def test_lora_does_not_help_where_pretraining_does_not_fit():
 # ---------------------------------------------------------------- ways to fine-tune
 
 
-@pytest.mark.parametrize(
-    ("name", "fits", "gib"),
-    [
-        # The GiB that one row of 2,048 tokens needs in each way.
-        ("SmolLM2-360M", (True, True, True), (9.0, 6.6, 5.0)),
-        ("Qwen3-0.6B", (False, True, True), (14.4, 11.1, 7.9)),
-        ("Qwen3-1.7B", (False, False, True), (35.3, 28.9, 9.4)),
-    ],
-)
-def test_what_a_published_model_needs_on_a_card_of_16_gb(tmp_path, name, fits, gib):
+@rows_of("published")
+def test_what_a_published_model_needs_on_a_card_of_16_gb(tmp_path, row):
     """With a job that says nothing but the model and the conversations."""
+    name = row["model"]
     ways = ways_on(read_fine_tuning(tmp_path, name), "sft", A4000)
-    assert tuple(way.fits for way in ways.ways.values()) == fits
+    assert [way.fits for way in ways.ways.values()] == row["fits"]
     assert all((way.peak_bytes <= ways.usable) == way.fits for way in ways.ways.values())
     smallest = ways_on(read_fine_tuning(tmp_path, name, "hardware.micro_batch=1"), "sft", A4000)
     least = smallest.ways.values()
     assert [way.micro_batch for way in least] == [1, 1, 1]
-    assert tuple(round(way.peak_bytes / GIB, 1) for way in least) == gib
+    assert [round(way.peak_bytes / GIB, 1) for way in least] == row["gib"]
     assert count_parameters(read_fine_tuning(tmp_path, name)) == PUBLISHED[name][2]
 
 
