@@ -269,7 +269,7 @@ def priced_offers(offers: Sequence[Offer], notes: Sequence[str]) -> list[Offer]:
         lines = [
             "no machine with a GPU has a price here, so nobody knows what the money buys.",
             *(f"  {note}" for note in notes),
-            "Give prices of your own in dollars per hour, such as `prices={A40: 0.4}`, or "
+            "Add prices of your own in dollars per hour to the command, such as prices.A40=0.4, or "
             "try again with a network: SkyPilot then fetches its catalog.",
         ]
         raise BadInput("\n".join(lines))
