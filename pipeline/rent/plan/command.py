@@ -423,8 +423,8 @@ def show_dollars(
     title = f"What to train for {budget}. The best cards{more}:"
     _show_rows(title, [*map(_bought, cards)], BOUGHT)
     then = "Next" if change is None else f"Next, {change}, then"
-    kept = "A tenth of the money is kept for preparing data, evaluation and publishing."
-    for line in (*_recommended(rows[0]), f"{kept} {then}:", f"  {command}"):
+    reserve = "A tenth of the money is kept for preparing data, evaluation and publishing."
+    for line in (*_recommended(rows[0]), f"{reserve} {then}:", f"  {command}"):
         show(line)
     return 0
 

@@ -366,9 +366,9 @@ def command_for(rows: Sequence[Purchase], dollars: float, on: str | None) -> tup
         "budget.dollars": f"{dollars:g}",
         **({} if "://" in job.store else {"store": "s3://my-bucket/runs"}),
     }
-    kept = [item for item in best.size.overrides if item.partition("=")[0] not in fields]
+    overrides = [item for item in best.size.overrides if item.partition("=")[0] not in fields]
     new = [f"{name}={value}" for name, value in fields.items()]
-    return shlex.join(["pion", "launch", best.size.path, "--on", rental, *kept, *new]), change
+    return shlex.join(["pion", "launch", best.size.path, "--on", rental, *overrides, *new]), change
 
 
 def _too_little(budget: Money, smallest: Size, offers: Sequence[Offer], num_nodes: int) -> BadInput:
