@@ -69,6 +69,8 @@ def test_the_example_in_the_document_is_what_the_program_prints(
         r"`(prices: \{.*?)`\..*?\$ pion plan my\.yaml --dollars 20\n(.*?)```", document, re.S
     )
     monkeypatch.chdir(tmp_path)
+    Path("sky").mkdir()
+    Path("sky/runpod-spot.yaml").touch()  # as in a checkout
     monkeypatch.setattr("pipeline.rent.plan.speeds.shipped_results", shipped_results)
     sky_home.lose_catalog()
     job = (JOBS / "pion2-max-small.yaml").read_text()
