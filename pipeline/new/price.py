@@ -10,9 +10,8 @@ from pipeline.job import Job
 from pipeline.machine.time_limit import within
 from pipeline.new.job_text import Proposal
 from pipeline.new.rules import FromRandom, fewer_passes, shortened
-from pipeline.rent.plan.compared import on_the_market
 from pipeline.rent.plan.estimate import Estimate, estimate
-from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.prices import Offer, on_the_market
 from pipeline.rent.plan.speeds import Known, bench_results
 
 # A run may cost so much more than its training: boots, preparing, evaluation.
@@ -50,11 +49,11 @@ def affordable(proposals: Iterable[Proposal], job_of: Callable[[Proposal], Job])
 def _asked_for(job: Job) -> tuple[list[Offer], str]:
     """Return the offers with a price that SkyPilot knows, and why there is none."""
     try:
-        market = within(PRICE_SECONDS, lambda: on_the_market(job, ()))
+        offers, notes = within(PRICE_SECONDS, lambda: on_the_market(job, ()))
     except TimeoutError:
         return [], f"SkyPilot did not say them within {PRICE_SECONDS:.0f} s"
-    why = "; ".join(note for note in market.notes if not note.startswith("prices"))
-    return [offer for offer in market.offers if offer.price is not None], why
+    why = "; ".join(note for note in notes if not note.startswith("prices"))
+    return [offer for offer in offers if offer.price is not None], why
 
 
 def _too_dear(p: Proposal, best: Estimate | None) -> str:

@@ -67,19 +67,17 @@ def phases_read(job: Job, known: Sequence[int]) -> list[PhaseRead]:
             if rows or not any(isinstance(share, str) for share in mix.values()):
                 with told(f"pretrain.phases.{len(phases)}.mix: "):
                     shares = shares_of(mix, rows, phase.rows)
-        sources = []
-        for name, asked in mix.items():
-            share = shares.get(name)
-            read = None if share is None else float(share * phase.rows)
-            sources.append(
-                SourceRead(
-                    name,
-                    asked,
-                    None if share is None else float(100 * share),
-                    None if read is None else read * length,
-                    None if read is None or not rows else read / rows[name],
-                )
+        read = {name: float(share * phase.rows) for name, share in shares.items()}
+        sources = tuple(
+            SourceRead(
+                name,
+                mix[name],
+                float(100 * shares[name]) if name in shares else None,
+                read[name] * length if name in read else None,
+                read[name] / rows[name] if name in read and rows else None,
             )
+            for name in mix
+        )
         batch = job.section("pretrain").global_batch
         phases.append(
             PhaseRead(
@@ -88,7 +86,7 @@ def phases_read(job: Job, known: Sequence[int]) -> list[PhaseRead]:
                 phase.length * length,
                 trained.rope_theta or job.model_config_resolved().rope_theta,
                 phase.rows * length,
-                tuple(sources),
+                sources,
             )
         )
     return phases

@@ -223,7 +223,7 @@ def rent_nothing(monkeypatch):
     """A SkyPilot without jobs that accepts every submission."""
     from pipeline.rent.check import machines
     from pipeline.rent.managed import hop, launch, rentals_and_orphans, request, watch
-    from pipeline.rent.plan import compared
+    from pipeline.rent.plan import prices
 
     provider = FakeProvider()
     provider.submit = lambda task, name: 1
@@ -236,7 +236,8 @@ def rent_nothing(monkeypatch):
     monkeypatch.setattr(request, "make_task", lambda config, secrets: None)
     monkeypatch.setattr(watch, "follow_or_leave", lambda *_: 0)
     monkeypatch.setattr(hop, "_see_it_through", lambda *_: True)
-    monkeypatch.setattr(compared, "market", lambda *_, **__: ([], []))
+    machines = [prices.Offer(None, 1)]  # a CPU, whose memory nobody predicts
+    monkeypatch.setattr(prices, "market", lambda *_, **__: (machines, []))
 
 
 def cases():

@@ -22,12 +22,12 @@ from pipeline.machine.rented import CPU, PRICE_VARIABLE
 from pipeline.rehearsal.rehearse import read_head
 from pipeline.rent.check import CheckRow, unchecked
 from pipeline.rent.deadline.times import OnDemand
-from pipeline.rent.plan.compared import narrow_spot
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, known_speeds, past_speeds
 from pipeline.rent.plan.what_fits import (
     fine_tuning_stages,
+    narrow_spot,
     on_each_gpu,
     ways_on,
     what_several_would_fit,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.job import Job
 from pipeline.job.digest import Digests, digest_job
+from pipeline.job.section import made
 from pipeline.machine.rented import PAID_TO_FIRST_STEP
 from pipeline.rent.deadline.policy import HANDOVER_SECONDS, Terms
 from pipeline.rent.plan.prices import RESTART_SECONDS, NotOffered, look_up
@@ -21,7 +22,6 @@ from pipeline.state.rows.metrics import Row
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
 
 if TYPE_CHECKING:  # they import torch, which takes 600 MB
-    from pipeline.rent.plan.estimate import Estimate
     from pipeline.rent.plan.speeds import Known
 
 # SkyPilot notices within 60 to 70 s that a machine is gone, and the watcher looks every 10 s.
@@ -216,32 +216,26 @@ def share_left(
 def _machine(
     job: Job, candidate: Candidate, num_nodes: int, left: Mapping[str, float], known: Known
 ) -> OnDemand:
-    found = look_up(candidate, num_nodes, job.prices)
-    if isinstance(found, NotOffered):
-        return OnDemand(candidate, None, left, None, False, found.note or "", will_do=False)
+    offer = look_up(candidate, num_nodes, job.prices)
+    if isinstance(offer, NotOffered):
+        return OnDemand(candidate, None, left, None, False, offer.note or "", will_do=False)
     from pipeline.rent.plan.estimate import estimate
 
-    guess = estimate(job, found, known, num_nodes=num_nodes)
-    price = None if found.price is None else found.price * num_nodes
-    seconds, measured, words = _seconds(guess, left)
-    return OnDemand(candidate, seconds, left, price, measured, words, will_do=guess.fits)
-
-
-def _seconds(
-    guess: Estimate, left: Mapping[str, float]
-) -> tuple[dict[str, float] | None, bool, str]:
-    """Return the seconds of each stage of which something is left, whether all speeds were
-    measured, and where they come from."""
-    if guess.problem is not None or not guess.stages:
-        words = guess.problem or "the speed of a machine without a GPU is unknown"
-        return None, False, str(words)
+    guess = estimate(job, offer, known, num_nodes=num_nodes)
+    price = None if offer.price is None else offer.price * num_nodes
     stages = [stage for stage in guess.stages if left[stage.stage] > 0]
-    seconds = {}
-    for stage in stages:
-        if stage.seconds is None:
-            why = stage.speed_from if stage.tokens_per_second is None else "its steps are unknown"
-            return None, False, f"{stage.stage}: {why}"
-        seconds[stage.stage] = stage.seconds / (1.0 if stage.measured else SHARE_OF_ESTIMATE)
+    unknown = {
+        str(guess.problem): guess.problem,
+        "the speed of a machine without a GPU is unknown": not guess.stages,
+        **{f"{s.stage}: {s.speed_from}": s.tokens_per_second is None for s in stages},
+        **{f"{s.stage}: its steps are unknown": s.tokens is None for s in stages},
+    }
+    if why := made(unknown):
+        return OnDemand(candidate, None, left, price, False, why[0], will_do=guess.fits)
+    seconds = {
+        stage.stage: (stage.seconds or 0.0) / (1.0 if stage.measured else SHARE_OF_ESTIMATE)
+        for stage in stages
+    }
     measured = all(stage.measured for stage in stages)
     words = "; ".join(dict.fromkeys(stage.speed_from for stage in stages)) or "nothing to train"
-    return seconds, measured, words
+    return OnDemand(candidate, seconds, left, price, measured, words, will_do=guess.fits)

@@ -3,12 +3,13 @@ train for so many dollars. Both print rows of estimates."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from rich.table import Table
@@ -26,37 +27,40 @@ from pipeline.console.formats import (
     short_amount,
     show,
     size,
+    some,
 )
 from pipeline.console.print_and_ask import saying_if_slow, show_table
 from pipeline.job import Job
 from pipeline.job.section import made
+from pipeline.machine.rented import CPU
 from pipeline.rehearsal.phases import PhaseRead, phases_read, warnings_of
 from pipeline.rehearsal.rehearse import expect_rows, rehearse
-from pipeline.rent.plan.compared import Compared, machines_for
 from pipeline.rent.plan.dollars import (
     SPARE,
     TOKENS_PER_PARAMETER,
     Money,
     Purchase,
+    Size,
     best_of_each,
     command_for,
     priced_offers,
     purchases,
 )
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, seconds_here
-from pipeline.rent.plan.prices import RESTART_SECONDS, market
-from pipeline.rent.plan.sizes import Size
-from pipeline.rent.plan.speeds import Known, known_speeds
+from pipeline.rent.plan.prices import RESTART_SECONDS, Offer, machines_for, market
+from pipeline.rent.plan.speeds import Known, bench_results, known_speeds, past_speeds
 from pipeline.rent.plan.what_fits import (
     COUNTS,
     GIB,
     fine_tuning_stages,
+    narrow_spot,
     on_several,
     ways_on,
     what_several_would_fit,
     what_to_change,
     what_would_fit,
 )
+from pipeline.rent.sky_yaml import SkyYaml
 
 # With less than so many seconds of training, the boot decides how long a job takes.
 BRIEF = 60.0
@@ -65,8 +69,13 @@ NEXT_TO_STEPS = {
     "prefer": "computing the reference of prefer, once before its first step",
     "reinforce": "sampling the answers of reinforce, in each step",
 }
+# The columns of the tables: of a plan, and of what money buys.
+PLANNED = "GPU", "way", "$/h", "batch", "GiB", "tokens/s", "time", "of it", "lost", "$", "$/10⁹"
+BOUGHT = "GPU", "way", "$/h", "model", "tokens", "a parameter", "tokens/s", "time", "$"
 # The columns of text. All others have numbers.
 LEFT = ("GPU", "way", "model", "steps", "source")
+# How many names a note has.
+LISTED = 6
 # How many cards `--dollars` shows. `--json` has all.
 SHOWN = 5
 # A model that answers one person reads all its weights for each token. The memory of a laptop reads
@@ -98,31 +107,30 @@ def show_plan(
         uncertain = expect_rows(plan)
         sources = rehearse(plan, ["pretrain"]).rows_of("pretrain") if plan.mix_phases else ()
         phases = phases_read(plan, sources)
-    compared = machines_for(plan, gpus, on, quiet=as_json)
-    here = seconds_here(plan, known)
-    rows, notes = _rows_and_notes(plan, compared, known)
-    warnings = [*compared.warnings(plan, rows), *warnings_of(plan, phases, sources)]
-    notes = [*filter(None, [uncertain]), *notes, *(f"warning: {text}" for text in warnings)]
+    offers, about, rental = machines_for(plan, gpus, on, quiet=as_json)
+    here, nodes = seconds_here(plan, known), rental.num_nodes if rental else 1
+    rows, more, notes = _rows_and_notes(plan, known, offers, rental)
+    about = list(dict.fromkeys([*about, *more]))
+    warnings = [*_narrow(plan, rental, rows), *warnings_of(plan, phases, sources)]
+    notes = [*filter(None, [uncertain]), *about, *notes, *(f"warning: {w}" for w in warnings)]
     if here is None:
         notes.append("here, on this machine: known once a run of this model has trained here")
     if as_json:
         shown = {"run": plan.name, "estimates": [_as_json(plan, row) for row in rows]}
-        read = {"phases": [dataclasses.asdict(phase) for phase in phases], "here_seconds": here}
+        read = {"phases": [asdict(phase) for phase in phases], "here_seconds": here}
         print(json.dumps({**shown, "notes": notes, **read}, indent=1))
         return 0
     # Without prices, the reason comes first: below the table, nobody looks for it.
-    above = [] if any(row.offer.price for row in rows) else list(compared.notes)
+    above = [] if any(row.offer.price for row in rows) else about
     _show_notes(above)
-    tokens = rows[0].tokens if rows else 0
-    title = f"{plan.name}: {amount(tokens)} tokens ({', '.join(plan.train_stages)})"
+    title = f"{plan.name}: {amount(rows[0].tokens)} tokens ({', '.join(plan.train_stages)})"
     this = {"GPU": "here", "way": "own", "time": _or_unknown(here, duration)}
-    _show_rows(title, [*map(_cells, rows), this])
+    _show_rows(title, [*map(_planned, rows), this], PLANNED)
     for stage in fine_tuning_stages(plan):
         at_once = f"with so many rows of {plan.seq_len(stage):,} tokens at once"
         _show_rows(f"{stage} on one GPU: GiB ({at_once})", _ways(plan, stage, rows))
-    for row in rows[:1]:
-        title = f"phases of pretrain on {row.offer.gpu or 'CPU'}"
-        _show_rows(title, _phases(phases, row, compared.num_nodes))
+    title = f"phases of pretrain on {rows[0].offer.gpu or 'CPU'}"
+    _show_rows(title, _phases(phases, rows[0], nodes))
     _show_notes(note for note in notes if note not in above)
     return 0
 
@@ -133,30 +141,48 @@ def _show_notes(notes: Iterable[str]) -> None:
         show_table(Text(f"· {printable(note)}"), style)
 
 
-def _rows_and_notes(job: Job, compared: Compared, known: Known) -> tuple[list[Estimate], list[str]]:
+def _rows_and_notes(
+    job: Job, known: Known, offers: Sequence[Offer], rental: SkyYaml | None
+) -> tuple[list[Estimate], list[str], list[str]]:
     """Return what the job takes on each machine, and on machines with several GPUs if it fits on
-    none of the market; and what to know about it. Raises BadInput if it fits on none."""
-    nodes, notes = compared.num_nodes, list(compared.notes)
-    rows = [estimate(job, offer, known, num_nodes=nodes) for offer in compared.offers]
+    none of the market; more notes about prices; and other notes. Raises BadInput if it fits on
+    none."""
+    nodes, prices = rental.num_nodes if rental else 1, list[str]()
+    rows = [estimate(job, offer, known, num_nodes=nodes) for offer in offers]
     changes = what_to_change(job, rows, nodes)
-    is_rental, fits = compared.sky_yaml is not None, any(row.fits for row in rows)
-    several = [] if is_rental or fits else on_several(job, rows)
+    several = [] if rental or any(row.fits for row in rows) else on_several(job, rows)
     for count in sorted({guess.offer.count for guess in several}):
         gpus = [str(guess.offer.gpu) for guess in several if guess.offer.count == count]
-        offers, about = market(gpus, job.prices, count=count)
-        rows += [estimate(job, offer, known) for offer in offers]
-        notes += [note for note in about if note not in notes]
+        machines, about = market(gpus, job.prices, counts=(count,))
+        rows += [estimate(job, offer, known) for offer in machines]
+        prices += about
     rows = ranked(rows)
-    if rows and not rows[0].fits:
+    if not rows[0].fits:
         lines = [*(f"  {reason}" for reason in _why_unfit(rows)), what_would_fit(job), *changes]
         lines += what_several_would_fit(job, rows)
         raise BadInput("\n".join([f"{job.name} fits on none of these GPUs.", *lines]))
-    if several:
-        notes.append(
-            "the job fits on none of these GPUs alone. Several GPUs of one machine divide its "
-            "weights (hardware.fsdp), or Muon's momentum"
+    unpriced = sorted({r.offer.gpu or CPU for r in rows if r.fits and r.offer.price is None})
+    if unpriced:
+        prices.append(
+            f"$/h ?: no price of {some(unpriced, LISTED)} is known. Add the price of one per hour "
+            f"to the command, such as prices.{unpriced[0]}=0.4 for $0.40"
         )
-    return rows, [*notes, *_why_unfit(rows), *changes, *_assumptions(job, rows)]
+    alone = (
+        "the job fits on none of these GPUs alone. Several GPUs of one machine divide its weights "
+        "(hardware.fsdp), or Muon's momentum"
+    )
+    notes = [*made({alone: several}), *_why_unfit(rows), *changes, *_assumptions(job, rows)]
+    return rows, prices, notes
+
+
+def _narrow(job: Job, rental: SkyYaml | None, rows: Sequence[Estimate]) -> list[str]:
+    """Return a warning if the machines of the rental that the job fits on are all spot in one
+    region or of one type of GPU; else nothing."""
+    if rental is None:
+        return []
+    fitting = {(row.offer.gpu, row.offer.count, row.offer.use_spot) for row in rows if row.fits}
+    candidates = [c for c in rental.candidates if (c.gpu, c.count, c.use_spot) in fitting]
+    return [*filter(None, [narrow_spot(job, rental, candidates)])]
 
 
 def ranked(estimates: Sequence[Estimate]) -> list[Estimate]:
@@ -191,13 +217,19 @@ def _assumptions(job: Job, rows: Sequence[Estimate]) -> list[str]:
         f"hardware.workers {job.hardware.workers_in_words}: planned for "
         f"{counted(job.hardware.min_workers or 1, 'worker')}": job.hardware.elastic,
         f"$/h and tokens/s are for a machine's {count} GPUs, one for each worker": count > 1,
+        **{
+            f"batch {s.micro_batch}×{s.grad_accum}: in {s.stage}, each GPU computes "
+            f"{counted(s.micro_batch, 'row')} at once, {counted(s.grad_accum, 'time')} for a "
+            "step": True
+            for s in stages[:1]
+        },
         **{f"tokens/s {source}": True for source in sorted({s.speed_from for s in stages})},
         f"training takes less than a minute on each GPU, so {boot} is nearly all of the time, and "
         "the list is sorted by $/h": _all_brief(rows),
         "$/10⁹: dollars for a billion tokens": True,
-        f"lost: on spot, a preemption every {job.checkpoint.preemption_hours:g} h "
-        f"(checkpoint.preemption_hours) costs a restart of {RESTART_SECONDS:.0f} s and half "
-        "the time between two saves": any(row.offer.use_spot for row in rows),
+        f"lost: the time that preemptions cost. On spot, a preemption every "
+        f"{job.checkpoint.preemption_hours:g} h (checkpoint.preemption_hours) costs a restart of "
+        f"{RESTART_SECONDS:.0f} s and half the time between two saves": stages,
         **{f"of it: the time of {work}": s in timed for s, work in NEXT_TO_STEPS.items()},
         "* activations are recomputed to fit": (
             fine_tuning_stages(job) or any(stage.recompute for stage in stages)
@@ -211,61 +243,60 @@ def _assumptions(job: Job, rows: Sequence[Estimate]) -> list[str]:
 
 def _why_unfit(rows: Sequence[Estimate]) -> list[str]:
     """Return a line for each reason why GPUs will not do, with these GPUs and what they have."""
-    gpus_of: dict[str, dict[str, None]] = {}
-    refused = (row for row in rows if not row.fits)
+    refused = [row for row in rows if not row.fits]
+    gpus_of: dict[str, list[str]] = {}
     for row in sorted(refused, key=lambda row: row.lacks.usable if row.lacks else 0):
-        gpu, why = row.offer.gpu or "CPU", str(row.problem)
-        if row.lacks is not None:
-            gpu, why = f"{gpu} ({row.lacks.usable / GIB:.1f} GiB usable)", row.lacks.what
-        gpus_of.setdefault(why, {})[gpu] = None
-    return [f"{', '.join(gpus)}: {why}" for why, gpus in gpus_of.items()]
+        gpu, lacks = row.offer.gpu or "CPU", row.lacks
+        usable = f" ({lacks.usable / GIB:.1f} GiB usable)" if lacks else ""
+        gpus_of.setdefault(lacks.what if lacks else str(row.problem), []).append(gpu + usable)
+    return [f"{', '.join(dict.fromkeys(gpus))}: {why}" for why, gpus in gpus_of.items()]
 
 
 # ---------------------------------------------------------------- tables
 
 
-def _show_rows(title: str, rows: Sequence[Mapping[str, str]]) -> None:
-    """Print a table with a column for each cell of the first row, if there are rows. Other rows may
-    have fewer cells."""
+def _show_rows(title: str, rows: Sequence[Mapping[str, str]], columns: Sequence[str] = ()) -> None:
+    """Print a table, if there are rows: with these columns or all, as far as the first row has
+    them. Other rows may have fewer cells."""
     if not rows:
         return
     show_table(Text(title), "italic")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # 80 columns hold it
-    for name in rows[0]:
-        style = "bold" if name == "GPU" else ""
+    names = [name for name in columns or rows[0] if name in rows[0]]
+    for name in names:
         table.add_column(
-            name, justify="left" if name in LEFT else "right", style=style, no_wrap=True
+            name,
+            justify="left" if name in LEFT else "right",
+            style="bold" if name == "GPU" else "",
+            no_wrap=True,
         )
     for row in rows:
-        table.add_row(*(row.get(name, "") for name in rows[0]))
+        table.add_row(*(row.get(name, "") for name in names))
     show_table(table)
 
 
-def _cells(row: Estimate) -> dict[str, str]:
-    cells = _machine_cells(row)
+def _planned(row: Estimate) -> dict[str, str]:
+    """Return the cells of a machine in a plan."""
     if not row.fits:
-        return cells | {"batch": "no fit"}
-    # Micro-batch × accumulation, once if the stages are alike; * if activations are recomputed.
+        return _cells(row) | {"batch": "no fit"}
+    # Once if the stages are alike.
     batches = [f"{s.micro_batch}×{s.grad_accum}{'*' if s.recompute else ''}" for s in row.stages]
-    memory = {
-        "batch": ", ".join(dict.fromkeys(batches)),
-        "GiB": f"{row.peak_bytes / GIB:.1f}",
-    }
-    return cells | memory | _cost_cells(row)
+    batch = ", ".join(dict.fromkeys(batches))
+    return _cells(row) | {"batch": batch, "GiB": f"{row.peak_bytes / GIB:.1f}"}
 
 
-def _machine_cells(row: Estimate) -> dict[str, str]:
+def _cells(row: Estimate) -> dict[str, str]:
+    """Return what each table shows of a machine: of its costs, if the job fits."""
     count = f"{row.offer.count} × " if row.offer.count > 1 else ""
-    return {
+    cells = {
         "GPU": f"{count}{row.offer.gpu or 'CPU'}{', sharded' if row.fits and row.sharded else ''}",
         "way": "spot" if row.offer.use_spot else "demand",
         "$/h": _or_unknown(row.offer.price, cents),
     }
-
-
-def _cost_cells(row: Estimate) -> dict[str, str]:
+    if not row.fits:
+        return cells
     of_it = sum(stage.reference_seconds or 0.0 for stage in row.stages)
-    return {
+    return cells | {
         "tokens/s": _or_unknown(row.tokens_per_second, "{:,.0f}".format),
         "time": _or_unknown(row.hours, minutes_or_hours),
         **({"of it": minutes_or_hours(of_it / 3600)} if of_it else {}),
@@ -305,24 +336,26 @@ def _way(way: StageEstimate | None) -> str:
 
 def _phases(phases: Sequence[PhaseRead], row: Estimate, nodes: int) -> list[dict[str, str]]:
     """Return what each phase reads of each source, with its time and dollars on a machine."""
-    rows = []
-    for number, phase in enumerate(phases):
-        speeds = row.stages[0].by_phase if row.stages else ()
-        hours = phase.tokens / speeds[number] / 3600 if speeds else None
+    cells = []
+    speeds = row.stages[0].by_phase if row.stages else ()
+    for phase, speed in zip_longest(phases, speeds):
+        hours = phase.tokens / speed / 3600 if speed else None
         dollars = None if hours is None or not row.offer.price else hours * row.offer.price * nodes
-        cells = {
+        first = {
             "steps": f"{phase.first:,}–{phase.last:,}",
             "rows of": f"{phase.seq_len:,}",
             "time": _or_unknown(hours, minutes_or_hours),
             "$": _or_unknown(dollars, cents),
         }
-        for source in phase.sources:
-            rows.append(cells | source.cells)
-            cells = dict.fromkeys(cells, "")
-    return rows
+        cells += [(first if n == 0 else {}) | s.cells for n, s in enumerate(phase.sources)]
+    return cells
 
 
 # ---------------------------------------------------------------- as JSON
+
+
+def _offer(offer: Offer) -> dict[str, Any]:
+    return {**asdict(offer), "price": offer.price}
 
 
 def _as_json(job: Job, row: Estimate) -> dict[str, Any]:
@@ -332,8 +365,7 @@ def _as_json(job: Job, row: Estimate) -> dict[str, Any]:
         for each in [ways_on(job, stage, row.offer)]
     }
     return {
-        **dataclasses.asdict(row.offer),
-        "price": row.offer.price,
+        **_offer(row.offer),
         "fits": row.fits,
         "problem": None if row.fits else str(row.problem),
         "stages": [stage.as_json() for stage in row.stages],
@@ -368,68 +400,62 @@ def show_dollars(
     Raises BadInput for a job with mistakes, for money that buys too little, and if no machine has a
     price.
     """
+    results = bench_results(bench)
     with saying_if_slow("reading the speeds of earlier runs", quiet=as_json):
         # A store that does not answer costs a few seconds, and not as many for each model.
         with ThreadPoolExecutor(len(sizes)) as pool:
-            known = pool.map(lambda size: known_speeds(size.job, bench), sizes)
-            sizes = [dataclasses.replace(size, known=k) for size, k in zip(sizes, known)]
+            runs = pool.map(past_speeds, [size.job for size in sizes])
+            sizes = [replace(size, known=Known(r, results)) for size, r in zip(sizes, runs)]
         uncertain = [expect_rows(size.job) for size in sizes]
-    compared = machines_for(sizes[0].job, gpus, on, COUNTS, quiet=as_json)
-    rows = purchases(budget, sizes, priced_offers(compared), compared.num_nodes)
+    offers, about, rental = machines_for(sizes[0].job, gpus, on, COUNTS, quiet=as_json)
+    nodes = rental.num_nodes if rental else 1
+    rows = purchases(budget, sizes, priced_offers(offers, about), nodes)
     command, change = command_for(rows, budget.dollars, on)
     if as_json:
-        notes = [*compared.notes, *dict.fromkeys(filter(None, uncertain))]
+        notes = [*about, *dict.fromkeys(filter(None, uncertain))]
         notes += [f"{SPARE:.0%} of the money is kept for other work than training"]
-        options = [
-            dataclasses.asdict(row.estimate.offer)
-            | {"price": row.estimate.offer.price, "chosen": row.as_json()}
-            for row in rows
-        ]
+        options = [_offer(row.estimate.offer) | {"chosen": row.as_json()} for row in rows]
         shown = {"options": options, "inference": _use(rows[0]), "command": command, "notes": notes}
-        print(json.dumps(dataclasses.asdict(budget) | shown, indent=1))
+        print(json.dumps(asdict(budget) | shown, indent=1))
         return 0
     cards = best_of_each(rows)[:SHOWN]
     more = f" ({len(rows) - len(cards)} more with --json)" if len(rows) > len(cards) else ""
     title = f"What to train for {budget}. The best cards{more}:"
-    _show_rows(title, [*map(_purchase_cells, cards)])
+    _show_rows(title, [*map(_bought, cards)], BOUGHT)
     then = "Next" if change is None else f"Next, {change}, then"
-    kept = "A tenth of the money is kept for preparing data, evaluation and publishing."
-    for line in (*_recommended(rows[0]), f"{kept} {then}:", f"  {command}"):
+    reserve = "A tenth of the money is kept for preparing data, evaluation and publishing."
+    for line in (*_recommended(rows[0]), f"{reserve} {then}:", f"  {command}"):
         show(line)
     return 0
 
 
 def _use(row: Purchase) -> dict[str, float]:
     """Return the bytes of a model in bf16, and the most tokens that a laptop writes in a second."""
-    cost = row.size.cost
-    laptop = LAPTOP / (2 * cost.active_params)
-    return {"bytes": 2 * cost.all_params, "laptop_tokens_per_second": laptop}
+    read = 2 * row.size.cost.active_params
+    return {"bytes": 2 * row.size.cost.all_params, "laptop_tokens_per_second": LAPTOP / read}
 
 
-def _recommended(row: Purchase) -> Iterator[str]:
-    """Yield the lines that say what to train."""
+def _recommended(row: Purchase) -> list[str]:
+    """Return the lines that say what to train."""
     rates = [f", {name} {value:g}" for name, value in row.settings.items()][2:]
     steps, batch = row.settings["steps"], row.settings["global_batch"]
     rows_of = f"{batch:,} × {row.size.job.data.seq_len:,} tokens"
     stage, use = row.estimate.stages[0], _use(row)
     per_second = float(f"{use['laptop_tokens_per_second']:.2g}")
-    yield (
+    return [
         f"Train {row.size.name}: the largest model that gets {TOKENS_PER_PARAMETER} tokens for "
-        "each parameter."
-    )
-    yield f"  settings  {steps:,} steps of {rows_of}{''.join(rates)}"
-    yield f"  speed     {stage.tokens_per_second or 0:,.0f} tokens/s, {stage.speed_from}"
-    yield (
+        "each parameter.",
+        f"  settings  {steps:,} steps of {rows_of}{''.join(rates)}",
+        f"  speed     {stage.tokens_per_second or 0:,.0f} tokens/s, {stage.speed_from}",
         f"  to use    {size(use['bytes'])} in bf16; a laptop that reads 50 GB/s writes at most "
-        f"{per_second:,.0f} tokens/s"
-    )
+        f"{per_second:,.0f} tokens/s",
+    ]
 
 
-def _purchase_cells(row: Purchase) -> dict[str, str]:
-    cost = _cost_cells(row.estimate)
-    return _machine_cells(row.estimate) | {
+def _bought(row: Purchase) -> dict[str, str]:
+    """Return the cells of a machine in what money buys."""
+    return _cells(row.estimate) | {
         "model": row.size.name,
         "tokens": short_amount(row.tokens),
         "a parameter": f"{row.tokens_per_parameter:.0f}",
-        **{name: cost[name] for name in ("tokens/s", "time", "$")},
     }

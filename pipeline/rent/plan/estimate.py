@@ -24,7 +24,7 @@ from pion.train.workload import Workload
 from pipeline.job import Job
 from pipeline.job.section import made
 from pipeline.job.train_sections import phases_of
-from pipeline.rent.plan.gpus import GPU_TYPES, too_old
+from pipeline.machine.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.speeds import (
     NOTHING_KNOWN,
@@ -40,19 +40,32 @@ from pipeline.training.cadence import SaveCadence
 
 # Training takes so many times as long as a forward pass: the backward pass takes twice as long.
 FORWARD = 3
+# What `--json` shows of a stage, among other values.
+SHOWN = (
+    "stage",
+    "micro_batch",
+    "grad_accum",
+    "recompute",
+    "tokens",
+    "tokens_per_second",
+    "speed_from",
+    "measured",
+    "reference_tokens",
+    "joined",
+    "by_phase",
+)
 # Sampling answers takes so many times as long as training on them (by arithmetic, not measured).
 SAMPLING = 2.0
 
 
-@dataclass(frozen=True)
-class StageEstimate:
-    """One training stage on a machine. `tokens_per_second` is of all GPUs together.
+@dataclass(frozen=True, kw_only=True)
+class StageEstimate(Speed):
+    """One training stage on a machine, with the speed of all GPUs together.
 
     `problem` says why the stage does not fit: then its numbers are those of the smallest
     micro-batch. `tokens` is None while the steps are not known: they may follow from data to be
-    prepared. `measured` is whether this model's speed was measured on such GPUs, and not estimated.
-    Training on `reference_tokens` would take as long as computing the reference of preferences, or
-    as sampling the answers of rewards.
+    prepared. Training on `reference_tokens` would take as long as computing the reference of
+    preferences, or as sampling the answers of rewards.
     """
 
     stage: str
@@ -61,12 +74,8 @@ class StageEstimate:
     recompute: bool
     in_memory: Workload  # the work that needs the most memory of a GPU
     tokens: int | None
-    tokens_per_second: float | None
-    speed_from: str
-    measured: bool = False
     reference_tokens: int = 0
     joined: int = 1  # how many rows are read as one, where they are longest
-    by_phase: tuple[float, ...] = ()  # the tokens per second of each phase of pretraining
     problem: BadInput | None = None
 
     @property
@@ -75,8 +84,7 @@ class StageEstimate:
 
     def as_json(self) -> dict[str, Any]:
         """Return the values of `--json`, whose keys are pinned (tests/golden/json/keys.txt)."""
-        shown = {k: v for k, v in vars(self).items() if k not in ("in_memory", "problem")}
-        return shown | {
+        return {name: getattr(self, name) for name in SHOWN} | {
             "sharded": self.in_memory.sharded,  # the GPUs divide the weights (hardware.fsdp)
             "peak_bytes": self.peak_bytes,
             "reference_seconds": self.reference_seconds,
@@ -176,8 +184,17 @@ def estimate(
     of this model and of cards."""
     if offer.gpu is None:
         return Estimate(offer)
-    if (why := _unusable(job, offer, num_nodes)) is not None:
-        return Estimate(offer, problem=BadInput(why))
+    gpu, workers = offer.gpu, workers_on(job, offer, num_nodes)
+    few = stage_with_few_rows(job, workers)
+    mistakes = made(
+        {
+            f"a {gpu} is too old: the installed torch needs compute capability 7.5": too_old(gpu),
+            f"the memory of a {gpu} is unknown": offer.gpu_memory is None,
+            f"{few}.global_batch is less than one row for each of the {workers} workers": few,
+        }
+    )
+    if mistakes:
+        return Estimate(offer, problem=BadInput(mistakes[0]))
     stages = tuple(
         estimate_stage(job, stage, offer, known, num_nodes=num_nodes) for stage in job.train_stages
     )
@@ -198,18 +215,6 @@ def estimate(
     return replace(row, hours=paid / 3600, lost_hours=(paid - work) / 3600, dollars=dollars)
 
 
-def _unusable(job: Job, offer: Offer, num_nodes: int) -> str | None:
-    """Return why no stage can train on these GPUs, whatever it needs; None if stages can."""
-    gpu, workers = offer.gpu or "", workers_on(job, offer, num_nodes)
-    few = stage_with_few_rows(job, workers)
-    reasons = {
-        f"a {gpu} is too old: the installed torch needs compute capability 7.5": too_old(gpu),
-        f"the memory of a {gpu} is unknown": offer.gpu_memory is None,
-        f"{few}.global_batch is less than one row for each of the {workers} workers": few,
-    }
-    return next(iter(made(reasons)), None)
-
-
 def estimate_stage(
     job: Job, stage: str, offer: Offer, known: Known = NOTHING_KNOWN, *, num_nodes: int = 1
 ) -> StageEstimate:
@@ -228,20 +233,17 @@ def estimate_stage(
         single, micro = speed_on(gpu, read, known, recompute=recompute), micro_batch // length
         return speed_of_all(single, read, long, rows_per_rank(long, workers), max(1, micro))
 
-    speed, by_phase = mean_over_phases(job.mix_phases if stage == "pretrain" else [], speed_of)
+    speed = mean_over_phases(job.mix_phases if stage == "pretrain" else [], speed_of)
     result = StageEstimate(
+        **vars(speed),
         stage=stage,
         micro_batch=micro_batch,
         grad_accum=-(-rows // micro_batch),
         recompute=recompute,
         in_memory=in_memory,
         tokens=job.trained_tokens(stage),
-        tokens_per_second=speed.tokens_per_second,
-        speed_from=speed.source,
-        measured=speed.measured,
         reference_tokens=_reference_tokens(job, stage),
         joined=joined,
-        by_phase=by_phase,
         problem=problem,
     )
     if problem is None and micro_batch > fitting and result.peak_bytes > offer.usable_bytes:

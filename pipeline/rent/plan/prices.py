@@ -1,4 +1,5 @@
-"""What machines cost, cheapest first: SkyPilot's catalog, or the job's own prices.
+"""The machines that a job can be trained on, and what they cost: SkyPilot's catalog, or the job's
+own prices.
 
 SkyPilot keeps its catalogs on disk and fetches them again every few hours. Without a network it
 uses the catalogs on disk.
@@ -11,17 +12,19 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput
 from pipeline.console.formats import some
-from pipeline.job import Price
+from pipeline.console.print_and_ask import saying_if_slow
+from pipeline.job import Job, Price
 from pipeline.job.section import made
+from pipeline.machine.gpus import GPU_TYPES, gpu_memory
 from pipeline.machine.rented import CPU
 from pipeline.machine.time_limit import within
-from pipeline.rent.plan.gpus import GPU_TYPES, gpu_memory
-from pipeline.rent.sky_yaml import Candidate, machine_in_words
+from pipeline.rent.sky_yaml import Candidate, SkyYaml, machine_in_words, read_sky_yaml
 from pipeline.rent.skypilot import did_you_mean, enabled_clouds, quiet, sky_module
 
 # These are clusters that the user owns, so they have no prices.
@@ -48,13 +51,13 @@ class Offer:
 
     gpu: str | None
     count: int
-    cloud: str | None
-    region: str | None
-    use_spot: bool
-    spot: float | None
-    on_demand: float | None
-    gpu_memory: int | None
-    disk_gb: int
+    cloud: str | None = None
+    region: str | None = None
+    use_spot: bool = False
+    spot: float | None = None
+    on_demand: float | None = None
+    gpu_memory: int | None = None
+    disk_gb: int = 0
     note: str | None = None  # why the catalog's price is missing, or nobody offers the machine
     elsewhere: Mapping[str, float] = field(default_factory=dict)
     """Price by `cloud/region`, for every place that offers the machine."""
@@ -84,8 +87,57 @@ class NotOffered(Offer):
         return self.gpu is not None and self.gpu not in GPU_TYPES
 
 
-class _Refused(Exception):
-    """Why a cloud does not have a machine."""
+# ---------------------------------------------------------------- the machines to compare
+
+
+def machines_for(
+    job: Job, gpus: Sequence[str], on: str | None, others: Sequence[int] = (), *, quiet: bool
+) -> tuple[list[Offer], list[str], SkyYaml | None]:
+    """Return the machines of the rental `on`, notes for the user, and the rental; without `on`, the
+    machines on the market.
+
+    Raises as `of_rental` and `on_the_market`. If it is slow, says so, unless it is `quiet`.
+    """
+    message = "asking SkyPilot for the prices of machines, which it fetches every few hours"
+    with saying_if_slow(message, quiet=quiet):
+        return (*on_the_market(job, gpus, others), None) if on is None else of_rental(job, on)
+
+
+def on_the_market(
+    job: Job, gpus: Sequence[str], others: Sequence[int] = ()
+) -> tuple[list[Offer], list[str]]:
+    """Return the cheapest machine of each type of GPU, and notes. `gpus` names the types; empty:
+    all.
+
+    A machine has one GPU, or as many as the job's `hardware.workers`: the fewest, if their number
+    may change. If the job leaves that open, machines with one of the numbers `others` are compared,
+    too. Raises BadInput for an unknown GPU.
+    """
+    workers = job.hardware.min_workers
+    counts = (1, *others) if workers is None else (max(1, workers),)
+    return market(gpus, job.prices, counts=counts)
+
+
+def of_rental(job: Job, path: str) -> tuple[list[Offer], list[str], SkyYaml]:
+    """Return the machines that the SkyPilot file `path` lists, notes, and the rental.
+
+    Raises BadInput if SkyPilot does not accept the file, and if nobody offers any of the machines.
+    """
+    sky_yaml = read_sky_yaml(path)
+    answers = [(c, look_up(c, sky_yaml.num_nodes, job.prices)) for c in sky_yaml.candidates]
+    offers = [offer for _, offer in answers if not isinstance(offer, NotOffered)]
+    notes = [f"{c}: {offer.note}" for c, offer in answers if isinstance(offer, NotOffered)]
+    if not offers:
+        raise BadInput("\n".join([f"nobody offers a machine of {path}.", *notes]))
+    for why in sorted({offer.note for offer in offers if offer.note}):
+        unread = dict.fromkeys(str(offer) for offer in offers if offer.note == why)
+        notes.append(f"{', '.join(unread)}: {why}")
+    if sky_yaml.num_nodes > 1:
+        notes.append(f"time and dollars are for {sky_yaml.num_nodes} machines, $/h is for one")
+    return offers, notes, sky_yaml
+
+
+# ---------------------------------------------------------------- a machine of a rental
 
 
 def cheapest_first(offers: Iterable[Offer]) -> list[Offer]:
@@ -104,24 +156,21 @@ def look_up(candidate: Candidate, num_nodes: int = 1, prices: Prices | None = No
         cloud=candidate.cloud,
         region=candidate.region,
         use_spot=candidate.use_spot,
-        spot=None,
-        on_demand=None,
         gpu_memory=gpu_memory(candidate.gpu) if candidate.gpu else None,
         disk_gb=candidate.disk_gb,
     )
     clouds = [candidate.resources.cloud] if candidate.cloud else enabled_clouds()
     note = None if clouds else "no cloud is enabled here"
-    offers, refusals = [], []
+    answers = list[Offer | str]()
     for cloud in clouds:
         try:
             with quiet():
-                offers.append(_cheapest(cloud, candidate, num_nodes, offer))
-        except _Refused as error:
-            refusals.append(str(error))
+                answers.append(_cheapest(cloud, candidate, num_nodes, offer))
         except Exception as error:  # SkyPilot and its clouds raise all kinds of errors
             note = f"{cloud}'s catalog can't be read ({type(error).__name__})"
+    offers = [answer for answer in answers if isinstance(answer, Offer)]
     if not offers and note is None:
-        return NotOffered(**vars(offer) | {"note": "; ".join(refusals[:3])})
+        return NotOffered(**vars(offer) | {"note": "; ".join(map(str, answers[:3]))})
     best = cheapest_first(offers)[0] if offers else replace(offer, note=note)
     everywhere = {place: price for each in offers for place, price in each.elsewhere.items()}
     return _with_own_price(replace(best, elsewhere=everywhere), prices or {})
@@ -131,32 +180,22 @@ def market(
     gpus: Sequence[str],
     prices: Prices | None = None,
     *,
-    count: int = 1,
-    other_counts: Sequence[int] = (),
+    counts: Sequence[int] = (1,),
     cloud: str | None = None,
 ) -> tuple[list[Offer], list[str]]:
-    """Return the cheapest machine of `count` GPUs of each type, spot and on demand; and notes for
-    the user. Where a catalog offers machines with one of `other_counts`, return these, too.
+    """Return the cheapest machine of each type of GPU, spot and on demand; and notes for the user.
 
-    `gpus` names the types. If it is empty, use all types with a price, or all known types if none
-    has a price. A type that no catalog offers in that count has no price, unless the job sets one.
-    Of all clouds, only `cloud` is read if it is given. Raises BadInput for an unknown name.
+    A machine has the first of `counts` GPUs. Where a catalog offers machines with one of the other
+    counts, return these, too. `gpus` names the types. If it is empty, use all types with a price,
+    or all types that are known if none has a price. A type that no catalog offers in the first
+    count has no price, unless the job sets one. Of all clouds, only `cloud` is read if it is named.
+    Raises BadInput for a name that nobody knows.
     """
-    notes: list[str] = []
-    by_name: dict[str, list[Any]] = {}
-    try:
-        sky_module()  # importing takes seconds, which should not count against the limit
-        clouds, by_name = within(CATALOG_SECONDS, partial(_whole_market, cloud))
-        notes.append(f"prices: the cheapest region in SkyPilot's catalog of {', '.join(clouds)}")
-    except BadInput as error:
-        notes.append(str(error))
-    except Exception as error:  # SkyPilot and its clouds raise all kinds of errors
-        notes.append(f"SkyPilot's catalog can't be read ({type(error).__name__})")
+    by_name, notes = _catalog(cloud)
     prices = prices or {}
     if prices:
         notes.append(f"prices of {', '.join(sorted(prices))}: the job's own")
     _require_listed(gpus, {*GPU_TYPES, *by_name, *prices})
-    counts = (count, *other_counts)
     offered = {
         (gpu, number): [info for info in infos if info.accelerator_count == number]
         for gpu, infos in by_name.items()
@@ -167,26 +206,36 @@ def market(
     if lacking:
         numbers = " or ".join(map(str, sorted(set(counts))))
         notes.append(f"not offered with {numbers} GPUs per machine: {', '.join(lacking)}")
-    offers = []
     types = gpus or sorted(GPU_TYPES.keys() & priced) or GPU_TYPES
-    for gpu, number, use_spot in product(types, counts, (True, False)):
-        infos = offered.get((gpu, number), [])
-        if infos or number == count:
-            offer = _with_own_price(_of_market(gpu, number, infos, use_spot), prices)
-            if offer.price is not None or not use_spot:
-                offers.append(offer)
-    return offers, notes
+    machines = [
+        _with_own_price(_of_market(gpu, number, offered.get((gpu, number), []), use_spot), prices)
+        for gpu, number, use_spot in product(types, counts, (True, False))
+        if number == counts[0] or offered.get((gpu, number))
+    ]
+    return [offer for offer in machines if offer.price is not None or not offer.use_spot], notes
 
 
 def _require_listed(gpus: Sequence[str], names: Set[str]) -> None:
     """Raise BadInput for a type of GPU that has none of these names."""
     for gpu in gpus:
         if gpu not in names:
-            listed = sorted(names)
-            hint = did_you_mean(gpu, listed, f"known: {', '.join(listed)}.")
+            hint = did_you_mean(gpu, sorted(names), f"known: {', '.join(sorted(names))}.")
             raise BadInput(
                 f"--gpu {gpu}: SkyPilot has no GPU with that name. {hint[0].upper()}{hint[1:]}"
             )
+
+
+def _catalog(cloud: str | None) -> tuple[dict[str, list[Any]], list[str]]:
+    """Return what SkyPilot's catalogs offer of each GPU, and a note that names the catalogs, or
+    says why there are none."""
+    try:
+        sky_module()  # importing takes seconds, which should not count against the limit
+        clouds, by_name = within(CATALOG_SECONDS, partial(_whole_market, cloud))
+    except BadInput as error:
+        return {}, [str(error)]
+    except Exception as error:  # SkyPilot and its clouds raise all kinds of errors
+        return {}, [f"SkyPilot's catalog can't be read ({type(error).__name__})"]
+    return by_name, [f"prices: the cheapest region in SkyPilot's catalog of {', '.join(clouds)}"]
 
 
 def _whole_market(cloud: str | None) -> tuple[list[str], dict[str, list[Any]]]:
@@ -204,12 +253,9 @@ def _whole_market(cloud: str | None) -> tuple[list[str], dict[str, list[Any]]]:
 
 def _of_market(gpu: str, count: int, infos: Sequence[Any], use_spot: bool) -> Offer:
     """Return the cheapest machine of `count` GPUs in the catalogs' `infos`."""
-
-    def price(info: Any) -> float | None:
-        return _dollars(info.spot_price if use_spot else info.price)
-
-    priced = [info for info in infos if price(info) is not None]
-    best = min(priced, key=lambda info: price(info) or 0.0, default=None)
+    price = attrgetter("spot_price" if use_spot else "price")
+    priced = [info for info in infos if _dollars(price(info)) is not None]
+    best = min(priced, key=price, default=None)
     return Offer(
         gpu=gpu,
         count=count,
@@ -219,7 +265,6 @@ def _of_market(gpu: str, count: int, infos: Sequence[Any], use_spot: bool) -> Of
         spot=best and _dollars(best.spot_price),
         on_demand=best and _dollars(best.price),
         gpu_memory=gpu_memory(gpu, best and best.device_memory),
-        disk_gb=0,
     )
 
 
@@ -237,25 +282,24 @@ def _with_own_price(offer: Offer, prices: Prices) -> Offer:
     return replace(offer, spot=spot, on_demand=on_demand, note=None, elsewhere={})
 
 
-def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) -> Offer:
-    """Return the candidate in the cloud's cheapest region. Raises _Refused if the cloud does not
-    have it."""
+def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) -> Offer | str:
+    """Return the candidate in the cloud's cheapest region, or why the cloud does not have it."""
     resources = candidate.resources.copy(cloud=cloud)
     feasible = cloud.get_feasible_launchable_resources(resources, num_nodes)
     if not feasible.resources_list:
-        raise _Refused(feasible.hint or _why_none(cloud, candidate))
+        return str(feasible.hint or _why_none(cloud, candidate))
     launchable = feasible.resources_list[0]
     prices = {
-        place.name: _price(cloud, launchable, candidate.use_spot, place.name, candidate.zone)
-        for place in launchable.get_valid_regions_for_launchable()
+        region.name: _price(launchable, region.name, candidate.zone, candidate.use_spot)
+        for region in launchable.get_valid_regions_for_launchable()
     }
     priced = [(price, name) for name, price in prices.items() if price is not None]
     if not priced:
         kind = "spot " if candidate.use_spot else ""
         machine = candidate.gpu or launchable.instance_type
-        raise _Refused(f"{cloud} lists no {kind}price for {machine}")
+        return f"{cloud} lists no {kind}price for {machine}"
     price, region = min(priced)
-    other = _price(cloud, launchable, not candidate.use_spot, region, candidate.zone)
+    other = _price(launchable, region, candidate.zone, not candidate.use_spot)
     spot, on_demand = (price, other) if candidate.use_spot else (other, price)
     memory = offer.gpu_memory
     if memory is None and candidate.gpu is not None:
@@ -272,18 +316,12 @@ def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) ->
     )
 
 
-def _price(cloud: Any, launchable: Any, spot: bool, region: str, zone: str | None) -> float | None:
+def _price(launchable: Any, region: str, zone: str | None, use_spot: bool) -> float | None:
     try:
-        price = cloud.instance_type_to_hourly_cost(
-            launchable.instance_type, use_spot=spot, region=region, zone=zone
-        )
-        if launchable.accelerators:
-            price += cloud.accelerators_to_hourly_cost(
-                launchable.accelerators, use_spot=spot, region=region, zone=zone
-            )
+        machine = launchable.copy(region=region, zone=zone, use_spot=use_spot)
+        return _dollars(machine.get_cost(3600))
     except (ValueError, AssertionError):  # no such price, or the prices of zones differ
         return None
-    return _dollars(price)
 
 
 def _why_none(cloud: Any, candidate: Candidate) -> str:

@@ -27,9 +27,8 @@ from pion.train.workload import Workload
 from pipeline.job import Job
 from pipeline.job.digest import model_inputs
 from pipeline.machine.folders import own_bench_files
-from pipeline.machine.gpus import sky_names
+from pipeline.machine.gpus import GPU_TYPES, sky_names
 from pipeline.machine.time_limit import within_or
-from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.state.shared.speeds import PastSpeed, about_speed, read_train_speeds
 from pipeline.state.stores import open_store
 
@@ -61,17 +60,19 @@ HOST_LIMITS = (
 
 @dataclass(frozen=True)
 class Speed:
-    """The tokens per second of one GPU or of all (None: unknown), and `source`, in words where that
-    number comes from.
+    """The tokens per second of one GPU or of all (None: unknown), and in words where that number
+    comes from.
 
     `measured` is whether this model's speed was measured on such a GPU, and not estimated.
-    `by_run` is whether a run measured the speed, so that the time of its host is in it.
+    `by_run` is whether a run measured the speed, so that the time of its host is in it. `by_phase`
+    has the tokens per second of each phase of pretraining.
     """
 
     tokens_per_second: float | None
-    source: str
+    speed_from: str
     measured: bool = False
     by_run: bool = False
+    by_phase: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -175,14 +176,16 @@ def _of_bench(
 
 def _is_that_of(speed: TrainSpeed, work: Workload, recompute: bool) -> bool:
     """Return whether the work is what was measured: all weights, and rows that are alike."""
-    measured = speed.seq_len, speed.recompute, speed.documents
-    another = measured != (work.seq_len, recompute, work.documents)
-    if another or work.lora is not None or speed.model not in PRESETS:
+    if work.lora is not None or speed.model not in PRESETS:
         return False
     preset = ModelConfig.preset(speed.model)
-    now = flops_per_token(preset, speed.seq_len)
-    same = about_speed(model_inputs(preset)) == about_speed(model_inputs(work.config))
-    return same and math.isclose(speed.flops_per_token, now, rel_tol=SAME)
+    per_token = flops_per_token(preset, speed.seq_len)
+    return (
+        (speed.seq_len, speed.recompute, speed.documents)
+        == (work.seq_len, recompute, work.documents)
+        and about_speed(model_inputs(preset)) == about_speed(model_inputs(work.config))
+        and math.isclose(speed.flops_per_token, per_token, rel_tol=SAME)
+    )
 
 
 # ---------------------------------------------------------------- 3. the peak of the card
@@ -221,19 +224,20 @@ def speed_of_all(single: Speed, work: Workload, batch: int, rows: int, micro_bat
     if alone:
         return replace(single, tokens_per_second=reached)
     share = f"{SHARE_OF_SEVERAL:.0%} of that: not measured"
-    return Speed(reached, f"{single.source}, and each of several GPUs at {share}")
+    return Speed(reached, f"{single.speed_from}, and each of several GPUs at {share}")
 
 
-def mean_over_phases(
-    phases: Sequence[MixPhase], speed_of: Callable[[int], Speed]
-) -> tuple[Speed, tuple[float, ...]]:
-    """Return the mean speed over phases, and the tokens per second of each. `speed_of` says the
-    speed where so many rows are read as one."""
+def mean_over_phases(phases: Sequence[MixPhase], speed_of: Callable[[int], Speed]) -> Speed:
+    """Return the mean speed over phases. `speed_of` says the speed where so many rows are read as
+    one."""
     speeds = [speed_of(phase.length) for phase in phases]
     reached = [speed.tokens_per_second for speed in speeds if speed.tokens_per_second]
     if not phases or len(reached) < len(speeds):
-        return speed_of(1), ()
+        return speed_of(1)
     time = sum(phase.rows / speed for phase, speed in zip(phases, reached))
-    mean = sum(phase.rows for phase in phases) / time
-    measured = all(speed.measured for speed in speeds)
-    return replace(speeds[0], tokens_per_second=mean, measured=measured), tuple(reached)
+    return replace(
+        speeds[0],
+        tokens_per_second=sum(phase.rows for phase in phases) / time,
+        measured=all(speed.measured for speed in speeds),
+        by_phase=tuple(reached),
+    )

@@ -1,11 +1,11 @@
 """What fits on which GPU: the ways to fine-tune on it, the GPUs with the memory that a job needs,
-and what to change where they have too little. All of these are estimates of a changed job."""
+and what to change where they have too little, or where a run would wait for them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pion.errors import BadInput
@@ -13,13 +13,16 @@ from pipeline.console.formats import counted, some
 from pipeline.job import Job
 from pipeline.job.sft_and_lora_sections import Lora, how_to_use_lora
 from pipeline.job.stages import CONVERSING
+from pipeline.machine.gpus import GPU_TYPES
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, estimate_stage
-from pipeline.rent.plan.gpus import GPU_TYPES
-from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.prices import NO_CATALOG, Offer, cheapest_first, look_up, market
+from pipeline.rent.sky_yaml import Candidate, SkyYaml
 
 GIB = 2**30
 # How many GPUs are named, the smallest first.
 LISTED = 6
+# The most entries of a rental that a warning suggests.
+SUGGESTIONS = 3
 
 
 # ---------------------------------------------------------------- ways to fine-tune
@@ -109,8 +112,7 @@ def _changed(job: Job, loras: Mapping[str, Lora | None], *, recompute: bool | No
 
 def on_gpus(job: Job, gpu: str, count: int = 1) -> Estimate:
     """Return what the job takes on a machine with so many GPUs of a known type, without a price."""
-    memory = GPU_TYPES[gpu].memory
-    return estimate(job, Offer(gpu, count, None, None, False, None, None, memory, 0))
+    return estimate(job, Offer(gpu, count, gpu_memory=GPU_TYPES[gpu].memory))
 
 
 def on_each_gpu(job: Job) -> list[Estimate]:
@@ -206,3 +208,70 @@ def _changes(job: Job, short: set[str]) -> Iterator[tuple[str, Job, str]]:
         loras = {stage: job.conversations(o).lora if o else Lora() for stage, o in same_as.items()}
         lines = "; and ".join(how_to_use_lora(stage, other) for stage, other in same_as.items())
         yield "By LoRA", _changed(job, loras, recompute=recompute), lines
+
+
+# ---------------------------------------------------------------- a spot rental that may wait
+
+
+def narrow_spot(job: Job, sky_yaml: SkyYaml, candidates: Sequence[Candidate]) -> str | None:
+    """Return a warning if all `candidates` of a rental are spot machines in one region, or of one
+    type of GPU; else None.
+
+    The warning says which entries to add. A rental with an on-demand machine does not wait for
+    spot.
+    """
+    mine = all((candidate.cloud or "").lower() in NO_CATALOG for candidate in candidates)
+    if mine or not all(candidate.use_spot for candidate in candidates):
+        return None
+    sentences, entries, first = list[str](), list[Candidate](), candidates[0]
+    if len({(candidate.cloud, candidate.region) for candidate in candidates}) == 1 and first.region:
+        zone = first.zone if len({candidate.zone for candidate in candidates}) == 1 else None
+        sentences.append(
+            f"every machine is spot in {'/'.join(filter(None, (first.cloud, first.region, zone)))}:"
+            " while there is none, the run waits. On recorded AWS markets, a second region "
+            "shortened the median wait of a 28-hour run from 23 h to 0.5 h; a second zone of the "
+            "same region did not."
+        )
+        entries += _elsewhere(job, sky_yaml, first)[:SUGGESTIONS]
+    if len({candidate.gpu for candidate in candidates}) == 1 and first.gpu:
+        sentences.append(
+            f"every machine is a spot {first.gpu}: while none is free, the run waits. Other types "
+            "of GPU may shorten the wait. That is unproven: no recorded market has several types."
+        )
+        entries += _of_other_gpus(job, sky_yaml, first)[:SUGGESTIONS]
+    if not sentences:
+        return None
+    where = f"the list `ordered:` under `resources:` in {sky_yaml.path}"
+    lines = "".join(f"\n- {_entry(candidate)}" for candidate in entries)
+    sentences.append(f"Add to {where}:{lines}" if entries else f"Add entries to {where}.")
+    return " ".join(sentences)
+
+
+def _elsewhere(job: Job, sky_yaml: SkyYaml, first: Candidate) -> list[Candidate]:
+    """Return the machine in the other regions of its cloud that have it, the cheapest first."""
+    resources = first.resources.copy(region=None, zone=None)
+    anywhere = replace(first, region=None, zone=None, resources=resources)
+    prices = look_up(anywhere, sky_yaml.num_nodes, job.prices).elsewhere
+    regions = (place.partition("/")[2] for place in sorted(prices, key=lambda p: (prices[p], p)))
+    return [replace(first, region=region) for region in regions if region != first.region]
+
+
+def _of_other_gpus(job: Job, sky_yaml: SkyYaml, first: Candidate) -> list[Candidate]:
+    """Return the machine with the other types of GPU on which the job fits, the cheapest first."""
+    offers, _ = market((), job.prices, counts=(first.count,), cloud=first.cloud)
+    spot = [o for o in offers if o.use_spot and o.gpu != first.gpu and o.price is not None]
+    return [
+        replace(first, gpu=offer.gpu)
+        for offer in cheapest_first(spot)
+        if estimate(job, offer, num_nodes=sky_yaml.num_nodes).fits
+    ]
+
+
+def _entry(candidate: Candidate) -> str:
+    """Return the YAML of a spot machine, in one line."""
+    fields = {
+        "infra": "/".join(filter(None, ((candidate.cloud or "").lower(), candidate.region))),
+        "accelerators": candidate.gpu and f"{candidate.gpu}:{candidate.count}",
+        "use_spot": "true",
+    }
+    return f"{{{', '.join(f'{name}: {value}' for name, value in fields.items() if value)}}}"

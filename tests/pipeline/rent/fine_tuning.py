@@ -4,7 +4,7 @@ import json
 
 import yaml
 
-from pipeline.rent.plan.gpus import GPU_TYPES
+from pipeline.machine.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import Offer
 from tests.support.jobs import write_tiny_data
 from tests.support.published_models import write_published

@@ -11,8 +11,8 @@ from pion.train.memory import cache_bytes, predict_memory
 from pion.train.memory_trace import remembered
 from pion.train.micro_batch import HEADROOM
 from pipeline.job.file import load_job
+from pipeline.machine.gpus import GPU_TYPES
 from pipeline.rent.plan.estimate import estimate, workload_on
-from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.speeds import (
     LAUNCH_SECONDS,
@@ -23,6 +23,7 @@ from pipeline.rent.plan.speeds import (
     bench_results,
 )
 from tests.paths import JOBS
+from tests.pipeline.rent.plan.rows import rows_of
 from tests.support import recorded_traces as traces
 from tests.support.jobs import tiny_job
 
@@ -67,69 +68,30 @@ def test_what_samples_answers_needs_memory_next_to_training():
     assert stage.reference_seconds == pytest.approx(2 / 3 * stage.seconds), "twice as long"
 
 
-def test_both_training_stages_count():
-    found = on("A40")
-    assert [stage.stage for stage in found.stages] == ["pretrain", "sft"]
-    assert found.tokens == 22_500 * 64 * 2048 + 3000 * 16 * 2048
-    assert found.hours > (on("A40", "sft=null").hours or math.inf)
-
-
-def preferring(loss):
-    """Return the estimate of a stage of 1,000 rows, of which each step has 10."""
-    source = '{"kind": "jsonl", "path": "/pairs.jsonl"}'
-    sizes = '"seq_len": 2048, "global_batch": 10'
-    job = small(f'prefer={{"loss": "{loss}", {sizes}, "sources": [{source}]}}')
-    job.section("prefer").know_rows(1000)
-    return estimate(job, offer("A40")).stages[-1]
-
-
 def test_a_reference_takes_a_forward_pass():
     """A forward pass takes a third of the time of training on its rows."""
-    alone, compared = map(preferring, ("simpo", "dpo"))
+    source, sizes = '{"kind": "jsonl", "path": "/p.jsonl"}', '"seq_len": 2048, "global_batch": 10'
+    stages = []
+    for loss in ("simpo", "dpo"):
+        job = small(f'prefer={{"loss": "{loss}", {sizes}, "sources": [{source}]}}')
+        job.section("prefer").know_rows(1000)
+        stages.append(estimate(job, offer("A40")).stages[-1])
+    alone, compared = stages
     assert alone.tokens == compared.tokens == 1000 * 2048
     assert compared.seconds == pytest.approx(alone.seconds * (1 + 1 / 3), rel=1e-3)
 
 
-SMALLER = {"gpu_memory": GPU_TYPES["RTXA4000"].memory}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "changes", "said"),
-    [
-        ((), {"gpu": "V100"}, "is too old: the installed torch"),
-        ((), {"gpu": "V100-32GB"}, "is too old: the installed torch"),
-        ((), {"gpu": "P100"}, "is too old: the installed torch"),
-        ((), {"gpu": "K80"}, "is too old: the installed torch"),
-        ((), {"gpu": "MI300X", "gpu_memory": None}, "the memory of a MI300X is unknown"),
-        (("hardware.micro_batch=4",), SMALLER, None),
-        (("hardware.micro_batch=64",), SMALLER, "hardware.micro_batch 64: pretrain would need"),
-        (("pretrain.global_batch=4",), {"count": 4}, None),
-        (("pretrain.global_batch=3",), {"count": 4}, "less than one row for each of the 4 workers"),
-        (("checkpoint.preemption_hours=0.02",), {}, None),
-        (("checkpoint.preemption_hours=0.02",), {"use_spot": True}, "the job would never finish"),
-    ],
-)
-def test_what_a_job_can_not_train_on_is_refused_with_the_reason(overrides, changes, said):
-    found = on("A40", *overrides, **changes)
-    assert found.fits == (said is None)
-    assert (said or "None") in str(found.problem)
-    assert found.hours is None or found.fits
-
-
-def test_a_gpu_without_bf16_computes_in_float32():
-    same = ("hardware.micro_batch=2",)
-    assert on("T4", *same).stages[0].peak_bytes > on("RTXA4000", *same).stages[0].peak_bytes
+@rows_of("refused")
+def test_what_a_job_can_not_train_on_is_refused_with_the_reason(row):
+    guess = on("A40", *row.get("job", ()), **row["offer"])
+    assert guess.fits == (row["says"] is None)
+    assert (row["says"] or "None") in str(guess.problem)
+    assert guess.hours is None or guess.fits
 
 
 @pytest.mark.skipif(not torch.cuda.get_arch_list(), reason="torch is built without CUDA here")
 def test_torch_has_kernels_for_compute_capability_7_5_and_none_older():
     assert min(int(arch.removeprefix("sm_")) for arch in torch.cuda.get_arch_list()) == 75
-
-
-def test_an_unmeasured_model_is_as_fast_as_the_published_recipe_was():
-    found = on("A40")
-    assert found.stages[0].tokens_per_second == pytest.approx(64 * 2048 / 4.3, rel=0.02)
-    assert found.stages[0].speed_from == "estimated: 15% MFU assumed"
 
 
 @pytest.mark.parametrize("gpu", ["A40", "H100", "B200"])
@@ -175,13 +137,19 @@ def test_the_time_of_a_job_with_longer_rows_is_the_sum_over_its_phases():
     assert on("A40").stages[0].by_phase == ()
 
 
-def test_on_demand_pays_for_one_start_and_loses_nothing():
-    found = on("A40")
-    hours = (RESTART_SECONDS + found.tokens / found.tokens_per_second) / HOUR
-    assert found.hours == pytest.approx(hours)
-    assert found.lost_hours == 0
-    assert found.dollars == pytest.approx(hours * 0.4)
-    assert found.dollars_per_billion_tokens == pytest.approx(hours * 0.4 / found.tokens * 1e9)
+def test_both_stages_and_one_start_are_paid_for_and_on_demand_loses_nothing():
+    row = on("A40")
+    assert [stage.stage for stage in row.stages] == ["pretrain", "sft"]
+    assert row.tokens == 22_500 * 64 * 2048 + 3000 * 16 * 2048
+    # As fast as the published recipe was.
+    assert row.stages[0].tokens_per_second == pytest.approx(64 * 2048 / 4.3, rel=0.02)
+    assert row.stages[0].speed_from == "estimated: 15% MFU assumed"
+    hours = (RESTART_SECONDS + row.tokens / row.tokens_per_second) / HOUR
+    assert row.hours == pytest.approx(hours)
+    assert row.hours > (on("A40", "sft=null").hours or math.inf)
+    assert row.lost_hours == 0
+    assert row.dollars == pytest.approx(hours * 0.4)
+    assert row.dollars_per_billion_tokens == pytest.approx(hours * 0.4 / row.tokens * 1e9)
 
 
 @pytest.mark.parametrize(
@@ -210,10 +178,13 @@ def test_several_machines_take_as_long_as_one_with_as_many_gpus_and_each_is_paid
     assert nodes.dollars == pytest.approx(2 * 0.4 * nodes.hours)
 
 
-def test_each_of_several_gpus_has_a_part_of_muons_momentum():
+def test_what_a_gpu_needs_depends_on_its_precision_and_on_how_many_divide_muons_momentum():
     few = ("hardware.micro_batch=1", "sft=null", "pretrain.optimizer=muon")
     one, eight = on("A40", *few), on("A40", *few, count=8)
     assert one.peak_bytes - eight.peak_bytes == pytest.approx(4 * 70_778_880 * 7 / 8, rel=0.01)
+    same = ("hardware.micro_batch=2",)
+    float32, bfloat16 = (on(gpu, *same).stages[0].peak_bytes for gpu in ("T4", "RTXA4000"))
+    assert float32 > bfloat16, "a T4 has no bf16"
 
 
 def test_what_cannot_be_told_is_not_made_up():

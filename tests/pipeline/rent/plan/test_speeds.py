@@ -18,15 +18,13 @@ from pipeline.rent.plan.speeds import Known, PastSpeed, bench_results, past_spee
 from pipeline.state.shared.speeds import keep_train_speed
 from pipeline.state.stores import FileStore, open_store
 from tests.paths import JOBS
+from tests.pipeline.rent.plan.rows import rows_of
 from tests.pipeline.rent.plan.test_estimate import offer
 from tests.support.bench_results import A40, SOURCE, keep, results, train_row
 from tests.support.jobs import tiny_job
 from tests.support.many_runs import write_runs
 
 MEASURED = f"measured by {SOURCE}"
-SHARE, ASSUMED = "estimated: 25% MFU", "estimated: 15% MFU assumed"
-L40S = dataclasses.replace(A40, card="NVIDIA L40S")
-WRONG = dataclasses.replace(train_row(), verdict="wrong")
 
 
 def pretraining(found, *overrides, job="pion-small", gpu="A40", **more):
@@ -38,25 +36,14 @@ def pretraining(found, *overrides, job="pion-small", gpu="A40", **more):
 # ---------------------------------------------------------------- which speed
 
 
-@pytest.mark.parametrize(
-    ("found", "overrides", "said"),
-    [
-        (results(train_row()), [], MEASURED),
-        # Other rows, another shape, or another way to train was not measured.
-        (results(train_row()), ["data.seq_len=1024"], SHARE),
-        (results(train_row()), ["model.d_ff=1024"], SHARE),
-        (results(train_row()), ["hardware.recompute=true"], SHARE),
-        # The preset has changed since.
-        (results(train_row(flops_per_token=1e9)), [], SHARE),
-        # Another way to compute, another card or wrong results say nothing.
-        (results(train_row(dtype="float32")), [], ASSUMED),
-        (results(train_row(compiled=False)), [], ASSUMED),
-        (results(train_row(), card=L40S), [], ASSUMED),
-        (results(WRONG), [], ASSUMED),
-    ],
-)
-def test_a_speed_is_measured_or_estimated_from_what_was(found, overrides, said):
-    assert pretraining(found, *overrides).speed_from.startswith(said)
+@rows_of("speeds")
+def test_a_speed_is_measured_or_estimated_from_what_was(row):
+    of_row = dataclasses.replace(
+        train_row(**row.get("measured", {})), verdict=row.get("verdict", "measured")
+    )
+    card = dataclasses.replace(A40, card=row.get("card", A40.card))
+    stage = pretraining(results(of_row, card=card), *row.get("job", ()))
+    assert stage.speed_from.startswith(row["from"])
 
 
 def test_another_model_is_estimated_from_the_share_that_the_nearest_reached():
@@ -66,40 +53,28 @@ def test_another_model_is_estimated_from_the_share_that_the_nearest_reached():
     per_token = flops_per_token(ModelConfig.preset("pion-base"), 2048)
     assert stage.tokens_per_second == pytest.approx(0.25 * flops / per_token)
     assert stage.speed_from == f"estimated: 25% MFU, as pion-small reached in {SOURCE}"
-
-
-def test_recomputing_is_slower_than_what_was_measured():
-    plain = pretraining(results(train_row()), "model.d_ff=1024")
-    again = pretraining(results(train_row()), "model.d_ff=1024", "hardware.recompute=true")
-    assert again.tokens_per_second == pytest.approx(6 / 8 * plain.tokens_per_second)
+    again = pretraining(found, "hardware.recompute=true", job="pion-base")
+    assert again.tokens_per_second == pytest.approx(6 / 8 * stage.tokens_per_second)
 
 
 def test_lora_is_estimated_from_what_was_measured_with_all_weights():
     """With the share of the peak that all weights reached, for about 4/6 of their arithmetic.
     Conversations were not measured."""
-    whole, lora = (
-        estimate(
-            load_job(JOBS / "pion-small.yaml", overrides),
-            offer("A40"),
-            Known((), [results(train_row())]),
-        ).stages[1]
-        for overrides in ([], ["sft.lora.rank=16"])
-    )
+    jobs = (load_job(JOBS / "pion-small.yaml", lora) for lora in ([], ["sft.lora.rank=16"]))
+    known = Known((), [results(train_row())])
+    whole, lora = (estimate(job, offer("A40"), known).stages[1] for job in jobs)
     assert lora.speed_from == whole.speed_from
-    assert whole.speed_from.startswith(SHARE)
+    assert whole.speed_from.startswith("estimated: 25% MFU")
     assert 1.2 < lora.tokens_per_second / whole.tokens_per_second < 1.5
 
 
-def test_a_job_that_is_not_compiled_is_as_fast_as_eager_rows():
+def test_eager_rows_are_for_jobs_that_are_not_compiled_and_runs_come_before_all_rows():
     found = results(train_row(), train_row(how="eager", tokens_per_second=30_000.0))
     assert pretraining(found, "hardware.compile=false").tokens_per_second == 30_000.0
     assert pretraining(found, "hardware.compile=true").tokens_per_second == 50_000.0
     assert pretraining(found).tokens_per_second == 50_000.0, "a GPU compiles by default"
-
-
-def test_a_run_of_the_model_comes_before_the_bench():
     runs = [PastSpeed("mine", 0.0, "NVIDIA A40", 2048, 40_000.0)]
-    stage = pretraining(results(train_row()), runs=runs)
+    stage = pretraining(found, runs=runs)
     assert (stage.tokens_per_second, stage.speed_from) == (40_000.0, "measured in run mine")
 
 
@@ -130,21 +105,16 @@ def test_tiny_models_and_cpus_say_nothing_about_a_gpu(own):
     assert bench_results([]) == []
 
 
-@pytest.mark.parametrize(
-    ("where", "text", "said"),
-    [
-        ("given", '{"format": 1, "rows": []}', r"bad\.json is no result of `pion bench`"),
-        ("own", '{"format": 1, "rows": []}', r"bad\.json is no result of `pion bench`"),
-        ("given", None, r"bad\.json can't be read"),
-    ],
-)
-def test_a_file_that_is_no_result_is_named(own, tmp_path, where, text, said):
-    path = (own if where == "own" else tmp_path) / "bad.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(BadInput, match=said):
-        bench_results([str(path)] if where == "given" else [])
+def test_a_file_that_is_no_result_is_named(own, tmp_path):
+    bad, wrong = tmp_path / "bad.json", r"bad\.json is no result of `pion bench`"
+    with pytest.raises(BadInput, match=r"bad\.json can't be read"):
+        bench_results([str(bad)])
+    own.mkdir(parents=True)
+    for path, files in ((bad, [str(bad)]), (own / "bad.json", [])):
+        path.write_text('{"format": 1, "rows": []}')
+        with pytest.raises(BadInput, match=wrong):
+            bench_results(files)
+        path.unlink()
 
 
 def test_the_plan_says_which_result_its_speed_is_from(sky_home, tmp_path, capsys):

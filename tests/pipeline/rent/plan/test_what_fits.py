@@ -23,6 +23,7 @@ from pipeline.rent.plan.what_fits import (
 )
 from tests.paths import JOBS
 from tests.pipeline.rent.fine_tuning import PREFER, one, read_fine_tuning
+from tests.pipeline.rent.plan.rows import rows_of
 from tests.pipeline.rent.plan.test_estimate import offer
 from tests.support.jobs import job_from, tiny_job
 from tests.support.published_models import PUBLISHED
@@ -89,24 +90,17 @@ def test_lora_does_not_help_where_pretraining_does_not_fit():
 # ---------------------------------------------------------------- ways to fine-tune
 
 
-@pytest.mark.parametrize(
-    ("name", "fits", "gib"),
-    [
-        # The GiB that one row of 2,048 tokens needs in each way.
-        ("SmolLM2-360M", (True, True, True), (9.0, 6.6, 5.0)),
-        ("Qwen3-0.6B", (False, True, True), (14.4, 11.1, 7.9)),
-        ("Qwen3-1.7B", (False, False, True), (35.3, 28.9, 9.4)),
-    ],
-)
-def test_what_a_published_model_needs_on_a_card_of_16_gb(tmp_path, name, fits, gib):
+@rows_of("published")
+def test_what_a_published_model_needs_on_a_card_of_16_gb(tmp_path, row):
     """With a job that says nothing but the model and the conversations."""
+    name = row["model"]
     ways = ways_on(read_fine_tuning(tmp_path, name), "sft", A4000)
-    assert tuple(way.fits for way in ways.ways.values()) == fits
+    assert [way.fits for way in ways.ways.values()] == row["fits"]
     assert all((way.peak_bytes <= ways.usable) == way.fits for way in ways.ways.values())
     smallest = ways_on(read_fine_tuning(tmp_path, name, "hardware.micro_batch=1"), "sft", A4000)
     least = smallest.ways.values()
     assert [way.micro_batch for way in least] == [1, 1, 1]
-    assert tuple(round(way.peak_bytes / GIB, 1) for way in least) == gib
+    assert [round(way.peak_bytes / GIB, 1) for way in least] == row["gib"]
     assert count_parameters(read_fine_tuning(tmp_path, name)) == PUBLISHED[name][2]
 
 
@@ -131,14 +125,16 @@ def test_each_way_is_what_the_job_takes_if_it_asks_for_it(tmp_path, last, overri
     assert str(ways).startswith(f"{last} in full: ")
 
 
-def test_the_rank_is_that_of_the_job_or_the_default(tmp_path):
-    ways = [
-        ways_on(read_fine_tuning(tmp_path, "SmolLM2-360M", *asked), "sft", A4000)
-        for asked in ([], ["sft.lora.rank=128", "hardware.micro_batch=4"])
-    ]
-    assert [way and way.rank for way in ways] == [16, 128]
-    assert "; by LoRA of rank 128: ✓ " in str(ways[1])
-    assert str(ways[1]).endswith(" GiB (4 rows)")
+def test_the_rank_is_that_of_the_job_or_the_default_and_lora_is_trained_by_adamw(tmp_path):
+    few, many = (
+        ways_on(read_fine_tuning(tmp_path, "SmolLM2-360M", *fields), "sft", A4000)
+        for fields in (["sft.optimizer=muon"], ["sft.lora.rank=128", "hardware.micro_batch=4"])
+    )
+    assert (few.rank, many.rank) == (16, 128)
+    assert "; by LoRA of rank 128: ✓ " in str(many)
+    assert str(many).endswith(" GiB (4 rows)")
+    optimizers = {name: way.in_memory.optimizer for name, way in few.ways.items()}
+    assert optimizers == {"full": "muon", "recomputed": "muon", "lora": "adamw"}
 
 
 def test_a_model_of_experts_has_no_way_by_lora():
@@ -148,13 +144,6 @@ def test_a_model_of_experts_has_no_way_by_lora():
     assert "lora" not in ways.ways
     assert ways.as_json()["lora"] is None
     assert "LoRA" not in str(ways)
-
-
-def test_lora_is_trained_by_adamw_also_where_the_job_trains_all_weights_by_muon(tmp_path):
-    job = read_fine_tuning(tmp_path, "SmolLM2-360M", "sft.optimizer=muon")
-    ways = ways_on(job, "sft", A4000).ways
-    optimizers = {name: way.in_memory.optimizer for name, way in ways.items()}
-    assert optimizers == {"full": "muon", "recomputed": "muon", "lora": "adamw"}
 
 
 def test_there_is_nothing_to_say_of_a_job_that_pretrains_nor_of_an_unknown_gpu(tmp_path):
@@ -191,6 +180,7 @@ def test_the_cards_of_a_machine_divide_a_model_only_if_it_does_not_fit_otherwise
     assert divided.sharded
     assert divided.peak_bytes <= 0.9 * 1.9 * GIB
     assert not whole.sharded
+    assert what_several_would_fit(small(), [estimate(small(), cards(1))]) == [], "one GPU will do"
     assert estimate(small(hardware__fsdp=True), cards(4, gib=8)).sharded
 
 
@@ -227,10 +217,6 @@ def test_machines_with_more_gpus_than_a_step_has_rows_are_not_named(small_gpus):
     for rows, counts in ((8, [4]), (3, [])):
         job = small(pretrain__global_batch=rows)
         assert [e.offer.count for e in on_several(job, [on_gpus(job, "A40")])] == counts
-
-
-def test_a_job_that_fits_on_a_common_gpu_is_told_of_no_machine_with_several():
-    assert what_several_would_fit(small(), [estimate(small(), cards(1))]) == []
 
 
 def test_a_machine_with_one_gpu_is_refused_if_the_job_divides_the_model():
