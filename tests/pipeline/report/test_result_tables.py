@@ -1,114 +1,244 @@
-"""The card and the page say what was measured, what training changed, and what was forgotten."""
+"""The card and the page say what was measured, what training changed, and what was forgotten.
+
+`result_blocks.md` has each sentence and table of each case. To write it again:
+
+    python -m tests.pipeline.report.test_result_tables
+"""
 
 import copy
+import itertools
+import json
+from pathlib import Path
 
 import pytest
 
 from pion.config.draft import Draft
-from pion.evaluation.item_scores import with_errors
 from pipeline.job import Job
 from pipeline.report.blocks import share_with_interval
-from pipeline.report.model_card import source_lines
+from pipeline.report.model_card import source_lines, table
 from pipeline.report.result_tables import (
-    before_after_blocks,
-    calibration_blocks,
     calibration_in_brief,
-    part_blocks,
     part_in_brief,
+    result_blocks,
     start_in_words,
 )
-from tests.hostile.hostile_run import CALIBRATION
-from tests.pipeline.report.test_model_card import JOB, card_and_page, card_of
+from pipeline.report.results import Evaluated
+from tests.hostile.of_types import example
+from tests.pipeline.report.test_model_card import JOB, card_and_page
 
-SHA = "0123456789abcdef" * 4
-STARTED = {
-    name: with_errors({"response_loss": loss}) | {"text": with_errors({"bits_per_byte": bits})}
-    for name, loss, bits in (
-        ("base", (3.2, 0.05), (1.0, 0.2)),
-        ("sft", (1.9, 0.04), (1.05, 0.2)),
-        ("change", (-1.3, 0.01), (0.05, 0.01)),
-    )
+WRITTEN = Path(__file__).with_name("result_blocks.md")
+ASKED = {
+    "form": "chat",
+    "shots": 5,
+    "version": "3.0",
+    "lm_eval": "0.4.13",
+    "fewshot_seed": 1234,
+    "questions": 500,
+    "of": 1319,
+    "cropped": 0.0,
+    "until": ["Question:", "\n\n", "`\x1b[31m"],
+    "max_gen_toks": 1024,
+    "cut_off": 0.124,
 }
-STARTED["compared_text"] = {"sha256": SHA}
+SCORED = {name: ASKED[name] for name in ("version", "lm_eval")} | {"questions": 40, "of": 40}
+LM_EVAL = {
+    "gsm8k": {"exact_match,strict": 0.02, "exact_match_stderr,strict": 0.004, "asked": ASKED},
+    "ifeval": {"skipped": "no network"},
+    "old": {"acc,none": 0.5},
+    "one turn": {"acc": 0.1, "asked": {**SCORED, "form": "chat", "shots": 1}},
+    "no turn": {"acc": 0.2, "asked": {**SCORED, "form": "chat", "shots": 0}},
+    "not known": {"acc": 0.3, "asked": {**SCORED, "form": "chat", "shots": None}},
+    "shots": {"acc": 0.4, "asked": {**SCORED, "form": "text", "shots": 5}},
+    "no shots": {"acc": 0.6, "asked": {**SCORED, "form": "text", "shots": 0}},
+}
 
 
-def job_with(text=None):
+def numbered(value, numbers):
+    """Return a record in which no two numbers are equal."""
+    if isinstance(value, dict):
+        return {name: numbered(value[name], numbers) for name in sorted(value)}
+    if isinstance(value, list):
+        return [numbered(item, numbers) for item in value]
+    if isinstance(value, bool | str):
+        return value
+    return 11 * next(numbers) if isinstance(value, int) else next(numbers) / 1000
+
+
+def changed(results, changes):
+    """Return results with other values at these dotted places; those of LEFT_OUT are not there."""
+    results = copy.deepcopy(results)
+    for place, value in changes.items():
+        *outer, name = place.split(".")
+        record = results
+        for key in outer:
+            record = record[int(key) if isinstance(record, list) else key]
+        record[name] = value
+        if value is LEFT_OUT:
+            del record[name]
+    return results
+
+
+def not_finite(value):
+    """Return a record in which all numbers are null that may be."""
+    if isinstance(value, dict):
+        finite = ("baseline", "baseline_v2", "cropped", "cut_off", "desired")
+        return {name: one if name in finite else not_finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [not_finite(item) for item in value]
+    return None if isinstance(value, float) else value
+
+
+LEFT_OUT = object()
+LESS = {
+    "change.response_loss": -0.2,
+    "prefer.response_change": -0.02,
+    "sft.long_context.worth": -0.1,
+}
+LESS |= {"prefer.preferences.change.raw.accuracy": -0.3, "prefer.preferences.moved.rejected": -0.4}
+EVERY = changed(numbered(example(Evaluated, 1), itertools.count(101)), LESS) | {"lm_eval": LM_EVAL}
+SHOWN = [{"prompt": "What is\n x?", "before": "It | is.", "after": "A name."}]
+EVERY["prefer"]["preferences"]["answers"]["shown"] = EVERY["reinforce"]["rewards"]["shown"] = SHOWN
+TUNED = {"prefer": {"preferences": EVERY["prefer"]["preferences"]}}
+REWARDED = {"reinforce": {"rewards": EVERY["reinforce"]["rewards"]}}
+PAIRS, TASK = "prefer.preferences", "sft.core.tasks.0"
+CALM = {"sft": {"loss": 3.0, "text": {"bits_per_byte": 1.05}}, "compared_text": {"sha256": "ab"}}
+CALM |= {"base": {"text": {"bits_per_byte": 1.0}}}
+
+
+def forgot(more, error):
+    return CALM | {"change": {"text": {"bits_per_byte": more, "bits_per_byte_sem": error}}}
+
+
+def rewards(right, right_of_any):
+    errors = {"pass_sem": 0.1, "pass_any_sem": 0.1}
+    change = {"pass": right, "pass_any": right_of_any, **errors}
+    return {"reinforce.rewards.change": EVERY["reinforce"]["rewards"]["change"] | change}
+
+
+CASES = {
+    "every measure": EVERY,
+    "nothing is finite": not_finite(EVERY),
+    "single answers": changed(
+        TUNED,
+        {f"{PAIRS}.{name}": {} for name in ("before", "change")}
+        | {f"{PAIRS}.{name}": LEFT_OUT for name in ("rules", "answers", "reference")}
+        | {f"{PAIRS}.kind": "labels", "prefer.text_change": 0.1},
+    ),
+    "all chosen answers are longer": changed(
+        TUNED, {f"{PAIRS}.rules.shorter": 0, f"{PAIRS}.of_means": False}
+    ),
+    "all chosen answers are shorter": changed(
+        TUNED, {f"{PAIRS}.rules.longer": 0, f"{PAIRS}.with_reference": False}
+    ),
+    "by sums": changed(TUNED, {f"{PAIRS}.of_means": False, f"{PAIRS}.moved.chosen": None}),
+    **{
+        f"rewards changed by {right} and {right_of_any}": changed(
+            REWARDED, rewards(right, right_of_any)
+        )
+        for right, right_of_any in (
+            *((0.3, 0.1), (0.3, -0.3), (0.3, 0.3)),
+            *((0.1, 0.1), (None, 0.1), (0.3, None)),
+        )
+    },
+    "few tokens of 70 %": changed(
+        {"sft": {"calibration": EVERY["sft"]["calibration"]}},
+        {"sft.calibration.near_70.tokens": 99},
+    ),
+    "no tokens of 70 %, of the base": changed(
+        {"base": {"text": EVERY["base"]["text"]}}, {"base.text.calibration.near_70": None}
+    ),
+    "the last checkpoint": changed(
+        {"checkpoint": EVERY["checkpoint"]},
+        {"checkpoint.last_step": EVERY["checkpoint"]["step"]},
+    ),
+    "a task at chance": changed(
+        {"sft": {"core": EVERY["sft"]["core"]}},
+        {f"{TASK}.accuracy": 0.26, f"{TASK}.baseline": 0.25, f"{TASK}.sem": 0.01}
+        | {f"{TASK}.not_finite": 0, f"{TASK}.label": "piqa", "sft.core.not_core": []}
+        | {"sft.core.value": 0.01, "sft.core.sem": 0.006, "sft.core.limit": None},
+    ),
+    "a task that is told from chance": changed(
+        {"sft": {"core": EVERY["sft"]["core"]}},
+        {f"{TASK}.accuracy": 0.9, f"{TASK}.baseline": 0.25, f"{TASK}.sem": 0.01}
+        | {f"{TASK}.not_finite": 0, f"{TASK}.ties": 0, f"{TASK}.commonest": None}
+        | {"sft.core.value": 0.1, "sft.core.sem": 0.006, "sft.core.dtype": "float32"},
+    ),
+    "results of 0.1.0": {
+        "pretrain": {"loss": 3.0, "loss_sem": 0.1, "perplexity": 20.1, "bits_per_byte": 2.0},
+        "sft": {"response_loss": 1.6, "stop_accuracy": 0.9, "stop_accuracy_sem": 0.01},
+        "ngram": {"order": 4, "loss": 3.05},
+        "prefer": {"loss": 3.0},
+        "lm_eval": {"piqa": {"acc,none": 0.5}},
+    },
+    "no results": {},
+    **{
+        f"forgot {more} ± {error}": forgot(more, error)
+        for more, error in (
+            *((0.05, 0.01), (-0.05, 0.01), (0.05, 0.03), (0.0, 0.0)),
+            *((0.05, None), (-0.05, None), (None, None)),
+        )
+    },
+}
+
+
+def written(results):
+    """Return what the page and the card say of results, as the card has it."""
     job = Job.model_validate(copy.deepcopy(JOB))
-    job.evaluate = job.evaluate.model_copy(update={"text": text})
-    return job
-
-
-def compared(results):
-    _, table, _ = before_after_blocks(job_with(), results)
-    return table.rows
-
-
-def forgot(results, text=None):
-    return before_after_blocks(job_with(text), results, code="`{}`")[-1]
-
-
-def with_change(change, error):
-    text = with_errors({"bits_per_byte": (change, error)})
-    return {**STARTED, "change": {**STARTED["change"], "text": text}}
-
-
-def test_each_measure_has_a_row_with_both_sides_and_a_signed_difference():
-    results = copy.deepcopy(STARTED)
-    for name, value in (("base", 2.0), ("sft", 1.5), ("change", -0.5)):
-        results[name]["bits_per_byte"] = value
-    talks, held_out, other = compared(results)
-    assert talks == (
-        "loss of responses in held-out conversations (nats per token)",
-        *("3.200 ± 0.050", "1.900 ± 0.040", "−1.300 ± 0.010"),
+    blocks = result_blocks(job, results, code="`{}`")
+    brief = result_blocks(job, results, code="`{}`", brief=True)
+    assert [block for block in blocks if block in brief] == brief
+    return "\n\n".join(
+        ("[page] " if block not in brief else "")
+        + (block if isinstance(block, str) else table(*block))
+        for block in blocks
     )
-    assert held_out == ("held-out text (bits per byte)", "2.000", "1.500", "−0.500")
-    assert other[1:] == ("1.000 ± 0.200", "1.050 ± 0.200", "+0.050 ± 0.010")
-    assert compared(STARTED) == [talks, other]
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "expected"),
-    [
-        (0.05, 0.01, "Training made the model forget: it needs 5.0 % more bits for the same text."),
-        (-0.05, 0.01, "The model forgot nothing of it: it needs 5.0 % fewer bits"),
-        (0.05, 0.03, "within 2 standard errors"),
-        (0.0, 0.0, "within 2 standard errors"),
-        (0.05, None, "needs 5.0 % more bits for it. It is too short to tell this from chance."),
-        (None, None, "could not be measured"),
-    ],
-)
-def test_a_sentence_says_what_it_means(change, error, expected):
-    assert expected in forgot(with_change(change, error))
+def sections(text):
+    """Return the sections of a text, by their titles."""
+    parts = (part.partition("\n") for part in text.split("\n# ")[1:])
+    return {title: body.strip("\n") for title, _, body in parts}
 
 
-def test_the_text_is_named_without_its_folder_and_with_its_hash():
-    assert f"a sample that comes with Pion (sha256 `{SHA}`)" in forgot(STARTED)
-    own = forgot(STARTED, "/home/me/notes.txt")
-    assert f"The other text is `notes.txt` (sha256 `{SHA}`)" in own
+@pytest.mark.parametrize("name", CASES)
+def test_each_sentence_and_table_is_written(name):
+    assert written(CASES[name]) == sections("\n" + WRITTEN.read_text(encoding="utf-8"))[name]
 
 
-def test_card_and_page_show_the_table_and_its_meaning():
-    card, page = card_and_page(STARTED)
-    assert "| other text (bits per byte) | 1.000 ± 0.200 | 1.050 ± 0.200 | +0.050 ± 0.010 |" in card
-    assert '"other text (bits per byte)", "1.000 ± 0.200", "1.050 ± 0.200"' in page
-    for shown in (card, page):
-        assert "Training made the model forget" in shown
-        assert SHA in shown
-    assert "fine-tuned | –" not in card  # nothing was measured on text of the run's own
+def test_card_and_page_have_all_of_it():
+    results = changed(EVERY, {"lm_eval": {}})
+    card, page = card_and_page(results)
+    job = Job.model_validate(copy.deepcopy(JOB))
+    for block in result_blocks(job, results, code="`{}`", brief=True):
+        assert (block if isinstance(block, str) else table(*block)) in card
+    for block in result_blocks(job, results):
+        for text in [block] if isinstance(block, str) else itertools.chain(*block.rows):
+            assert json.dumps(text, ensure_ascii=False) in page
+    for plain in card_and_page({"sft": {"response_loss": 1.0}}):
+        assert "efore and after training" not in plain
 
 
-def test_a_run_from_random_weights_has_nothing_of_it():
-    plain = {"sft": STARTED["sft"]}
-    assert before_after_blocks(job_with(), plain) == []
-    for shown in card_and_page(plain):
-        assert "efore and after training" not in shown
+def test_the_text_is_named_without_its_folder():
+    job = Job.model_validate(copy.deepcopy(JOB))
+    job.evaluate = job.evaluate.model_copy(update={"text": "/home/me/notes.txt"})
+    assert "The other text is <notes.txt> (sha256 <ab>)" in str(
+        result_blocks(job, forgot(0.1, 0.1), code="<{}>")
+    )
 
 
-def test_the_start_is_said_in_a_line():
-    assert start_in_words(STARTED["base"]) == (
+def test_lines_of_a_summary():
+    assert start_in_words(
+        {"response_loss": 3.2, "response_loss_sem": 0.05, "text": {"bits_per_byte": 1.0}}
+    ) == (
         "loss of responses in held-out conversations (nats per token): 3.200 ± 0.050; other text "
-        "(bits per byte): 1.000 ± 0.200"
+        "(bits per byte): 1.000"
     )
+    calibration = {"confidence": 0.312, "accuracy": None, "ece": 0.023, "ece_sem": 0.002}
+    assert calibration_in_brief(calibration) == "31.2 % sure, – right (ECE 2.3 %)"
+    greedy = {"tokens_per_pass": 1.71, "tokens_per_pass_sem": 0.042, "right": 0.631}
+    drafts = {"greedy": greedy, "drawn": {"tokens_per_pass": 1.38, "right": None}}
+    told = [part_in_brief(Draft.result, found) for found in (drafts, {"greedy": greedy})]
+    assert told == [f"{n} tokens a pass (1 without drafts)" for n in ("1.38", "1.71 ± 0.04")]
 
 
 def test_a_share_of_all_cases_has_an_interval_and_an_old_result_has_no_error():
@@ -116,17 +246,6 @@ def test_a_share_of_all_cases_has_an_interval_and_an_old_result_has_no_error():
     counted = share_with_interval({**of_all, "ends": 40}, "stop_accuracy", "ends")
     assert counted == "100.0 % (95 %: 91.2 to 100.0)"
     assert share_with_interval(of_all, "stop_accuracy", "ends") == "100.0 %"
-
-
-def test_a_model_that_was_measured_on_sources_apart_has_a_column_for_each():
-    bits = {"web": (1.0, 0.01), "code": (2.0, 0.02)}
-    sources = {name: with_errors({"bits_per_byte": both}) for name, both in bits.items()}
-    whole = {"loss": 4.0, "perplexity": 54.6, **with_errors({"bits_per_byte": (1.5, 0.011)})}
-    results = dict.fromkeys(("pretrain", "untrained"), whole | {"sources": sources})
-    for text in card_and_page(results):
-        assert "plain means of all sources" in text
-        assert text.count("on web alone") == 1
-        assert text.count("1.000 ± 0.010") == text.count("2.000 ± 0.020") == 2
 
 
 def test_the_card_says_the_mix_of_each_phase():
@@ -140,9 +259,8 @@ def test_the_card_says_the_mix_of_each_phase():
         {"until": 360, "mix": {"docs": 1, "web": 2, "notes": "4x"}},
         {"seq_len": 512, "rope_theta": 50_000},
     ]
-    assert source_lines(Job.model_validate(job))[:3] + source_lines(Job.model_validate(job))[
-        -3:
-    ] == [
+    lines = source_lines(Job.model_validate(job))
+    assert [*lines[:3], *lines[-3:]] == [
         "Docstrings, comments and `pydoc` topics of Python's standard library "
         "(pretraining, called docs)",
         "[roneneldan/TinyStories](https://huggingface.co/datasets/roneneldan/TinyStories) "
@@ -154,93 +272,6 @@ def test_the_card_says_the_mix_of_each_phase():
     ]
 
 
-MEASURED = {"loss": 3.0, "calibration": CALIBRATION}
-CALIBRATED = {"sft": MEASURED, "pretrain": MEASURED, "untrained": MEASURED}
-SENTENCE = (
-    "Where the fine-tuned model gives a token of held-out text about 70 % (on average 70.0 %), "
-    "this token is right in 62.0 % ± 1.0 of the cases (812 tokens)."
-)
-
-
-def rows(results):
-    return calibration_blocks(results)[1].rows
-
-
-def test_each_trained_model_has_a_row():
-    values = ("31.2 % ± 0.3", "30.5 % ± 0.4", "2.3 % ± 0.2", "0.151 ± 0.002")
-    assert rows(CALIBRATED) == [
-        ("fine-tuned", "held-out text", *values),
-        ("base", "held-out text", *values),
-    ]
-
-
-def test_the_model_before_training_has_a_row_for_each_text():
-    text = {"bits_per_byte": 1.0, "calibration": CALIBRATION}
-    found = rows({"base": {"text": text}, "sft": {**MEASURED, "text": text}})
-    assert [row[:2] for row in found] == [
-        ("fine-tuned", "held-out text"),
-        ("fine-tuned", "other text"),
-        ("before training", "other text"),
-    ]
-
-
-def test_a_sentence_says_how_often_the_model_is_right_when_it_says_70_percent():
-    assert calibration_blocks(CALIBRATED)[-1] == SENTENCE
-
-
-def test_with_few_tokens_of_70_percent_the_sentence_is_about_all_tokens():
-    example = {**CALIBRATION["near_70"], "tokens": 99}
-    for few in (example, None):
-        results = {"pretrain": {"calibration": {**CALIBRATION, "near_70": few}}}
-        assert calibration_blocks(results)[-1] == (
-            "On held-out text, the most likely token of the base model has a probability of 31.2 % "
-            "± 0.3 on average, and is right in 30.5 % ± 0.4 of the cases."
-        )
-
-
-def test_a_diverged_model_has_dashes():
-    nothing = {name: None for name in CALIBRATION} | {"near_70": CALIBRATION["near_70"]}
-    (row,) = rows({"sft": {"calibration": nothing}})
-    assert row[2:] == ("–", "–", "–", "–")
-    assert calibration_in_brief(nothing) == "– sure, – right (ECE –)"
-
-
-def test_card_and_page_show_the_table_and_the_sentence():
-    card, page = card_and_page(CALIBRATED)
-    assert "| fine-tuned | held-out text | 31.2 % ± 0.3 | 30.5 % ± 0.4 | 2.3 % ± 0.2 |" in card
-    assert '"held-out text", "31.2 % ± 0.3"' in page
-    for text in (card, page):
-        assert SENTENCE in text
-    older = {"sft": {"loss": 3.0, "loss_sem": 0.1, "perplexity": 20.1, "bits_per_byte": 2.0}}
-    assert calibration_blocks(older) == []
-    card = card_of(results=older)
-    assert "3.000 ± 0.100" in card
-    assert "ECE" not in card
-
-
-GREEDY = {"texts": 16, "tokens_per_pass": 1.71, "tokens_per_pass_sem": 0.042, "right": 0.631}
-DRAWN = {"texts": 16, "tokens_per_pass": 1.38, "tokens_per_pass_sem": None, "right": None}
-DRAFTS = {"greedy": GREEDY, "drawn": DRAWN}
-WITH_DRAFTS = {"pretrain": {"loss": 3.0, "drafts": DRAFTS}}
-
-
-def test_each_way_to_draw_has_a_row():
-    _, table = part_blocks(WITH_DRAFTS)
-    assert table.rows == [
-        ("base", "the likeliest", "1.71 ± 0.04", "63.1 %"),
-        ("base", "drawn at a temperature of 0.8", "1.38", "–"),
-    ]
-    assert part_blocks({"pretrain": {"drafts": {}}, "sft": {}}) == []
-
-
-def test_card_and_page_say_what_drafts_are():
-    card, page = card_and_page(WITH_DRAFTS)
-    assert "| base | the likeliest | 1.71 ± 0.04 | 63.1 % |" in card
-    for text in (card, page):
-        assert "in one pass. This makes texts faster and never changes them." in text
-        assert "1.71 ± 0.04" in text
-
-
-def test_the_summary_has_the_texts_that_are_drawn_as_usual():
-    said = [part_in_brief(Draft.result, found) for found in (DRAFTS, {"greedy": GREEDY})]
-    assert said == [f"{n} tokens a pass (1 without drafts)" for n in ("1.38", "1.71 ± 0.04")]
+if __name__ == "__main__":
+    texts = (f"# {name}\n\n{written(results)}\n" for name, results in CASES.items())
+    WRITTEN.write_text("\n".join(texts), encoding="utf-8")
