@@ -16,13 +16,22 @@ from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput, Interrupted
 from pion.evaluation.item_scores import unpack
 from pion.model.decoder import Decoder
+from pipeline.report.results import Evaluated
 from pipeline.stages.evaluate import evaluate_run
 from pipeline.stages.measures import Parts, TrainedRun
+from pipeline.state.record_json import build, finite_json
 from tests.support.jobs import tiny_job
 from tests.support.scripts import python_that
 
 SEQ_LEN = 64
 TEXT = ["the cat sat on the mat. ", "a dog ate the bone. ", "return a new list of the items. "]
+
+
+def evaluated(*args):
+    """Evaluate a run. Reports know every result: none is left out where results are read."""
+    results = evaluate_run(*args)
+    assert build(Evaluated, results, "HEAD.json") == json.loads(finite_json(results))
+    return results
 
 
 class Folder(Parts):
@@ -77,7 +86,7 @@ class World:
         said = []
         trained = TrainedRun(**{"models": self.models, "data": self.data} | changed)
         parts.say = lambda note: said.append(note.text)
-        return evaluate_run(job, trained, parts, sleep, start), said
+        return evaluated(job, trained, parts, sleep, start), said
 
     def _text(self, folder):
         rng = np.random.default_rng(0)
