@@ -88,7 +88,8 @@ def test_every_model_has_equally_many_rows_of_each_source_and_their_plain_mean(f
             values, errors = zip(*((one[measure], one[f"{measure}_sem"]) for one in both))
             assert found[measure] == pytest.approx(sum(values) / 2)
             assert found[f"{measure}_sem"] == pytest.approx(math.hypot(*errors) / 2)
-        assert found["tokens"] == sum(one["tokens"] for one in found["sources"].values())
+        for count in ("tokens", "bytes", "rows"):
+            assert found[count] == sum(one[count] for one in found["sources"].values())
 
 
 def test_the_rows_of_a_source_do_not_depend_on_the_mix(folder):
