@@ -7,7 +7,7 @@ its own, so each may be anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.console.formats import counted, measured, printable
@@ -184,53 +184,50 @@ def _within_chance(value: float | None, sem: float | None) -> bool:
 
 
 def lm_eval_blocks(results: Mapping[str, Any], *, code: str) -> list[Block]:
-    """Return what lm-evaluation-harness measured, and how it asked."""
+    """Return what lm-evaluation-harness measured, and how it asked; `code` formats stop texts."""
+    tasks: Mapping[str, Mapping[str, Any]] = results.get("lm_eval", {})
+    asked = {task: metrics[ASKED] for task, metrics in tasks.items() if metrics.get(ASKED)}
     blocks: list[Block] = []
-    if lm_eval := lm_eval_rows(results):
-        blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
-    if forms := asked_rows(results, code=code):
-        blocks += [asked_in_words(results), Table(ASKED_COLUMNS, forms, 3)]
+    if rows := [row for task, metrics in tasks.items() for row in _metric_rows(task, metrics)]:
+        blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), rows, 2)]
+    if asked:
+        forms = [_asked_row(task, form, code) for task, form in asked.items()]
+        blocks += [_asked_in_words(list(asked.values())), Table(ASKED_COLUMNS, forms, 3)]
     return blocks
 
 
-def lm_eval_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (task, metric, value) of lm-evaluation-harness; for a skipped task, the reason."""
+def _metric_rows(task: str, metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (task, metric, value) of each metric; of a skipped task, the reason."""
+    if "skipped" in metrics:
+        return [(task, "skipped", metrics["skipped"])]
     rows = []
-    for task, metrics in results.get("lm_eval", {}).items():
-        if "skipped" in metrics:
-            rows.append((task, "skipped", metrics["skipped"]))
-            continue
-        shown = f"{task}{_form(metrics.get(ASKED, {}))}"
-        for name, value in metrics.items():
-            metric, comma, filter_name = name.partition(",")
-            # The error of `acc,none` is `acc_stderr,none`.
-            error = metrics.get(f"{metric}_stderr{comma}{filter_name}")
-            if isinstance(value, int | float) and "_stderr" not in name and name != ASKED:
-                known = error if isinstance(error, int | float) else None
-                rows.append((shown, name.removesuffix(",none"), measured(value, known)))
+    for name, value in metrics.items():
+        metric, comma, filter_name = name.partition(",")
+        # The error of `acc,none` is `acc_stderr,none`.
+        error = metrics.get(f"{metric}_stderr{comma}{filter_name}")
+        if isinstance(value, int | float) and "_stderr" not in name and name != ASKED:
+            known = error if isinstance(error, int | float) else None
+            shown = f"{task}{_form(metrics.get(ASKED, {}))}"
+            rows.append((shown, name.removesuffix(",none"), measured(value, known)))
     return rows
 
 
-def asked_rows(results: Mapping[str, Any], *, code: str = "{}") -> list[tuple[str, ...]]:
-    """Return how the model was asked each task, as ASKED_COLUMNS; `code` formats stop texts."""
-    return [
-        (
-            task,
-            _text(asked.get("version")),
-            _stops(asked, code),
-            _questions(asked),
-            "–" if "max_gen_toks" not in asked else f"{asked['max_gen_toks']:,}",
-            share_with_error(asked.get("cut_off"), None),
-            share_with_error(asked.get("cropped"), None),
-        )
-        for task, asked in _asked(results).items()
-    ]
+def _asked_row(task: str, asked: Mapping[str, Any], code: str) -> tuple[str, ...]:
+    """Return how the model was asked a task, as ASKED_COLUMNS."""
+    return (
+        task,
+        _text(asked.get("version")),
+        _stops(asked, code),
+        _questions(asked),
+        "–" if "max_gen_toks" not in asked else f"{asked['max_gen_toks']:,}",
+        share_with_error(asked.get("cut_off"), None),
+        share_with_error(asked.get("cropped"), None),
+    )
 
 
-def asked_in_words(results: Mapping[str, Any]) -> str:
-    """Return in sentences what the rows of `asked_rows` mean."""
+def _asked_in_words(forms: Sequence[Mapping[str, Any]]) -> str:
     versions, seeds = (
-        ", ".join(sorted({_text(asked.get(name)) for asked in _asked(results).values()}))
+        ", ".join(sorted({_text(asked.get(name)) for asked in forms}))
         for name in ("lm_eval", "fewshot_seed")
     )
     return (
@@ -238,12 +235,6 @@ def asked_in_words(results: Mapping[str, Any]) -> str:
         f"{seeds}. Cut off are answers that reached the longest length, in tokens, without an end; "
         "cropped are prompts whose beginning did not fit into the model's context."
     )
-
-
-def _asked(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return how the model was asked, by task."""
-    tasks = results.get("lm_eval", {})
-    return {task: metrics[ASKED] for task, metrics in tasks.items() if metrics.get(ASKED)}
 
 
 def _form(asked: Mapping[str, Any]) -> str:
