@@ -8,6 +8,7 @@
 import copy
 import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from pipeline.report.result_tables import (
 )
 from pipeline.report.results import Evaluated
 from tests.hostile.of_types import example
-from tests.pipeline.report.test_model_card import JOB, card_and_page
+from tests.pipeline.report.test_model_card import JOB, RESULTS, card_and_page
 
 WRITTEN = Path(__file__).with_name("result_blocks.md")
 ASKED = {
@@ -171,6 +172,11 @@ CASES = {
         "lm_eval": {"piqa": {"acc,none": 0.5}},
     },
     "no results": {},
+    "a run with baselines": RESULTS,
+    "odd numbers": {
+        "pretrain": {"loss": 0.0004, "loss_sem": 0.00012, "perplexity": 1.0, "bits_per_byte": 1e-9},
+        "sft": {"loss": math.nan, "loss_sem": 0.1, "perplexity": math.inf, "bits_per_byte": 2.0},
+    },
     **{
         f"forgot {more} ± {error}": forgot(more, error)
         for more, error in (
