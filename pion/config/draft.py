@@ -8,6 +8,7 @@ from typing import ClassVar
 from pion.config.part_fields import (
     VOCABULARY,
     Core,
+    Measure,
     Part,
     PartResult,
     check_fields,
@@ -28,24 +29,6 @@ USUAL_IDS = 4096
 MOST_STEPS = 16
 
 
-@dataclass(frozen=True)
-class Drafted:
-    """What the drafts of some texts saved.
-
-    Attributes:
-        texts: how many texts were written.
-        tokens_per_pass: tokens that a pass of the model adds to a text, the mean over texts; 1
-            without drafts.
-        tokens_per_pass_sem: its standard error over texts; None for a single text.
-        right: the share of guessed tokens that were right; None if none was guessed.
-    """
-
-    texts: int
-    tokens_per_pass: float
-    tokens_per_pass_sem: float | None
-    right: float | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Draft(Part):
     """A small block that guesses tokens, so that several are read in one pass."""
@@ -58,14 +41,20 @@ class Draft(Part):
     apart: ClassVar = True
     result: ClassVar = PartResult(
         name="drafts",
-        record=Drafted,
+        measures={
+            "texts": Measure("texts", "count", error=False),
+            # The mean over texts. Its error is null for a single text.
+            "tokens_per_pass": Measure("tokens a pass", 2),
+            # The share of guessed tokens that were right; null if none was guessed.
+            "right": Measure("right", "share", error=False),
+        },
         entries={"greedy": "the likeliest", "drawn": "drawn at a temperature of 0.8"},
         about="A small block next to the model guesses the next tokens of a text, and the model "
         "checks all guesses in one pass. This makes texts faster and never changes them. Below is "
         "how many tokens a pass adds to a text that continues held-out text (1 without guesses; "
         "more is better), and the share of guessed tokens that were right:",
-        columns=("tokens", "tokens a pass", "right"),
-        fields={"tokens_per_pass": 2, "right": None},
+        columns=("model", "tokens"),
+        shown=("tokens_per_pass", "right"),
         in_brief="{} tokens a pass (1 without drafts)",
     )
 

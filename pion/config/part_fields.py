@@ -107,25 +107,42 @@ Core: TypeAlias = Any
 
 
 @dataclasses.dataclass(frozen=True)
+class Measure:
+    """A number of a record of what was measured; pion/measures.py has those of all models.
+
+    Attributes:
+        title: what a table calls it.
+        form: how it is written: with so many digits, as a percentage, or as a whole number.
+        error: whether its standard error is next to it.
+        difference: whether it is written with its sign.
+    """
+
+    title: str
+    form: int | Literal["share", "count"] = 3
+    error: bool = True
+    difference: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class PartResult:
     """What an evaluation measures of a part alone, and how reports show it.
 
     Attributes:
         name: of the result.
-        record: the kind of record of each entry.
+        measures: the numbers of each entry.
         entries: what the entries are in words, by name. A summary has the last one that there is.
         about: what stands above the table of all entries.
-        columns: the titles of the table's columns, without the model's.
-        fields: the numbers of a record in the table, each with its digits; None: a percentage.
-        in_brief: what a summary says; `{}` is the first of these numbers.
+        columns: the titles of the table's first columns.
+        shown: the measures in the table's other columns.
+        in_brief: what a summary says; `{}` is the first of these measures.
     """
 
     name: str
-    record: type
+    measures: Mapping[str, Measure]
     entries: Mapping[str, str]
     about: str
     columns: Sequence[str]
-    fields: Mapping[str, int | None]
+    shown: Sequence[str]
     in_brief: str
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from pion.config.draft import Drafted
 from pion.generation.decoding import Decoding
 from pion.generation.drafts import DraftedDecoding
 from pion.generation.text import Settings, Text
@@ -24,8 +24,9 @@ def drafted(
     temperature: float,
     vocab_size: int,
     on_pass: Callable[[], None],
-) -> Drafted | None:
-    """Continue each prompt with as many drafts as the model's block has learned.
+) -> dict[str, Any] | None:
+    """Continue each prompt with as many drafts as the model's block has learned; return the
+    measures of `Draft.result`.
 
     A text is drawn with its number as the seed, to NEW_TOKENS or the end of the context; an end of
     text ends nothing. None: the model has no block, or no prompt has room. `on_pass` is called
@@ -52,7 +53,12 @@ def drafted(
     if not shares:
         return None
     error = float(np.std(shares, ddof=1) / np.sqrt(len(shares))) if len(shares) > 1 else None
-    return Drafted(len(shares), float(np.mean(shares)), error, hits / tried if tried else None)
+    return {
+        "texts": len(shares),
+        "tokens_per_pass": float(np.mean(shares)),
+        "tokens_per_pass_sem": error,
+        "right": hits / tried if tried else None,
+    }
 
 
 def _passes(decoding: Decoding, text: Text, on_pass: Callable[[], None]) -> int:

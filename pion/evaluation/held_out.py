@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from pion.data.shards import IGNORED
 from pion.data.stream import Batch, to_device
 from pion.errors import BadInput, PionError
-from pion.evaluation.results import Calibration, Example, HeldOut, Responses
+from pion.evaluation.item_scores import Numbers, with_errors
 from pion.evaluation.shares import plain_mean, ratio, share_ratio
 from pion.model.decoder import Decoder
 
@@ -98,8 +98,8 @@ def mean_of_sources(found: Mapping[str, Evaluation]) -> Evaluation:
 
 def summarize(
     nll: np.ndarray, targets: np.ndarray, token_bytes: np.ndarray, documents: np.ndarray
-) -> HeldOut:
-    """Return how well a model predicts the targets that are not ignored: averages over them.
+) -> Numbers:
+    """Return HELD_OUT (pion/measures.py) of the targets that are not ignored: averages over them.
 
     `nll` (R, T) is the negative log-likelihood in nats of `targets` (R, T), and `documents` (R, T)
     the number of the document of each. `token_bytes` (vocab_size,) is the number of bytes of each
@@ -115,20 +115,27 @@ def summarize(
     return _held_out(losses, bits, int(tokens.sum()), int(sizes.sum()), len(targets))
 
 
-def mean_held_out(found: Sequence[HeldOut]) -> HeldOut:
+def mean_held_out(sources: Sequence[Numbers]) -> Numbers:
     """Return the plain mean of what was measured on several sources."""
-    return _held_out(
-        plain_mean([(one.loss, one.loss_sem) for one in found]),
-        plain_mean([(one.bits_per_byte, one.bits_per_byte_sem) for one in found]),
-        *(sum(n) for n in zip(*((one.tokens, one.bytes, one.rows) for one in found))),
+    loss, bits = (
+        plain_mean([(source[name], source[f"{name}_sem"]) for source in sources])
+        for name in ("loss", "bits_per_byte")
     )
+    counts = (int(sum(source[name] for source in sources)) for name in ("tokens", "bytes", "rows"))
+    return _held_out(loss, bits, *counts)
 
 
 def _held_out(
-    loss: tuple[float, float], bits_per_byte: tuple[float, float], *counts: int
-) -> HeldOut:
-    perplexity = math.inf if loss[0] > 700 else math.exp(loss[0])
-    return HeldOut(*loss, perplexity, *bits_per_byte, *counts)
+    loss: tuple[float, float], bits: tuple[float, float], tokens: int, size: int, rows: int
+) -> Numbers:
+    return {
+        **with_errors({"loss": loss}),
+        "perplexity": math.inf if loss[0] > 700 else math.exp(loss[0]),
+        **with_errors({"bits_per_byte": bits}),
+        "tokens": tokens,
+        "bytes": size,
+        "rows": rows,
+    }
 
 
 def target_bytes(targets: np.ndarray, token_bytes: np.ndarray) -> np.ndarray:
@@ -150,8 +157,9 @@ def by_document(
     return [np.bincount(places.ravel(), amount[counted]) for amount in amounts]
 
 
-def summarize_responses(scores: Scores, end_of_turn: int, documents: np.ndarray) -> Responses:
-    """Return how well the learned tokens of packed conversations were predicted.
+def summarize_responses(scores: Scores, end_of_turn: int, documents: np.ndarray) -> Numbers:
+    """Return RESPONSES (pion/measures.py): how well the learned tokens of packed conversations were
+    predicted.
 
     `end_of_turn` is the id that ends an answer (`ChatFormat.end_of_turn`). `documents` (R, T) has
     the number of the conversation of each target (`document_numbers`).
@@ -162,11 +170,13 @@ def summarize_responses(scores: Scores, end_of_turn: int, documents: np.ndarray)
     nats, tokens, right, turns, early, others = by_document(
         documents, learned, scores.nll, learned, stops & ends, ends, stops & inside, inside
     )
-    loss, loss_sem = ratio(nats, tokens)
-    accuracy, accuracy_sem = share_ratio(right, turns)
-    false_stops, _ = ratio(early, others)
-    counts = int(turns.sum()), int(others.sum())
-    return Responses(loss, loss_sem, accuracy, accuracy_sem, false_stops, *counts)
+    measured = {"response_loss": ratio(nats, tokens), "stop_accuracy": share_ratio(right, turns)}
+    return {
+        **with_errors(measured),
+        "false_stop_rate": ratio(early, others)[0],
+        "ends": int(turns.sum()),
+        "others": int(others.sum()),
+    }
 
 
 def token_nll(
@@ -358,8 +368,10 @@ BINS = 15
 EXAMPLE = 10
 
 
-def calibrate(scores: Scores, documents: np.ndarray) -> Calibration:
-    """Return the calibration of what a model predicts; `documents` as in `held_out.summarize`."""
+def calibrate(scores: Scores, documents: np.ndarray) -> dict[str, Any]:
+    """Return CALIBRATION (pion/measures.py) of what a model predicts. `near_70` has NEAR_70, an
+    example; None if there are no such tokens. `documents` are as in `summarize`.
+    """
     counted = scores.targets != IGNORED
     confidence, right = scores.confidence, (scores.likeliest == scores.targets).astype(np.float64)
     excess = confidence - right
@@ -374,12 +386,19 @@ def calibrate(scores: Scores, documents: np.ndarray) -> Calibration:
     sure, hits, squares, distance, tokens, said, correct, some = by_document(
         documents, counted, *of_all, *of_example
     )
-    found = Example(ratio(said, some)[0], *share_ratio(correct, some), tokens=int(some.sum()))
-    return Calibration(
-        *ratio(distance, tokens),
-        *ratio(squares, tokens),
-        *ratio(sure, tokens),
-        *share_ratio(hits, tokens),
-        near_70=found if found.tokens else None,
-        tokens=int(tokens.sum()),
-    )
+    near_70 = {
+        "confidence": ratio(said, some)[0],
+        **with_errors({"accuracy": share_ratio(correct, some)}),
+        "tokens": int(some.sum()),
+    }
+    measured = {
+        "ece": ratio(distance, tokens),
+        "brier": ratio(squares, tokens),
+        "confidence": ratio(sure, tokens),
+        "accuracy": share_ratio(hits, tokens),
+    }
+    return {
+        **with_errors(measured),
+        "near_70": near_70 if near_70["tokens"] else None,
+        "tokens": int(tokens.sum()),
+    }

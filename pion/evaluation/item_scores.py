@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -201,6 +201,14 @@ def mean_sem(tasks: Sequence[TaskScores]) -> float:
             shared = float(np.cov(one.scores, other.scores)[0, 1]) / count
             variance += 2 * slope * again * shared
     return math.sqrt(max(variance, 0.0)) / len(tasks)
+
+
+class Scored(NamedTuple):
+    """The record of what was measured of a model's answers, and the credit of each of its items: 1
+    for a right answer, 1/k for a tie of k, and 0 for the others."""
+
+    record: dict[str, Any]
+    credits: np.ndarray
 
 
 def _text(array: np.ndarray) -> str:

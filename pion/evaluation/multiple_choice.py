@@ -13,18 +13,17 @@ from pion.data.stream import Batch
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.evaluation.held_out import Scorer, evaluating, in_batches, token_nll
+from pion.evaluation.item_scores import Scored
 from pion.evaluation.questions import Question
-from pion.evaluation.results import MultipleChoice
 from pion.evaluation.shares import share_sem
 
 # The most tokens computed at once, whatever context the model claims: twice a full GPU's.
 TOKENS_AT_ONCE = 2**17
 
 
-def multiple_choice(
-    scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question]
-) -> MultipleChoice:
-    """Answer each question with the choice of the highest log-likelihood per byte of its text.
+def multiple_choice(scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Question]) -> Scored:
+    """Answer each question with the choice of the highest log-likelihood per byte of its text, and
+    return CHOICES (pion/measures.py).
 
     A token that spans the border between context and choice belongs to the choice. A context that
     is too long for the model loses its beginning; an empty context means the start of a document.
@@ -59,13 +58,13 @@ def multiple_choice(
     best = [own == own.max() for own in np.split(scores, ends[:-1])]
     credit = [float(own[q.answer]) / max(int(own.sum()), 1) for q, own in zip(questions, best)]
     accuracy = float(np.mean(credit))
-    return MultipleChoice(
-        accuracy=accuracy,
-        accuracy_sem=share_sem(accuracy, len(questions)),
-        chance=float(np.mean([1 / len(q.choices) for q in questions])),
-        questions=len(questions),
-        credits=tuple(credit),
-    )
+    record = {
+        "accuracy": accuracy,
+        "accuracy_sem": share_sem(accuracy, len(questions)),
+        "chance": float(np.mean([1 / len(q.choices) for q in questions])),
+        "questions": len(questions),
+    }
+    return Scored(record, np.array(credit))
 
 
 def longest_first(

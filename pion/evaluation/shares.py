@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from pion.evaluation.results import Share, Z
+# An interval of 95 % has so many standard errors on each side.
+Z = 1.96
+
+
+class Share(NamedTuple):
+    """A share of cases, and Wilson's interval of 95 %: from `low` to `high`."""
+
+    share: float
+    low: float
+    high: float
+
+    @property
+    def sem(self) -> float:
+        """The standard error that belongs to the interval; never 0, as the binomial one can be."""
+        return (self.high - self.low) / (2 * Z)
 
 
 def share_of(agrees: np.ndarray, clusters: Sequence[str] = ()) -> Share | None:

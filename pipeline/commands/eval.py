@@ -18,12 +18,11 @@ from pion.evaluation.held_out import Scorer, calibrate, score, summarize
 from pion.evaluation.multiple_choice import multiple_choice
 from pion.evaluation.one_text_per_row import own_rows
 from pion.evaluation.questions import read_questions
-from pion.evaluation.results import record_of
 from pion.model.decoder import Decoder
 from pion.untrusted import read_file
 from pipeline.commands.chat import tell_replaced
 from pipeline.console.formats import measured, show
-from pipeline.report.calibration import calibration_in_brief
+from pipeline.report.result_tables import calibration_in_brief
 from pipeline.state.record_json import finite_json
 
 TOKENS_AT_ONCE = 8192
@@ -62,10 +61,10 @@ def eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> tuple[dict[st
     lines = path.suffix == ".jsonl"
     if lines and not (path.is_file() and _has_texts(path)):
         scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
-        of = multiple_choice(scorer, tokenizer, read_questions(path))
-        return record_of(of), (
-            f"accuracy {of.accuracy:.1%} ± {of.accuracy_sem:.1%} "
-            f"(chance {of.chance:.1%}, {of.questions:,} questions)"
+        record, _ = multiple_choice(scorer, tokenizer, read_questions(path))
+        return record, (
+            f"accuracy {record['accuracy']:.1%} ± {record['accuracy_sem']:.1%} "
+            f"(chance {record['chance']:.1%}, {record['questions']:,} questions)"
         )
     texts = (
         [one.text for one in record_documents(jsonl_records([Span(path)], "eval"), "text", "eval")]
@@ -102,5 +101,5 @@ def measure_texts(
     every = range(rows.total_rows)
     scores = score(Scorer(model, tokenizer.vocab_size, rows_at_once), rows, every)
     documents = rows.document_numbers(every, tokenizer.end_of_text)
-    of = summarize(scores.nll, scores.targets, tokenizer.token_bytes(), documents)
-    return {**record_of(of), "calibration": record_of(calibrate(scores, documents))}
+    text = summarize(scores.nll, scores.targets, tokenizer.token_bytes(), documents)
+    return {**text, "calibration": calibrate(scores, documents)}

@@ -15,11 +15,10 @@ from pion.evaluation.core.bundle import Bundle, Task, read_bundle
 from pion.evaluation.core.measure import DEFAULT_ITEMS, core_result, measure_task, too_short
 from pion.evaluation.core.scoring import USUAL_ROW
 from pion.evaluation.held_out import Scorer
-from pion.evaluation.results import record_of
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 from pipeline.console.formats import counted, show
-from pipeline.report.core import core_in_words, task_in_words
+from pipeline.report.benchmarks import core_in_words, task_in_words
 
 if TYPE_CHECKING:
     from pipeline.commands.eval import Part
@@ -86,9 +85,9 @@ def core_part(model: Decoder, tokenizer: Tokenizer, core: AskedCore, *, as_json:
         for task in core.bundle.tasks:
             tasks.append(measure_task(scorer, tokenizer, task, core.limit, progress))
             if not as_json:
-                show(task_in_words(record_of(tasks[-1])))
+                show(task_in_words(tasks[-1].record))
         context = model.config.seq_len
-        result = record_of(core_result(core.bundle, tasks, limit=core.limit, context=context))
+        result = core_result(core.bundle, tasks, limit=core.limit, context=context)
         return result, core_in_words(result)
 
     return part

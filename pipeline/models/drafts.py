@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pion.config.draft import MOST_STEPS, TEMPERATURES
-from pion.evaluation.results import record_of
 
 if TYPE_CHECKING:
     from pion.generation.answer import Answer, Drawn
@@ -97,7 +96,7 @@ def measured(
     from pion.evaluation.drafting import drafted
 
     return {
-        name: record_of(found)
+        name: found
         for name, temperature in TEMPERATURES.items()
         if (found := drafted(model, beginnings, temperature, vocab_size, on_pass)) is not None
     }

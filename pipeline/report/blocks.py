@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
+from pion.config.part_fields import Measure
 from pion.evaluation.shares import wilson
 from pipeline.console.formats import measured
 
@@ -21,22 +22,54 @@ class Table(NamedTuple):
 Block = str | Table
 
 
+# ---------------------------------------------------------------- measures
+
+
+def written(record: Mapping[str, Any], name: str, measure: Measure) -> str:
+    """Return a number of a record as `2.081 ± 0.012`, `63.5 % ± 3.4` or `1,234`; an en dash if it
+    was not measured or is not finite."""
+    value, error = record.get(name), record.get(f"{name}_sem")
+    if measure.form == "count":
+        return "–" if value is None else f"{value:,}"
+    if measure.form == "share":
+        text = share_with_error(value, error)
+    else:
+        text = number_with_error(value, error, measure.form)
+    return signed(text) if measure.difference else text
+
+
+def measured_table(
+    head: Sequence[str],
+    records: Iterable[tuple[Sequence[str], Mapping[str, Any]]],
+    measures: Mapping[str, Measure],
+) -> Table:
+    """Return a table with a row for each record: what it is of, under `head`, and its numbers."""
+    return Table(
+        (*head, *(measure.title for measure in measures.values())),
+        [
+            (*labels, *(written(record, name, measure) for name, measure in measures.items()))
+            for labels, record in records
+        ],
+        len(head),
+    )
+
+
+def change_table(sides: Sequence[Mapping[str, Any]], measures: Mapping[str, Measure]) -> Table:
+    """Return a table with a row for each measure: before and after training, and the difference,
+    which are the three `sides`."""
+    rows = []
+    for name, measure in measures.items():
+        before, after, change = (written(side, name, measure) for side in sides)
+        rows.append((measure.title, before, after, signed(change)))
+    return Table(("", "before", "after", "difference"), rows)
+
+
 # ---------------------------------------------------------------- values
-
-
-def value_with_error(result: Mapping[str, Any], name: str, digits: int = 3) -> str:
-    """Return `2.081 ± 0.012`; without a standard error `2.081`; an en dash if unmeasured."""
-    return number_with_error(result.get(name), result.get(f"{name}_sem"), digits)
 
 
 def number_with_error(value: float | None, error: float | None, digits: int = 3) -> str:
     """Return `2.081 ± 0.012`; without a finite error `2.081`; an en dash for None and NaN."""
     return measured(value, error, digits) if is_finite(value) else "–"
-
-
-def percent_with_error(result: Mapping[str, Any], name: str) -> str:
-    """Return `63.5 % ± 3.4`, or an en dash if unmeasured."""
-    return share_with_error(result.get(name), result.get(f"{name}_sem"))
 
 
 def share_with_error(value: float | None, error: float | None) -> str:
@@ -52,15 +85,15 @@ def is_finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
-def share_with_interval(result: Mapping[str, Any], name: str, count: str) -> str:
+def share_with_interval(record: Mapping[str, Any], name: str, count: str) -> str:
     """Return `100.0 % (95 %: 96.3 to 100.0)` of as many cases as `count` says.
 
     The interval is Wilson's, which is not empty where all or no cases agree. A result
     without a count keeps its standard error.
     """
-    share, n = result.get(name), result.get(count)
+    share, n = record.get(name), record.get(count)
     if not n or not is_finite(share):
-        return percent_with_error(result, name)
+        return share_with_error(share, record.get(f"{name}_sem"))
     return interval_in_words(share, *wilson(share, n))
 
 

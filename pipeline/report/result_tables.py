@@ -11,31 +11,57 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from pion.config.model_config import RESULTS
+from pion.config.part_fields import Measure, PartResult
+from pion.measures import (
+    CALIBRATION,
+    CHECKPOINT,
+    CHOICES,
+    HELD_OUT,
+    LONG_CONTEXT,
+    NEAR_70,
+    RESPONSES,
+    SAVED,
+    WORTH,
+    columns,
+)
 from pipeline.console.formats import short_amount
 from pipeline.job import Job
+from pipeline.report.benchmarks import core_blocks, lm_eval_blocks
 from pipeline.report.blocks import (
     Block,
-    Table,
+    change_table,
     is_finite,
-    percent_with_error,
+    measured_table,
+    share_with_error,
     share_with_interval,
-    signed,
-    value_with_error,
+    written,
 )
-from pipeline.report.calibration import calibration_blocks
-from pipeline.report.core import core_blocks
-from pipeline.report.lm_eval_rows import lm_eval_blocks
-from pipeline.report.part_results import part_blocks
-from pipeline.report.preferences import compared, preference_blocks
 from pipeline.report.results import TRAINED, numbers_of
-from pipeline.report.rewards import reward_blocks
+from pipeline.report.tuned_answers import preference_blocks, reward_blocks
 from pipeline.report.worse import ERRORS_OF_A_DIFFERENCE, made_worse
 
-MODELS = {**TRAINED, "untrained": "untrained"}
+Results = Mapping[str, Any]
+
+# What is compared before and after training.
+COMPARED = {
+    "response_loss": Measure("loss of responses in held-out conversations (nats per token)"),
+    "bits_per_byte": Measure("held-out text (bits per byte)"),
+    "text.bits_per_byte": Measure("other text (bits per byte)"),
+}
+ABOUT_CALIBRATION = (
+    "How far the probability of the most likely token can be trusted. ECE is the mean distance "
+    "between this probability and how often the token is right, in 15 groups of tokens. Of ECE and "
+    "of the Brier score, lower is better:"
+)
+# With fewer tokens, a group says too little.
+FEWEST_OF_A_GROUP = 100
+# The model that a run started from.
+BEFORE = "before training"
 
 
 def result_blocks(
-    job: Job, results: Mapping[str, Any], *, code: str = "{}", brief: bool = False
+    job: Job, results: Results, *, code: str = "{}", brief: bool = False
 ) -> list[Block]:
     """Return the sentences and tables that say what was measured; empty if nothing was.
 
@@ -43,16 +69,17 @@ def result_blocks(
     """
     blocks = [
         *(f"{words}." for words in made_worse(results)),
-        chosen_checkpoint(results),
-        *_compared_blocks(job, results, code=code),
+        _chosen_checkpoint(results),
+        *before_after_blocks(job, results, code=code),
         *preference_blocks(results, brief=brief),
         *reward_blocks(results, brief=brief),
         *_language_blocks(results),
-        whose_bytes(results),
+        _whose_bytes(results),
         *_long_context(job, results),
         *calibration_blocks(results),
         *part_blocks(results),
-        *_answer_blocks(results),
+        _responses_in_words(results),
+        *_choice_blocks(results),
         *core_blocks(results, brief=brief),
         *lm_eval_blocks(results, code=code),
     ]
@@ -60,195 +87,45 @@ def result_blocks(
     return [*shown, "± is one standard error."] if shown else []
 
 
-def _compared_blocks(job: Job, results: Mapping[str, Any], *, code: str) -> list[Block]:
-    """Return what was measured before and after training, if the run started from a model."""
-    compared = before_after_rows(job, results)
+# ---------------------------------------------------------------- before and after training
+
+
+def before_after_blocks(job: Job, results: Results, *, code: str = "{}") -> list[Block]:
+    """Return what was measured before and after training, if the run started from a model.
+
+    `code` is the format of names and hashes.
+    """
+    sides = [numbers_of(results.get(name, {})) for name in ("base", job.train_stages[-1], "change")]
+    compared = {name: measure for name, measure in COMPARED.items() if name in sides[0]}
     if not compared:
         return []
     return [
         "Before and after training (lower is better):",
-        Table(("", "before", "after", "difference"), compared),
-        what_it_forgot(job, results, code=code),
+        change_table(sides, compared),
+        _what_it_forgot(job, results, code),
     ]
 
 
-def _language_blocks(results: Mapping[str, Any]) -> list[Block]:
-    """Return the losses on held-out text; empty if no model was measured on some."""
-    language = language_rows(results)
-    if not language:
-        return []
-    note = "On text held out of training (lower is better)"
-    baseline = results.get("ngram")
-    if baseline and baseline.get("train_tokens"):
-        tokens = short_amount(baseline["train_tokens"])
-        note += f", next to {baseline['order']}-gram counts over {tokens} training tokens"
-    columns = ["model", "loss (nats per token)", "perplexity", "bits per byte"]
-    if sources := _sources_of(results):
-        note += ". The first three numbers are plain means of all sources"
-        columns += [f"on {name} alone" for name in sources]
-    return [f"{note}:", Table(columns, language)]
-
-
-def _long_context(job: Job, results: Mapping[str, Any]) -> list[Block]:
-    """Return what the context beyond `data.seq_len` is worth to the trained model."""
-    found = (results.get(job.train_stages[-1]) or {}).get("long_context")
-    if not found:
-        return []
-    n, tokens = f"{job.data.seq_len:,} tokens", f"{found.get('tokens', 0):,}"
-    bits = signed(value_with_error(found, "worth", 4))
-    worth = f"{bits} bits per byte if the model sees at most {n} before them (of {tokens} tokens)"
-    if bits == "–":
-        worth = f"not measured, as only {tokens} tokens have so much"
-    worths = [
-        (f"{int(at):,} to {2 * int(at):,}", signed(value_with_error(own, "bits", 4)))
-        for at, own in found.get("by_distance", {}).items()
-    ]
-    rows = [
-        (f"{int(at):,}", value_with_error(own, "bits"))
-        for at, own in found.get("copies", {}).items()
-    ]
-    return [
-        f"Held-out tokens with more than {n} of their own document before them: {worth}. The loss "
-        f"of the first {n} of a row is {value_with_error(found, 'short_loss')} nats per token.",
-        *([Table(("tokens before", "bits per byte more"), worths)] if worths else []),
-        "Bits per token that 64 tokens save the second time, by the tokens between:",
-        Table(("tokens between", "bits saved"), rows),
-    ]
-
-
-def _answer_blocks(results: Mapping[str, Any]) -> list[Block]:
-    """Return how the models answer: conversations and multiple choice."""
-    blocks: list[Block] = []
-    found = (results.get(stage) for stage in ("reinforce", "prefer", "sft"))
-    response: Mapping[str, Any] = next(filter(None, found), {})
-    if "response_loss" in response:
-        loss = value_with_error(response, "response_loss")
-        stops = share_with_interval(response, "stop_accuracy", "ends")
-        early = share_with_interval(response, "false_stop_rate", "others")
-        blocks.append(
-            f"On held-out conversations the loss of the responses is {loss} nats per token, and "
-            f"the model predicts the end of a response where it belongs in {stops} of the cases, "
-            f"and in {early} of the other places."
-        )
-    if choices := choice_rows(results):
-        blocks += [
-            "Multiple choice by likelihood:",
-            Table(("task", "model", "accuracy", "chance", "questions"), choices, 2),
-        ]
-    return blocks
-
-
-def chosen_checkpoint(results: Mapping[str, Any]) -> str:
-    """Return in a sentence which checkpoint was chosen for its held-out loss; empty if none."""
-    chosen = results.get("checkpoint")
-    if not chosen:
-        return ""
-    best, last = (value_with_error(chosen, f"{of}held_out_loss", 4) for of in ("", "last_"))
-    step, last_step = f"{chosen['step']:,}", f"{chosen['last_step']:,}"
-    if step == last_step:
-        return f"The model is that of the last step, {step}: no held-out loss was lower."
-    return (
-        f"The model is that of step {step} of {last_step}: in training, its held-out loss was the "
-        f"lowest, {best}. After the last step it was {last}."
+def start_in_words(base: Results) -> str:
+    """Return what was measured before training, in a line."""
+    numbers = numbers_of(base)
+    return "; ".join(
+        f"{measure.title}: {written(numbers, name, measure)}"
+        for name, measure in COMPARED.items()
+        if name in numbers
     )
 
 
-def whose_bytes(results: Mapping[str, Any]) -> str:
-    """Return in a sentence which bytes bits per byte count, if not those of the text itself."""
-    normalization = results.get("normalization")
-    if not normalization:
-        return ""
-    return (
-        f"The tokenizer changes a text by {normalization} first: bits per byte count the bytes of "
-        "the changed text."
-    )
-
-
-def _sources_of(results: Mapping[str, Any]) -> list[str]:
-    """Return the sources on which models were measured apart."""
-    return list(
-        next((of["sources"] for key in MODELS if (of := results.get(key)) and "sources" in of), {})
-    )
-
-
-def language_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return (model, loss, perplexity, bits per byte) of each model measured on held-out text.
-
-    Bits per byte on each source follow, if models were measured on the sources apart.
-    """
-    measured = [(title, results.get(key) or {}) for key, title in MODELS.items()]
-    rows = [(title, result) for title, result in measured if "loss" in result]
-    if ngram := results.get("ngram"):
-        rows.insert(len(rows) - ("untrained" in results), (f"{ngram['order']}-gram", ngram))
-    return [
-        (
-            title,
-            value_with_error(result, "loss"),
-            value_with_error(result, "perplexity", 1),
-            value_with_error(result, "bits_per_byte"),
-            *(
-                value_with_error(result.get("sources", {}).get(name, {}), "bits_per_byte")
-                for name in _sources_of(results)
-            ),
-        )
-        for title, result in rows
-    ]
-
-
-def choice_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return (task, model, accuracy, chance, questions) of the multiple-choice tasks."""
-    rows = []
-    for key, title in MODELS.items():
-        measured = results.get(key) or {}
-        tasks = {"true continuation": measured.get("continuations"), **measured.get("packs", {})}
-        for task, result in tasks.items():
-            if result:
-                shares = [percent_with_error(result, name) for name in ("accuracy", "chance")]
-                rows.append((task, title, *shares, f"{result['questions']:,}"))
-    return rows
-
-
-# What is compared before and after training, by what it is called.
-COMPARED = {
-    "loss of responses in held-out conversations (nats per token)": "response_loss",
-    "held-out text (bits per byte)": "bits_per_byte",
-    "other text (bits per byte)": "text.bits_per_byte",
-}
-
-
-def before_after_rows(job: Job, results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return (what, before, after, difference ± error) of all that was measured before training."""
-    sides = [numbers_of(results.get(name, {})) for name in ("base", job.train_stages[-1], "change")]
-    return [
-        (title, *compared(sides, value_with_error, measure))
-        for title, measure in COMPARED.items()
-        if measure in sides[0]
-    ]
-
-
-def what_it_forgot(job: Job, results: Mapping[str, Any], *, code: str = "{}") -> str:
-    """Return in a sentence or two what the other text is, and what the model has forgotten of it.
-
-    `code` is the format of names and hashes.
-    """
+def _what_it_forgot(job: Job, results: Results, code: str) -> str:
+    """Return what the other text is, and what the model has forgotten of it."""
     sha256 = results.get("compared_text", {}).get("sha256")
-    before = results.get("base", {}).get("text", {}).get("bits_per_byte")
+    before = results["base"].get("text", {}).get("bits_per_byte")
     if sha256 is None or not before:
         return ""
     text = job.evaluate.text
     named = "a sample that comes with Pion" if text is None else code.format(PurePath(text).name)
     hashed = f"sha256 {code.format(sha256)}"
     return f"The other text is {named} ({hashed}). {_meaning(before, numbers_of(results))}"
-
-
-def start_in_words(base: Mapping[str, Any]) -> str:
-    """Return what was measured before training, in a line."""
-    numbers = numbers_of(base)
-    return "; ".join(
-        f"{title}: {value_with_error(numbers, measure)}"
-        for title, measure in COMPARED.items()
-        if measure in numbers
-    )
 
 
 def _meaning(before: float, numbers: Mapping[str, float]) -> str:
@@ -270,3 +147,202 @@ def _meaning(before: float, numbers: Mapping[str, float]) -> str:
     if more > 0:
         return f"Training made the model forget: it needs {share} more bits for the same text."
     return f"The model forgot nothing of it: it needs {share} fewer bits for the same text."
+
+
+def _chosen_checkpoint(results: Results) -> str:
+    """Return in a sentence which checkpoint was chosen for its held-out loss; empty if none."""
+    chosen = results.get("checkpoint")
+    if not chosen:
+        return ""
+    step, best, last_step, last = (
+        written(chosen, name, measure) for name, measure in CHECKPOINT.items()
+    )
+    if step == last_step:
+        return f"The model is that of the last step, {step}: no held-out loss was lower."
+    return (
+        f"The model is that of step {step} of {last_step}: in training, its held-out loss was the "
+        f"lowest, {best}. After the last step it was {last}."
+    )
+
+
+# ---------------------------------------------------------------- text
+
+
+def _language_blocks(results: Results) -> list[Block]:
+    """Return the losses on held-out text; empty if no model was measured on some."""
+    ngram = results.get("ngram", {})
+    titles = {**TRAINED, "ngram": f"{ngram.get('order')}-gram", "untrained": "untrained"}
+    records = {
+        title: results[model] for model, title in titles.items() if "loss" in results.get(model, {})
+    }
+    if not records:
+        return []
+    note = "On text held out of training (lower is better)"
+    if ngram.get("train_tokens"):
+        tokens = short_amount(ngram["train_tokens"])
+        note += f", next to {ngram['order']}-gram counts over {tokens} training tokens"
+    measures = columns(HELD_OUT, "loss", "perplexity", "bits_per_byte")
+    sources: Results = next((of["sources"] for of in records.values() if "sources" in of), {})
+    if sources:
+        note += ". The first three numbers are plain means of all sources"
+    measures |= {f"sources.{name}.bits_per_byte": Measure(f"on {name} alone") for name in sources}
+    rows = [((title,), numbers_of(record)) for title, record in records.items()]
+    return [f"{note}:", measured_table(("model",), rows, measures)]
+
+
+def _whose_bytes(results: Results) -> str:
+    """Return in a sentence which bytes bits per byte count, if not those of the text itself."""
+    normalization = results.get("normalization")
+    if not normalization:
+        return ""
+    return (
+        f"The tokenizer changes a text by {normalization} first: bits per byte count the bytes of "
+        "the changed text."
+    )
+
+
+def _long_context(job: Job, results: Results) -> list[Block]:
+    """Return what the context beyond `data.seq_len` is worth to the trained model."""
+    record = results.get(job.train_stages[-1], {}).get("long_context")
+    if not record:
+        return []
+    n, tokens = f"{job.data.seq_len:,} tokens", f"{record.get('tokens', 0):,}"
+    loss, bits = (written(record, name, LONG_CONTEXT[name]) for name in ("short_loss", "worth"))
+    worth = f"{bits} bits per byte if the model sees at most {n} before them (of {tokens} tokens)"
+    if bits == "–":
+        worth = f"not measured, as only {tokens} tokens have so much"
+    worths = [
+        ((f"{int(at):,} to {2 * int(at):,}",), of)
+        for at, of in record.get("by_distance", {}).items()
+    ]
+    copies = [((f"{int(at):,}",), of) for at, of in record.get("copies", {}).items()]
+    return [
+        f"Held-out tokens with more than {n} of their own document before them: {worth}. The loss "
+        f"of the first {n} of a row is {loss} nats per token.",
+        *([measured_table(("tokens before",), worths, WORTH)] if worths else []),
+        "Bits per token that 64 tokens save the second time, by the tokens between:",
+        measured_table(("tokens between",), copies, SAVED),
+    ]
+
+
+# ---------------------------------------------------------------- calibration
+
+
+def calibration_blocks(results: Results) -> list[Block]:
+    """Return a table of how far the probabilities of all measured models can be trusted, and a
+    sentence about the last one. Results of before 0.2.0 have nothing."""
+    records = [
+        ((title, text), record)
+        for model, title in {**TRAINED, "base": BEFORE}.items()
+        for text, place in (("held-out text", model), ("other text", f"{model}.text"))
+        if (record := _record_at(results, f"{place}.calibration"))
+    ]
+    if not records:
+        return []
+    measures = columns(CALIBRATION, "confidence", "accuracy", "ece", "brier")
+    table = measured_table(("model", "text"), records, measures)
+    (title, text), last = records[0]
+    return [ABOUT_CALIBRATION, table, _calibration_in_words(title, text, last)]
+
+
+def _record_at(results: Results, place: str) -> Results:
+    """Return the record at a dotted place, such as `sft.text.calibration`; {} if there is none."""
+    for name in place.split("."):
+        results = results.get(name) or {}
+    return results
+
+
+def _calibration_in_words(title: str, text: str, record: Results) -> str:
+    """Return how far a model's probabilities can be trusted.
+
+    The example is of tokens with a probability of about 70 %, if there are enough of them.
+    """
+    called = f"model {title}" if title == BEFORE else f"{title} model"
+    example = record["near_70"]
+    if example is None or example["tokens"] < FEWEST_OF_A_GROUP:
+        confidence, right = (
+            written(record, name, CALIBRATION[name]) for name in ("confidence", "accuracy")
+        )
+        return (
+            f"On {text}, the most likely token of the {called} has a probability of "
+            f"{confidence} on average, and is right in {right} of the cases."
+        )
+    confidence, right, tokens = (
+        written(example, name, measure) for name, measure in NEAR_70.items()
+    )
+    return (
+        f"Where the {called} gives a token of {text} about 70 % (on average {confidence}), "
+        f"this token is right in {right} of the cases ({tokens} tokens)."
+    )
+
+
+def calibration_in_brief(record: Results) -> str:
+    """Return `31.2 % sure, 30.5 % right (ECE 1.3 %)`."""
+    sure, right, ece = (
+        share_with_error(record[name], None) for name in ("confidence", "accuracy", "ece")
+    )
+    return f"{sure} sure, {right} right (ECE {ece})"
+
+
+# ---------------------------------------------------------------- parts of a model
+
+
+def part_blocks(results: Results) -> list[Block]:
+    """Return a table of each part (pion/config/part_fields.py) that was measured alone."""
+    blocks: list[Block] = []
+    for part in RESULTS.values():
+        records = [
+            ((title, words), record)
+            for model, title in TRAINED.items()
+            for entry, words in part.entries.items()
+            if (record := _record_at(results, f"{model}.{part.name}.{entry}"))
+        ]
+        if records:
+            measures = columns(part.measures, *part.shown)
+            blocks += [part.about, measured_table(part.columns, records, measures)]
+    return blocks
+
+
+def part_in_brief(part: PartResult, result: Results) -> str:
+    """Return what was measured of a part, such as "1.62 ± 0.05 tokens a pass"."""
+    record: Results = next(filter(None, map(result.get, [*part.entries][::-1])), {})
+    return part.in_brief.format(*(written(record, n, part.measures[n]) for n in part.shown))
+
+
+# ---------------------------------------------------------------- answers
+
+
+def _responses_in_words(results: Results) -> str:
+    """Return how well the last model that was measured on conversations predicts responses."""
+    models = (results.get(stage) for stage in TRAINED if stage != "pretrain")
+    record: Results = next(filter(None, models), {})
+    if "response_loss" not in record:
+        return ""
+    loss = written(record, "response_loss", RESPONSES["response_loss"])
+    stops = share_with_interval(record, "stop_accuracy", "ends")
+    early = share_with_interval(record, "false_stop_rate", "others")
+    return (
+        f"On held-out conversations the loss of the responses is {loss} nats per token, and "
+        f"the model predicts the end of a response where it belongs in {stops} of the cases, "
+        f"and in {early} of the other places."
+    )
+
+
+def _choice_blocks(results: Results) -> list[Block]:
+    """Return how the models answer questions of multiple choice."""
+    records = [
+        ((task, title), record)
+        for model, title in {**TRAINED, "untrained": "untrained"}.items()
+        for task, record in _choices(results.get(model, {}))
+        if record
+    ]
+    if not records:
+        return []
+    return [
+        "Multiple choice by likelihood:",
+        measured_table(("task", "model"), records, CHOICES),
+    ]
+
+
+def _choices(model: Results) -> list[tuple[str, Results]]:
+    return [("true continuation", model.get("continuations", {})), *model.get("packs", {}).items()]

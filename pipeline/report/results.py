@@ -1,30 +1,36 @@
 """The results of finished stages in a run's HEAD, with the types that reports rely on.
 
 A store may hold what others wrote, so a number that is not a number is damaged and not formatted.
-What is measured has its fields from the dataclasses of pion/evaluation/results.py.
+What is measured has its fields from pion/measures.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
-import operator
 from collections.abc import Mapping
-from types import GenericAlias, UnionType
-from typing import (
-    Any,
-    Literal,
-    NotRequired,
-    Required,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from types import GenericAlias
+from typing import Any, Literal, NotRequired, Required, TypeVar
 
 from pion.config.model_config import RESULTS
-from pion.evaluation import results as measured
+from pion.measures import (
+    AGREEMENT,
+    ANSWERS,
+    CALIBRATION,
+    CHECKPOINT,
+    CHOICES,
+    ELSEWHERE,
+    HELD_OUT,
+    LONG_CONTEXT,
+    MOVED,
+    NEAR_70,
+    RESPONSES,
+    REWARDS,
+    RULES,
+    SAVED,
+    WORTH,
+    Measure,
+    columns,
+)
 from pipeline.state.head import Head
 from pipeline.state.record_json import (
     Amount,
@@ -37,26 +43,6 @@ from pipeline.state.record_json import (
 )
 
 Result = TypeVar("Result")
-# The types in a record of what has other types in memory.
-_KEPT = {float: Number, int: Count, measured.Finite: float, measured.Digest: Sha256}
-
-
-def _kept(kind: Any) -> Any:
-    """Return the type in a record of what has the type `kind` in memory: null is NaN."""
-    arguments = get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return record_type(**_fields(kind))
-    if get_origin(kind) is tuple:
-        return list_of(_kept(arguments[0]))
-    if get_origin(kind) is UnionType:
-        return functools.reduce(operator.or_, map(_kept, arguments))
-    return str if get_origin(kind) is Literal else _KEPT.get(kind, kind)
-
-
-def _fields(kind: Any) -> dict[str, Any]:
-    """Return the types in a record of a dataclass's fields, without those of single items."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {name: _kept(own) for name, own in hints.items() if name not in measured.OF_ITEMS}
 
 
 def list_of(kind: Any) -> Any:
@@ -64,51 +50,29 @@ def list_of(kind: Any) -> Any:
     return GenericAlias(list, (kind,))
 
 
-def _with_errors(*names: str) -> dict[str, Any]:
-    """Return the fields of these numbers and of their standard errors."""
-    return {f"{name}{error}": Number for name in names for error in ("", "_sem")}
+def _fields(measures: Mapping[str, Measure]) -> dict[str, Any]:
+    """Return the types of these numbers and of their standard errors, by their names in a record.
+
+    A number that was not finite is null; a count always is one.
+    """
+    fields: dict[str, Any] = {}
+    for name, measure in measures.items():
+        fields[name] = Count if measure.form == "count" else Number
+        if measure.error:
+            fields[f"{name}_sem"] = Number
+    return fields
 
 
-_CHOICES = {**_fields(measured.MultipleChoice), "questions": Required[Count]}
-CHOICES = record_type(total=False, **_CHOICES) | None
-CALIBRATION = _kept(measured.Calibration)
-# What the context beyond data.seq_len is worth; see pion/evaluation/long_context.py.
-_BITS = record_type(**_with_errors("bits"))
-_LONG = record_type(
-    total=False,
-    **_with_errors("short_loss", "worth"),
-    tokens=Count,
-    by_distance=Mapping[str, _BITS],  # type: ignore[valid-type]
-    copies=Mapping[str, _BITS],  # type: ignore[valid-type]
-)
-# What was measured of text, and of a model.
-_TEXT = _fields(measured.HeldOut)
-_MODEL = {
-    **_TEXT,
-    "sources": Mapping[str, record_type(total=False, **_TEXT)],  # type: ignore[misc]
-    **_fields(measured.Responses),
-    "continuations": CHOICES,
-    "packs": Mapping[str, CHOICES],  # type: ignore[valid-type]
-    "long_context": _LONG,
-    "core": _kept(measured.CoreResult),
-    "text": record_type(total=False, **_TEXT, calibration=CALIBRATION),
-    "calibration": CALIBRATION,
-    **{
-        part.name: record_type(total=False, **dict.fromkeys(part.entries, _kept(part.record)))
-        for part in RESULTS.values()
-    },
-}
-MODEL = record_type(total=False, **_MODEL)
+def _record(measures: Mapping[str, Measure], **others: Any) -> Any:
+    """Return the type of a record that has all of these numbers."""
+    return record_type(**_fields(measures), **others)
 
-# How often the chosen answer is ahead, in all pairs and by which answer is longer: by the sums of
-# answers, by their means over tokens, and by what the loss compares.
-_AGREEMENT = record_type(
-    total=False, **_with_errors("accuracy", "where_longer", "where_shorter", "length_bias")
-)
-_BY_SUMS_AND_MEANS = {"raw": _AGREEMENT, "normalized": _AGREEMENT}
-# What the answers of a model are like; see pion/evaluation/greedy_answers.py.
-_ANSWERS = record_type(**_with_errors("tokens", "stopped", "distinct"))
-SIDES = ("before", "after", "change")
+
+def _part_of(measures: Mapping[str, Measure], **others: Any) -> Any:
+    """Return the type of a record that has some of these numbers."""
+    return record_type(total=False, **{**_fields(measures), **others})
+
+
 # The models of results, the last one first, and what tables call them.
 TRAINED = {
     "reinforce": "reward-tuned",
@@ -116,6 +80,61 @@ TRAINED = {
     "sft": "fine-tuned",
     "pretrain": "base",
 }
+_CHOICES = _part_of(CHOICES, questions=Required[Count]) | None
+_CALIBRATION = _record(CALIBRATION, near_70=_record(NEAR_70) | None)
+# A task of CORE, and the mean of all tasks; see pion/evaluation/core/measure.py.
+_CORE_TASK: dict[str, Any] = {
+    "label": str,
+    "task_type": str,
+    **dict.fromkeys(("shots", "items", "of_items"), Count),
+    **dict.fromkeys(("accuracy", "sem"), Number),
+    **dict.fromkeys(("baseline", "baseline_v2"), float),
+    **dict.fromkeys(("centred", "centred_sem", "centred_v2", "centred_v2_sem"), Number),
+    "cropped": float,
+    **dict.fromkeys(("unscored", "odd_items", "joined_tokens", "ties"), Count),
+    "commonest": Number,
+    **dict.fromkeys(("commonest_place", "passages"), Count | None),
+    "not_finite": Count,
+    "data_digest": str,
+}
+_CORE = record_type(
+    dict.fromkeys(("value", "sem", "value_v2", "sem_v2"), Number),
+    rule=str,
+    name=str,
+    not_core=list_of(str),
+    limit=Count | None,
+    context=Count,
+    dtype=str,
+    cropped_tasks=list_of(str),
+    bundle_digest=Sha256,
+    tasks=list_of(record_type(_CORE_TASK)),
+)
+# What was measured of a model.
+_MODEL = {
+    **_fields(HELD_OUT),
+    "sources": Mapping[str, _part_of(HELD_OUT)],  # type: ignore[misc]
+    **_fields(RESPONSES),
+    "continuations": _CHOICES,
+    "packs": Mapping[str, _CHOICES],  # type: ignore[valid-type]
+    "long_context": _part_of(
+        LONG_CONTEXT,
+        by_distance=Mapping[str, _record(WORTH)],  # type: ignore[misc]
+        copies=Mapping[str, _record(SAVED)],  # type: ignore[misc]
+    ),
+    "core": _CORE,
+    "text": _part_of(HELD_OUT, calibration=_CALIBRATION),
+    "calibration": _CALIBRATION,
+    **{
+        part.name: record_type(total=False, **dict.fromkeys(part.entries, _record(part.measures)))
+        for part in RESULTS.values()
+    },
+}
+MODEL = record_type(total=False, **_MODEL)
+
+# By the sums of answers, and by their means over tokens.
+_BY_SUMS_AND_MEANS = dict.fromkeys(("raw", "normalized"), _part_of(AGREEMENT))
+SIDES = ("before", "after", "change")
+_SHOWN = list_of(record_type(prompt=str, before=str, after=str))
 # What learning from preferences has changed; see pipeline/stages/evaluate_preferences.py.
 PREFERENCES = record_type(
     start=str,
@@ -125,51 +144,40 @@ PREFERENCES = record_type(
     of_means=bool,
     with_reference=bool,
     before=record_type(total=False, **_BY_SUMS_AND_MEANS),
-    after=record_type(total=False, **_BY_SUMS_AND_MEANS, margin=Required[_AGREEMENT]),
+    after=record_type(total=False, **_BY_SUMS_AND_MEANS, margin=Required[_part_of(AGREEMENT)]),
     change=record_type(total=False, **_BY_SUMS_AND_MEANS),
-    # How much likelier a token of the answers of a side has become, in nats.
-    moved=record_type(total=False, **_with_errors("chosen", "rejected")),
+    moved=_part_of(MOVED),
     reference=NotRequired[str],
-    # How right it is to take the longer answer of a pair, and how many pairs have one.
-    rules=NotRequired[
-        record_type(**_with_errors("longer_wins", "shorter_wins"), longer=Count, shorter=Count)
-    ],
+    rules=NotRequired[_record(RULES)],
     desired=NotRequired[Number],
     # What the answers to held-out prompts are like.
     answers=NotRequired[
         record_type(
             prompts=Count,
             most_tokens=Count,
-            **dict.fromkeys(SIDES, _ANSWERS),
-            shown=list_of(record_type(prompt=str, before=str, after=str)),
+            **dict.fromkeys(SIDES, _record(ANSWERS)),
+            shown=_SHOWN,
         )
     ],
 )
 PREFERRED = record_type(
     total=False,
     **_MODEL,
-    **_with_errors("accuracy", "text_change", "response_change"),
+    **_fields(columns(AGREEMENT, "accuracy") | ELSEWHERE),
     preferences=PREFERENCES,
-)
-_REWARDS = record_type(
-    **_with_errors("reward", "pass", "pass_any", "unfinished", "answer_tokens", "nats")
 )
 # What learning from rewards has changed; see pipeline/stages/evaluate_rewards.py.
 REWARDED = record_type(
     total=False,
     **_MODEL,
-    **_with_errors("reward", "pass", "text_change", "response_change"),
+    **_fields(columns(REWARDS, "reward", "pass") | ELSEWHERE),
     rewards=record_type(
         start=str,
         prompts=Count,
         answers=Count,
-        **dict.fromkeys(SIDES, _REWARDS),
-        shown=list_of(record_type(prompt=str, before=str, after=str)),
+        **dict.fromkeys(SIDES, _record(REWARDS)),
+        shown=_SHOWN,
     ),
-)
-# The evaluated checkpoint, if it was chosen for its held-out loss, next to the last one.
-CHECKPOINT = record_type(
-    step=Count, held_out_loss=Number, last_step=Count, last_held_out_loss=Number
 )
 # How lm-eval asked a task; see pipeline/stages/lm_eval_results.py. Its metrics are next to `asked`.
 _ASKED = record_type(
@@ -199,7 +207,7 @@ Evaluated: type[Mapping[str, Any]] = open_record(
         base=MODEL,
         change=MODEL,
         compared_text=record_type(sha256=Sha256),
-        checkpoint=CHECKPOINT,
+        checkpoint=_record(CHECKPOINT),
         untrained=MODEL,
         ngram=record_type(total=False, **_MODEL, order=Required[Count], train_tokens=Count | None),
         lm_eval=Mapping[str, _TASK],  # type: ignore[valid-type]
@@ -207,7 +215,15 @@ Evaluated: type[Mapping[str, Any]] = open_record(
     )
 )
 # How much of an evaluation set is in a text; see pipeline/data/cleaning/receipt.py.
-SEARCHED_SET = _kept(measured.Overlap)
+_SHARE = record_type(share=float, low=float, high=float) | None
+SEARCHED_SET = record_type(
+    dict.fromkeys(("overlapped", "with_answer", "control"), _SHARE),
+    name=str,
+    digest=Sha256,
+    items=Count,
+    unjudged=Count,
+    verdict=str,
+)
 
 
 # ---------------------------------------------------------------- prepare

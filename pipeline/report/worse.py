@@ -13,8 +13,6 @@ from pipeline.console.formats import measured
 from pipeline.job.stages import TRAINING
 from pipeline.report.results import SIDES, numbers_of
 
-Result = Mapping[str, Any]
-
 # Standard errors from which on a difference is not put down to chance.
 ERRORS_OF_A_DIFFERENCE = 2.0
 # What each stage learns: its name in the results, what it is, and the sign of what is worse.
@@ -26,44 +24,45 @@ LEARNED = {
 }
 
 
-def made_worse(results: Result) -> list[str]:
+def made_worse(results: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each stage whose model is worse than the one that the stage began with:
     by more than two standard errors, or because it gives no finite numbers any more."""
-    sentences = []
+    numbers = numbers_of(results)
     trained = [stage for stage in TRAINING if results.get(stage)]
+    sentences = []
     for stage in trained:
         name, what, sign = LEARNED[stage]
-        sides = _sides(results, stage, last=stage == trained[-1])
-        before, after, change = map(numbers_of, sides)
-        lost = math.isfinite(before.get(name, math.nan)) and math.isnan(after.get(name, 0.0))
-        error = change.get(f"{name}_sem", math.nan)
-        if lost or sign * change.get(name, math.nan) > ERRORS_OF_A_DIFFERENCE * error:
-            shown = " → ".join(_shown(side, name) for side in (before, after))
+        places = _sides(results, stage, last=stage == trained[-1])
+        before, after, change = (f"{place}.{name}" for place in places)
+        if before not in numbers or after not in numbers:
+            continue
+        more, error = (numbers.get(change + end, math.nan) for end in ("", "_sem"))
+        if change not in numbers:  # other documents, or another model in between
+            more = numbers[after] - numbers[before]
+            error = math.hypot(*(numbers.get(f"{n}_sem", math.nan) for n in (before, after)))
+        lost = math.isfinite(numbers[before]) and math.isnan(numbers[after])
+        if lost or sign * more > ERRORS_OF_A_DIFFERENCE * error:
+            shown = " → ".join(_shown(numbers, side) for side in (before, after))
             sentences.append(f"{stage} made the model worse: {shown} {what}")
     return sentences
 
 
 def _shown(numbers: Mapping[str, float], name: str) -> str:
-    value = numbers.get(name, math.nan)
+    value = numbers[name]
     return "–" if math.isnan(value) else measured(value, numbers.get(f"{name}_sem"))
 
 
-def _sides(results: Result, stage: str, *, last: bool) -> list[Result]:
-    """Return what a stage learns before it and after it, and the change; {} if not measured."""
-    after: Result = results[stage]
-    if compared := after.get("rewards"):
-        return [compared[side] for side in SIDES]
-    if compared := after.get("preferences"):
-        by = "normalized" if compared.get("of_means") else "raw"
-        return [compared.get(side, {}).get(by, {}) for side in SIDES]
+def _sides(results: Mapping[str, Any], stage: str, *, last: bool) -> list[str]:
+    """Return where the results have what a stage learns: before it, after it, and the change."""
+    if stage == "reinforce":
+        return [f"reinforce.rewards.{side}" for side in SIDES]
+    if stage == "prefer":
+        of_means = results[stage].get("preferences", {}).get("of_means")
+        return [
+            f"prefer.preferences.{side}.{'normalized' if of_means else 'raw'}" for side in SIDES
+        ]
     start = "untrained" if stage == "pretrain" else "pretrain"
-    start = start if results.get(start) else "base"
-    before: Result = results.get(start) or {}
-    if start == "base" and last:  # the same documents are paired
-        return [before, after, results.get("change") or {}]
-    name = LEARNED[stage][0]
-    old, new = numbers_of(before), numbers_of(after)
-    if name not in old or name not in new:
-        return [before, after, {}]
-    errors = (side.get(f"{name}_sem", math.nan) for side in (old, new))
-    return [before, after, {name: new[name] - old[name], f"{name}_sem": math.hypot(*errors)}]
+    if not results.get(start):
+        start = "base"
+    # The documents of the start and of the last model are paired.
+    return [start, stage, "change" if start == "base" and last else ""]

@@ -5,7 +5,6 @@ Each task of CORE is a part, so an interrupted run repeats one at most.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pion.evaluation.results import TaskResult, record_of
 from pipeline.console.formats import counted
 from pipeline.job import Job
 from pipeline.job.digest import Inputs, digest_of
@@ -22,9 +20,15 @@ from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
     from pion.evaluation.core.bundle import Bundle, Task
+    from pion.evaluation.item_scores import Scored
     from pion.evaluation.questions import Question
 
 DTYPE = "dtype"
+# Of a task, what is not a number if the model's logits are not finite.
+OF_LOGITS = (
+    *("accuracy", "sem", "centred", "centred_sem"),
+    *("centred_v2", "centred_v2_sem"),
+)
 
 
 @dataclass(frozen=True)
@@ -88,21 +92,17 @@ def core_of(measures: Measures, stage: str, bundle: Bundle, part: Part) -> Resul
     dtypes = " and ".join(sorted({one[DTYPE] for one in parts}))
     tasks = list(map(_task_from, parts))
     core = core_result(bundle, tasks, limit=limit, context=context, dtype=dtypes)
-    return record_of(core) | {BY_ITEM: {k: v for one in parts for k, v in one[BY_ITEM].items()}}
+    return core | {BY_ITEM: {k: v for one in parts for k, v in one[BY_ITEM].items()}}
 
 
-def _task_from(stored: Result) -> TaskResult:
+def _task_from(stored: Result) -> Scored:
     """Return a task's result as it was before it was kept. NaN was kept as null."""
-    from pion.evaluation.item_scores import unpack
+    from pion.evaluation.item_scores import Scored, unpack
 
     (packed,) = stored[BY_ITEM].values()
-    nan = {
-        field.name: math.nan
-        for field in dataclasses.fields(TaskResult)
-        if field.type == "float" and stored.get(field.name) is None
-    }
-    values = {key: value for key, value in stored.items() if key not in (BY_ITEM, DTYPE)}
-    return TaskResult(**values | nan, credits=tuple(unpack(packed).scores.tolist()))
+    record = {key: value for key, value in stored.items() if key not in (BY_ITEM, DTYPE)}
+    nan = {name: math.nan for name in OF_LOGITS if record[name] is None}
+    return Scored(record | nan, unpack(packed).scores)
 
 
 def _measure(measures: Measures, stage: str, task: Task, limit: int | None) -> Result:
@@ -115,10 +115,10 @@ def _measure(measures: Measures, stage: str, task: Task, limit: int | None) -> R
     context = measures.job.model_config_resolved().seq_len
     scorer = measures.row_scorer(stage, min(USUAL_ROW, context))
     found = measure_task(scorer, measures.tokenizer, task, limit)
-    packed = pack(item_scores(found.credits, passages_of(task, found.items)))
-    form = _key(task, limit) | {"baseline": found.baseline}
+    packed = pack(item_scores(found.credits, passages_of(task, found.record["items"])))
+    form = _key(task, limit) | {"baseline": found.record["baseline"]}
     items = {f"core.{task.label}": {"key": form, **packed}}
-    return {**record_of(found), DTYPE: str(scorer.dtype).removeprefix("torch."), BY_ITEM: items}
+    return {**found.record, DTYPE: str(scorer.dtype).removeprefix("torch."), BY_ITEM: items}
 
 
 def _key(task: Task, limit: int | None) -> Inputs:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pion.evaluation.item_scores import ItemScores, before_and_after, pack
+from pion.measures import REWARDS
 from pipeline.job.digest import judged_by
 from pipeline.state.run_state import BY_ITEM
 
@@ -24,14 +25,8 @@ MOST_PROMPTS = 256
 SHOWN, LONGEST_SHOWN = 4, 1000
 # How far the model has moved is measured on the first answers to so many prompts before training.
 SCORED = 64
-# What is measured of answers: means over prompts. Whether each is a share of what can be counted.
-NAMES = {
-    "reward": False,
-    "pass": True,
-    "pass_any": True,
-    "unfinished": True,
-    "answer_tokens": False,
-}
+# What is measured of sampled answers alone: means over prompts.
+SAMPLED = {name: measure for name, measure in REWARDS.items() if name != "nats"}
 
 
 def rewards_of(measures: Measures, part: Part) -> Result:
@@ -47,8 +42,8 @@ def rewards_of(measures: Measures, part: Part) -> Result:
     lengths, ones = np.array(list(map(len, before["ids"]))), np.ones(prompts, np.int64)
     sides = [
         {
-            name: ItemScores(np.array(side[name]), sizes=None if share else ones)
-            for name, share in NAMES.items()
+            name: ItemScores(np.array(side[name]), sizes=None if of.form == "share" else ones)
+            for name, of in SAMPLED.items()
         }
         | {"nats": ItemScores(np.array(side["nats"]), sizes=lengths)}
         for side in (before, after)
@@ -84,12 +79,12 @@ def _sampled(measures: Measures, model: str, of_start: list[list[int]] | None = 
     assert job.reinforce is not None
     decoder = measures.row_scorer(model, job.seq_len(STAGE)).model
     rows = range(min(job.evaluate.final_rows, MOST_PROMPTS, stream.total_rows))
-    found: dict[str, Any] = {name: [] for name in (*NAMES, "shown", "ids")}
+    found: dict[str, Any] = {name: [] for name in (*SAMPLED, "shown", "ids")}
     with open_feed(job, measures.data[STAGE], decoder, "held_out", stream) as (feed, prompts):
         for first in range(0, len(rows), TOGETHER):
             groups = feed.sampled(prompts, rows[first : first + TOGETHER])
             means = groups.means(prompts.pass_at)
-            for name in NAMES:
+            for name in SAMPLED:
                 found[name] += means[name].tolist()
             found["ids"] += [answer.ids for answer, *_ in groups.answers]
             found["shown"] += [

@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from pion.data.chat.template_source import find_template
 from pion.errors import BadInput
 from pion.later_fields import closest
-from pipeline.report.lm_eval_rows import ASKED
+from pipeline.report.benchmarks import ASKED
 from pipeline.stages.lm_eval import ANSWER, Chat, TaskRequest
 from pipeline.stages.lm_eval_model import CheckedModel
 from pipeline.stages.lm_eval_results import (

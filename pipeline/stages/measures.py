@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pion.evaluation.results import record_of
 from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
 from pipeline.job import Job
@@ -135,11 +134,11 @@ class Measures:
         counted = scores.targets != IGNORED
         if kind == "conversations":
             sizes, unit = counted, 1.0
-            result = record_of(summarize_responses(scores, self._end_of_turn(), documents))
+            result: Result = {**summarize_responses(scores, self._end_of_turn(), documents)}
         else:
             sizes, unit = target_bytes(scores.targets, self.tokenizer.token_bytes()), math.log(2)
             result = self._text(scores.nll, scores.targets, documents, sources)
-            result["calibration"] = record_of(calibrate(scores, documents))
+            result["calibration"] = calibrate(scores, documents)
         sums = [
             by_document(documents[part], counted[part], scores.nll[part], sizes[part])
             for part in sources.values() or [measured]
@@ -161,14 +160,13 @@ class Measures:
         from pion.evaluation.held_out import mean_held_out, summarize
 
         token_bytes = self.tokenizer.token_bytes()
-        found = {
+        each = {
             name: summarize(nll[rows], targets[rows], token_bytes, documents[rows])
             for name, rows in sources.items()
         }
-        if not found:
-            return record_of(summarize(nll, targets, token_bytes, documents))
-        each = {name: record_of(one) for name, one in found.items()}
-        return {**record_of(mean_held_out(list(found.values()))), "sources": each}
+        if not each:
+            return dict(summarize(nll, targets, token_bytes, documents))
+        return {**mean_held_out(list(each.values())), "sources": each}
 
     def _packed(self, documents: ItemScores, kind: MeasuredOn) -> Result:
         """Return the sums of documents packed, by the name of the measure."""
@@ -237,7 +235,7 @@ class Measures:
         found = multiple_choice(self.row_scorer(stage), self.tokenizer, questions)
         key = {"questions": digest_of_questions(questions)}
         items = {name: {"key": key, **pack(item_scores(found.credits))}}
-        return {**record_of(found), BY_ITEM: items}
+        return {**found.record, BY_ITEM: items}
 
     def row_scorer(self, stage: str, seq_len: int | None = None) -> Scorer:
         """Return how the model of `stage` is measured on rows of `seq_len` tokens, or of its whole

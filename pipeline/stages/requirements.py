@@ -11,6 +11,7 @@ from typing_extensions import get_type_hints, is_typeddict
 
 from pion.errors import BadInput
 from pion.later_fields import closest
+from pion.measures import RESPONSES
 from pipeline.job import REQUIREMENT, Job, Publish
 from pipeline.report.results import Evaluated, numbers_of
 from pipeline.report.worse import made_worse
@@ -22,10 +23,7 @@ COMPARE: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
 }
 # What is measured of a published model only if the run learned conversations.
-OF_CONVERSATIONS = (
-    *("response_loss", "stop_accuracy", "false_stop_rate"),
-    *("ends", "others", "response_change"),
-)
+OF_CONVERSATIONS = (*RESPONSES, "response_change")
 # Types of numbers in records of results; None stands for one that is not finite.
 _NUMBERS = {int, float, NoneType}
 # The types of results, by name.

@@ -25,10 +25,12 @@ def test_loss_and_calibration_are_those_of_the_softmax_worked_out_by_hand(family
         logits = model(tokens)[:, :-1, :IDS].double()
     likelihood = logits.exp() / logits.exp().sum(dim=-1, keepdim=True)
     expected = -likelihood.gather(2, tokens[:, 1:, None]).log().mean()
-    assert measured.tokens == 6 * (SEQ_LEN - 1)
-    assert measured.loss == pytest.approx(expected.item(), rel=1e-6)
+    assert measured["tokens"] == 6 * (SEQ_LEN - 1)
+    assert measured["loss"] == pytest.approx(expected.item(), rel=1e-6)
     top = likelihood.max(dim=-1)
     right = (top.indices == tokens[:, 1:]).double()
-    assert calibration.confidence == pytest.approx(top.values.mean().item(), rel=1e-5)
-    assert calibration.accuracy == pytest.approx(right.mean().item())
-    assert calibration.brier == pytest.approx((top.values - right).square().mean().item(), rel=1e-4)
+    assert calibration["confidence"] == pytest.approx(top.values.mean().item(), rel=1e-5)
+    assert calibration["accuracy"] == pytest.approx(right.mean().item())
+    assert calibration["brier"] == pytest.approx(
+        (top.values - right).square().mean().item(), rel=1e-4
+    )

@@ -17,8 +17,8 @@ from pion.evaluation.questions import read_questions
 from pion.train.settings import ComputePlan
 from pipeline.data.prepared import DATASET, open_data
 from pipeline.models.find import find_model
-from pipeline.report.lm_eval_rows import asked_in_words, asked_rows, lm_eval_rows
-from pipeline.report.result_tables import choice_rows, chosen_checkpoint, language_rows, whose_bytes
+from pipeline.report.blocks import Table
+from pipeline.report.result_tables import result_blocks
 from pipeline.report.results import Evaluated, Published, result_of
 from pipeline.state.checkpoints.layout import MANIFEST, STATE, Provenance
 from pipeline.state.head import Head, StageRecord
@@ -37,6 +37,7 @@ from tests.hostile.attacks import ALL_ATTACKS, ATTACKS, HALF, LONG, TEXTS, Attac
 from tests.hostile.hostile_run import NAME, NOW, as_json, full_head, path_of, replace
 from tests.hostile.of_types import SHA256, example, fits
 from tests.hostile.rows import FREE, ROWS
+from tests.support.jobs import tiny_job
 
 # Places in a document by the attacks after which it is still read; or, given an attack, whether it
 # is (None: either).
@@ -212,10 +213,9 @@ def with_result(stage: str, data: bytes) -> Head:
 def read_evaluated(run: RunState, data: bytes) -> bool:
     """Return True if the evaluation can be shown, as text."""
     results: Any = result_of(Evaluated, with_result("evaluate", data), "evaluate", "store/demo")
-    asked = [*lm_eval_rows(results), *asked_rows(results), (asked_in_words(results),)]
-    for row in (*language_rows(results), *choice_rows(results), *asked):
-        assert all(isinstance(cell, str) for cell in row)
-    assert isinstance(chosen_checkpoint(results) + whose_bytes(results), str)
+    for block in result_blocks(tiny_job(), results):
+        rows = block.rows if isinstance(block, Table) else [[block]]
+        assert all(isinstance(cell, str) for row in rows for cell in row)
     return True
 
 

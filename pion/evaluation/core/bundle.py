@@ -12,15 +12,15 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from pion.data.documents.file_to_documents import whole_characters
 from pion.errors import BadInput
-from pion.evaluation.results import TaskType
 from pion.untrusted import open_file
 
+TaskType = Literal["multiple_choice", "schema", "language_modeling"]
 # The archive that nanochat downloads, and its content. Its questions are read as they are: nothing
 # in another archive is read.
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,7 @@ from pion.evaluation.core.bundle import Bundle, Task
 from pion.evaluation.core.rows import passages_of
 from pion.evaluation.core.scoring import NO_CHOICE, Answer, answer_task
 from pion.evaluation.held_out import Scorer
-from pion.evaluation.item_scores import TaskScores, mean_sem
-from pion.evaluation.results import CoreResult, TaskResult
+from pion.evaluation.item_scores import Scored, TaskScores, mean_sem
 from pion.evaluation.shares import ratio, share_sem
 
 RULE = "core/nanochat-1"
@@ -43,8 +43,9 @@ def measure_task(
     task: Task,
     limit: int | None,
     on_items: Callable[[Task, int, int], None] = lambda *_: None,
-) -> TaskResult:
-    """Return how well the scorer's model answers one task; see `core_result` for all of them.
+) -> Scored:
+    """Return how well the scorer's model answers one task, as `task_result`; see `core_result` for
+    all of them.
 
     The first `limit` items are asked, None: all. A smaller measurement asks a random sample of the
     items of a larger one, after the same examples. `on_items` is called now and then with the task,
@@ -67,7 +68,23 @@ def too_short(context: int) -> str | None:
     )
 
 
-def task_result(task: Task, answers: Sequence[Answer]) -> TaskResult:
+# The record of a task has (shares are from 0 to 1):
+# - `items`: how many were asked, the first of `of_items`.
+# - `accuracy`: the share of right answers, and `sem`, its standard error; NaN if the model's
+#   logits were not finite.
+# - `baseline`: the accuracy by guessing (v1); `baseline_v2` as DCLM corrected it.
+# - `centred`: 0 at the baseline, and 1 if all answers are right; `centred_v2` by `baseline_v2`.
+# - `cropped`: the share of rows that lost their beginning to the model's context.
+# - `unscored`: items of which the context does not hold the answer. They count as wrong.
+# - `odd_items`, `joined_tokens`: items scored in another way than by nanochat; see `ItemRows`.
+# - `ties`: items with several best answers, which share the credit.
+# - `commonest`: of multiple_choice, the share of items that get the answer at the commonest
+#   place, `commonest_place` (from 0). Near 1, the model does not read the questions. None if no
+#   item has a single best answer.
+# - `passages`: of squad and coqa, the number of passages, which are the sample; otherwise None.
+# - `not_finite`: items whose logits were not finite.
+# - `data_digest`: sha256 of the file with the items.
+def task_result(task: Task, answers: Sequence[Answer]) -> Scored:
     """Return what the answers to the task's first items say."""
     asked = [one.asked for one in answers]
     credits = np.array([one.credit for one in answers])
@@ -81,59 +98,66 @@ def task_result(task: Task, answers: Sequence[Answer]) -> TaskResult:
     v1, v2 = CORRECTED.get(task.label, (task.baseline, task.baseline))
     places = choices if task.task_type == "multiple_choice" else []
     votes = Counter(choice for choice in places if choice != NO_CHOICE).most_common(1)
-    return TaskResult(
-        label=task.label,
-        task_type=task.task_type,
-        shots=task.shots,
-        items=len(answers),
-        of_items=len(task.items),
-        accuracy=accuracy,
-        sem=sem,
-        baseline=v1,
-        baseline_v2=v2,
-        centred=(accuracy - v1) / (1 - v1),
-        centred_sem=sem / (1 - v1),
-        centred_v2=(accuracy - v2) / (1 - v2),
-        centred_v2_sem=sem / (1 - v2),
-        cropped=sum(one.cropped for one in asked) / rows,
-        unscored=sum(one.unscored for one in asked),
-        odd_items=sum(one.odd for one in asked),
-        joined_tokens=sum(one.joined for one in asked),
-        ties=sum(one.tied for one in answers),
-        commonest=votes[0][1] / len(choices) if votes else None,
-        commonest_place=votes[0][0] if votes else None,
-        passages=None if passages is None else len(set(passages)),
-        not_finite=not_finite,
-        data_digest=task.data_digest,
-        credits=tuple(credits.tolist()),
-        choices=tuple(choices),
-    )
+    record = {
+        "label": task.label,
+        "task_type": task.task_type,
+        "shots": task.shots,
+        "items": len(answers),
+        "of_items": len(task.items),
+        "accuracy": accuracy,
+        "sem": sem,
+        "baseline": v1,
+        "baseline_v2": v2,
+        "centred": (accuracy - v1) / (1 - v1),
+        "centred_sem": sem / (1 - v1),
+        "centred_v2": (accuracy - v2) / (1 - v2),
+        "centred_v2_sem": sem / (1 - v2),
+        "cropped": sum(one.cropped for one in asked) / rows,
+        "unscored": sum(one.unscored for one in asked),
+        "odd_items": sum(one.odd for one in asked),
+        "joined_tokens": sum(one.joined for one in asked),
+        "ties": sum(one.tied for one in answers),
+        "commonest": votes[0][1] / len(choices) if votes else None,
+        "commonest_place": votes[0][0] if votes else None,
+        "passages": None if passages is None else len(set(passages)),
+        "not_finite": not_finite,
+        "data_digest": task.data_digest,
+    }
+    return Scored(record, credits)
 
 
 def core_result(
     bundle: Bundle,
-    tasks: Sequence[TaskResult],
+    tasks: Sequence[Scored],
     *,
     limit: int | None,
     context: int,
     dtype: str = "float32",
-) -> CoreResult:
-    """Return the mean of the results of all tasks of a bundle; see `CoreResult`."""
-    return CoreResult(
-        rule=RULE,
-        name="CORE",
-        not_core=(),
-        value=math.fsum(one.centred for one in tasks) / len(tasks),
-        sem=_mean_sem(tasks, [one.baseline for one in tasks]),
-        value_v2=math.fsum(one.centred_v2 for one in tasks) / len(tasks),
-        sem_v2=_mean_sem(tasks, [one.baseline_v2 for one in tasks]),
-        limit=limit,
-        context=context,
-        dtype=dtype,
-        cropped_tasks=tuple(one.label for one in tasks if one.cropped > MUCH_CROPPED),
-        bundle_digest=bundle.digest,
-        tasks=tuple(tasks),
-    )
+) -> dict[str, Any]:
+    """Return the mean of the centred accuracies of all tasks of a bundle, as a record.
+
+    Its `value` is by the baselines v1, and `value_v2` by v2, each with its standard error. `limit`
+    is how many items of each task were asked at most, None: all. `context` is the model's, in
+    tokens; `cropped_tasks` lost more than a tenth of their rows' beginnings to it. `dtype` is that
+    of the model's products; logits are always fp32. `not_core` says what keeps a bundle from being
+    CORE's.
+    """
+    records = [task.record for task in tasks]
+    return {
+        "rule": RULE,
+        "name": "CORE",
+        "not_core": [],
+        "value": math.fsum(record["centred"] for record in records) / len(tasks),
+        "sem": _mean_sem(tasks, "baseline"),
+        "value_v2": math.fsum(record["centred_v2"] for record in records) / len(tasks),
+        "sem_v2": _mean_sem(tasks, "baseline_v2"),
+        "limit": limit,
+        "context": context,
+        "dtype": dtype,
+        "cropped_tasks": [one["label"] for one in records if one["cropped"] > MUCH_CROPPED],
+        "bundle_digest": bundle.digest,
+        "tasks": records,
+    }
 
 
 # ---------------------------------------------------------------- errors
@@ -151,11 +175,11 @@ def _accuracy(credits: np.ndarray, passages: Sequence[str] | None) -> tuple[floa
     return ratio(np.bincount(place, credits), np.bincount(place))
 
 
-def _mean_sem(tasks: Sequence[TaskResult], baselines: Sequence[float]) -> float:
+def _mean_sem(tasks: Sequence[Scored], baseline: str) -> float:
     """Return the standard error of the mean of the centred accuracies."""
     return mean_sem(
         [
-            TaskScores(one.sem, baseline, one.data_digest, one.credits)
-            for one, baseline in zip(tasks, baselines)
+            TaskScores(one["sem"], one[baseline], one["data_digest"], credits)
+            for one, credits in tasks
         ]
     )

@@ -23,7 +23,6 @@ from pion.data.arrays import read_array
 from pion.data.documents.file_to_documents import Document
 from pion.data.overlap.index import Index, build_index
 from pion.errors import BadInput
-from pion.evaluation.results import record_of
 from pion.files import write_atomically
 from pion.untrusted import LARGEST_LISTING, parse_object, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
@@ -197,7 +196,7 @@ def _decide(job: Job, inputs: Sequence[Input], judged: Judged, index: Index, say
         "documents": judged.counts,
         "bytes": judged.sizes,
         "examples": chosen_examples(verdicts, originals, entries["item"], index),
-        "sets": [record_of(one) for one in judge(index, judged.found)],
+        "sets": judge(index, judged.found),
     }
     return Cleaned(inputs, verdicts, record)
 

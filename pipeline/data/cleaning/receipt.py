@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +13,7 @@ from pion.clean.rules import Verdict
 from pion.data.overlap.found import Found
 from pion.data.overlap.index import Index
 from pion.data.overlap.items import Item
-from pion.evaluation.results import Overlap, Share
-from pion.evaluation.shares import share_of
+from pion.evaluation.shares import Share, share_of
 from pipeline.console.formats import beginning
 from pipeline.data.sources import Input
 
@@ -55,12 +55,18 @@ def _item_in_words(index: Index, item: int) -> str:
     return f"{of_set.name}: {cut_short(f'{found.question} {found.answer}')}"
 
 
-def judge(index: Index, found: Found) -> list[Overlap]:
-    """Return the overlap of each set of the index with the text that was searched."""
+def judge(index: Index, found: Found) -> list[dict[str, Any]]:
+    """Return the record of the overlap of each set of the index with the text that was searched.
+
+    Of its `items`, so many are `unjudged`: they have too few words, or only words of a template.
+    Shares are None if there is nothing to judge: `overlapped` of the judged items (one row holds
+    enough n-grams), `with_answer` of those whose answer is in such a row, too, and `control` of the
+    excerpts of held-out rows.
+    """
     return [_judge_set(index, found, number) for number in range(len(index.sets))]
 
 
-def _judge_set(index: Index, found: Found, number: int) -> Overlap:
+def _judge_set(index: Index, found: Found, number: int) -> dict[str, Any]:
     first, of_control, end = index.firsts[2 * number : 2 * number + 3]
     items, controls, own = slice(first, of_control), slice(of_control, end), index.sets[number]
     judged, enough = index.sizes > 0, found.overlapped(index)
@@ -71,16 +77,19 @@ def _judge_set(index: Index, found: Found, number: int) -> Overlap:
 
     overlapped = share(items, list(own.items), enough)
     control = share(controls, list(own.control), enough)
-    return Overlap(
-        name=own.name,
-        digest=own.digest,
-        items=len(own.items),
-        unjudged=int(np.count_nonzero(~judged[items])),
-        overlapped=overlapped,
-        with_answer=share(items, list(own.items), found.with_answer),
-        control=control,
-        verdict=verdict(overlapped, control, found.rows),
-    )
+    shares = {
+        "overlapped": overlapped,
+        "with_answer": share(items, list(own.items), found.with_answer),
+        "control": control,
+    }
+    return {
+        "name": own.name,
+        "digest": own.digest,
+        "items": len(own.items),
+        "unjudged": int(np.count_nonzero(~judged[items])),
+        **{name: None if of is None else of._asdict() for name, of in shares.items()},
+        "verdict": verdict(overlapped, control, found.rows),
+    }
 
 
 def verdict(overlapped: Share | None, control: Share | None, rows: int) -> str:

@@ -15,7 +15,8 @@ from tests.support.tokenizer_kinds import tokenizer_of
 
 
 def answer(model, tokenizer, questions, micro_batch):
-    return multiple_choice(Scorer(model, tokenizer.vocab_size, micro_batch), tokenizer, questions)
+    scorer = Scorer(model, tokenizer.vocab_size, micro_batch)
+    return multiple_choice(scorer, tokenizer, questions).record
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +39,19 @@ def test_the_planted_answer_is_picked_wherever_it_stands(tokenizer):
     wrong = [Question("the dog ate the", choices, 2)]
     all_right = answer(model, tokenizer, right, 2)
     # Three right answers are no certainty.
-    assert (all_right.accuracy, all_right.accuracy_sem) == (1, 0.5 / 4)
+    assert (all_right["accuracy"], all_right["accuracy_sem"]) == (1, 0.5 / 4)
     measured = answer(model, tokenizer, right + wrong, 2)
-    assert measured.accuracy == 0.75
-    assert measured.accuracy_sem == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
-    assert (measured.chance, measured.questions) == (pytest.approx(1 / 3), 4)
+    assert measured["accuracy"] == 0.75
+    assert measured["accuracy_sem"] == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+    assert (measured["chance"], measured["questions"]) == (pytest.approx(1 / 3), 4)
     # A longer choice is not worse for its length, and an empty context is a document's start.
     longer = Question("the dog ate the", (" bone bone bone bone", " cat"), 0)
-    assert answer(model, tokenizer, [longer, Question("", (" cat", " bone"), 1)], 2).accuracy == 1
+    assert (
+        answer(model, tokenizer, [longer, Question("", (" cat", " bone"), 1)], 2)["accuracy"] == 1
+    )
     uniform = prefers(tokenizer, "")
     questions = [Question("a", ("b", "c", "d", "e"), i % 4) for i in range(8)]
-    assert answer(uniform, tokenizer, questions, 4).accuracy == 0.25
+    assert answer(uniform, tokenizer, questions, 4)["accuracy"] == 0.25
 
 
 def test_answers_are_those_of_the_full_forward_pass(tokenizer):
@@ -74,15 +77,15 @@ def test_answers_are_those_of_the_full_forward_pass(tokenizer):
         expected.append(int(np.argmax(scores)) == question.answer)
         questions.append(question)
     assert 0 < sum(expected) < 24
-    assert [answer(model, tokenizer, [q], 2).accuracy for q in questions] == expected
-    assert answer(model, tokenizer, questions, 7).accuracy == pytest.approx(np.mean(expected))
+    assert [answer(model, tokenizer, [q], 2)["accuracy"] for q in questions] == expected
+    assert answer(model, tokenizer, questions, 7)["accuracy"] == pytest.approx(np.mean(expected))
 
 
 def test_a_context_too_long_loses_its_beginning_and_not_the_choice(tokenizer):
     model = decoder(tokenizer.vocab_size, seq_len=8)
     end = "the cat sat on the mat. a dog ate"
     long, short = (Question(f"{start}{end}", (" a dog", " bone"), 0) for start in ("zq" * 40, "q"))
-    scores = [answer(model, tokenizer, [q], 2).accuracy for q in (long, short)]
+    scores = [answer(model, tokenizer, [q], 2)["accuracy"] for q in (long, short)]
     assert len(tokenizer.encode(end)) > 8
     assert scores[0] == scores[1]
 
@@ -96,7 +99,7 @@ def test_out_of_memory_in_multiple_choice_changes_nothing(tokenizer):
     model = prefers(tokenizer, " bone")
     questions = [Question("the", (" cat" * i, " bone" * i, " dog"), 1) for i in (1, 2, 3)]
     small = OnSmallGpu(model, limit=2)
-    assert answer(small, tokenizer, questions, 8).accuracy == 1
+    assert answer(small, tokenizer, questions, 8)["accuracy"] == 1
     assert max(small.seen[-4:]) <= 2
 
 

@@ -17,7 +17,6 @@ from pipeline.data.hub import download_shard
 from pipeline.data.prepared import held_out_rows, open_data
 from pipeline.job.digest import digest_job
 from pipeline.report.paired import compare
-from pipeline.stages.evaluate import evaluate_run
 from pipeline.stages.measures import TrainedRun
 from pipeline.stages.prepare import prepare_part
 from pipeline.state.owner import Owner
@@ -28,6 +27,7 @@ from pipeline.training.stage_data import open_stage_data
 from pipeline.training.stage_model import StageModel
 from pipeline.training.train_request import Group, TrainRequest
 from tests.pipeline.stages.test_evaluate import Folder
+from tests.pipeline.stages.test_evaluate import evaluated as run_evaluation
 from tests.support.corpora import SEQ_LEN, make_job, write_corpus
 
 ROWS = 7
@@ -64,7 +64,7 @@ def evaluated(folder, phases, seed=1):
     """Return the results, and the scores of single documents by what they are of."""
     job, parts = mixed(folder, phases), Folder()
     trained = TrainedRun({"pretrain": folder / str(seed)}, {"pretrain": folder / "data"})
-    results = evaluate_run(job, trained, parts, lambda seconds: None)
+    results = run_evaluation(job, trained, parts, lambda seconds: None)
     kept = parts.load(BY_ITEM).items()
     measures = {name.partition(".")[2]: (of["key"], unpack(of)) for name, of in kept}
     return results, measures
@@ -88,7 +88,8 @@ def test_every_model_has_equally_many_rows_of_each_source_and_their_plain_mean(f
             values, errors = zip(*((one[measure], one[f"{measure}_sem"]) for one in both))
             assert found[measure] == pytest.approx(sum(values) / 2)
             assert found[f"{measure}_sem"] == pytest.approx(math.hypot(*errors) / 2)
-        assert found["tokens"] == sum(one["tokens"] for one in found["sources"].values())
+        for count in ("tokens", "bytes", "rows"):
+            assert found[count] == sum(one[count] for one in found["sources"].values())
 
 
 def test_the_rows_of_a_source_do_not_depend_on_the_mix(folder):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from pion.errors import BadInput
 from pion.evaluation.item_scores import difference, unpack
-from pipeline.report.core import core_in_words
+from pipeline.report.benchmarks import core_in_words
 from pipeline.state.record_json import finite_json
 from tests.pipeline.stages.test_evaluate import Folder, World
 from tests.support.core_bundle import items, pinned, write_bundle

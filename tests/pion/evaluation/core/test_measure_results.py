@@ -33,28 +33,36 @@ def answered(credits, *, finite=True, cropped=0, **counts):
     ]
 
 
-def some(right, of, label="some", baseline=0.25):
+def record_of(task, answers):
+    return task_result(task, answers).record
+
+
+def scored(right, of, label="some", baseline=0.25):
     return task_result(task_of(label, of, baseline), answered([1.0] * right + [0.0] * (of - right)))
+
+
+def some(*args):
+    return scored(*args).record
 
 
 def of_core():
     """Three tasks of CORE, half of which is right. DCLM corrected the baselines of two of them."""
-    results = [some(50, 100, label) for label in ("piqa", "commonsense_qa", "agi_eval_lsat_ar")]
+    results = [scored(50, 100, label) for label in ("piqa", "commonsense_qa", "agi_eval_lsat_ar")]
     return core_result(Bundle(Path("bundle"), (), "digest"), results, limit=None, context=2048)
 
 
 def test_accuracy_is_centred_on_guessing():
     found = some(70, 100)
-    assert (found.accuracy, found.baseline) == (0.7, 0.25)
-    assert found.centred == pytest.approx(0.45 / 0.75)
-    assert found.sem == pytest.approx(math.sqrt(0.7 * 0.3 / 100))
-    assert found.centred_sem == pytest.approx(found.sem / 0.75)
-    assert some(10, 100).centred < 0
+    assert (found["accuracy"], found["baseline"]) == (0.7, 0.25)
+    assert found["centred"] == pytest.approx(0.45 / 0.75)
+    assert found["sem"] == pytest.approx(math.sqrt(0.7 * 0.3 / 100))
+    assert found["centred_sem"] == pytest.approx(found["sem"] / 0.75)
+    assert some(10, 100)["centred"] < 0
 
 
 def test_what_is_odd_is_counted():
     task = task_of(items=4)
-    found = task_result(
+    found, credits = task_result(
         task,
         [
             *answered([1.0], odd=True),
@@ -63,29 +71,31 @@ def test_what_is_odd_is_counted():
             *answered([0.5]),
         ],
     )
-    assert (found.odd_items, found.unscored, found.joined_tokens) == (1, 1, 1)
-    assert found.cropped == 7 / 16
-    assert found.credits == (1.0, 0.0, 0.0, 0.5)
-    assert found.choices == (0, 1, 1, NO_CHOICE)
+    assert (found["odd_items"], found["unscored"], found["joined_tokens"]) == (1, 1, 1)
+    assert found["cropped"] == 7 / 16
+    assert credits.tolist() == [1.0, 0.0, 0.0, 0.5]
 
 
 def test_the_commonest_answer_shows_a_model_that_does_not_read():
     found = some(80, 100)
-    assert (found.commonest, found.commonest_place) == (0.8, 0)
-    assert some(20, 100).commonest_place == 1
-    assert task_result(task_of(items=2), answered([0.5, 0.5])).commonest is None
+    assert (found["commonest"], found["commonest_place"]) == (0.8, 0)
+    assert some(20, 100)["commonest_place"] == 1
+    assert record_of(task_of(items=2), answered([0.5, 0.5]))["commonest"] is None
     schema = dataclasses.replace(task_of(items=2), task_type="schema")
-    assert task_result(schema, answered([1.0, 0.0])).commonest is None
+    assert record_of(schema, answered([1.0, 0.0]))["commonest"] is None
 
 
 def test_one_item_that_is_not_finite_makes_its_task_not_finite():
-    found = task_result(task_of(items=10), answered([1.0] * 9) + answered([0.0], finite=False))
-    assert found.not_finite == 1
-    assert all(map(math.isnan, (found.accuracy, found.sem, found.centred, found.centred_v2)))
+    broken = task_result(task_of(items=10), answered([1.0] * 9) + answered([0.0], finite=False))
+    found = broken.record
+    assert found["not_finite"] == 1
+    assert all(
+        map(math.isnan, (found["accuracy"], found["sem"], found["centred"], found["centred_v2"]))
+    )
     bundle = Bundle(Path("b"), (task_of(items=10), task_of("other", 10)), "d")
-    result = core_result(bundle, [found, some(5, 10, "other")], limit=None, context=512)
-    assert math.isnan(result.value)
-    assert math.isnan(result.sem)
+    result = core_result(bundle, [broken, scored(5, 10, "other")], limit=None, context=512)
+    assert math.isnan(result["value"])
+    assert math.isnan(result["sem"])
 
 
 @pytest.mark.parametrize("label", ["squad", "coqa"])
@@ -98,17 +108,17 @@ def test_questions_about_one_passage_are_one_observation(label):
     )
     task = dataclasses.replace(task_of(label, baseline=0), items=items)
     right = [float(one) for one in rng.random(50) < 0.4 for _ in range(8)]
-    found = task_result(task, answered(right))
-    assert found.passages == 50
-    assert found.sem == pytest.approx(
-        math.sqrt(found.accuracy * (1 - found.accuracy) / 49), rel=1e-6
+    found = record_of(task, answered(right))
+    assert found["passages"] == 50
+    assert found["sem"] == pytest.approx(
+        math.sqrt(found["accuracy"] * (1 - found["accuracy"]) / 49), rel=1e-6
     )
     apart = dataclasses.replace(task, label="lambada_openai")
-    assert task_result(apart, answered(right)).sem < found.sem / 2
-    assert task_result(apart, answered(right)).passages is None
-    few = task_result(task, answered(right[:8]))
-    assert (few.passages, few.accuracy in (0, 1)) == (1, True)
-    assert few.sem == 0.25
+    assert record_of(apart, answered(right))["sem"] < found["sem"] / 2
+    assert record_of(apart, answered(right))["passages"] is None
+    few = record_of(task, answered(right[:8]))
+    assert (few["passages"], few["accuracy"] in (0, 1)) == (1, True)
+    assert few["sem"] == 0.25
 
 
 def test_the_published_numbers_whichever_baseline_the_bundle_has():
@@ -119,18 +129,18 @@ def test_the_published_numbers_whichever_baseline_the_bundle_has():
         ("agi_eval_lsat_ar", 0.2850, 0.1063),
     ):
         found = some(round(10_000 * accuracy), 10_000, label)
-        assert found.centred == pytest.approx(centred, abs=1e-4)
-        assert found.centred_v2 < found.centred
+        assert found["centred"] == pytest.approx(centred, abs=1e-4)
+        assert found["centred_v2"] < found["centred"]
 
 
 def test_core_is_the_mean_of_the_centred_tasks_by_both_baselines():
     result = of_core()
-    assert (result.name, result.not_core, result.rule) == ("CORE", (), "core/nanochat-1")
-    for version, value in enumerate((result.value, result.value_v2)):
-        baselines = [0.25, *(CORRECTED[one.label][version] for one in result.tasks[1:])]
+    assert (result["name"], result["not_core"], result["rule"]) == ("CORE", [], "core/nanochat-1")
+    for version, value in enumerate((result["value"], result["value_v2"])):
+        baselines = [0.25, *(CORRECTED[one["label"]][version] for one in result["tasks"][1:])]
         assert value == pytest.approx(np.mean([(0.5 - one) / (1 - one) for one in baselines]))
-    sems = [one.centred_sem for one in result.tasks]
-    assert result.sem == pytest.approx(math.sqrt(math.fsum(sem**2 for sem in sems)) / 3)
+    sems = [one["centred_sem"] for one in result["tasks"]]
+    assert result["sem"] == pytest.approx(math.sqrt(math.fsum(sem**2 for sem in sems)) / 3)
 
 
 def test_two_tasks_with_the_same_items_share_their_luck():
@@ -143,8 +153,8 @@ def test_two_tasks_with_the_same_items_share_their_luck():
     shared, separate = (
         core_result(bundle, tasks, limit=None, context=512) for tasks in (same, apart)
     )
-    assert shared.sem == pytest.approx(same[0].centred_sem, rel=0.01)
-    assert separate.sem == pytest.approx(same[0].centred_sem / math.sqrt(2))
+    assert shared["sem"] == pytest.approx(same[0].record["centred_sem"], rel=0.01)
+    assert separate["sem"] == pytest.approx(same[0].record["centred_sem"] / math.sqrt(2))
 
 
 def test_the_error_is_what_other_items_would_change():
@@ -160,8 +170,8 @@ def test_the_error_is_what_other_items_would_change():
         ]
         results = [task_result(task, own) for task, own in zip(tasks, drawn, strict=True)]
         found.append(core_result(bundle, results, limit=None, context=512))
-    spread = np.std([one.value for one in found])
-    assert np.mean([one.sem for one in found]) == pytest.approx(spread, rel=0.1)
+    spread = np.std([one["value"] for one in found])
+    assert np.mean([one["sem"] for one in found]) == pytest.approx(spread, rel=0.1)
 
 
 def test_many_cropped_rows_are_named_next_to_the_number():
@@ -169,4 +179,5 @@ def test_many_cropped_rows_are_named_next_to_the_number():
     one = task_result(tasks[0], answered([1.0] * 10, cropped=1))
     two = task_result(tasks[1], answered([1.0] * 10))
     result = core_result(Bundle(Path("b"), tasks, "d"), [one, two], limit=None, context=1024)
-    assert (one.cropped, result.cropped_tasks, result.context) == (0.25, ("a",), 1024)
+    assert one.record["cropped"] == 0.25
+    assert (result["cropped_tasks"], result["context"]) == (["a"], 1024)

@@ -7,8 +7,7 @@ from itertools import islice
 import pytest
 
 from pion.data.overlap.items import Item, ItemSet, counted_words
-from pion.evaluation.results import Share
-from pion.evaluation.shares import wilson
+from pion.evaluation.shares import Share, wilson
 from pipeline.data.cleaning import sets
 from pipeline.data.cleaning.receipt import judge, verdict
 from pipeline.data.cleaning.sets import draw_control
@@ -113,13 +112,13 @@ def test_items_of_the_same_duplicated_text_are_no_sign_but_a_leak_is():
     control = draw_control(items, [row.encode() for row in held_out])
     of_set = [ItemSet("set", items, control)]
     (clean,) = judge(*searched(of_set, train))
-    assert clean.verdict == "no sign"
-    assert clean.overlapped.share > 0.1
+    assert clean["verdict"] == "no sign"
+    assert clean["overlapped"]["share"] > 0.1
     assert len(control) == 1000
-    assert clean.control.low < 0.15 < clean.control.high
+    assert clean["control"]["low"] < 0.15 < clean["control"]["high"]
     leaked = [*train, *(prose.row(text_of(item)) for item in items[:120])]
     (leak,) = judge(*searched(of_set, leaked))
-    assert "of the items overlap; of held-out text" in leak.verdict
+    assert "of the items overlap; of held-out text" in leak["verdict"]
 
 
 # ---------------------------------------------------------------- the verdict
@@ -162,17 +161,19 @@ def test_each_set_has_its_own_result():
     rows = [prose.row(text_of(item)) for item in four[0].items[10:50]]
     index, found = searched(four, rows)
     leaked, clean, empty, too_short = judge(index, found)
-    assert [result.name for result in (leaked, clean, empty, too_short)] == [s.name for s in four]
-    assert (leaked.items, leaked.unjudged) == (63, 3)
-    assert leaked.overlapped == share(40, 60)
-    assert leaked.with_answer == share(40, 60)
-    assert leaked.digest == four[0].digest
-    assert clean.overlapped == share(0, 60)
-    assert clean.control == share(0, 500)
-    assert clean.verdict == "no sign"
-    assert (empty.items, empty.overlapped, empty.control) == (0, None, None)
-    assert (too_short.unjudged, too_short.overlapped) == (3, None)
-    assert too_short.verdict.startswith("can't be judged")
+    assert [result["name"] for result in (leaked, clean, empty, too_short)] == [
+        s.name for s in four
+    ]
+    assert (leaked["items"], leaked["unjudged"]) == (63, 3)
+    assert leaked["overlapped"] == share(40, 60)._asdict()
+    assert leaked["with_answer"] == share(40, 60)._asdict()
+    assert leaked["digest"] == four[0].digest
+    assert clean["overlapped"] == share(0, 60)._asdict()
+    assert clean["control"] == share(0, 500)._asdict()
+    assert clean["verdict"] == "no sign"
+    assert (empty["items"], empty["overlapped"], empty["control"]) == (0, None, None)
+    assert (too_short["unjudged"], too_short["overlapped"]) == (3, None)
+    assert too_short["verdict"].startswith("can't be judged")
 
 
 def test_items_of_one_passage_widen_the_interval():
@@ -185,5 +186,5 @@ def test_items_of_one_passage_widen_the_interval():
     rows = [prose.row(text_of(item)) for item in items[:50]]
     (result,) = judge(*searched([ItemSet("set", items)], rows))
     alone = share(50, 200)
-    assert result.overlapped.share == alone.share == 0.25
-    assert result.overlapped.sem > 2 * alone.sem
+    assert result["overlapped"]["share"] == alone.share == 0.25
+    assert Share(**result["overlapped"]).sem > 2 * alone.sem

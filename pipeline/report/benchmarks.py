@@ -1,11 +1,16 @@
-"""What the CORE benchmark says of a model, for readers who have never heard of it."""
+"""What questions of other people's benchmarks say of a model: CORE and lm-evaluation-harness.
+
+CORE is explained for readers who have never heard of it. The metrics of lm-evaluation-harness are
+its own, so each may be anything.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console.formats import counted
+from pipeline.console.formats import counted, measured, printable
 from pipeline.report.blocks import (
     Block,
     Table,
@@ -53,6 +58,13 @@ COLUMNS = (
 SEED = (
     "Two trainings with other seeds differ in CORE by about 0.009, so below 0.018, one run each "
     "says nothing about a recipe. Bits per byte resolve far smaller differences."
+)
+# The key of a task's result with how the model was asked. All numbers next to it are metrics.
+# Results of 0.1.0 don't have it.
+ASKED = "asked"
+ASKED_COLUMNS = (
+    *("task", "version", "stop texts", "questions"),
+    *("longest answer", "cut off", "cropped"),
 )
 
 
@@ -166,3 +178,84 @@ def _at_chance(task: Mapping[str, Any]) -> bool:
 
 def _within_chance(value: float | None, sem: float | None) -> bool:
     return is_finite(value) and is_finite(sem) and abs(value) <= ERRORS_OF_CHANCE * sem
+
+
+# ---------------------------------------------------------------- lm-evaluation-harness
+
+
+def lm_eval_blocks(results: Mapping[str, Any], *, code: str) -> list[Block]:
+    """Return what lm-evaluation-harness measured, and how it asked; `code` formats stop texts."""
+    tasks: Mapping[str, Mapping[str, Any]] = results.get("lm_eval", {})
+    asked = {task: metrics[ASKED] for task, metrics in tasks.items() if metrics.get(ASKED)}
+    blocks: list[Block] = []
+    if rows := [row for task, metrics in tasks.items() for row in _metric_rows(task, metrics)]:
+        blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), rows, 2)]
+    if asked:
+        forms = [_asked_row(task, form, code) for task, form in asked.items()]
+        blocks += [_asked_in_words(list(asked.values())), Table(ASKED_COLUMNS, forms, 3)]
+    return blocks
+
+
+def _metric_rows(task: str, metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (task, metric, value) of each metric; of a skipped task, the reason."""
+    if "skipped" in metrics:
+        return [(task, "skipped", metrics["skipped"])]
+    rows = []
+    for name, value in metrics.items():
+        metric, comma, filter_name = name.partition(",")
+        # The error of `acc,none` is `acc_stderr,none`.
+        error = metrics.get(f"{metric}_stderr{comma}{filter_name}")
+        if isinstance(value, int | float) and "_stderr" not in name and name != ASKED:
+            known = error if isinstance(error, int | float) else None
+            shown = f"{task}{_form(metrics.get(ASKED, {}))}"
+            rows.append((shown, name.removesuffix(",none"), measured(value, known)))
+    return rows
+
+
+def _asked_row(task: str, asked: Mapping[str, Any], code: str) -> tuple[str, ...]:
+    """Return how the model was asked a task, as ASKED_COLUMNS."""
+    return (
+        task,
+        _text(asked.get("version")),
+        _stops(asked, code),
+        _questions(asked),
+        "–" if "max_gen_toks" not in asked else f"{asked['max_gen_toks']:,}",
+        share_with_error(asked.get("cut_off"), None),
+        share_with_error(asked.get("cropped"), None),
+    )
+
+
+def _asked_in_words(forms: Sequence[Mapping[str, Any]]) -> str:
+    versions, seeds = (
+        ", ".join(sorted({_text(asked.get(name)) for asked in forms}))
+        for name in ("lm_eval", "fewshot_seed")
+    )
+    return (
+        f"lm-evaluation-harness {versions} asked as follows. It drew the examples with seed "
+        f"{seeds}. Cut off are answers that reached the longest length, in tokens, without an end; "
+        "cropped are prompts whose beginning did not fit into the model's context."
+    )
+
+
+def _form(asked: Mapping[str, Any]) -> str:
+    """Return ` (chat, 5 turns)` or ` (text, 5 shots)`; empty if the form is not known."""
+    form, shots = asked.get("form"), asked.get("shots")
+    if form is None or not shots:
+        return "" if form is None else f" ({form})"
+    return f" ({form}, {counted(shots, 'turn' if form == 'chat' else 'shot')})"
+
+
+def _questions(asked: Mapping[str, Any]) -> str:
+    if "questions" not in asked or "of" not in asked:
+        return "–"
+    questions, of = asked["questions"], asked["of"]
+    return f"{questions:,}" if questions == of else f"{questions:,} of {of:,}"
+
+
+def _stops(asked: Mapping[str, Any], code: str) -> str:
+    quoted = (json.dumps(printable(text), ensure_ascii=False) for text in asked.get("until", []))
+    return ", ".join(code.format(text.replace("`", "'")) for text in quoted) or "–"
+
+
+def _text(value: str | float | None) -> str:
+    return "–" if value is None else printable(str(value))
