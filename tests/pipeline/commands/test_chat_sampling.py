@@ -93,6 +93,7 @@ def test_generate_computes_in_the_precision_that_was_asked_for(here, pion, monke
         seen.append(model.blocks[0].attention.q_proj.weight.dtype)
 
     monkeypatch.setattr(chat, "answer_once", answer)
+    monkeypatch.setattr(hardware, "bf16_speedup", lambda: 2.0)
     for computes_bf16 in (True, False):
         monkeypatch.setattr(hardware, "has_bf16", lambda _, found=computes_bf16: found)
         for choice in ([], ["--dtype", "float32"], ["--dtype", "bfloat16"]):

@@ -8,8 +8,6 @@ from tests.families.families import FAMILIES
 from tests.support.gguf_models import EXPRESSIBLE, config_of
 from tests.support.tiny_config import tiny_config
 
-# ---------------------------------------------------------------- which models GGUF can express
-
 SCALED = {"factor": 8.0, "original_max_position_embeddings": 32}
 
 IMPORTED = {"heads": {"qk_norm": False}, "imported": True}
