@@ -15,7 +15,7 @@ import pytest
 from pipeline.rent.deadline import policy
 from pipeline.rent.deadline.policy import Market, Rental, Seen, Terms
 from pipeline.rent.managed.look import diagnose as looks
-from pipeline.rent.managed.look.diagnose import Attempt, RunView, SkyView
+from pipeline.rent.managed.look.diagnose import Attempt, JobView, RunView
 from pipeline.rent.managed.provider.jobs import ENDED, Place
 from pipeline.rent.managed.provider.pods import Pod
 from tests.paths import REPOSITORY
@@ -159,8 +159,8 @@ def _diagnoses() -> str:
             cells = []
             for (name, run), age in itertools.product(_runs_seen(), AGES):
                 since = NOW - age if name.startswith("lost") else None
-                sky = SkyView(job, listed, since, since, _attempts(age))
-                found = looks.diagnose(sky, run(NOW - age), NOW)
+                view = JobView(job, run(NOW - age), listed, since, since, _attempts(age))
+                found = looks.diagnose(view, NOW)
                 cells.append(f"{name} " + " & ".join(map(_finding, found)))
                 reasons |= {f"{one.what}/{one.action}: {one.why}": None for one in found}
             rows.append(
@@ -211,9 +211,9 @@ class _Recorder:
             self._note("decide", seen.now, *_decision(terms, seen, action))
             return action
 
-        def diagnosed(sky: SkyView, run: RunView, now: float) -> list[looks.Finding]:
-            found = diagnose(sky, run, now)
-            self._note(f"job {sky.job.id}", now, ", ".join(map(_finding, found)) or "well", "")
+        def diagnosed(view: JobView, now: float) -> list[looks.Finding]:
+            found = diagnose(view, now)
+            self._note(f"job {view.job.id}", now, ", ".join(map(_finding, found)) or "well", "")
             return found
 
         for module in list(sys.modules.values()):

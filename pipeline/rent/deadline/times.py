@@ -56,25 +56,18 @@ def measured_in(events: list[Row]) -> Measured:
 
 
 def terms_of(
-    deadline: RunDeadline,
-    machine: OnDemand,
-    job: Job,
-    head: Head | None,
-    measured: Measured,
-    *,
-    floor_seconds: float,
+    deadline: RunDeadline, machine: OnDemand, cadence: SaveCadence, measured: Measured, lag: float
 ) -> Terms:
     """Return the terms of a run whose work is timed on `machine`.
 
-    `floor_seconds` is the shortest time between saves that its store allows.
+    `lag` is the most work that the loss of a machine undoes, in seconds.
     """
-    cadence = cadence_of(job, head, measured, floor_seconds)
     return Terms(
         deadline=deadline.at or 0.0,
         margin=machine.margin(deadline),
         boot=RESTART_SECONDS if measured.boot is None else measured.boot,
         handover=HANDOVER_SECONDS,
-        lag=cadence.lag(step_seconds(machine, job)),
+        lag=lag,
         notice=NOTICE_SECONDS,
         life=cadence.preemption_seconds,
     )
@@ -83,7 +76,10 @@ def terms_of(
 def cadence_of(
     job: Job, head: Head | None, measured: Measured, floor_seconds: float
 ) -> SaveCadence:
-    """Return when the run saves, by what it has measured."""
+    """Return when the run saves, by what it has measured.
+
+    `floor_seconds` is the shortest time between saves that its store allows.
+    """
     assumed = 3600 * job.checkpoint.preemption_hours
     cadence = SaveCadence(
         every_steps=job.checkpoint.every_steps,

@@ -94,13 +94,12 @@ def decide_now(
     options = _options(look, plan.on_demand, deadline, now)
     if not options:
         return None
-    job, measured = plan.job, plan.measured
-    cadence = cadence_of(job, look.head, measured, floor_seconds)
-    machines = with_work_left(plan, look, cadence.lag(step_seconds(options[0], job)))
+    cadence = cadence_of(plan.job, look.head, plan.measured, floor_seconds)
+    machines = with_work_left(plan, look, cadence.lag(step_seconds(options[0], plan.job)))
     options = _options(look, machines, deadline, now)
-    first = options[0]
-    terms = terms_of(deadline, first, job, look.head, measured, floor_seconds=floor_seconds)
-    seen = see(look, cadence.pace(step_seconds(first, job)) * (first.work or 0.0), now)
+    first, step = options[0], step_seconds(options[0], plan.job)
+    terms = terms_of(deadline, first, cadence, plan.measured, cadence.lag(step))
+    seen = see(look, cadence.pace(step) * (first.work or 0.0), now)
     return Decision(look, plan, terms, seen, options, decide(terms, seen))
 
 
@@ -167,7 +166,10 @@ class Plan:
 
     Attributes:
         on_demand: the on-demand machines that could do the rest of `job`, in the order of the YAML.
-        timed: their times when these were found out.
+        timed_for: what their times depend on, apart from prices and results of `pion bench`: the
+            job, the `resources` and the number of nodes, the stages that are left, and the speeds
+            of past runs.
+        timed_at: when their times were found out, by the monotonic clock.
         measured: what the run has measured.
         of_job: the digest of the run's job file; None before the first claim.
         at: when all this was read, by the monotonic clock.
@@ -178,23 +180,11 @@ class Plan:
     job: Job
     digests: Digests
     on_demand: Sequence[OnDemand]
-    timed: Timed
+    timed_for: tuple[Any, ...]
+    timed_at: float
     measured: Measured
     of_job: str | None
     at: float
-
-
-@dataclass(frozen=True)
-class Timed:
-    """The times of on-demand machines, found out `at` (by the monotonic clock).
-
-    `of` is what they depend on, apart from prices and results of `pion bench`: the job, the
-    `resources` and the number of nodes, the stages that are left, and the speeds of past runs.
-    """
-
-    of: tuple[Any, ...]
-    at: float
-    machines: Sequence[OnDemand]
 
 
 def read_plan(state: RunState, look: Look, known: Plan | None) -> Plan | None:
@@ -216,17 +206,28 @@ def read_plan(state: RunState, look: Look, known: Plan | None) -> Plan | None:
     left = share_left(job, digests, look.head)
     past = read_train_speeds(state.store, model_inputs(job.model_config_resolved()))
     stages = {stage for stage, share in left.items() if share > 0}
-    of = (job, machines.config["resources"], machines.num_nodes, stages, past)
-    timed = known.timed if known is not None else None
-    if timed is None or timed.of != of or now - timed.at >= PRICE_SECONDS:
+    timed_for = (job, machines.config["resources"], machines.num_nodes, stages, past)
+    if known is not None and known.timed_for == timed_for and now - known.timed_at < PRICE_SECONDS:
+        on_demand, timed_at = known.on_demand, known.timed_at
+    else:
         values = job, machines, look.head, past
         # torch would take 600 MB for as long as the run is watched.
         here = "torch" in sys.modules
-        found = time_machines(*values) if here else in_child(time_machines, *values)
-        timed = Timed(of, now, found)
-    on_demand = [replace(machine, left=left) for machine in timed.machines]
+        on_demand = time_machines(*values) if here else in_child(time_machines, *values)
+        timed_at = now
     events = read_events(state.store, state.name) if look.head is not None else []
-    return Plan(like, machines, job, digests, on_demand, timed, measured_in(events), of_job, at=now)
+    return Plan(
+        like,
+        machines,
+        job,
+        digests,
+        [replace(machine, left=left) for machine in on_demand],
+        timed_for,
+        timed_at,
+        measured_in(events),
+        of_job,
+        at=now,
+    )
 
 
 def time_machines(

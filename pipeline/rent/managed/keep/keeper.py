@@ -139,7 +139,7 @@ class RentalKeeper:
             return found
         for each in look.of_jobs if self._plan else look.of_jobs[:1]:
             if over in (None, each.job):
-                here = [*diagnose(each.sky, each.run, look.at), *dear_pods(each.sky)]
+                here = [*diagnose(each, look.at), *dear_pods(each)]
                 found += [(finding, each.job) for finding in here]
         if over is not None:
             return [(finding, job) for finding, job in found if finding.action == "note"]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pion.errors import Stopped
 from pipeline.rent.deadline.policy import Market, Rental, Seen
-from pipeline.rent.managed.look.diagnose import diagnose, may_be_at_work
-from pipeline.rent.managed.look.look import JobLook, Look
+from pipeline.rent.managed.look.diagnose import JobView, diagnose, may_be_at_work
+from pipeline.rent.managed.look.look import Look
 from pipeline.rent.managed.provider.jobs import ManagedJob, arrive_seconds
 from pipeline.rent.managed.provider.recorded_task import (
     BY_HOP,
@@ -50,12 +50,12 @@ def is_done(look: Look) -> bool:
     return any(each.run.finished for each in look.of_jobs)
 
 
-def rental_of(look: Look, market: Market) -> JobLook | None:
+def rental_of(look: Look, market: Market) -> JobView | None:
     """Return the newest live job of that market which is not being cancelled."""
     return next((each for each in rentals_of(look) if market_of(each.job) is market), None)
 
 
-def rentals_of(look: Look) -> list[JobLook]:
+def rentals_of(look: Look) -> list[JobView]:
     """Return the live jobs that are not given up, nor being cancelled, the newest first."""
     return [
         each
@@ -71,17 +71,16 @@ def owner_of(look: Look) -> Market | None:
     return None if owner is None else market_of(owner.job)
 
 
-def _owner_at_work(look: Look) -> JobLook | None:
+def _owner_at_work(look: Look) -> JobView | None:
     if look.head is None or look.head.owner is None:
         return None
     launch = look.head.owner.launch_id
     owner = next((each for each in look.of_jobs if launch_id_of(each.job) == launch), None)
-    if owner is None or owner.sky.gone_since is not None or owner.job.id in look.given_up:
+    if owner is None or owner.gone_since is not None or owner.job.id in look.given_up:
         return None
     at_work = owner.job.status == "RUNNING"
     if owner.job.status == "FAILED_CONTROLLER":
-        alive = tuple(pod.id for pod in owner.sky.pods or () if pod.alive)
-        at_work = look.stale or may_be_at_work(owner.run, alive, look.at)
+        at_work = look.stale or may_be_at_work(owner, look.at)
     return owner if at_work else None
 
 
@@ -97,10 +96,9 @@ def owner_outside(look: Look, run: RunState) -> bool:
     return liveness(head, beat_at, look.at, run.silence).life == "alive"
 
 
-def has_machine(each: JobLook) -> bool:
+def has_machine(each: JobView) -> bool:
     """Return whether a job has a machine now, which may still be booting."""
-    alive = any(pod.alive for pod in each.sky.pods or ())
-    return alive or (each.job.status == "RUNNING" and each.sky.gone_since is None)
+    return bool(each.alive) or (each.job.status == "RUNNING" and each.gone_since is None)
 
 
 def _rental(look: Look, market: Market) -> Rental | None:
@@ -109,7 +107,7 @@ def _rental(look: Look, market: Market) -> Rental | None:
         return None
     job, machine = each.job, has_machine(each)
     running = job.recovered_at or job.started_at if job.status == "RUNNING" else None
-    since = running or (each.sky.pod_since if machine else None) or job.submitted_at or 0.0
+    since = running or (each.pod_since if machine else None) or job.submitted_at or 0.0
     # Others were asked to stop, and this job was not.
     asked = any(other.run.stop is not None for other in look.of_jobs)
     handed_over = asked and each.run.stop is None
@@ -155,7 +153,7 @@ def only_job_has_ended(look: Look, replacing: ManagedJob | None) -> ManagedJob |
     if replacing is not None and job.id == replacing.id and job.status in CANCELLED:
         return None
     # Of a job without a controller, or none.
-    findings = diagnose(look.followed.sky, look.followed.run, look.at)
+    findings = diagnose(look.followed, look.at)
     goes_on = any(f.action != "note" or f.what == "controller lost" for f in findings)
     return None if goes_on else job
 
@@ -223,8 +221,8 @@ def _served_with(owners: ManagedJob, newest: ManagedJob, look: Look) -> bool:
 
 def _leaves_machine(job: ManagedJob, look: Look) -> bool:
     """Return whether a job's machine may still be at work, or is still up."""
-    pods = [pod for each in look.of_jobs if each.job is job for pod in each.sky.pods or ()]
-    return owner_of(look) is not None or any(pod.alive for pod in pods)
+    up = any(each.alive for each in look.of_jobs if each.job is job)
+    return owner_of(look) is not None or up
 
 
 def why_not(look: Look, run: RunState) -> str | None:

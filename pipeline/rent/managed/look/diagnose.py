@@ -47,29 +47,6 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class SkyView:
-    """What SkyPilot and the provider say.
-
-    Attributes:
-        job: a managed job of the run.
-        pods: the job's pods at RunPod; None if the job is on another cloud, or RunPod can't be
-            asked.
-        gone_since: since when the job lacks a pod, although it is RUNNING or had a pod before in
-            its present status.
-        pod_since: when the watcher first saw the newest live pod.
-        attempts: the machines that this job has had so far, oldest first.
-        place: the place of the job's present or last machine; None if SkyPilot has not said yet.
-    """
-
-    job: ManagedJob
-    pods: tuple[Pod, ...] | None = None
-    gone_since: float | None = None
-    pod_since: float | None = None
-    attempts: tuple[Attempt, ...] = ()
-    place: Place | None = None
-
-
-@dataclass(frozen=True)
 class RunView:
     """What the run's store says. Times are Unix seconds, by the clock of their writer.
 
@@ -97,6 +74,36 @@ class RunView:
 
 
 @dataclass(frozen=True)
+class JobView:
+    """What is known about one managed job, and about the run as far as it concerns that job.
+
+    Attributes:
+        job: a managed job of the run.
+        run: what the run's store says.
+        pods: the job's pods at RunPod; None if the job is on another cloud, or RunPod can't be
+            asked.
+        gone_since: since when the job lacks a pod, although it is RUNNING or had a pod before in
+            its present status.
+        pod_since: when the watcher first saw the newest live pod.
+        attempts: the machines that this job has had so far, oldest first.
+        place: the place of the job's present or last machine; None if SkyPilot has not said yet.
+    """
+
+    job: ManagedJob
+    run: RunView = RunView()
+    pods: tuple[Pod, ...] | None = None
+    gone_since: float | None = None
+    pod_since: float | None = None
+    attempts: tuple[Attempt, ...] = ()
+    place: Place | None = None
+
+    @property
+    def alive(self) -> tuple[str, ...]:
+        """The ids of the job's live pods, as far as they are known."""
+        return tuple(pod.id for pod in self.pods or () if pod.alive)
+
+
+@dataclass(frozen=True)
 class Finding:
     """A problem: what is wrong, the evidence, and what to do about it.
 
@@ -115,31 +122,30 @@ class Finding:
         return " ".join((self.what, *self.pods))
 
 
-def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
+def diagnose(view: JobView, now: float) -> list[Finding]:
     """Return what is wrong at Unix time `now`, the most certain finding first.
 
     A run that is finished, or was asked to stop, ends by itself. A machine that can't end by itself
     is terminated with its job and not replaced.
     """
-    job, ending = sky.job, run.finished or run.stop is not None
+    job, run = view.job, view.run
+    ending = run.finished or run.stop is not None
     if job.status == "CANCELLING":
         return []
-    alive = tuple(pod.id for pod in sky.pods or () if pod.alive)
     if not job.live:
         lost = job.status == "FAILED_CONTROLLER"
-        return _lost_controller(job, run, alive, now, ending=ending) if lost else []
-    if ending and job.status in _WAITING and sky.pods == ():
+        return _lost_controller(view, now, ending=ending) if lost else []
+    if ending and job.status in _WAITING and view.pods == ():
         waits = Finding("not needed", f"SkyPilot says {job.status}", "cancel")
         return [_end_instead(waits, run)]
-    booting = _is_booting(run, job)
-    here = _slow_boot(sky, run, job, alive, now) if booting else _stuck(run, alive, now)
+    here = _slow_boot(view, now) if _is_booting(run, job) else _stuck(view, now)
     if ending:
         return [_end_instead(here, run)] if here is not None and here.what in _NEVER_ENDS else []
     between = job.status in ("RECOVERING", "STARTING")
     found = [
-        _dead_pods(sky, job),
-        _unnoticed_loss(sky, job, now),
-        (_never_starts(sky, run) or _bad_place(sky, now)) if between else None,
+        _dead_pods(view),
+        _unnoticed_loss(view, now),
+        (_never_starts(view) or _bad_place(view, now)) if between else None,
         here,
     ]
     return [finding for finding in found if finding is not None]
@@ -158,44 +164,45 @@ def _end_instead(finding: Finding, run: RunView) -> Finding:
     return replace(finding, why=why, action="cancel", avoid=None)
 
 
-def _dead_pods(sky: SkyView, job: ManagedJob) -> Finding | None:
+def _dead_pods(view: JobView) -> Finding | None:
     """Find stopped pods in the list. SkyPilot can't read their status, and retries for minutes."""
-    dead = tuple(pod for pod in sky.pods or () if not pod.alive)
+    dead = tuple(pod for pod in view.pods or () if not pod.alive)
     if not dead:
         return None
     words = " and ".join(f"pod {pod.id} is {pod.status}" for pod in dead)
-    why = f"{words} in RunPod's list while SkyPilot says {job.status}"
+    why = f"{words} in RunPod's list while SkyPilot says {view.job.status}"
     return Finding("dead pod", why, "terminate", tuple(pod.id for pod in dead))
 
 
-def _unnoticed_loss(sky: SkyView, job: ManagedJob, now: float) -> Finding | None:
+def _unnoticed_loss(view: JobView, now: float) -> Finding | None:
     """Find a pod that is gone while SkyPilot still counts on it."""
-    if sky.gone_since is None or sky.pods:
+    status = view.job.status
+    if view.gone_since is None or view.pods:
         return None
-    gone = now - sky.gone_since
-    if gone < (UNNOTICED_SECONDS if job.status == "RUNNING" else LOST_BOOT_SECONDS):
+    gone = now - view.gone_since
+    if gone < (UNNOTICED_SECONDS if status == "RUNNING" else LOST_BOOT_SECONDS):
         return None
-    why = f"its pod has been gone for {duration(gone)}, but SkyPilot still says {job.status}"
+    why = f"its pod has been gone for {duration(gone)}, but SkyPilot still says {status}"
     return Finding("loss not noticed", why, "relaunch")
 
 
-def _never_starts(sky: SkyView, run: RunView) -> Finding | None:
+def _never_starts(view: JobView) -> Finding | None:
     """Find machines, in any place, that all end before they own the run."""
-    claimed = run.last_sign or 0.0
-    futile = [attempt for attempt in sky.attempts if attempt.began > claimed]
+    claimed = view.run.last_sign or 0.0
+    futile = [attempt for attempt in view.attempts if attempt.began > claimed]
     if len(futile) < FUTILE_LIVES:
         return None
     places = ", ".join(sorted({str(attempt.place) for attempt in futile}))
     why = (
         f"the last {len(futile)} machines ({places}) stopped before they owned the run, and "
-        f"each machine cost money. To see why, run: sky jobs logs {sky.job.id}"
+        f"each machine cost money. To see why, run: sky jobs logs {view.job.id}"
     )
     return Finding("it never starts", why, "cancel")
 
 
-def _bad_place(sky: SkyView, now: float) -> Finding | None:
+def _bad_place(view: JobView, now: float) -> Finding | None:
     """Find machines that died early in one place, one after the other, including the newest."""
-    last = sky.attempts[-SHORT_LIVES:]
+    last = view.attempts[-SHORT_LIVES:]
     if len(last) < SHORT_LIVES or len({attempt.place for attempt in last}) > 1:
         return None
     begins = [*(attempt.began for attempt in last), now]
@@ -217,14 +224,13 @@ def _is_booting(run: RunView, job: ManagedJob) -> bool:
     return run.claimed_at is None or max(run.claimed_at, run.beat_at or 0.0) < running_since
 
 
-def _slow_boot(
-    sky: SkyView, run: RunView, job: ManagedJob, alive: tuple[str, ...], now: float
-) -> Finding | None:
+def _slow_boot(view: JobView, now: float) -> Finding | None:
     """Find a machine that takes too long to start the run, or a search that finds no machine."""
+    job, run, alive = view.job, view.run, view.alive
     running = job.status == "RUNNING"
     times = [job.submitted_at, job.started_at, job.recovered_at, run.last_sign, run.beat_at]
     if not running:
-        times.append(sky.pod_since)  # it may come long after the request
+        times.append(view.pod_since)  # it may come long after the request
     waited = now - max((at for at in times if at is not None), default=now)
     waits_for_owner = running and not run.heartbeats
     if waited < BOOT_SECONDS + (COMMIT_SILENCE_SECONDS if waits_for_owner else 0.0):
@@ -236,7 +242,7 @@ def _slow_boot(
     if alive:
         # SkyPilot waits for this pod, and would keep waiting even if the pod were terminated.
         why = f"{since}, and pod {alive[0]} is up but can't be reached. The boot has not finished"
-        return Finding("boot not finished", why, "relaunch", alive, avoid=sky.place)
+        return Finding("boot not finished", why, "relaunch", alive, avoid=view.place)
     why = (
         f"{since}: SkyPilot says {job.status} and has found no machine. Waiting costs nothing. "
         "Allow more kinds of GPU, or on-demand machines, to find one sooner (`pion hop RUN --on "
@@ -245,18 +251,19 @@ def _slow_boot(
     return Finding("no machine available", why, "note")
 
 
-def _stuck(run: RunView, alive: tuple[str, ...], now: float) -> Finding | None:
+def _stuck(view: JobView, now: float) -> Finding | None:
     """Find a run that does not advance although its machine runs."""
+    run = view.run
     if run.beat_at is None or not run.heartbeats:
         return None  # only commits are visible, and they may be an hour apart
     silent = now - run.beat_at
     if silent >= SILENT_SECONDS:
         why = f"the machine is up, but there has been no heartbeat for {duration(silent)}"
-        return _give_up_machine("silent", why, alive)
+        return _give_up_machine("silent", why, view.alive)
     if run.stalled_since is not None and now - run.stalled_since >= HANG_SECONDS:
         stalled = duration(now - run.stalled_since)
         why = f"the heartbeat continues, but there has been no step for {stalled}"
-        return _give_up_machine("hang", why, alive)
+        return _give_up_machine("hang", why, view.alive)
     return None
 
 
@@ -266,17 +273,16 @@ def _give_up_machine(what: str, why: str, alive: tuple[str, ...]) -> Finding:
     return Finding(what, why, "terminate" if alive else "relaunch", alive)
 
 
-def _lost_controller(
-    job: ManagedJob, run: RunView, alive: tuple[str, ...], now: float, *, ending: bool
-) -> list[Finding]:
+def _lost_controller(view: JobView, now: float, *, ending: bool) -> list[Finding]:
     """Find what to do if the job's controller failed. The run may still be at work."""
+    job, alive = view.job, view.alive
     if "Failed to clean up" in (job.failure or ""):
         # SkyPilot says this of any job whose machine it could not end, even a cancelled job.
         why = f"the job is over, but SkyPilot could not terminate its machine ({job.failure})"
         return [Finding("left behind", why, "terminate" if alive else "note", alive)]
     reason = job.failure or "no reason given"
     why = f"SkyPilot's controller failed ({reason}), so nothing recovers the run"
-    if may_be_at_work(run, alive, now):
+    if may_be_at_work(view, now):
         return [Finding("controller lost", f"{why}. The run is still running", "note")]
     if not ending:
         return [Finding("controller lost", why, "relaunch", alive)]
@@ -285,23 +291,24 @@ def _lost_controller(
     return [Finding("left behind", f"{why} or terminates its machine", "terminate", alive)]
 
 
-def may_be_at_work(run: RunView, alive: tuple[str, ...], now: float) -> bool:
+def may_be_at_work(view: JobView, now: float) -> bool:
     """Return whether the run's owner may have unsaved work."""
+    run = view.run
     if not run.heartbeats:
         recent = not is_silent(run.last_sign, now, COMMIT_SILENCE_SECONDS)
         return run.claimed_at is not None and recent
-    return not is_silent(run.beat_at, now, SILENT_SECONDS if alive else SILENCE_SECONDS)
+    return not is_silent(run.beat_at, now, SILENT_SECONDS if view.alive else SILENCE_SECONDS)
 
 
-def dear_pods(sky: SkyView) -> list[Finding]:
+def dear_pods(view: JobView) -> list[Finding]:
     """Return a finding for each pod that costs more than planned.
 
     Nothing is to be done: a machine asks RunPod itself, also while nobody watches, and refuses to
     start a run for which it is too expensive.
     """
-    if not sky.job.live:
+    if not view.job.live:
         return []
-    prices = planned_prices({PRICES_VARIABLE: variable_of(sky.job, PRICES_VARIABLE) or ""})
+    prices = planned_prices({PRICES_VARIABLE: variable_of(view.job, PRICES_VARIABLE) or ""})
     return [
         Finding(
             "higher price",
@@ -311,7 +318,7 @@ def dear_pods(sky: SkyView) -> list[Finding]:
             "note",
             (pod.id,),
         )
-        for pod in sky.pods or ()
+        for pod in view.pods or ()
         if pod.alive
         and pod.price is not None
         and (planned := _planned(pod, prices))

@@ -18,7 +18,7 @@ from pipeline.rent.managed.look.between_looks import (
     StepKey,
     StepMemory,
 )
-from pipeline.rent.managed.look.diagnose import Finding, RunView, SkyView
+from pipeline.rent.managed.look.diagnose import Finding, JobView, RunView
 from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
 from pipeline.rent.managed.provider.pods import Pod
@@ -30,19 +30,6 @@ from pipeline.state.notes.stop_requests import pending_stop
 from pipeline.state.run_state import RunState
 from pipeline.state.status.run_status import is_finished, run_status
 from pipeline.state.stores import StoreError
-
-
-@dataclass(frozen=True)
-class JobLook:
-    """What is known about one managed job, and about the run as far as it concerns that job."""
-
-    sky: SkyView
-    run: RunView
-
-    @property
-    def job(self) -> ManagedJob:
-        """The managed job."""
-        return self.sky.job
 
 
 @dataclass(frozen=True)
@@ -63,7 +50,7 @@ class Look:
     """
 
     head: Head | None
-    of_jobs: tuple[JobLook, ...]
+    of_jobs: tuple[JobView, ...]
     at: float
     status: Mapping[str, Any] | None = None
     dollars: float | None = None
@@ -72,7 +59,7 @@ class Look:
     given_up: frozenset[int] = frozenset()
 
     @property
-    def followed(self) -> JobLook:
+    def followed(self) -> JobView:
         """What is known about the managed job that is followed."""
         return self.of_jobs[0]
 
@@ -150,7 +137,7 @@ class Lookout:
         now: float,
         *,
         stale: bool,
-    ) -> JobLook:
+    ) -> JobView:
         memory = self._memory(job.id)
         mine: tuple[Pod, ...] | None = None  # RunPod was not asked, or the job is on another cloud
         if pods is not None and job.may_be_on_runpod:
@@ -159,18 +146,18 @@ class Lookout:
         memory.note_pods(job, mine, now)
         if not stale:
             memory.note_machine(job, store.head, now)
-        found = tuple(memory.attempts)
-        sky = SkyView(
+        attempts, run = tuple(memory.attempts), store.run
+        if store.head is not None:
+            run = self._of_this_launch(run, store.head, job, stale=stale)
+        return JobView(
             job,
+            run,
             mine,
             gone_since=memory.gone_since,
             pod_since=memory.pod_since,
-            attempts=found,
-            place=place_of(job) if job.place else found[-1].place if found else None,
+            attempts=attempts,
+            place=place_of(job) if job.place else attempts[-1].place if attempts else None,
         )
-        if store.head is None:
-            return JobLook(sky, store.run)
-        return JobLook(sky, self._of_this_launch(store.run, store.head, job, stale=stale))
 
     def _ask_store(self, now: float) -> _StoreSays:
         head = self.state.read()

@@ -15,13 +15,12 @@ from pipeline.rent.managed.keep.decision import (
     MEASURE_SECONDS,
     PRICE_SECONDS,
     Plan,
-    Timed,
     read_plan,
     time_machines,
     with_work_left,
 )
-from pipeline.rent.managed.look.diagnose import RunView, SkyView
-from pipeline.rent.managed.look.look import JobLook, Look
+from pipeline.rent.managed.look.diagnose import JobView
+from pipeline.rent.managed.look.look import Look
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.recorded_task import machines_of
 from pipeline.rent.sky_yaml import read_sky_yaml
@@ -44,13 +43,12 @@ def test_a_silent_owner_is_taken_to_have_worked_on_until_its_next_save(sky_home)
     owner = someone(launch_id="l")
     head = Head(epoch=1, owner=owner, claims=(ClaimRecord(1, 0.0, owner),))
 
-    timed = Timed((), 0.0, [machine])
-    plan = Plan(managed, machines, job, digest_job(job), [machine], timed, Measured(), None, 0.0)
-    followed = JobLook(SkyView(managed), RunView())
+    digests, measured = digest_job(job), Measured()
+    plan = Plan(managed, machines, job, digests, [machine], (), 0.0, measured, None, at=0.0)
 
     def left(age):
         status = {"heartbeat_age": age, "progress": None}
-        look = Look(head, (followed,), 9e9, status)
+        look = Look(head, (JobView(managed),), 9e9, status)
         return with_work_left(plan, look, lag=30.0)[0].work or 0.0
 
     assert left(0.0) - left(10.0) == 10.0
@@ -80,7 +78,7 @@ def asked(monkeypatch):
 
 
 def plan_of(run, rental, known=None):
-    look = Look(read(run), (JobLook(SkyView(rental), RunView()),), run.clock.now())
+    look = Look(read(run), (JobView(rental),), run.clock.now())
     return read_plan(run, look, known)
 
 

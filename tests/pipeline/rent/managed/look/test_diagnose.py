@@ -10,8 +10,8 @@ from pipeline.rent.managed.look.diagnose import (
     SILENT_SECONDS,
     UNNOTICED_SECONDS,
     Attempt,
+    JobView,
     RunView,
-    SkyView,
     diagnose,
 )
 from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, Place
@@ -64,67 +64,67 @@ ENDED_BOOT = dataclasses.replace(BOOTING, finished=True)
 
 WRONG = [
     # SkyPilot needs minutes to judge a stopped pod, so the pod is terminated at once.
-    (SkyView(JOB, (EXITED,)), AT_WORK, "dead pod", "terminate", ("x",)),
-    (SkyView(RECOVERING, (EXITED,)), AT_WORK, "dead pod", "terminate", ("x",)),
+    (JobView(JOB, AT_WORK, (EXITED,)), "dead pod", "terminate", ("x",)),
+    (JobView(RECOVERING, AT_WORK, (EXITED,)), "dead pod", "terminate", ("x",)),
     # SkyPilot would continue to call the job RUNNING, so the job is restarted.
-    (SkyView(JOB, (), NOW - UNNOTICED_SECONDS), AT_WORK, "loss not noticed", "relaunch", ()),
+    (JobView(JOB, AT_WORK, (), NOW - UNNOTICED_SECONDS), "loss not noticed", "relaunch", ()),
     # SkyPilot does not notice either that the pod it waits for will never come.
-    (SkyView(RECOVERING, (), NOW - LOST_BOOT_SECONDS), AT_WORK, "loss not noticed", "relaunch", ()),
+    (JobView(RECOVERING, AT_WORK, (), NOW - LOST_BOOT_SECONDS), "loss not noticed", "relaunch", ()),
     # A boot that never ends: SkyPilot would wait for this pod forever.
-    (SkyView(job("STARTING", submitted_at=NOW - BOOT_SECONDS), (ALIVE,)), BOOTING,
+    (JobView(job("STARTING", submitted_at=NOW - BOOT_SECONDS), BOOTING, (ALIVE,)),
      "boot not finished", "relaunch", ("a",)),
-    (SkyView(RECOVERING, (ALIVE,)), WAITING, "boot not finished", "relaunch", ("a",)),
+    (JobView(RECOVERING, WAITING, (ALIVE,)), "boot not finished", "relaunch", ("a",)),
     # The job runs, but never claims the run. Once its pod is gone, SkyPilot recovers it.
-    (SkyView(NOT_STARTED, (ALIVE,)), WAITING, "boot not finished", "terminate", ("a",)),
-    (SkyView(NOT_STARTED, None), WAITING, "boot not finished", "relaunch", ()),
-    (SkyView(TAKING_OVER, (ALIVE,)), WAITING_LONG, "boot not finished", "terminate", ("a",)),
+    (JobView(NOT_STARTED, WAITING, (ALIVE,)), "boot not finished", "terminate", ("a",)),
+    (JobView(NOT_STARTED, WAITING, None), "boot not finished", "relaunch", ()),
+    (JobView(TAKING_OVER, WAITING_LONG, (ALIVE,)), "boot not finished", "terminate", ("a",)),
     # After a long wait for a pod, the pod still gets BOOT_SECONDS, but no more.
-    (SkyView(RECOVERING, (ALIVE,), pod_since=NOW - BOOT_SECONDS), WAITING,
+    (JobView(RECOVERING, WAITING, (ALIVE,), pod_since=NOW - BOOT_SECONDS),
      "boot not finished", "relaunch", ("a",)),
     # The watcher has just started, and the pod's job has been running for a long time.
-    (SkyView(NOT_STARTED, (ALIVE,), pod_since=NOW), WAITING,
+    (JobView(NOT_STARTED, WAITING, (ALIVE,), pod_since=NOW),
      "boot not finished", "terminate", ("a",)),
     # No other machine is needed, and this machine can't notice that it should end.
-    (SkyView(RECOVERING, (ALIVE,)), dataclasses.replace(WAITING, stop="pion stop"),
+    (JobView(RECOVERING, dataclasses.replace(WAITING, stop="pion stop"), (ALIVE,)),
      "boot not finished", "cancel", ("a",)),
-    (SkyView(NOT_STARTED, None), dataclasses.replace(WAITING, finished=True),
+    (JobView(NOT_STARTED, dataclasses.replace(WAITING, finished=True), None),
      "boot not finished", "cancel", ()),
-    (SkyView(JOB, (ALIVE,)), dataclasses.replace(SILENT, stop="pion stop"),
+    (JobView(JOB, dataclasses.replace(SILENT, stop="pion stop"), (ALIVE,)),
      "silent", "cancel", ("a",)),
     # Waiting without a machine costs nothing.
-    (SkyView(RECOVERING, ()), WAITING, "no machine available", "note", ()),
-    (SkyView(JOB, (ALIVE,)), HANGS, "hang", "terminate", ("a",)),
-    (SkyView(JOB, None), HANGS, "hang", "relaunch", ()),
-    (SkyView(JOB, (ALIVE,)), SILENT, "silent", "terminate", ("a",)),
+    (JobView(RECOVERING, WAITING, ()), "no machine available", "note", ()),
+    (JobView(JOB, HANGS, (ALIVE,)), "hang", "terminate", ("a",)),
+    (JobView(JOB, HANGS, None), "hang", "relaunch", ()),
+    (JobView(JOB, SILENT, (ALIVE,)), "silent", "terminate", ("a",)),
     # Three machines in a row in one place that lived less than 15 minutes.
-    (SkyView(RECOVERING, (), attempts=in_a_row(A40, 900, 600, 300)), AT_WORK,
+    (JobView(RECOVERING, AT_WORK, (), attempts=in_a_row(A40, 900, 600, 300)),
      "bad place", "relaunch", ()),
     # Nothing recovers the run then, but while the run is at work, it needs no second machine.
-    (SkyView(CONTROLLER_LOST, (ALIVE,)), AT_WORK, "controller lost", "note", ()),
-    (SkyView(CONTROLLER_LOST, (ALIVE,)), GONE_QUIET, "controller lost", "note", ()),
-    (SkyView(CONTROLLER_LOST, (ALIVE,)), SILENT, "controller lost", "relaunch", ("a",)),
-    (SkyView(CONTROLLER_LOST, ()), GONE_QUIET, "controller lost", "relaunch", ()),
-    (SkyView(CONTROLLER_LOST, (ALIVE,)), COMMITTED, "controller lost", "note", ()),
-    (SkyView(CONTROLLER_LOST, ()), STOPPED, "controller lost", "note", ()),
+    (JobView(CONTROLLER_LOST, AT_WORK, (ALIVE,)), "controller lost", "note", ()),
+    (JobView(CONTROLLER_LOST, GONE_QUIET, (ALIVE,)), "controller lost", "note", ()),
+    (JobView(CONTROLLER_LOST, SILENT, (ALIVE,)), "controller lost", "relaunch", ("a",)),
+    (JobView(CONTROLLER_LOST, GONE_QUIET, ()), "controller lost", "relaunch", ()),
+    (JobView(CONTROLLER_LOST, COMMITTED, (ALIVE,)), "controller lost", "note", ()),
+    (JobView(CONTROLLER_LOST, STOPPED, ()), "controller lost", "note", ()),
     # Only we end the machine of a run that no longer needs it.
-    (SkyView(CONTROLLER_LOST, (ALIVE,)), ENDED_BOOT, "left behind", "terminate", ("a",)),
-    (SkyView(LEFT_BEHIND, (ALIVE,)), ENDED_BOOT, "left behind", "terminate", ("a",)),
-    (SkyView(CONTROLLER_LOST, ()), BOOTING, "controller lost", "relaunch", ()),
+    (JobView(CONTROLLER_LOST, ENDED_BOOT, (ALIVE,)), "left behind", "terminate", ("a",)),
+    (JobView(LEFT_BEHIND, ENDED_BOOT, (ALIVE,)), "left behind", "terminate", ("a",)),
+    (JobView(CONTROLLER_LOST, BOOTING, ()), "controller lost", "relaunch", ()),
     # SkyPilot also gives this status to a cancelled or failed job that left its machine behind.
-    (SkyView(LEFT_BEHIND, (ALIVE,)), GONE_QUIET, "left behind", "terminate", ("a",)),
-    (SkyView(LEFT_BEHIND, ()), GONE_QUIET, "left behind", "note", ()),
+    (JobView(LEFT_BEHIND, GONE_QUIET, (ALIVE,)), "left behind", "terminate", ("a",)),
+    (JobView(LEFT_BEHIND, GONE_QUIET, ()), "left behind", "note", ()),
     # If machines fail everywhere, the place is not to blame.
-    (SkyView(RECOVERING, (), attempts=EVERYWHERE), run(claimed_at=None, last_sign=NOW - 9000),
+    (JobView(RECOVERING, run(claimed_at=None, last_sign=NOW - 9000), (), attempts=EVERYWHERE),
      "it never starts", "cancel", ()),
     # The machine that SkyPilot looks for is not needed.
-    (SkyView(RECOVERING, ()), STOPPED, "not needed", "cancel", ()),
-    (SkyView(job("STARTING"), ()), DONE, "not needed", "cancel", ()),
+    (JobView(RECOVERING, STOPPED, ()), "not needed", "cancel", ()),
+    (JobView(job("STARTING"), DONE, ()), "not needed", "cancel", ()),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("sky", "seen", "what", "action", "pods"), WRONG)
-def test_what_is_wrong_is_found_with_what_to_do(sky, seen, what, action, pods):
-    (found,) = diagnose(sky, seen, NOW)
+@pytest.mark.parametrize(("view", "what", "action", "pods"), WRONG)
+def test_what_is_wrong_is_found_with_what_to_do(view, what, action, pods):
+    (found,) = diagnose(view, NOW)
     assert (found.what, found.action, found.pods) == (what, action, pods)
     assert found.why
 
@@ -132,53 +132,53 @@ def test_what_is_wrong_is_found_with_what_to_do(sky, seen, what, action, pods):
 NEARLY_TOOK_OVER = job("RUNNING", recovered_at=NOW - BOOT_SECONDS - COMMIT_SILENCE_SECONDS + 1)
 
 WELL = [
-    (SkyView(JOB, (ALIVE,)), AT_WORK),
-    (SkyView(JOB, (), NOW - UNNOTICED_SECONDS + 1), AT_WORK),  # SkyPilot needs a minute
-    (SkyView(job("STARTING"), (), NOW - LOST_BOOT_SECONDS + 1), AT_WORK),
-    (SkyView(job("STARTING", submitted_at=NOW - BOOT_SECONDS + 1), (ALIVE,)), BOOTING),
-    (SkyView(JUST_RECOVERED, (ALIVE,)), WAITING),
+    JobView(JOB, AT_WORK, (ALIVE,)),
+    JobView(JOB, AT_WORK, (), NOW - UNNOTICED_SECONDS + 1),  # SkyPilot needs a minute
+    JobView(job("STARTING"), AT_WORK, (), NOW - LOST_BOOT_SECONDS + 1),
+    JobView(job("STARTING", submitted_at=NOW - BOOT_SECONDS + 1), BOOTING, (ALIVE,)),
+    JobView(JUST_RECOVERED, WAITING, (ALIVE,)),
     # The pod has just come, or just begun to run, after a long wait for a machine.
-    (SkyView(RECOVERING, (ALIVE,), pod_since=NOW - BOOT_SECONDS + 1), WAITING),
-    (SkyView(job("RUNNING", started_at=NOW - 30), None), BOOTING),
+    JobView(RECOVERING, WAITING, (ALIVE,), pod_since=NOW - BOOT_SECONDS + 1),
+    JobView(job("RUNNING", started_at=NOW - 30), BOOTING, None),
     # The machine must wait until the previous owner has been silent for long enough.
-    (SkyView(NEARLY_TOOK_OVER, (ALIVE,)), WAITING_LONG),
-    (SkyView(JOB, (ALIVE,)), run(stalled_since=NOW - HANG_SECONDS + 1)),
+    JobView(NEARLY_TOOK_OVER, WAITING_LONG, (ALIVE,)),
+    JobView(JOB, run(stalled_since=NOW - HANG_SECONDS + 1), (ALIVE,)),
     # While the run tries to reach its store, ending the machine would lose unsaved work.
-    (SkyView(JOB, (ALIVE,)), run(beat_at=NOW - 1800.0)),
+    JobView(JOB, run(beat_at=NOW - 1800.0), (ALIVE,)),
     # Where only commits are a sign of life, silence means nothing.
-    (SkyView(JOB, (ALIVE,)), run(beat_at=None, heartbeats=False, last_sign=NOW - 3000)),
+    JobView(JOB, run(beat_at=None, heartbeats=False, last_sign=NOW - 3000), (ALIVE,)),
     # The run was asked to stop, or is done, so it will end by itself.
-    (SkyView(RECOVERING, (EXITED,)), STOPPED),
-    (SkyView(JOB, (EXITED,)), DONE),
-    (SkyView(JOB, (ALIVE,)), dataclasses.replace(HANGS, stop="pion stop")),
-    (SkyView(job("FAILED_CONTROLLER"), ()), dataclasses.replace(SILENT, stop="pion stop")),
-    (SkyView(job("CANCELLING"), (EXITED,)), AT_WORK),
-    (SkyView(job("FAILED"), ()), AT_WORK),
+    JobView(RECOVERING, STOPPED, (EXITED,)),
+    JobView(JOB, DONE, (EXITED,)),
+    JobView(JOB, dataclasses.replace(HANGS, stop="pion stop"), (ALIVE,)),
+    JobView(job("FAILED_CONTROLLER"), dataclasses.replace(SILENT, stop="pion stop"), ()),
+    JobView(job("CANCELLING"), AT_WORK, (EXITED,)),
+    JobView(job("FAILED"), AT_WORK, ()),
     # Two short lives, three short lives in two places, or one long life are no pattern.
-    (SkyView(RECOVERING, (), attempts=in_a_row(A40, 600, 300)), AT_WORK),
-    (SkyView(RECOVERING, (), attempts=in_a_row(A40, 900, 600) + in_a_row(A4000, 300)), AT_WORK),
-    (SkyView(RECOVERING, (), attempts=in_a_row(A40, 2000, 600, 300)), AT_WORK),
+    JobView(RECOVERING, AT_WORK, (), attempts=in_a_row(A40, 600, 300)),
+    JobView(RECOVERING, AT_WORK, (), attempts=in_a_row(A40, 900, 600) + in_a_row(A4000, 300)),
+    JobView(RECOVERING, AT_WORK, (), attempts=in_a_row(A40, 2000, 600, 300)),
     # The newest machine, the third or the fourth, is still at work.
-    (SkyView(JOB, (ALIVE,), attempts=in_a_row(A40, 900, 600, 300)), AT_WORK),
-    (SkyView(JOB, (ALIVE,), attempts=in_a_row(A40, 1800, 1500, 1200, 900)), AT_WORK),
+    JobView(JOB, AT_WORK, (ALIVE,), attempts=in_a_row(A40, 900, 600, 300)),
+    JobView(JOB, AT_WORK, (ALIVE,), attempts=in_a_row(A40, 1800, 1500, 1200, 900)),
 ]
 
 
-@pytest.mark.parametrize(("sky", "seen"), WELL)
-def test_a_rental_is_left_alone_while_it_may_be_well(sky, seen):
-    assert diagnose(sky, seen, NOW) == []
+@pytest.mark.parametrize("view", WELL)
+def test_a_rental_is_left_alone_while_it_may_be_well(view):
+    assert diagnose(view, NOW) == []
 
 
 def test_a_run_that_should_end_says_why_no_other_machine_is_rented():
     stopped = dataclasses.replace(WAITING, stop="pion stop")
-    (found,) = diagnose(SkyView(job("RECOVERING"), (ALIVE,)), stopped, NOW)
+    (found,) = diagnose(JobView(job("RECOVERING"), stopped, (ALIVE,)), NOW)
     assert "asked to stop (pion stop), so Pion will not rent a new machine" in found.why
     assert found.avoid is None
 
 
 def test_the_place_to_avoid_is_the_one_where_machines_die_young():
     attempts = in_a_row(A4000, 4000) + in_a_row(A40, 900, 600, 300)
-    (found,) = diagnose(SkyView(job("RECOVERING"), (), attempts=attempts), AT_WORK, NOW)
+    (found,) = diagnose(JobView(job("RECOVERING"), AT_WORK, (), attempts=attempts), NOW)
     assert found.avoid == A40
     assert "A40 spot on RunPod/CA" in found.why
     assert "5 min 00 s, 5 min 00 s, 5 min 00 s" in found.why
