@@ -10,7 +10,7 @@ from pion.errors import PionError, Stopped
 from pipeline.console.formats import money, printable, show
 from pipeline.rent.managed.keep.keeper import PATIENT_CANCEL_SECONDS, RentalKeeper
 from pipeline.rent.managed.look.diagnose import Finding
-from pipeline.rent.managed.look.look import Look, Lookout, log_finding
+from pipeline.rent.managed.look.look import Look, Lookout, log_action
 from pipeline.rent.managed.look.progress import (
     changes,
     how_it_ended,
@@ -239,7 +239,7 @@ class Watcher:
         if words and words != said:  # an action may repeat at each look, but is reported once
             self._found[key] = words
             self.say(words)
-            log_finding(self.state, look, finding, done)
+            log_action(self.state, look, finding.what, finding.why, done)
         return done
 
     def _end(self, job: ManagedJob, look: Look) -> int:

@@ -36,7 +36,7 @@ from pipeline.rent.managed.keep.rental_state import (
 )
 from pipeline.rent.managed.keep.replace_rental import FUTILE_RESTARTS, Renter
 from pipeline.rent.managed.look.diagnose import Finding, dear_pods, diagnose
-from pipeline.rent.managed.look.look import Look, Lookout, log_finding
+from pipeline.rent.managed.look.look import Look, Lookout, log_action
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import (
@@ -455,7 +455,7 @@ class RentalKeeper:
         """Print what was done, and record it in the run's events with the reason."""
         self._say(done)
         why = f"{decision.action.state.value}: {outlook_of(decision)}"
-        log_finding(self._state, decision.look, Finding("deadline", why, "note"), [done])
+        log_action(self._state, decision.look, "deadline", why, [done])
 
     def _is_stopped(self, look: Look) -> bool:
         """Return whether a person asked the run to stop, or its budget is spent."""

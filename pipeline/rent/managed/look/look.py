@@ -18,7 +18,7 @@ from pipeline.rent.managed.look.between_looks import (
     StepKey,
     StepMemory,
 )
-from pipeline.rent.managed.look.diagnose import Finding, JobView, RunView
+from pipeline.rent.managed.look.diagnose import JobView, RunView
 from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
 from pipeline.rent.managed.provider.pods import Pod
@@ -65,11 +65,12 @@ class Look:
 
 
 class _StoreSays(NamedTuple):
-    """HEAD, and what follows from it."""
+    """HEAD, and what follows from it. If it is `stale`, the store can't be read now."""
 
-    head: Head | None
-    status: dict[str, Any] | None
-    run: RunView
+    head: Head | None = None
+    status: dict[str, Any] | None = None
+    run: RunView = RunView()
+    stale: bool = False
 
 
 class Lookout:
@@ -97,7 +98,9 @@ class Lookout:
 
     def look(self) -> Look:
         """Ask SkyPilot, RunPod and the store. Raises PionError if one of them can't be asked."""
-        pods, jobs = self._provider.says(self.name)
+        # Pods before jobs: SkyPilot then knows the job of every listed pod.
+        pods = self._provider.list_pods()
+        jobs = self._provider.managed_jobs(self.name, with_task=True)
         self.job_id = next((job.id for job in jobs if job.live), self.job_id)
         job = next((job for job in jobs if job.id == self.job_id), None)
         now = self.state.clock.now()
@@ -106,37 +109,34 @@ class Lookout:
             self.pods = [pod for pod in pods if pod.alive and pod.is_of(self.name)]
         if job is None:
             raise PionError(f"SkyPilot no longer lists managed job {self.job_id}.")
-        store, stale = self._read_store(now)
+        store = self._read_store(now)
         looks = [
-            self._look_at(each, pods, store, now, stale=stale)
+            self._look_at(each, pods, store, now)
             for each in jobs
             if each.live or each is job or _lost_owner(each, store.head)
         ]
         looks.sort(key=lambda look: look.job is not job)
-        dollars = self._costs.dollars(None if stale else store.head, job, self._lost.booting, now)
-        return Look(store.head, tuple(looks), now, store.status, dollars, tuple(jobs), stale=stale)
+        head = None if store.stale else store.head
+        dollars = self._costs.dollars(head, job, self._lost.booting, now)
+        return Look(
+            store.head, tuple(looks), now, store.status, dollars, tuple(jobs), stale=store.stale
+        )
 
-    def _read_store(self, now: float) -> tuple[_StoreSays, bool]:
-        """Return what the store says, and whether that is from an earlier look."""
+    def _read_store(self, now: float) -> _StoreSays:
+        """Return what the store says, or said at an earlier look."""
         try:
             self._store = self._ask_store(now)
         except StoreError:
             if self._store is None or not self.patient:
                 raise
-            return self._store, True
-        return self._store, False
+            return self._store._replace(stale=True)
+        return self._store
 
     def _memory(self, job_id: int) -> JobMemory:
         return self._memories.setdefault(job_id, JobMemory(self.state))
 
     def _look_at(
-        self,
-        job: ManagedJob,
-        pods: Sequence[Pod] | None,
-        store: _StoreSays,
-        now: float,
-        *,
-        stale: bool,
+        self, job: ManagedJob, pods: Sequence[Pod] | None, store: _StoreSays, now: float
     ) -> JobView:
         memory = self._memory(job.id)
         mine: tuple[Pod, ...] | None = None  # RunPod was not asked, or the job is on another cloud
@@ -144,14 +144,12 @@ class Lookout:
             cluster = cluster_name(self.name, job.id)
             mine = tuple(pod for pod in pods if pod.belongs_to(cluster))
         memory.note_pods(job, mine, now)
-        if not stale:
+        if not store.stale:
             memory.note_machine(job, store.head, now)
-        attempts, run = tuple(memory.attempts), store.run
-        if store.head is not None:
-            run = self._of_this_launch(run, store.head, job, stale=stale)
+        attempts = tuple(memory.attempts)
         return JobView(
             job,
-            run,
+            self._of_this_launch(store, job),
             mine,
             gone_since=memory.gone_since,
             pod_since=memory.pod_since,
@@ -162,7 +160,7 @@ class Lookout:
     def _ask_store(self, now: float) -> _StoreSays:
         head = self.state.read()
         if head is None:
-            return _StoreSays(None, None, RunView())
+            return _StoreSays()
         status = run_status(self.state, head, now)
         age = status["heartbeat_age"]
         beat_at = None if age is None else now - age
@@ -179,17 +177,20 @@ class Lookout:
         )
         return _StoreSays(head, status, run)
 
-    def _of_this_launch(self, run: RunView, head: Head, job: ManagedJob, *, stale: bool) -> RunView:
-        """Leave out what concerns another launch: its request to stop, that it has finished, and
-        its signs of life.
+    def _of_this_launch(self, store: _StoreSays, job: ManagedJob) -> RunView:
+        """Return what the store says without what concerns another launch: its request to stop,
+        that it has finished, and its signs of life.
 
         A hop asks every launch to stop except the one that takes over the run. A finished run may
         be launched again with more to do. A rental that ends after a stage is finished before the
         run is.
         """
+        head, run = store.head, store.run
+        if head is None:
+            return run
         last = head.claims[0].owner.launch_id if head.claims else None
         launch = launch_id_of(job) or last
-        asked = run.stop is not None and not stale
+        asked = run.stop is not None and not store.stale
         stop = pending_stop(self.state, launch_id=launch) if asked else None
         if launch != last:
             run = replace(run, claimed_at=None, beat_at=None, stalled_since=None, last_sign=None)
@@ -223,8 +224,11 @@ def _has_done(head: Head, until: str | None, launch: str | None) -> bool:
 _number = itertools.count()
 
 
-def log_finding(state: RunState, look: Look, finding: Finding, done: Sequence[str]) -> None:
-    """Record in the run's events what was done and why. If the store is down, record nothing."""
+def log_action(state: RunState, look: Look, what: str, why: str, done: Sequence[str]) -> None:
+    """Record in the run's events what was done and why: `what` is a finding, or "deadline".
+
+    If the store is down, record nothing.
+    """
     if look.head is None:
         return
     at = state.clock.now()
@@ -232,8 +236,8 @@ def log_finding(state: RunState, look: Look, finding: Finding, done: Sequence[st
         "event": "watch",
         "epoch": look.head.epoch,
         "at": at,
-        "what": finding.what,
-        "why": finding.why,
+        "what": what,
+        "why": why,
         "done": list(done),
     }
     # The owner of that epoch numbers its own events, so these need other names. Names order events.

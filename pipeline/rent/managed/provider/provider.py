@@ -21,9 +21,6 @@ from pipeline.state.stores.clock import Clock
 
 POLL_SECONDS = 5.0
 
-# Pods (None: this machine has no key for RunPod), and managed jobs, the newest first.
-Says = tuple[Sequence[Pod] | None, Sequence[ManagedJob]]
-
 
 class Provider:
     """SkyPilot's API server, and RunPod if this machine has a key for it."""
@@ -72,13 +69,6 @@ class Provider:
         return sorted(
             (job for job in found if name is None or job.name == name), key=lambda job: -job.id
         )
-
-    def says(self, name: str) -> Says:
-        """Return the pods that were rented from here, and the managed jobs called `name` with their
-        tasks. Raises PionError if SkyPilot or RunPod can't be asked."""
-        # Pods before jobs: SkyPilot then knows the job of every listed pod.
-        pods = self.list_pods()
-        return pods, self.managed_jobs(name, with_task=True)
 
     def task_of(self, wanted: NextRental) -> Any:
         """Return the task of a managed job again, perhaps on other machines of its launch file."""
