@@ -360,7 +360,7 @@ class _Walk:
         elif action.request is SPOT and not (self.rule.greedy and self.owner is ON_DEMAND):
             self.rented[SPOT] = Rental(self.now)
         waits = self.owner is None and ON_DEMAND not in self.rented
-        self._wakes = action.numbers.spot_until + MOMENT if waits else math.inf
+        self._wakes = action.situation.spot_until + MOMENT if waits else math.inf
 
     def _end(self, market: policy.Market) -> None:
         """Stop paying for a machine, if there is one."""
@@ -447,7 +447,7 @@ class _Walk:
     def _short_of_slack(self) -> float:
         """Return when the slack becomes too small for the spot machine; infinite if it does not
         before the machine is lost."""
-        needed, ends = self.run.costs.boot + policy.stay(self.terms), self._spot_ends
+        needed, ends = self.run.costs.boot + self.terms.stay, self._spot_ends
         slack = [self.rule.deadline - at - self._work_left(at) - needed for at in (self.now, ends)]
         if slack[0] < 0 or slack[1] >= 0:
             return math.inf

@@ -24,7 +24,7 @@ from benchmarks.spot_market import (
     replay,
     terms_of,
 )
-from pipeline.rent.deadline.policy import HANDOVER_SECONDS, Seen, enter, reserve
+from pipeline.rent.deadline.policy import HANDOVER_SECONDS, Seen, Situation
 from pipeline.training.cadence import SaveCadence
 
 HOUR, MARGIN = 3600.0, 600.0
@@ -130,7 +130,7 @@ def test_without_spot_it_waits_until_the_reserve_and_is_done_with_the_reserve_le
     found = course(market(100 * HOUR, 10), 0.0, deadline)
     assert found.paid == Paid(0.0, pytest.approx(alone()))
     terms = terms_of(run(), Rule(deadline, MARGIN), LIFE)
-    kept = reserve(terms, Seen(0.0, run().seconds_left(START, LIFE)))
+    kept = Situation(terms, Seen(0.0, run().seconds_left(START, LIFE))).reserve
     assert deadline - found.elapsed == pytest.approx(kept, abs=20.0)
 
 
@@ -138,7 +138,7 @@ def test_greedy_waits_until_one_loss_is_left_and_then_stays_on_demand():
     found = course(market(5.5 * HOUR, 20 * HOUR), 0.0, 8 * HOUR, greedy=True)
     assert (found.paid.spot, found.returns) == (0.0, 0)
     terms = terms_of(run(), Rule(8 * HOUR, MARGIN), LIFE)
-    assert 8 * HOUR - found.elapsed == pytest.approx(enter(terms), abs=20.0)
+    assert 8 * HOUR - found.elapsed == pytest.approx(terms.enter, abs=20.0)
 
 
 def test_spot_that_comes_while_on_demand_works_takes_over_and_both_are_paid_for_meanwhile():
@@ -168,7 +168,7 @@ spells = st.lists(st.integers(1, 400).map(lambda ticks: 30.0 * ticks), min_size=
 @example([720.0, 5400.0], 0.06, 3.0)  # a save ends just as the machine does, but for rounding
 def test_it_is_never_late_and_never_cheaper_than_the_bound(lengths, start, times):
     there = market(*lengths)
-    deadline = enter(terms_of(run(), Rule(0.0, MARGIN), LIFE)) + times * alone()
+    deadline = terms_of(run(), Rule(0.0, MARGIN), LIFE).enter + times * alone()
     begin = start * there.seconds
     found = course(there, begin, deadline)
     assert found.elapsed <= deadline - MARGIN + 10.0  # a step and a half

@@ -97,7 +97,8 @@ def _seen(seen: Seen) -> str:
 
 def _decision(terms: Terms, seen: Seen, action: policy.Action) -> tuple[str, str]:
     """Return what a decision is, and its numbers."""
-    numbers = (seen.work_left, *(getattr(action.numbers, n) for n in ("slack", "reserve", "late")))
+    why = action.situation
+    numbers = (seen.work_left, why.slack, why.reserve, why.late)
     return f"{_seen(seen)} → {_action(action)}", "/".join(f"{number:.0f}" for number in numbers)
 
 

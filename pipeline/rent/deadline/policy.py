@@ -80,6 +80,24 @@ class Terms:
         time until it is noticed, the boot of the next machine, and the handover back to spot."""
         return self.boot + self.handover + self.lag + self.notice
 
+    @property
+    def stay(self) -> float:
+        """The least slack with which a spot machine may own the run: lag + notice + margin. If the
+        machine is lost, the margin is left; the boot of the next one is part of the slack."""
+        return self.lag + self.notice + self.margin
+
+    @property
+    def enter(self) -> float:
+        """The least slack with which an idle run may take a spot machine: boot + lag + notice +
+        margin. While the machine boots, nobody works."""
+        return self.boot + self.stay
+
+    @property
+    def come_back(self) -> float:
+        """The least slack with which a run on demand may go back to spot: handover + lag + notice +
+        margin. The spot machine boots while the other one still works."""
+        return self.handover + self.stay
+
 
 @dataclass(frozen=True)
 class Rental:
@@ -132,23 +150,56 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The numbers behind a decision, for messages. In seconds, unless they say Unix seconds.
+class Situation:
+    """What is fixed and what is observed, with the amounts of slack that follow, in seconds."""
 
-    Attributes:
-        work_left: as in `Seen`.
-        slack: see `slack`.
-        reserve: see `reserve`.
-        spot_until: Unix seconds until which spot may be waited for, if nothing owns the run from
-            now on. In the past or now: no longer.
-        late: how much the deadline will be missed by, as far as is known; 0 if it will be met.
-    """
+    terms: Terms
+    seen: Seen
 
-    work_left: float
-    slack: float
-    reserve: float
-    spot_until: float
-    late: float
+    @property
+    def slack(self) -> float:
+        """The seconds that may still be lost: deadline − now − boot − work left.
+
+        The boot is that of a machine on demand, even while one owns the run: after a way back to
+        spot, a loss needs it.
+        """
+        return self.terms.deadline - self.seen.now - self.terms.boot - self.seen.work_left
+
+    @property
+    def reserve(self) -> float:
+        """The slack at which waiting for spot ends: enter + loss × (n + √n), where n = min(time
+        left, work left) ÷ life.
+
+        n losses are to be expected if all work that is left is done on spot, and √n is their
+        standard deviation if they are independent (Poisson). A reserve that runs out is dear: the
+        run stays on demand to its end. A life shorter than what a loss costs counts as that long.
+        """
+        terms = self.terms
+        ahead = max(min(terms.deadline - self.seen.now, self.seen.work_left), 0.0)
+        losses = ahead / max(terms.life, terms.loss)
+        return terms.enter + terms.loss * (losses + math.sqrt(losses))
+
+    @property
+    def spot_until(self) -> float:
+        """Unix seconds until which spot may be waited for, if nothing owns the run from now on. In
+        the past or now: no longer."""
+        return self.seen.now + self.slack - self.reserve
+
+    @property
+    def late(self) -> float:
+        """The seconds by which the deadline will be missed if everything that is left is done on
+        demand, from now on; 0 if it will be met."""
+        seen = self.seen
+        boot = 0.0 if seen.owner is Market.ON_DEMAND else self.boot_left(seen.on_demand)
+        return max(seen.now + boot + seen.work_left - self.terms.deadline, 0.0)
+
+    def boot_left(self, rental: Rental | None) -> float:
+        """Return the seconds that the machine of a rental still boots, if it boots as fast as
+        usual."""
+        boot = self.terms.boot
+        if rental is None or not rental.machine:
+            return boot
+        return boot - min(max(self.seen.now - rental.since, 0.0), boot)
 
 
 @dataclass(frozen=True)
@@ -158,74 +209,16 @@ class Action:
 
     Attributes:
         state: what the run does.
-        numbers: why.
+        situation: what it follows from, without rentals that have been relieved.
         cancel: the markets whose rental is to be cancelled.
         request: the market of the rental to submit; None if those that stand are enough. If
             somebody owns the run, its machine relieves the owner.
     """
 
     state: State
-    numbers: Numbers
+    situation: Situation
     cancel: tuple[Market, ...] = ()
     request: Market | None = None
-
-
-# ---------------------------------------------------------------- amounts of slack, in seconds
-
-
-def slack(terms: Terms, seen: Seen) -> float:
-    """Return the seconds that may still be lost: deadline − now − boot − work left.
-
-    The boot is that of a machine on demand, even while one owns the run: after a way back to spot,
-    a loss needs it.
-    """
-    return terms.deadline - seen.now - terms.boot - seen.work_left
-
-
-def stay(terms: Terms) -> float:
-    """Return the least slack, in seconds, with which a spot machine may own the run: lag + notice +
-    margin. If the machine is lost, the margin is left; the boot of the next one is part of the
-    slack."""
-    return terms.lag + terms.notice + terms.margin
-
-
-def enter(terms: Terms) -> float:
-    """Return the least slack, in seconds, with which an idle run may take a spot machine: boot +
-    lag + notice + margin. While the machine boots, nobody works."""
-    return terms.boot + stay(terms)
-
-
-def come_back(terms: Terms) -> float:
-    """Return the least slack, in seconds, with which a run on demand may go back to spot: handover
-    + lag + notice + margin. The spot machine boots while the other one still works."""
-    return terms.handover + stay(terms)
-
-
-def reserve(terms: Terms, seen: Seen) -> float:
-    """Return the slack, in seconds, at which waiting for spot ends: enter + loss × (n + √n), where
-    n = min(time left, work left) ÷ life.
-
-    n losses are to be expected if all work that is left is done on spot, and √n is their standard
-    deviation if they are independent (Poisson). A reserve that runs out is dear: the run stays on
-    demand to its end. A life shorter than what a loss costs counts as that long.
-    """
-    ahead = max(min(terms.deadline - seen.now, seen.work_left), 0.0)
-    losses = ahead / max(terms.life, terms.loss)
-    return enter(terms) + terms.loss * (losses + math.sqrt(losses))
-
-
-def late(terms: Terms, seen: Seen) -> float:
-    """Return the seconds by which the deadline will be missed if everything that is left is done on
-    demand, from now on; 0 if it will be met."""
-    boot = 0.0 if seen.owner is Market.ON_DEMAND else _boot_left(terms, seen, seen.on_demand)
-    return max(seen.now + boot + seen.work_left - terms.deadline, 0.0)
-
-
-def _boot_left(terms: Terms, seen: Seen, rental: Rental | None) -> float:
-    """Return the seconds that the machine of a rental still boots, if it boots as fast as usual."""
-    if rental is None or not rental.machine:
-        return terms.boot
-    return terms.boot - min(max(seen.now - rental.since, 0.0), terms.boot)
 
 
 # ---------------------------------------------------------------- the decision
@@ -237,61 +230,56 @@ def decide(terms: Terms, seen: Seen) -> Action:
     While the store can't be read, nothing is changed as long as a machine may be at work. Without
     any machine, the action follows from the last known work.
     """
-    action = _decide(terms, seen)
+    action = _decide(Situation(terms, seen))
     if seen.stale and any(rental.machine for rental in seen.rentals.values()):
         return replace(action, cancel=(), request=None)
     return action
 
 
-def _decide(terms: Terms, seen: Seen) -> Action:
+def _decide(situation: Situation) -> Action:
     """Cancel what has been relieved, and decide as if it had ended."""
+    seen = situation.seen
     relieved = tuple(market for market, rental in seen.rentals.items() if rental.relieved)
     spot = None if Market.SPOT in relieved else seen.spot
     on_demand = None if Market.ON_DEMAND in relieved else seen.on_demand
-    action = _by_owner(terms, replace(seen, spot=spot, on_demand=on_demand))
+    action = _by_owner(replace(situation, seen=replace(seen, spot=spot, on_demand=on_demand)))
     return replace(action, cancel=(*relieved, *action.cancel))
 
 
-def _by_owner(terms: Terms, seen: Seen) -> Action:
-    left, kept = slack(terms, seen), reserve(terms, seen)
-    numbers = Numbers(
-        work_left=seen.work_left,
-        slack=left,
-        reserve=kept,
-        spot_until=seen.now + left - kept,
-        late=late(terms, seen),
-    )
-    if seen.work_left <= 0:
-        return _done(numbers, seen)
-    if seen.owner is Market.ON_DEMAND:
-        return _while_on_demand(terms, seen, numbers)
-    if seen.owner is Market.SPOT:
-        return _while_on_spot(terms, seen, numbers)
-    return _without_owner(terms, seen, numbers)
+def _by_owner(situation: Situation) -> Action:
+    if situation.seen.work_left <= 0:
+        return _done(situation)
+    if situation.seen.owner is Market.ON_DEMAND:
+        return _while_on_demand(situation)
+    if situation.seen.owner is Market.SPOT:
+        return _while_on_spot(situation)
+    return _without_owner(situation)
 
 
-def _done(numbers: Numbers, seen: Seen) -> Action:
+def _done(situation: Situation) -> Action:
     """Cancel what still waits for a machine. A machine sees that the run is finished, and ends."""
-    waiting = tuple(market for market, rental in seen.rentals.items() if not rental.machine)
-    return Action(State.DONE, numbers, waiting)
+    waiting = tuple(
+        market for market, rental in situation.seen.rentals.items() if not rental.machine
+    )
+    return Action(State.DONE, situation, waiting)
 
 
-def _while_on_demand(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
+def _while_on_demand(situation: Situation) -> Action:
     """Keep a request for spot standing as long as there is slack for the way back and a loss.
 
     A new request needs `lag` more. Slack moves by as much between two reports of the owner, and
     the request should not come and go with them. A machine that takes over is kept: without it,
     nobody would own the run.
     """
-    state = State.LATE if numbers.late > 0 else State.DEMAND
-    if seen.spot is not None:
-        enough = numbers.slack >= come_back(terms) or seen.spot.takes_over
-        return Action(state, numbers, () if enough else (Market.SPOT,))
-    more = numbers.slack >= come_back(terms) + terms.lag
-    return Action(state, numbers, request=Market.SPOT if more else None)
+    state = State.LATE if situation.late > 0 else State.DEMAND
+    if situation.seen.spot is not None:
+        enough = situation.slack >= situation.terms.come_back or situation.seen.spot.takes_over
+        return Action(state, situation, () if enough else (Market.SPOT,))
+    more = situation.slack >= situation.terms.come_back + situation.terms.lag
+    return Action(state, situation, request=Market.SPOT if more else None)
 
 
-def _while_on_spot(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
+def _while_on_spot(situation: Situation) -> Action:
     """Let the spot machine work until its slack is below `stay`: it is silent, or slower than
     thought, or it came without being asked for, right after a loss. It keeps working until a
     machine on demand relieves it.
@@ -299,30 +287,32 @@ def _while_on_spot(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
     That request stands until there is `lag` more slack, so that it does not come and go. Once it
     has a machine, that machine may already have asked the spot machine to hand over: it takes over.
     """
-    needed = stay(terms) + (terms.lag if seen.on_demand is not None else 0.0)
-    if numbers.slack < needed:
-        return _arm(seen, numbers, cancel=())
-    waiting = seen.on_demand is not None and not seen.on_demand.machine
-    return Action(State.SPOT, numbers, (Market.ON_DEMAND,) if waiting else ())
+    needed = situation.terms.stay + (
+        situation.terms.lag if situation.seen.on_demand is not None else 0.0
+    )
+    if situation.slack < needed:
+        return _arm(situation, cancel=())
+    waiting = situation.seen.on_demand is not None and not situation.seen.on_demand.machine
+    return Action(State.SPOT, situation, (Market.ON_DEMAND,) if waiting else ())
 
 
-def _without_owner(terms: Terms, seen: Seen, numbers: Numbers) -> Action:
-    if seen.on_demand is not None and seen.on_demand.machine:
+def _without_owner(situation: Situation) -> Action:
+    if situation.seen.on_demand is not None and situation.seen.on_demand.machine:
         waits = False  # it is paid for
-    elif seen.spot is not None and seen.spot.machine:
+    elif situation.seen.spot is not None and situation.seen.spot.machine:
         # As `enter`, without the part of the boot that is over.
-        waits = numbers.slack >= stay(terms) + _boot_left(terms, seen, seen.spot)
+        waits = situation.slack >= situation.terms.stay + situation.boot_left(situation.seen.spot)
     else:
-        waits = numbers.slack > numbers.reserve
+        waits = situation.slack > situation.reserve
     if not waits:
-        keep = seen.spot is None or _may_take_over(terms, seen, numbers)
-        return _arm(seen, numbers, cancel=() if keep else (Market.SPOT,))
-    not_needed = (Market.ON_DEMAND,) if seen.on_demand is not None else ()
-    request = Market.SPOT if seen.spot is None else None
-    return Action(State.WAITING, numbers, not_needed, request)
+        keep = situation.seen.spot is None or _may_take_over(situation)
+        return _arm(situation, cancel=() if keep else (Market.SPOT,))
+    not_needed = (Market.ON_DEMAND,) if situation.seen.on_demand is not None else ()
+    request = Market.SPOT if situation.seen.spot is None else None
+    return Action(State.WAITING, situation, not_needed, request)
 
 
-def _may_take_over(terms: Terms, seen: Seen, numbers: Numbers) -> bool:
+def _may_take_over(situation: Situation) -> bool:
     """Return whether the spot machine of an idle run may stay next to one on demand.
 
     The run may be between two machines: one has left it to the other, and only the other can
@@ -330,16 +320,16 @@ def _may_take_over(terms: Terms, seen: Seen, numbers: Numbers) -> bool:
     must be slack for that boot and the way back. SkyPilot may have replaced a lost spot machine
     after the one on demand was requested for lack of slack.
     """
-    spot, on_demand = seen.spot, seen.on_demand
+    spot, on_demand = situation.seen.spot, situation.seen.on_demand
     if spot is None or on_demand is None or not (spot.machine and on_demand.machine):
         return False
     if spot.takes_over or on_demand.takes_over:
         return True
-    return numbers.slack >= come_back(terms) + _boot_left(terms, seen, on_demand)
+    return situation.slack >= situation.terms.come_back + situation.boot_left(on_demand)
 
 
-def _arm(seen: Seen, numbers: Numbers, cancel: tuple[Market, ...]) -> Action:
+def _arm(situation: Situation, cancel: tuple[Market, ...]) -> Action:
     """Get a machine on demand. A request that stands is enough: it tries every on-demand entry."""
-    state = State.LATE if numbers.late > 0 else State.ARMING
-    request = Market.ON_DEMAND if seen.on_demand is None else None
-    return Action(state, numbers, cancel, request)
+    state = State.LATE if situation.late > 0 else State.ARMING
+    request = Market.ON_DEMAND if situation.seen.on_demand is None else None
+    return Action(state, situation, cancel, request)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from pipeline.console.formats import money
-from pipeline.rent.deadline.policy import Market, State
+from pipeline.rent.deadline.policy import Market, Situation, State
 from pipeline.rent.managed.keep.decision import Decision, risk_at
 from pipeline.rent.managed.keep.rental_state import rental_of
 from pipeline.rent.managed.provider.jobs import place_of
@@ -40,14 +40,14 @@ class DeadlineTeller:
         if changed or now - self._told_at >= OUTLOOK_SECONDS:
             self._told_at = now
             if action.state is not State.DONE:
-                self._say(outlook_of(decision))
+                self._say(outlook(action.situation))
         if changed:
             for line in self._of_change(decision, before):
                 self._say(line)
         last = action.state is State.DEMAND and risk_at(decision) is None
         if last and not self._to_the_end:
-            lost = f"a spot machine that is lost would cost {about(decision.terms.loss)}"
-            self._say(f"on demand to the end: slack {about(action.numbers.slack)}, {lost}")
+            lost = f"a spot machine that is lost would cost {about(action.situation.terms.loss)}"
+            self._say(f"on demand to the end: slack {about(action.situation.slack)}, {lost}")
         self._to_the_end = last
         self._tell_refused(decision)
 
@@ -77,7 +77,7 @@ class DeadlineTeller:
             asked = seen.on_demand
             refused = seen.now - asked.since if asked is not None and not asked.machine else 0.0
             yield missed(
-                action.numbers.late, now=seen.now, unwatched=self.unwatched, refused=refused
+                action.situation.late, now=seen.now, unwatched=self.unwatched, refused=refused
             )
         elif before is None and (at := risk_at(decision)) is not None:
             yield watch_by(at, seen.now)
@@ -89,7 +89,7 @@ class DeadlineTeller:
             self._refused_at = now
         elif now - max(self._refused_at, asked.since) >= REFUSED_SECONDS:
             self._refused_at = now
-            slack = decision.action.numbers.slack
+            slack = decision.action.situation.slack
             self._say(none_on_demand(_on_demand(decision), now - asked.since, slack))
 
 
@@ -101,32 +101,20 @@ def _on_demand(decision: Decision) -> str:
 DAY = 86_400.0
 
 
-def outlook_of(decision: Decision) -> str:
-    """Return the outlook from a decision."""
-    n, deadline = decision.action.numbers, decision.terms.deadline
-    return outlook(deadline, decision.seen.now, n.work_left, n.slack, n.reserve)
-
-
-def outlook(deadline: float, now: float, work: float, slack: float, reserve: float) -> str:
+def outlook(situation: Situation) -> str:
     """Return when the run should be done, the work that is left, and until when spot may be waited
-    for.
-
-    `work` is what a machine on demand would still do, `slack` what may still be lost, and `reserve`
-    the slack at which waiting for spot ends.
-    """
+    for."""
+    deadline, now, slack = situation.terms.deadline, situation.seen.now, situation.slack
     left = deadline - now
     when = f"in {about(left)}" if left >= 0 else f"{about(-left)} ago"
-    words = f"deadline {clock(deadline, now)} ({when}); {about(work)} of work on demand; "
-    if slack > reserve:
-        return words + (
-            f"spot may be waited for until {clock(now + slack - reserve, now)} "
-            f"({about(slack)} of slack, {about(reserve)} kept in reserve)"
-        )
-    if slack >= 0:
-        return words + (
-            f"spot is not waited for ({about(slack)} of slack, {about(reserve)} kept in reserve)"
-        )
-    return words + f"late by {about(-slack)}"
+    work = f"{about(situation.seen.work_left)} of work on demand"
+    words = f"deadline {clock(deadline, now)} ({when}); {work}; "
+    if slack < 0:
+        return words + f"late by {about(-slack)}"
+    amounts = f"({about(slack)} of slack, {about(situation.reserve)} kept in reserve)"
+    if slack > situation.reserve:
+        return words + f"spot may be waited for until {clock(situation.spot_until, now)} {amounts}"
+    return words + f"spot is not waited for {amounts}"
 
 
 def watch_by(moment: float, now: float) -> str:

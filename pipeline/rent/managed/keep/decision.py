@@ -68,7 +68,6 @@ class Decision:
 
     look: Look
     plan: Plan | None
-    terms: Terms
     seen: Seen
     options: Sequence[OnDemand]
     action: Action
@@ -100,7 +99,7 @@ def decide_now(
     first, step = options[0], step_seconds(options[0], plan.job)
     terms = terms_of(deadline, first, cadence, plan.measured, cadence.lag(step))
     seen = see(look, cadence.pace(step) * (first.work or 0.0), now)
-    return Decision(look, plan, terms, seen, options, decide(terms, seen))
+    return Decision(look, plan, seen, options, decide(terms, seen))
 
 
 def decide_without_deadline(look: Look, now: float) -> Decision:
@@ -108,7 +107,7 @@ def decide_without_deadline(look: Look, now: float) -> Decision:
     So one rental is wanted, and the policy never rents on demand for lack of time."""
     terms = Terms(math.inf, margin=0.0, boot=0.0, handover=0.0, lag=0.0, notice=0.0, life=1.0)
     seen = see_any(look, now)
-    return Decision(look, None, terms, seen, (), decide(terms, seen))
+    return Decision(look, None, seen, (), decide(terms, seen))
 
 
 def risk_at(decision: Decision) -> float | None:
@@ -120,17 +119,17 @@ def risk_at(decision: Decision) -> float | None:
     alone = action.state is State.DEMAND and seen.spot is None and action.request is None
     if alone or action.state in (State.DONE, State.LATE, State.ARMING):
         return None
-    return max(action.numbers.spot_until, seen.now)
+    return max(action.situation.spot_until, seen.now)
 
 
 def saw(decision: Decision) -> Saw:
     """Return what the run's status shows of a decision."""
-    numbers = decision.action.numbers
+    situation = decision.action.situation
     return Saw(
         state=decision.action.state.value,
-        slack=numbers.slack,
-        reserve=numbers.reserve,
-        work_left=numbers.work_left,
+        slack=situation.slack,
+        reserve=situation.reserve,
+        work_left=situation.seen.work_left,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pion.errors import BadInput, PionError
 from pipeline.cost.budget import over_budget
 from pipeline.rent.deadline.policy import CANCEL_SECONDS, Market
-from pipeline.rent.managed.keep.deadline_words import DeadlineTeller, outlook_of, watch_by
+from pipeline.rent.managed.keep.deadline_words import DeadlineTeller, outlook, watch_by
 from pipeline.rent.managed.keep.decision import (
     Decision,
     Plan,
@@ -454,7 +454,7 @@ class RentalKeeper:
     def _log(self, decision: Decision, done: str) -> None:
         """Print what was done, and record it in the run's events with the reason."""
         self._say(done)
-        why = f"{decision.action.state.value}: {outlook_of(decision)}"
+        why = f"{decision.action.state.value}: {outlook(decision.action.situation)}"
         log_action(self._state, decision.look, "deadline", why, [done])
 
     def _is_stopped(self, look: Look) -> bool:

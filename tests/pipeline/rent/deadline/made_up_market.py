@@ -127,8 +127,8 @@ class World:
     def _act(self):
         action = decide(self.terms, self.seen())
         self.states.append(action.state)
-        if action.numbers.late:
-            self.late.append(action.numbers.late)
+        if action.situation.late:
+            self.late.append(action.situation.late)
         for market in action.cancel:
             del self.machines[market]
             assert market is not self.owner, "it ends a machine that works"

@@ -11,12 +11,10 @@ from pipeline.rent.deadline.policy import (
     Market,
     Rental,
     Seen,
+    Situation,
     State,
     Terms,
     decide,
-    enter,
-    late,
-    reserve,
 )
 from tests.pipeline.rent.deadline.made_up_market import LOOK, Spells, World
 
@@ -62,27 +60,29 @@ def moved(rental, facts):
 def test_the_reserve_covers_the_losses_to_expect_and_their_deviation():
     loss = 60 + 30 + 80 + 70
     assert TERMS.loss == loss
-    assert reserve(TERMS, Seen(NOW, WORK)) == ENTER + loss * (4 + 2) == RESERVE
-    assert reserve(TERMS, Seen(NOW, 9000.0)) == ENTER + loss * (1 + 1)
+    assert Situation(TERMS, Seen(NOW, WORK)).reserve == ENTER + loss * (4 + 2) == RESERVE
+    assert Situation(TERMS, Seen(NOW, 9000.0)).reserve == ENTER + loss * (1 + 1)
     # Less time than work is left.
-    assert reserve(TERMS, Seen(TERMS.deadline - 9000.0, WORK)) == ENTER + loss * (1 + 1)
-    assert reserve(TERMS, Seen(TERMS.deadline + 9000.0, WORK)) == ENTER
-    assert reserve(replace(TERMS, life=math.inf), Seen(NOW, WORK)) == ENTER
+    assert Situation(TERMS, Seen(TERMS.deadline - 9000.0, WORK)).reserve == ENTER + loss * (1 + 1)
+    assert Situation(TERMS, Seen(TERMS.deadline + 9000.0, WORK)).reserve == ENTER
+    assert Situation(replace(TERMS, life=math.inf), Seen(NOW, WORK)).reserve == ENTER
 
 
 def test_lives_shorter_than_a_loss_leave_nothing_to_wait_with():
     short = replace(TERMS, life=1.0)
-    assert reserve(short, Seen(NOW, WORK)) > ENTER + WORK
-    assert math.isfinite(reserve(short, Seen(NOW, WORK)))
+    assert Situation(short, Seen(NOW, WORK)).reserve > ENTER + WORK
+    assert math.isfinite(Situation(short, Seen(NOW, WORK)).reserve)
 
 
 def test_lateness_counts_a_boot_unless_a_machine_on_demand_is_there():
     at = Seen(TERMS.deadline - WORK + 100.0, WORK)
-    assert late(TERMS, at) == 160.0
-    assert late(TERMS, replace(at, owner=ON_DEMAND)) == 100.0
-    assert late(TERMS, replace(at, on_demand=Rental(at.now - 20.0, machine=True))) == 140.0
-    assert late(TERMS, replace(at, on_demand=Rental(at.now - 20.0))) == 160.0
-    assert late(TERMS, Seen(NOW, WORK)) == 0.0
+    assert Situation(TERMS, at).late == 160.0
+    assert Situation(TERMS, replace(at, owner=ON_DEMAND)).late == 100.0
+    assert (
+        Situation(TERMS, replace(at, on_demand=Rental(at.now - 20.0, machine=True))).late == 140.0
+    )
+    assert Situation(TERMS, replace(at, on_demand=Rental(at.now - 20.0))).late == 160.0
+    assert Situation(TERMS, Seen(NOW, WORK)).late == 0.0
 
 
 # ---------------------------------------------------------------- every state and event
@@ -174,7 +174,7 @@ def test_every_event_in_every_state(case):
     facts = replace(facts, spot=spot, on_demand=on_demand)
     action = decide(TERMS, facts)
     assert (action.state, action.cancel, action.request) == (case.state, case.cancel, case.request)
-    assert (action.state is State.LATE) == (action.numbers.late > 0)
+    assert (action.state is State.LATE) == (action.situation.late > 0)
     after = decide(TERMS, carried_out(facts, action))
     assert (after.cancel, after.request) == ((), None), "the next look has nothing to add"
 
@@ -226,7 +226,7 @@ def test_while_the_store_is_down_and_no_machine_is_there_on_demand_is_rented_in_
 
 def test_the_time_until_which_spot_may_be_waited_for_is_when_it_decides_otherwise():
     facts = seen(9000.0, spot=STANDS)
-    until = decide(TERMS, facts).numbers.spot_until
+    until = decide(TERMS, facts).situation.spot_until
     assert until == facts.now + 9000.0 - RESERVE
     assert decide(TERMS, replace(facts, now=until - 1.0)).state is State.WAITING
     assert decide(TERMS, replace(facts, now=until + 0.001)).state is State.ARMING
@@ -262,7 +262,7 @@ def worlds(draw, **fixed):
     )
     work = draw(st.floats(0.5, 8)) * HOURS
     extra = draw(st.floats(0, 1)) * work
-    terms = replace(terms, deadline=enter(terms) + terms.boot + work + extra)
+    terms = replace(terms, deadline=terms.enter + terms.boot + work + extra)
     market = Spells(draw(lengths), draw(lengths), draw(st.integers(0, 1000)))
     return World(terms, work, market, interval, write, **fixed)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.job.runtime_sections import parse_moment
+from pipeline.rent.deadline.policy import Seen, Situation, Terms
 from pipeline.rent.managed.keep import deadline_words
 
 HOUR, MINUTE = 3600.0, 60.0
@@ -12,7 +13,8 @@ AT = parse_moment("2026-12-01T18:00Z")
 
 
 def test_a_late_run_is_told_by_how_much_and_that_its_deadline_is_over():
-    said = deadline_words.outlook(AT, AT + 2 * HOUR, HOUR, slack=-3.1 * HOUR, reserve=0)
+    terms = Terms(AT, margin=0.0, boot=0.1 * HOUR, handover=0.0, lag=0.0, notice=0.0, life=HOUR)
+    said = deadline_words.outlook(Situation(terms, Seen(AT + 2 * HOUR, HOUR)))
     assert said == "deadline 18:00 UTC (2 h ago); 60 min of work on demand; late by 3.1 h"
 
 
