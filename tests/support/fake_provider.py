@@ -133,10 +133,6 @@ class FakeProvider(Provider):
         named = f"{cluster_name(JOB.name, job_id)}-{ME}-head"
         return Pod(name, named, status, "A40", 0.36, created=created)
 
-    def now(self, status, **changes):
-        """Make the newest job the only one, with this status."""
-        self.jobs = [dataclasses.replace(self.jobs[-1], status=status, **changes)]
-
     def change(self, job_id, **changes):
         """Change fields of one job."""
         self.jobs = [
