@@ -15,7 +15,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class AdamW(Rule):
-    """AdamW with moments in fp32. Ranks divide the elements: each is updated for itself."""
+    """AdamW with moments in fp32. Each element is updated for itself."""
 
     @staticmethod
     def state(shape: torch.Size) -> Layout:

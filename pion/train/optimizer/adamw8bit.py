@@ -6,7 +6,8 @@ is linear in a root of the quotient of a moment and the largest of its block: in
 the first moment, with its sign, and in the eighth root of the second. Gradients that differ by
 orders of magnitude within a block then have smaller errors, and a CPU needs a tenth of the time.
 
-A block is a part of a row. So ranks never cut one, and their number changes no bit.
+A block is a part of a row. So the ranks of a sharded model never cut one, and their number changes
+no bit.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from torch import Tensor
 
 from pion.model.saved_weights import Layout
 from pion.train.optimizer.adamw import MOMENTS, AdamW
-from pion.train.optimizer.rule import ALIGNED_TO, Owned
+from pion.train.optimizer.rule import Owned
 
 # A parameter with fewer elements keeps moments in fp32, as does one whose rows have no such blocks.
 FEWEST = 4096
-# The sizes of blocks, in the order of choice. Kernels compute groups of 16 elements (ALIGNED_TO).
+# The sizes of blocks, in the order of choice. Kernels compute groups of 16 elements.
 BLOCKS = range(256, 31, -16)
 # So many elements, at most, have moments in fp32 at once.
 AT_ONCE = 2**22
@@ -42,11 +43,6 @@ class AdamW8bit(AdamW):
         return {**codes, **{f"{key}_scale": (scales, torch.float32) for key in MOMENTS}}
 
     @staticmethod
-    def unit(shape: torch.Size) -> int:
-        """Return the size of a block, which is always on one rank."""
-        return _block(shape) or ALIGNED_TO
-
-    @staticmethod
     def step_bytes(shapes: Iterable[torch.Size]) -> int:
         """Return the bytes of two moments in fp32, and of what is computed of one."""
         return 12 * max(
@@ -62,7 +58,7 @@ class AdamW8bit(AdamW):
 
     def _step_coded(self, owned: Owned, lr: float) -> None:
         steps, blocks = owned.steps.clone(), len(owned.state[f"{MOMENTS[0]}_scale"])
-        size = (owned.stop - owned.start) // blocks
+        size = owned.param.numel() // blocks
         every = owned.weights, owned.gradient, *owned.state.values()
         parts = [tensor.view(blocks, -1).split(AT_ONCE // size) for tensor in every]
         for part in zip(*parts, strict=True):

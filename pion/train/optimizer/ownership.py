@@ -1,61 +1,21 @@
-"""Who owns what: which rank updates which part of a model, and so has its moments.
+"""Who owns what: which rank orthogonalizes which of Muon's matrices, and when.
 
-All ranks have all weights and the sum of all gradients. Each part of the model is updated by one of
-them, its owner, and the others get the result. So the arithmetic and the moments are there once,
-whatever the number of ranks.
-
-The owner follows from the model and the number of ranks alone: a resumed run has the same owners.
-How many ranks there are changes no bit of what AdamW computes, because every element is computed
-for itself. Muon's matrices are always updated whole.
+The owner follows from the model and the number of ranks alone. A matrix is always orthogonalized
+whole, so how many ranks there are changes no bit.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, zip_longest
+from itertools import zip_longest
 from typing import TypeVar
 
-from pion.train.optimizer.muon import newton_schulz_flops
-from pion.train.optimizer.rule import ALIGNED_TO
+from pion.train.optimizer.muon import BATCH_ELEMENTS, newton_schulz_flops
 
 Shape = tuple[int, int]  # (rows, cols)
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Part:
-    """Elements [start, stop) of a flattened tensor, which is number `index` in some list."""
-
-    index: int
-    start: int
-    stop: int
-
-
-def even_parts(sizes: Sequence[int], ranks: int, units: Sequence[int]) -> list[list[Part]]:
-    """Return the parts of tensors with so many elements that each rank owns, in order.
-
-    The tensors lie one behind the other, each beginning at a multiple of `ALIGNED_TO`, and are cut
-    into `ranks` equal lengths, at the next multiple of a tensor's unit.
-    """
-    *begins, end = accumulate((_up(size, ALIGNED_TO) for size in sizes), initial=0)
-    length = _up(-(-end // ranks), ALIGNED_TO)
-    owned: list[list[Part]] = []
-    for rank in range(ranks):
-        first, last = rank * length, (rank + 1) * length
-        parts = [
-            Part(index, max(_up(first - begin, unit), 0), min(_up(last - begin, unit), size))
-            for index, (begin, size, unit) in enumerate(zip(begins, sizes, units, strict=True))
-        ]
-        owned.append([part for part in parts if part.start < part.stop])
-    return owned
-
-
-def even_rows(rows: int, ranks: int) -> list[range]:
-    """Return the rows that each rank owns of a tensor whose rows stay whole."""
-    return [range(rows * rank // ranks, rows * (rank + 1) // ranks) for rank in range(ranks)]
 
 
 def deal_matrices(shapes: Sequence[Shape], ranks: int) -> list[list[int]]:
@@ -74,15 +34,20 @@ def deal_matrices(shapes: Sequence[Shape], ranks: int) -> list[list[int]]:
     return owned
 
 
-def muon_rounds(
-    owned: Sequence[Sequence[int]], sizes: Sequence[int], most: int
-) -> list[list[list[int]]]:
-    """Return what each rank orthogonalizes in each round, before the ranks exchange the results.
+def muon_rounds(shapes: Sequence[Shape], ranks: int) -> list[list[list[int]]]:
+    """Return the numbers of the matrices that each rank orthogonalizes in each round, before the
+    ranks exchange the results.
 
-    A rank takes the next ones of its matrices: as many as have `most` elements, or one. `sizes` has
-    the elements of each matrix.
+    A rank takes the next ones of its matrices: all ranks together take at most `BATCH_ELEMENTS`, or
+    each takes one matrix.
     """
-    by_rank = [groups_of(numbers, sizes.__getitem__, most) for numbers in owned]
+
+    def elements(number: int) -> int:
+        rows, cols = shapes[number]
+        return rows * cols
+
+    most = BATCH_ELEMENTS // ranks
+    by_rank = [groups_of(numbers, elements, most) for numbers in deal_matrices(shapes, ranks)]
     return [list(numbers) for numbers in zip_longest(*by_rank, fillvalue=[])]
 
 
@@ -102,8 +67,3 @@ def groups_of(items: Iterable[Item], size: Callable[[Item], int], most: int) -> 
 
 def _flops(shape: Shape) -> int:
     return newton_schulz_flops(*shape)
-
-
-def _up(number: int, unit: int) -> int:
-    """Return the next multiple of the unit."""
-    return -(-number // unit) * unit

@@ -1,4 +1,4 @@
-"""What an optimizer is: its state for a parameter, its step, its bytes, and how ranks divide it.
+"""What an optimizer is: its state for a parameter, its step and its bytes.
 
 An optimizer has one file, with a subclass of `Rule`, and one row in pion/train/optimizers.py.
 Checkpoints, several ranks, sharded models and the memory plan follow from what the class says.
@@ -22,45 +22,43 @@ from pion.model.saved_weights import Layout
 from pion.train.optimizers import OPTIMIZERS
 from pion.train.settings import TrainSettings
 
-# A tensor is cut at multiples of so many elements. Kernels compute elements in groups, and the last
-# few one by one, which may round in another way. So no group is cut.
-ALIGNED_TO = 64
-
 
 @dataclass(frozen=True)
 class Owned:
-    """Elements [start, stop) of the flattened `param`, which this rank updates.
+    """A parameter that this rank updates, or the rows that it has of one in a sharded model.
 
     Attributes:
         state: what the rank has of each state tensor, flat, by key.
-        steps: the updates of these elements; a kernel needs the count on the device.
+        steps: the updates of the parameter; a kernel needs the count on the device.
     """
 
     param: nn.Parameter
-    start: int
-    stop: int
     state: dict[str, Tensor]
     steps: Tensor
 
     @property
     def weights(self) -> Tensor:
         """The elements themselves: a flat view."""
-        return self.param.detach().view(-1)[self.start : self.stop]
+        return self.param.detach().view(-1)
 
     @property
     def gradient(self) -> Tensor:
         """The gradients of the elements: a flat view."""
         assert self.param.grad is not None
-        return self.param.grad.view(-1)[self.start : self.stop]
+        return self.param.grad.view(-1)
 
 
 class Rule(ABC):
     """An optimizer of parameters that have one role and are trained together.
 
-    `roles` are those that the optimizer updates; AdamW updates all others.
+    Attributes:
+        roles: those that the optimizer updates, or None: all. AdamW updates the others.
+        needs_whole_matrices: whether a matrix can't be updated row by row. A rank of a sharded
+            model has some rows.
     """
 
-    roles: ClassVar[frozenset[Role] | None] = None  # None: all
+    roles: ClassVar[frozenset[Role] | None] = None
+    needs_whole_matrices: ClassVar[bool] = False
     owned: Sequence[Owned] = ()
 
     def __init__(
@@ -74,14 +72,8 @@ class Rule(ABC):
         """Return the shape and the dtype of each state tensor of a whole parameter, by key.
 
         The tensors begin as zeros. A tensor has an element for each element of the parameter, or
-        one for so many neighbours, of which `unit` keeps all on one rank.
+        one for so many neighbours of a row.
         """
-
-    @staticmethod
-    def unit(shape: torch.Size) -> int:
-        """Return how many consecutive elements of a parameter are always on one rank: 64, or those
-        of a block, of a row, or of a matrix. Ranks divide the parameters evenly at such borders."""
-        return ALIGNED_TO
 
     @staticmethod
     def step_bytes(shapes: Iterable[torch.Size]) -> int:

@@ -1,7 +1,7 @@
 """Bring what other ranks have of the training state into the memory of rank 0's snapshot.
 
-Only rank 0 saves, and only rank 0 decides when. Each rank has pieces of the moments
-(pion/train/optimizer/ownership.py), and of the weights if the model is sharded. At every point
+Only rank 0 saves, and only rank 0 decides when. Of a sharded model, each rank has pieces of the
+weights and of the moments. Of any other, rank 0 has all, and no rank has pieces. At every point
 where rank 0 may save, the other ranks listen: rank 0 asks them to copy, or tells them to go on. So
 ranks never disagree about what is saved.
 

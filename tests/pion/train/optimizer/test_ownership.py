@@ -1,22 +1,14 @@
-"""Who owns what: each matrix and each element has one owner, and the work is divided evenly."""
-
-from itertools import pairwise
+"""Who owns what: each matrix has one owner, and the work is divided evenly."""
 
 import pytest
 
 from pion.config.model_config import ModelConfig
 from pion.config.presets import PRESETS
 from pion.model.params_and_flops import shapes_and_roles
-from pion.train.optimizer.moments import each_matrix
+from pion.train.optimizer import ownership
 from pion.train.optimizer.muon import newton_schulz_flops
-from pion.train.optimizer.ownership import (
-    Shape,
-    deal_matrices,
-    even_parts,
-    even_rows,
-    muon_rounds,
-)
-from pion.train.optimizer.rule import ALIGNED_TO
+from pion.train.optimizer.muon_bytes import each_matrix
+from pion.train.optimizer.ownership import Shape, deal_matrices, muon_rounds
 
 
 def matrices(preset) -> tuple[Shape, ...]:
@@ -62,33 +54,14 @@ def test_of_8_cards_none_has_over_a_sixth_of_muons_arithmetic_and_of_64_its_shar
     assert busiest_share(shapes, 64) * sum(flops) <= sum(flops) / 64 + max(flops)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 64])
-def test_every_element_has_one_owner_and_parts_begin_where_kernels_do(ranks):
-    sizes, units = [1000, 7, 64, 1, 4097, 1760], [ALIGNED_TO] * 5 + [176]
-    owned = even_parts(sizes, ranks, units)
-    assert len(owned) == ranks
-    for index, (size, unit) in enumerate(zip(sizes, units, strict=True)):
-        parts = [part for parts in owned for part in parts if part.index == index]
-        assert parts[0].start == 0
-        assert parts[-1].stop == size
-        assert all(one.stop == other.start for one, other in pairwise(parts))
-        assert all(part.start % unit == 0 for part in parts)
-    most = max(sum(part.stop - part.start for part in parts) for parts in owned)
-    assert most <= sum(sizes) / ranks + sum(units)
+@pytest.mark.parametrize(
+    ("most", "rounds"), [(16, [[[0], [1]], [[], [2, 3]]]), (36, [[[0], [1, 2, 3]]])]
+)
+def test_a_round_has_no_more_elements_than_it_may_have_or_one_matrix(monkeypatch, most, rounds):
+    monkeypatch.setattr(ownership, "BATCH_ELEMENTS", most)
+    assert muon_rounds([(4, 4), (3, 3), (2, 2), (2, 2)], 2) == rounds
+    assert muon_rounds([], 2) == []
 
 
-def test_one_rank_owns_every_tensor_whole():
-    (parts,) = even_parts([1000, 7], 1, [64, 64])
-    assert [(part.start, part.stop) for part in parts] == [(0, 1000), (0, 7)]
-
-
-def test_rows_stay_whole():
-    assert even_rows(5, 3) == [range(1), range(1, 3), range(3, 5)]
-    assert [len(rows) for rows in even_rows(2, 3)] == [0, 1, 1]
-
-
-def test_a_round_has_no_more_elements_than_it_may_have_or_one_matrix():
-    owned, sizes = [[0, 1, 2], [3]], [10, 4, 4, 8]
-    assert muon_rounds(owned, sizes, most=8) == [[[0], [3]], [[1, 2], []]]
-    assert muon_rounds(owned, sizes, most=18) == [[[0, 1, 2], [3]]]
-    assert muon_rounds([[], []], [], most=8) == []
+def test_the_matrices_of_a_stack_count_one_by_one():
+    assert each_matrix([(4, 2, 3), (5, 6)]) == ((2, 3), (2, 3), (2, 3), (2, 3), (5, 6))

@@ -1,25 +1,16 @@
-"""The optimizer's moments on the rank that has the most of them, if ranks divide its work."""
+"""The bytes that a step of Muon over several ranks needs, on the rank that needs the most."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
 import torch
 
-from pion.train.optimizer.muon import BATCH_ELEMENTS, orthogonalize_bytes, step_bytes
-from pion.train.optimizer.ownership import Shape, deal_matrices, muon_rounds
+from pion.train.optimizer.muon import orthogonalize_bytes, step_bytes
+from pion.train.optimizer.ownership import Shape, muon_rounds
 from pion.train.shard_rules import part_of, sharded_dim
-
-
-def moment_bytes(evenly: int, matrices: Sequence[Shape], ranks: int) -> int:
-    """Return the bytes of the moments on the rank that has the most of them.
-
-    Ranks divide `evenly` bytes. Muon has 4 for each element of a matrix, which its owner keeps.
-    """
-    owned = deal_matrices(matrices, ranks)
-    most = max(elements([matrices[number] for number in numbers]) for numbers in owned)
-    return -(-evenly // ranks) + 4 * most
 
 
 def elements(matrices: Sequence[Shape]) -> int:
@@ -34,9 +25,35 @@ def each_matrix(shapes: Sequence[Sequence[int]]) -> tuple[Shape, ...]:
     )
 
 
-def sharded_step_bytes(shapes: Sequence[Sequence[int]], width: int, ranks: int) -> int:
-    """Return the most bytes at once of Muon's step besides its state, if ranks keep rows of each
-    weight (sharded_muon.py), on the rank that has the most.
+def whole_step_bytes(shapes: Sequence[Shape], width: int, ranks: int) -> int:
+    """Return the most bytes at once of WholeMuon's step over matrices of these shapes, besides its
+    state, on the rank that has the most.
+
+    `width` is the bytes of an element in the iterations. While a round is orthogonalized, what the
+    ranks have exchanged of the round before is there, too.
+    """
+    most = before = before_in_fp32 = 0
+    for by_rank in muon_rounds(shapes, ranks):
+        size = max(elements(_of(shapes, owned)) for owned in by_rank)
+        runs = [Counter(_of(shapes, owned)) for owned in by_rank]
+        computing = max(
+            4 * count * rows * cols + orthogonalize_bytes((rows, cols), count, width)
+            for run in runs
+            for (rows, cols), count in run.items()
+        )
+        exchanged = width * (ranks + 1) * size
+        most = max(
+            most,
+            before + width * size + computing,
+            before + exchanged + before_in_fp32,
+        )
+        before, before_in_fp32 = exchanged, 0 if width == 4 else 4 * ranks * size
+    return max(most, before + before_in_fp32)
+
+
+def rows_step_bytes(shapes: Sequence[Sequence[int]], width: int, ranks: int) -> int:
+    """Return the most bytes at once of RowsMuon's step besides its state, on the rank that has the
+    most.
 
     `shapes` are those of parameters, and `width` is the bytes of an element in the iterations.
     """
@@ -47,17 +64,16 @@ def sharded_step_bytes(shapes: Sequence[Sequence[int]], width: int, ranks: int) 
     ]
     matrices = each_matrix([s for s in shapes if len(s) == 2 or sharded_dim(s, ranks, "matrix")])
     most = step_bytes(whole, width) if whole else 0
-    sizes = [rows * cols for rows, cols in matrices]
-    for by_rank in muon_rounds(deal_matrices(matrices, ranks), sizes, BATCH_ELEMENTS // ranks):
+    for by_rank in muon_rounds(matrices, ranks):
         # This rank's rows of all matrices of the round.
         rows = sum(part_of(matrices[n], ranks, "matrix") for numbers in by_rank for n in numbers)
-        owned = ([matrices[number] for number in numbers] for numbers in by_rank)
+        owned = (_of(matrices, numbers) for numbers in by_rank)
         most = max(most, *(_round_bytes(own, rows, width) for own in owned))
     return most
 
 
 def _round_bytes(owned: Sequence[Shape], rows: int, width: int) -> int:
-    """Return the most bytes at once in a round of ShardedMuon, on the owner of these matrices.
+    """Return the most bytes at once in a round of RowsMuon, on the owner of these matrices.
 
     It has `rows` elements of all matrices of the round.
     """
@@ -78,3 +94,7 @@ def _round_bytes(owned: Sequence[Shape], rows: int, width: int) -> int:
         # What was sent back and what has come, in fp32.
         8 * own + results + width * own + found,
     )
+
+
+def _of(shapes: Sequence[Shape], numbers: Sequence[int]) -> list[Shape]:
+    return [shapes[number] for number in numbers]

@@ -8,9 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pion.config.model_config import ModelConfig
 from pion.model.params_and_flops import shapes_and_roles
 from pion.train.memory_trace.live_bytes import LiveBytes
-from pion.train.optimizer.moments import sharded_step_bytes
-from pion.train.optimizer.sharded_muon import ShardedMuon
-from pion.train.optimizer.state_pieces import Held
+from pion.train.optimizer.divided_muon import RowsMuon
+from pion.train.optimizer.muon_bytes import rows_step_bytes
 from pion.train.shard_rules import own_rows, sharded_dim
 from tests.cuda_rehearsal.fake_group import fake_group
 
@@ -29,9 +28,9 @@ def counted(shapes, width, ranks, rank):
             own[dim] = len(own_rows(shape[dim], rank, ranks))
             params[str(number)] = nn.Parameter(torch.empty(own))
             params[str(number)].grad = torch.empty(own)
-        held = {str(n): Held(torch.Size(shape), ()) for n, shape in enumerate(shapes)}
-        muon = ShardedMuon(
-            params, held, weight_decay=0.1, dtype=DTYPES[width], rank=rank, world_size=ranks
+        whole = {str(number): torch.Size(shape) for number, shape in enumerate(shapes)}
+        muon = RowsMuon(
+            params, whole, weight_decay=0.1, dtype=DTYPES[width], rank=rank, world_size=ranks
         )
         start, live.history = live.live, []
         muon.step(1e-3, 0.9)
@@ -42,7 +41,7 @@ def check(config, width, ranks):
     shapes = [shape for shape, role in shapes_and_roles(config) if role == "matrix"]
     # Of uneven rows and matrices, the first ranks have the most.
     most = max(counted(shapes, width, ranks, rank) for rank in range(min(ranks, 4)))
-    ratio = sharded_step_bytes(shapes, width, ranks) / most
+    ratio = rows_step_bytes(shapes, width, ranks) / most
     assert 1 <= ratio <= MOST, f"{ratio:.3f} of {most:,} bytes"
 
 
