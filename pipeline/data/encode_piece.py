@@ -1,4 +1,4 @@
-"""What is done with one piece of text, in any process: count its documents, or encode them.
+"""What is done with one piece of text, in any process: look for mistakes in it, or encode it.
 
 Pieces of a source are done side by side, and their results are taken in the order of the pieces.
 """
@@ -33,6 +33,7 @@ from pipeline.data.prepared import SPLITS
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import split_text
 from pipeline.job import JsonlTexts, Source, TextFiles
+from pipeline.state.record_json import Count, closed_record
 
 # Documents are encoded in batches of about so many characters.
 BATCH_CHARS = 4 << 20
@@ -63,14 +64,14 @@ class Reading:
     tokenizer: tuple[tuple[str, bytes], ...]
 
 
+@closed_record
 @dataclass(frozen=True)
-class Counted:
-    """What a piece has: the documents of each split, the bytes of their texts, and the lines, rows
-    or texts of each span after which the file goes on."""
+class Found:
+    """What a piece has: documents; and the lines, rows or texts of each span after which the file
+    goes on."""
 
-    documents: Mapping[str, int]
-    bytes: int
-    items: tuple[int, ...]
+    documents: Count
+    items: tuple[Count, ...]
 
 
 @dataclass(frozen=True)
@@ -79,45 +80,47 @@ class Encoded:
 
     Attributes:
         joined: its documents.
+        bytes: the bytes of their texts.
         replaced: how many characters the vocabulary lacks.
         places: where the first of them are.
         noted: what else its texts have, as `Remarks` notes it.
     """
 
     joined: Joined
+    bytes: int
     replaced: int
     places: tuple[str, ...]
     noted: Mapping[str, tuple[int, str]]
 
 
-def count_piece(reading: Reading, piece: Piece) -> Counted:
-    """Read a piece and count what it has. Raises BadInput for the first mistake in it."""
-    documents, size, items = dict.fromkeys(SPLITS, 0), 0, []
+def read_piece(reading: Reading, piece: Piece) -> Found:
+    """Read a piece and return what it has. Raises BadInput for the first mistake in it."""
+    documents, items = 0, []
     for span in piece.spans:
         last = None
         for last in documents_in(span, reading):
-            for held_out, text in split_text(last, reading.held_out):
-                documents[SPLITS[held_out]] += 1
-                size += len(text.encode())
+            documents += len(list(split_text(last, reading.held_out)))
         items.append(_items(span, reading.source, last))
-    return Counted(documents, size, tuple(items))
+    return Found(documents, tuple(items))
 
 
 def encode_piece(reading: Reading, piece: Piece) -> Encoded:
     """Return a piece as ids. Raises BadInput if it can't be read (any more)."""
     tokenizer = _tokenizer(reading.tokenizer)
-    remarks = Remarks(tokenizer.replaced())
+    remarks, size = Remarks(tokenizer.replaced()), 0
 
     def texts() -> Iterator[tuple[str, str]]:
+        nonlocal size
         for span in piece.spans:
             for document in documents_in(span, reading, remarks.note_text):
                 remarks.replaced.look(document.text, document.origin)
                 for held_out, text in split_text(document, reading.held_out):
+                    size += len(text.encode())
                     yield SPLITS[held_out], text
 
     joined = encode_texts(tokenizer, texts())
     places = tuple(remarks.replaced.places)
-    return Encoded(joined, remarks.replaced.count, places, remarks.noted)
+    return Encoded(joined, size, remarks.replaced.count, places, remarks.noted)
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) -> Joined:
@@ -150,18 +153,21 @@ def batches(
         yield batch
 
 
-def numbered(pieces: Sequence[Piece], counted: Sequence[Counted]) -> list[Piece]:
-    """Return the pieces that were counted, and one more, with the numbers of their first lines,
-    rows or texts: errors and remarks name them."""
+def numbered(pieces: Sequence[Piece], found: Mapping[int, Found]) -> Iterator[Piece]:
+    """Yield the pieces with the numbers of their first lines, rows or texts: errors and remarks
+    name them.
+
+    `found` has pieces that were read, by their number. The first piece that is not there is the
+    last one.
+    """
     after: dict[Path, int] = {}
-    found = []
-    for number, piece in enumerate(pieces[: len(counted) + 1]):
+    for number, piece in enumerate(pieces):
         spans = tuple(replace(span, first=after.get(span.file, 0)) for span in piece.spans)
-        found.append(replace(piece, spans=spans))
-        if number < len(counted):
-            for span, items in zip(spans, counted[number].items, strict=True):
-                after[span.file] = span.first + items
-    return found
+        yield replace(piece, spans=spans)
+        if number not in found:
+            return
+        for span, count in zip(spans, found[number].items, strict=True):
+            after[span.file] = span.first + count
 
 
 def documents_in(span: Span, reading: Reading, note: Note = unnoted) -> Iterator[Document]:

@@ -68,7 +68,7 @@ from pipeline.job.stages import CONVERSING
 from pipeline.stages.prepare_text import (
     PrepareOptions,
     TextReading,
-    check_text,
+    in_pieces,
     tokenizer_files,
     write_text,
 )
@@ -195,11 +195,11 @@ def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool
         for number, found in enumerate(inputs):
             key = _key(fingerprint, number, folder)
             rows = RowFormat(seq_len, job.data.shard_rows, key, part.how.finished)
-            reading = TextReading(job, found, keep and keep(number), tasks, part.how)
-            todo.append((reading, folder / str(number), rows))
-        for reading, place, rows in todo:
-            if texts_only and reading.found in new:
-                check_text(reading, place, rows, part.say)
+            reading = TextReading(job, found, keep and keep(number), tasks)
+            place = folder / str(number)
+            if texts_only and found in new:
+                reading = in_pieces(reading, place, rows, part.how, part.say)
+            todo.append((reading, place, rows))
         write, reports = _WRITE[part.name], []
         for number, (reading, place, rows) in enumerate(todo):
             report = there.get(number) or write(reading, tokenizer, place, rows, part.say)

@@ -119,7 +119,7 @@ from pathlib import Path
 from pion.data.documents import file_to_documents
 from pipeline.data import conversations_to_rows
 from pipeline.data.packed_records import PackedRows
-from pipeline.data.text_to_rows import _Joining
+from pipeline.data.text_to_rows import PieceRows
 from pipeline.stages import prepare_text
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 prepare_text.LEAST_BYTES, prepare_text.PIECE_BYTES = 0, PIECES
@@ -137,7 +137,7 @@ def slowly(owner, name):
         part.write_text(str(joined))
         part.replace("joined.txt")
     setattr(owner, name, wrapped)
-slowly(_Joining, "_keep_held_out")
+slowly(PieceRows, "_keep")
 slowly(PackedRows, "_write")
 if __name__ == "__main__":
     from pipeline.cli import main

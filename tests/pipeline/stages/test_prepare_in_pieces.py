@@ -193,7 +193,7 @@ def test_a_mistake_is_reported_as_one_process_does_before_anything_is_written(
         prepare(job, tmp_path / "whole")
     assert str(there.value) == str(here.value)
     assert not list((tmp_path / "pieces").rglob("*.npy"))
-    assert [path.name for path in finished] in ([], ["counted.json"])
+    assert not finished
 
 
 def test_a_mistake_in_the_last_source_is_reported_before_any_is_encoded(tmp_path):
@@ -203,8 +203,8 @@ def test_a_mistake_in_the_last_source_is_reported_before_any_is_encoded(tmp_path
     job, tasks, finished = job_with_tokenizer(tmp_path, {"sources": sources}), Watched(), []
     with pytest.raises(BadInput, match=r"b\.jsonl:201: found a list"):
         in_pieces(job, tmp_path / "data", tasks, finished=finished.append)
-    assert {work for work, _ in tasks.done} == {"count_piece"}
-    assert [path.name for path in finished] == ["counted.json"]
+    assert {work for work, _ in tasks.done} == {"read_piece"}
+    assert not finished
 
 
 @pytest.mark.parametrize(
@@ -217,15 +217,17 @@ def test_a_mistake_in_the_last_source_is_reported_before_any_is_encoded(tmp_path
         (Path.unlink, r"a\.jsonl is gone, or a machine .* same place"),
     ],
 )
-def test_files_that_change_or_leave_after_they_were_counted_are_refused(meddle, why, tmp_path):
-    job = job_on(tmp_path, GOOD)
+def test_files_that_change_or_leave_after_they_were_read_are_refused(meddle, why, tmp_path):
+    class Meddling(InThisProcess):
+        def map(self, work, shared, items):
+            if work.__name__ == "encode_piece":
+                meddle(tmp_path / "a.jsonl")
+            return super().map(work, shared, items)
 
-    def finished(path):
-        if path.name == "counted.json":
-            meddle(tmp_path / "a.jsonl")
-
+    job, finished = job_on(tmp_path, GOOD), []
     with pytest.raises(BadInput, match=why):
-        in_pieces(job, tmp_path / "data", finished=finished)
+        in_pieces(job, tmp_path / "data", Meddling(), finished=finished.append)
+    assert not finished
 
 
 def test_characters_that_the_vocabulary_lacks_are_named_with_their_line(tmp_path):
@@ -253,7 +255,7 @@ def test_a_piece_may_have_only_documents_that_are_held_out(tmp_path):
 
 
 class Watched(InThisProcess):
-    """Notes which pieces are counted and encoded, by their first byte."""
+    """Notes which pieces are read and encoded, by their first byte."""
 
     def __init__(self):
         self.done: list[tuple[str, int]] = []
@@ -314,33 +316,38 @@ def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(broken,
     first = Watched()
     with pytest.raises(Stop):
         in_pieces(broken.job, tmp_path, first, finished=stop_after(count))
+    kept = sorted((tmp_path / "0" / "pieces").glob("*.npz"))
     second = broken.continued(tmp_path)
     # A shard has the ids of at most three pieces, and one more was at work.
-    assert len(set(first.done) & set(second)) <= 4
-    assert "count_piece" not in {work for work, _ in second}
+    encoded = {one for one in first.done if one[0] == "encode_piece"}
+    assert len(encoded & set(second)) <= 4
+    reads = [work for work, _ in second].count("read_piece")
+    assert reads + len(kept) == [work for work, _ in broken.done].count("read_piece")
     assert {*first.done, *second} == {*broken.done}
 
 
-def of_another_piece(kept):
-    kept["key"], kept["ids"] = "another", np.zeros_like(kept["ids"])
+def counted(**changes):
+    """Return what changes the record of a piece."""
 
+    def change(kept):
+        record = json.loads(str(kept["counted"]))
+        kept["counted"] = np.array(json.dumps(record | changes))
+        kept["ids"] = np.zeros_like(kept["ids"])
 
-def fewer_documents(kept):
-    kept["lengths"] = kept["lengths"][:-1]
-
-
-def no_number(kept):
-    kept["replaced"] = np.array([1, 2])
+    return change
 
 
 def an_object(kept):
-    kept["places"] = np.array([{}], dtype=object)
+    kept["ids"] = np.array([{}], dtype=object)
 
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"PK\x03\x04 half of it", of_another_piece, fewer_documents, no_number, an_object],
-    ids=["empty", "half", "of another piece", "fewer documents", "no number", "an object"],
+    [
+        *(b"", b"PK\x03\x04 half of it", an_object),
+        *(counted(key="another"), counted(found={"documents": 9, "items": []})),
+        *(counted(bytes=-1), counted(replaced=[1, 2]), counted(another=1)),
+    ],
 )
 def test_what_was_kept_of_a_piece_and_is_not_its_own_is_encoded_again(broken, damage, tmp_path):
     data = shutil.copytree(broken.folder / "data", tmp_path / "data")
@@ -352,15 +359,15 @@ def test_what_was_kept_of_a_piece_and_is_not_its_own_is_encoded_again(broken, da
             kept = dict(file)
         damage(kept)
         np.savez(path, **kept)
-    assert 0 < broken.continued(data)[0][1] < 20_000
+    done = broken.continued(data)
+    assert done[0][0] == "read_piece"
+    assert 0 < next(start for work, start in done if work == "encode_piece") < 20_000
 
 
-def test_pieces_of_another_size_are_counted_anew_and_keep_the_shards(broken, tmp_path):
+def test_shards_of_pieces_of_another_size_are_written_anew(broken, tmp_path):
     data = shutil.copytree(broken.folder / "data", tmp_path / "data")
-    shard = data / "0" / "train" / "shard_00000.npy"
-    written = shard.stat().st_mtime_ns
-    broken.continued(data, piece_bytes=14_000)
-    assert shard.stat().st_mtime_ns == written
+    in_pieces(broken.job, data, piece_bytes=14_000)
+    assert hashes_of(data) == hashes_of(broken.folder / "unbroken")
 
 
 def test_it_says_which_piece_how_fast_and_how_long(tmp_path):
