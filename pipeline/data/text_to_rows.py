@@ -156,7 +156,8 @@ class PieceRows:
         pieces = [self._pieces[number] for number in left]
         new = self._tasks.map(read_piece, self._reading, pieces)
         try:
-            for number, found in zip(left, attended_items(new, look)):
+            # In this order, all results are taken: the tasks may do no other work before.
+            for found, number in zip(attended_items(new, look), left, strict=True):
                 self._found[number] = found
                 look()
         except BadInput:
@@ -187,7 +188,8 @@ class PieceRows:
             say(self._progress(what, start, number, time.monotonic() - started))
 
         pieces = list(numbered(self._pieces, self._found))[start:]
-        for piece in attended_items(self._tasks.map(encode_piece, self._reading, pieces), look):
+        new = self._tasks.map(encode_piece, self._reading, pieces)
+        for piece, _ in zip(attended_items(new, look), pieces, strict=True):
             self._keep(number, piece)
             for split in SPLITS:
                 if number >= taken[split]:

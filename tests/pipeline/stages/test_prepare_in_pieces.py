@@ -82,12 +82,18 @@ def copied(value):
 
 
 class Sent(InThisProcess):
-    """Does the work with copies of what other processes would get, and returns copies."""
+    """Does the work with copies of what other processes would get, and returns copies. As Ray, it
+    begins no other work before all results are taken."""
+
+    busy = False
 
     def map(self, work, shared, items):
+        assert not self.busy
+        self.busy = True
         for item in items:
             there, its_shared, its_item = copied((work, shared, item))
             yield copied(there(its_shared, its_item))
+        self.busy = False
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "sft"])
