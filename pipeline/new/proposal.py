@@ -36,6 +36,7 @@ from pipeline.new.rules import (
     pretrainings,
 )
 from pipeline.rehearsal.rehearse import StageData, rehearse
+from pipeline.stages.prepare import TooFewRows
 
 # A tokenizer is tried on about so many texts, of so many characters.
 TRIED, TRIED_CHARACTERS = 500, 2_000
@@ -148,12 +149,11 @@ def _rehearsed(p: Proposal, folder: Path) -> tuple[Proposal, DataOfStages]:
         sources[data.stage].append(source_of(data, path, p.options.folder))
     try:
         tried, stages = _holding_out(p, sources, folder)
-    except BadInput as error:
+    except TooFewRows as error:
         # What a template adds to a conversation, such as SmolLM3's system message, is not measured.
-        longer = re.search(r"With \w+\.seq_len=(\d+)", str(error))
-        if longer is None:
+        if p.tuning is None or error.fits <= p.tuning.seq_len:
             raise
-        p = replace(p, tuning=_tuning(p, int(longer[1])))
+        p = replace(p, tuning=_tuning(p, error.fits))
         tried, stages = _holding_out(p, sources, folder)
     stage = stages.get(p.last)
     if tried.tuning is None or stage is None:
@@ -172,7 +172,8 @@ def _holding_out(
     p: Proposal, sources: Mapping[str, Sequence[Mapping[str, object]]], folder: Path
 ) -> tuple[Proposal, DataOfStages]:
     """Rehearse a proposal with these sources; return it with a share of them held out that holds
-    out something, and what the data of each stage give. Raises BadInput as `_rehearsed` does."""
+    out something, and what the data of each stage give. Raises BadInput as `_rehearsed` does, of
+    it TooFewRows for too few rows."""
     for share in SHARES:
         tried = replace(
             p,
@@ -181,12 +182,17 @@ def _holding_out(
         )
         rehearsed = rehearse(_job_of(replace(tried, sources=sources)), most=REHEARSED_BYTES)
         failed = next(iter(rehearsed.failed.values()), None)
-        if failed is None or not ("held_out (now" in str(failed) and "raise" in str(failed)):
+        if not isinstance(failed, TooFewRows) or failed.split != "held_out":
             break
+        if tried.tuning is not None and failed.fits > tried.tuning.seq_len:
+            break  # longer rows would hold more out
     if failed is not None:
         why = _in_the_data(str(failed), p.data_sets, folder)
         why = why.replace("Nothing was trained. ", "").rstrip(".")
-        raise BadInput(f"a run would stop: {why}. Nothing was written.")
+        problem = f"a run would stop: {why}. Nothing was written."
+        if isinstance(failed, TooFewRows):
+            raise TooFewRows(problem, failed.split, failed.fits)
+        raise BadInput(problem)
     return tried, {
         name: replace(
             stage,

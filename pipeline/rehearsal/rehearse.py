@@ -163,7 +163,8 @@ def rehearse(job: Job, stages: Iterable[str] | None = None, most: float = math.i
                         continue
                 done[part] = _of_part(job, head, part, place / part, tokenizer)
             except BadInput as error:
-                failed[part] = BadInput(head.restore_names(str(error)))
+                error.args = (head.restore_names(str(error)),)
+                failed[part] = error
             except PionError as error:
                 failed[part] = error
             else:

@@ -44,6 +44,7 @@ from pipeline.data.preferences_to_rows import PreferenceRows, write_preference_r
 from pipeline.data.prepared import (
     CHOICES,
     DATASET,
+    SPLITS,
     PreparedData,
     PreparedSource,
     check_mixes,
@@ -371,8 +372,21 @@ def _name(source: Source) -> str:
 # ---------------------------------------------------------------- checks and the end
 
 
+class TooFewRows(BadInput):
+    """The data of a stage fill too few rows.
+
+    Attributes:
+        split: the split that has no row; "" if both have some.
+        fits: the row length with which almost all conversations are whole; 0 of other data.
+    """
+
+    def __init__(self, message: str, split: str = "", fits: int = 0) -> None:
+        super().__init__(message)
+        self.split, self.fits = split, fits
+
+
 def check_splits(report: dict[str, Any], found: Input, seq_len: int, share: float) -> None:
-    """Raise BadInput if there is nothing to train or to evaluate on."""
+    """Raise TooFewRows if there is nothing to train or to evaluate on."""
     section, name = found.key.partition(".")[0], _name(found.source)
     for split, wish in (("train", "lower"), ("held_out", "raise")):
         if report[f"{split}_rows"]:
@@ -383,10 +397,15 @@ def check_splits(report: dict[str, Any], found: Input, seq_len: int, share: floa
             many, one = _IN_WORDS[section]
             why = shortened(report, seq_len, split)[0] if section == "sft" else ""
             why = why or f"Add {many}, or {wish}"
-            raise BadInput(f"{found.key} ({name}): too few {many}: no {one} {words}. {why}.")
-        raise BadInput(
+            raise TooFewRows(
+                f"{found.key} ({name}): too few {many}: no {one} {words}. {why}.",
+                split,
+                report.get(f"{split}_fits", 0),
+            )
+        raise TooFewRows(
             f"{found.key} ({name}): too little text: the {split} split does not fill a row of "
-            f"{seq_len:,} ids. Add text, lower {section}.seq_len, or {wish}."
+            f"{seq_len:,} ids. Add text, lower {section}.seq_len, or {wish}.",
+            split,
         )
 
 
@@ -404,30 +423,39 @@ def _check_rows(job: Job, data: Prepared, stage: str) -> None:
             f"{data.folder / DATASET}: report.train_rows is {rows!r:.200}; it must be a whole "
             "number. Prepare the data again: --redo prepare"
         )
-    why = [words for source in data.report["sources"] for words in source.get("warnings", ())]
-    section = job.section(stage)
+    sources, section = data.report["sources"], job.section(stage)
+    why = [words for source in sources for words in source.get("warnings", ())]
+    lengths = (source.get(f"{split}_fits", 0) for source in sources for split in SPLITS)
     fitting = section.batch_for(rows)
-    require_a_batch(rows, section.global_batch, stage, job.seq_len(stage), fitting, why)
+    longest, batch = max(lengths, default=0), section.global_batch
+    require_a_batch(rows, batch, stage, job.seq_len(stage), fitting, why, longest)
     if stage == "pretrain":
         check_mixes(job, data.folder)
 
 
 def require_a_batch(
-    rows: int, global_batch: int, stage: str, seq_len: int, fitting: int, why: Sequence[str] = ()
+    rows: int,
+    global_batch: int,
+    stage: str,
+    seq_len: int,
+    fitting: int,
+    why: Sequence[str] = (),
+    fits: int = 0,
 ) -> None:
-    """Raise BadInput if a stage's rows do not fill a batch, with the batch that is `fitting`. `why`
-    may say what is not in them."""
+    """Raise TooFewRows if a stage's rows do not fill a batch, with the batch that is `fitting`.
+    `why` may say what is not in them."""
     if rows < global_batch:
         has = {
             "prefer": "the preferences are fewer than one batch: they have",
             "reinforce": "the prompts are fewer than one batch: they fill",
             "sft": "the conversations are fewer than one batch: they fill",
         }.get(stage, "the corpus is smaller than one batch: it has")
-        raise BadInput(
+        raise TooFewRows(
             f"{stage}: {has} {rows:,} rows{'' if stage == 'reinforce' else f' of {seq_len:,} ids'},"
             f" but {stage}.global_batch needs {global_batch:,}. Give {stage}.global_batch={fitting}"
             f"{', a lower seq_len' if stage == 'pretrain' else ''} or more data."
-            + "".join(f" {words}." for words in why)
+            + "".join(f" {words}." for words in why),
+            fits=fits,
         )
 
 

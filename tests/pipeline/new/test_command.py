@@ -141,7 +141,11 @@ def shortened(number, record):
     return record
 
 
-def test_rows_have_room_for_what_a_template_adds(here, pion, sky_home):
+@pytest.mark.parametrize("words", [None, "other words about long conversations"])
+def test_rows_have_room_for_what_a_template_adds(words, here, pion, sky_home, monkeypatch):
+    if words:  # the row length is not read from words
+        for module in ("pipeline.data.remarks", "pipeline.stages.prepare"):
+            monkeypatch.setattr(f"{module}.shortened", lambda *of_report: (words, True))
     system = "<|im_start|>system\n" + "You are a helpful assistant. " * 40 + "<|im_end|>\n"
     settings = {"max_position_embeddings": 1024}
     base = write_instruct_model(here / "base", "smollm2", system + CHATML, **settings)

@@ -18,7 +18,7 @@ from pion.errors import BadInput
 from pipeline.data.sources import conversations, find_input, texts
 from pipeline.job import JsonlFiles
 from pipeline.job.digest import digest_job
-from pipeline.stages.prepare import open_data, prepare_part
+from pipeline.stages.prepare import TooFewRows, open_data, prepare_part
 from tests.support.corpora import job_by_file, make_job, prepare, prepared, sentences, write_corpus
 from tests.support.tokenizer_kinds import without_bytes
 
@@ -127,13 +127,14 @@ def write_questions(path, long, short):
 def test_without_an_answer_in_any_row_longer_rows_are_advised_and_are_enough(tmp_path):
     write_questions(tmp_path / "chat.jsonl", long=60, short=0)
     job = sft_job(tmp_path)
-    with pytest.raises(BadInput, match="no conversation is left to train on") as found:
+    with pytest.raises(TooFewRows, match="no conversation is left to train on") as found:
         prepared_sft(with_rows(job, 64), tmp_path / "short")
     said = re.search(
         r"(\d+) of \1 conversations are dropped.* sft\.seq_len=(\d+)", str(found.value)
     )
     assert said is not None, found.value
     assert "lower" not in str(found.value)
+    assert (found.value.split, found.value.fits) == ("train", int(said[2]))
     source = prepared_sft(with_rows(job, int(said[2])), tmp_path / "long").report["sources"][0]
     assert source["train_conversations"] >= 0.95 * int(said[1])
 
@@ -145,10 +146,11 @@ def test_rows_that_are_too_short_for_many_questions_are_warned_of(tmp_path):
     prepare(job, tmp_path / "data", lambda m: notes.append(getattr(m, "text", "")), part="sft")
     words = "warning: chat.jsonl: 30 of 90 conversations are dropped, because no answer begins"
     (said,) = (note for note in notes if note.startswith(words))
-    with pytest.raises(BadInput, match="sft: the conversations are fewer than one batch") as found:
+    with pytest.raises(TooFewRows, match="sft: the conversations are fewer than one") as found:
         prepare(with_rows(job, 64, global_batch=99), tmp_path / "few", part="sft")
     assert str(found.value).endswith(f"{said.removeprefix('warning: chat.jsonl: ')}.")
     assert "or seq_len" not in str(found.value)
+    assert f"sft.seq_len={found.value.fits}, " in said
 
 
 def test_a_held_out_split_without_conversations_says_whether_they_were_too_long(tmp_path):
