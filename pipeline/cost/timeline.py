@@ -16,7 +16,7 @@ from pipeline.machine.rented import AT_HOME, RENTED
 from pipeline.state.head import UNCOUNTED_SECONDS, Head
 from pipeline.state.owner import RELEASED
 from pipeline.state.rows.metrics import last_kept_step
-from pipeline.state.rows.thin import TOGETHER, kept_steps, row_seconds, step_count
+from pipeline.state.rows.thin import kept_steps, reports, row_seconds, step_count
 
 STEPS, STAGES, REFERENCE, BOOT, RESTORE, RECOMPUTE, LOST, STALL, IDLE = CAUSES = (
     "steps",
@@ -134,20 +134,12 @@ def attempts_of(
 
 def _groups(rows: Iterable[Row], last_kept: int, seq_len: int | None) -> list[_Rows]:
     groups: list[_Rows] = []
-    for row in rows:
-        new = _Rows(row["at"], 0, 0, 0.0)
-        if "loss" in row:
-            steps = step_count(row)
-            work = row_seconds(row) * (seq_len or math.inf) if steps else 0.0
-            new = _Rows(row["at"], steps, kept_steps(row, last_kept), work)
-            if not steps:
-                continue  # the next row stands for it
-        last = groups[-1] if groups else None
-        if last and new.at - last.at < TOGETHER and bool(new.steps) == bool(last.steps):
-            work = last.work + new.work
-            groups[-1] = _Rows(new.at, last.steps + new.steps, last.kept + new.kept, work)
-        else:
-            groups.append(new)
+    for report in reports(rows):
+        steps = [row for row in report if step_count(row)]
+        if steps or "loss" not in report[0]:  # else a later row stands for them
+            kept = sum(kept_steps(row, last_kept) for row in steps)
+            work = sum(row_seconds(row) * (seq_len or math.inf) for row in steps)
+            groups.append(_Rows(report[-1]["at"], sum(map(step_count, steps)), kept, work))
     return groups
 
 

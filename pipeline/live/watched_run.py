@@ -19,9 +19,8 @@ from pipeline.job import Job
 from pipeline.report.curves import LONGEST_NAME, MOST_NAMES, Point, curves_of
 from pipeline.report.history import Row
 from pipeline.report.page_data import page_data
-from pipeline.report.reading import HistoryReader
+from pipeline.report.reading import HistoryReader, Replaced
 from pipeline.state.rows.metrics import LAST_STEP
-from pipeline.state.rows.segments import Replaced
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
 

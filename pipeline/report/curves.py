@@ -14,7 +14,7 @@ from itertools import groupby
 from operator import itemgetter
 
 from pipeline.report.history import Row
-from pipeline.state.rows.thin import TOGETHER
+from pipeline.state.rows.thin import reports
 
 # Digits that a screen can show.
 DIGITS = 6
@@ -100,7 +100,7 @@ def times_of(rows: Sequence[Row]) -> list[float]:
     """
     times: list[float] = []
     before: Row | None = None
-    for report in _reports(rows):
+    for report in reports(rows):
         last = report[-1]
         for row in report:
             back = 0.0
@@ -111,19 +111,6 @@ def times_of(rows: Sequence[Row]) -> list[float]:
             times.append(last["at"] - back)
         before = last
     return times
-
-
-def _reports(rows: Sequence[Row]) -> Iterable[list[Row]]:
-    report: list[Row] = []
-    for row in rows:
-        if report and not (
-            row["epoch"] == report[-1]["epoch"] and abs(row["at"] - report[-1]["at"]) < TOGETHER
-        ):
-            yield report
-            report = []
-        report.append(row)
-    if report:
-        yield report
 
 
 def attempts(rows: Sequence[Row]) -> list[int]:

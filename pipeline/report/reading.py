@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pipeline.cost.costs import costs
 from pipeline.cost.timeline import processes_of
 from pipeline.job import Job
@@ -15,7 +15,7 @@ from pipeline.state.find_run import no_such_run
 from pipeline.state.head import Head
 from pipeline.state.rows.metrics import kept_rows
 from pipeline.state.rows.row_types import Unreadable, event_row
-from pipeline.state.rows.segments import Replaced
+from pipeline.state.rows.segments import RowReader
 from pipeline.state.rows.thin import ThinReader
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import recorded_job
@@ -37,6 +37,10 @@ def read_history(run: RunState, job: Job | None = None) -> RunHistory:
     return history
 
 
+class Replaced(PionError):
+    """Another run has the name of the run that was read."""
+
+
 class HistoryReader:
     """Reads one run, and never writes to its store. Without a `job`, the run's record has it."""
 
@@ -45,7 +49,7 @@ class HistoryReader:
         self._unreadable = bad = Unreadable()
         self._events: list[dict[str, Any]] = []
         self._rows: dict[str, list[dict[str, Any]]] = {}
-        self._event_reader = ThinReader(state.store, state.key("events/"), bad, event_row)
+        self._event_reader = RowReader(state.store, state.key("events/"), bad, event_row)
         self._readers = {
             stage: ThinReader(state.store, state.key(f"metrics/{stage}/"), bad)
             for stage in TRAINING
@@ -99,20 +103,16 @@ class HistoryReader:
 
     def _read_rows(self) -> Head | None:
         """Read the new rows, and then HEAD, which says which rows count."""
-        try:
-            events = self._event_reader.read()
-            rows = {stage: reader.read() for stage, reader in self._readers.items()}
-        except Replaced:
-            if self._state.read() is None:  # all of it is away, perhaps for a moment
-                return None
-            raise
-        self._events, self._rows = events, rows
+        self._events = self._event_reader.read()
+        self._rows = {stage: reader.read() for stage, reader in self._readers.items()}
         return self._state.read()
 
     def _check_same(self, head: Head) -> None:
-        """Raise Replaced if an epoch has another owner than before: the run is another one."""
+        """Raise Replaced if an epoch has another owner than before, or HEAD went back to an
+        earlier epoch: the run is another one."""
         for claim in head.claims:
-            if self._sessions.setdefault(claim.epoch, claim.owner.session) != claim.owner.session:
+            before = self._sessions.setdefault(claim.epoch, claim.owner.session)
+            if before != claim.owner.session or head.epoch < max(self._sessions):
                 raise Replaced(f"{self._state.url} is another run now.")
 
     def _known_job(self, head: Head) -> Job | None:

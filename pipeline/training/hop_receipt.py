@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.console.formats import printable
 from pipeline.state.rows.metrics import EventLog
-from pipeline.state.rows.row_types import Unreadable, event_row, metrics_row
-from pipeline.state.rows.segments import Segment, lines_of, segments
+from pipeline.state.rows.row_types import event_row, metrics_row
+from pipeline.state.rows.segments import Segment, lines_of, segments, without_parts
 from pipeline.state.run_state import RunState
 from pipeline.training.compute_plan import COMPILED
 
@@ -204,7 +204,8 @@ def _metrics_of_step(run: RunState, stage: str, step: int) -> Row | None:
 
 def _segments_backwards(run: RunState, folder: str) -> Iterator[Segment]:
     """Yield the files of a log, newest first."""
-    return reversed(segments(run.store, run.key(folder), Unreadable()))
+    log = run.key(folder)
+    return reversed(without_parts(segments(run.store.list(log), log)))
 
 
 def _rows_backwards(run: RunState, key: str, parse: Callable[[bytes], Row | None]) -> Iterator[Row]:

@@ -17,11 +17,12 @@ from pion.errors import BadInput, Fenced
 from pipeline.job import Job
 from pipeline.machine.own_files import how_to_install
 from pipeline.state.claim import Claim
-from pipeline.state.rows.join_segments import PARTS, Joiner
-from pipeline.state.rows.metrics import MetricsLog
+from pipeline.state.rows.metrics import MetricsLog, join_left
 from pipeline.state.stores import StoreError
 
 FLUSH_SECONDS = 10.0
+# What earlier epochs left is joined soon after the start, but not during it: after so many flushes.
+JOIN_AT = 6
 # The speed of a stage is the median of so many rows, the newest. It is written if there are enough,
 # and again if it has changed by this share.
 SPEEDS, LEAST_SPEEDS, SPEED_CHANGE = 300, 3, 0.05
@@ -211,9 +212,8 @@ class StageMetrics:
         self._keep_speed = keep_speed
         self._speeds: deque[float] = deque(maxlen=SPEEDS)
         self._kept_speed = 0.0
-        self._joiner = Joiner(run.store, run.key(f"metrics/{stage}/"), claim.epoch, claim.check)
-        # What earlier epochs left is joined soon after the start, but not during it.
-        self._flushes, self._join_at = 0, 6
+        self._stage = stage
+        self._flushes = 0
         self._flusher = threading.Thread(target=self._flush_and_join, daemon=True)
         self._last_flush = time.monotonic()
 
@@ -242,7 +242,6 @@ class StageMetrics:
         try:
             self._claim.check()
             self.log.flush()
-            self._flushes += 1
             self._keep_new_speed()
         except (StoreError, Fenced) as error:
             _log.warning("Metrics were not written: %s", error)
@@ -253,15 +252,15 @@ class StageMetrics:
             self.flush()
 
     def _flush_and_join(self) -> None:
-        """Write the rows, and from time to time join what earlier flushes wrote."""
+        """Write the rows, and once join what earlier owners left."""
         self.flush()
-        if self._flushes >= self._join_at:
+        self._flushes += 1
+        if self._flushes == JOIN_AT:
+            run, claim = self._claim.state, self._claim
             try:
-                again = self._joiner.step()
+                join_left(run.store, run.name, self._stage, claim.epoch, claim.check)
             except (StoreError, Fenced) as error:
-                again = False
                 _log.warning("Files of metrics were not joined: %s", error)
-            self._join_at = self._flushes + (1 if again else PARTS)
 
     def _keep_new_speed(self) -> None:
         speeds = list(self._speeds)

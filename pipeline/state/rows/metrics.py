@@ -1,23 +1,37 @@
-"""Rows that a run reports: metrics by stage, and events. Rows are written in segments, and each
-segment is written once."""
+"""Rows that a run reports: metrics by stage, and events. Each file of rows is written once, and
+files of metrics are joined, so that a long run has few."""
 
+import contextlib
 import itertools
 import json
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.state.head import Head
-from pipeline.state.record_json import finite_json
+from pipeline.state.record_json import Damaged, finite_json
 from pipeline.state.rows.row_types import Row, Unreadable, event_row
-from pipeline.state.rows.segments import segments
-from pipeline.state.rows.thin import ThinReader
-from pipeline.state.stores import Store
+from pipeline.state.rows.segments import (
+    CLOSED,
+    RowReader,
+    Segment,
+    joined,
+    segments,
+    without_parts,
+)
+from pipeline.state.rows.thin import thin_key, write_file
+from pipeline.state.stores import Missing, Store, StoreError
+from pipeline.state.stores.base import read_all
 
 # No step is later.
 LAST_STEP = 2**63
+# So many files of a level become one, or fewer that have more bytes together.
+PARTS = 32
+MOST_BYTES = 8 << 20
+# What the earlier owners left is joined while it has at most so many bytes: it is read again.
+MOST_READ = 64 << 20
 
 
 class _RowLog:
@@ -26,7 +40,7 @@ class _RowLog:
 
     def __init__(self, store: Store, folder: str, epoch: int, now: Callable[[], float]) -> None:
         self._store, self._epoch, self._now = store, epoch, now
-        self._log, self._folder = f"{folder}/", f"{folder}/{epoch}"
+        self._folder = f"{folder}/"
         self._rows: list[Row] = []
         self._next: int | None = None
         self._lock = threading.Lock()
@@ -40,12 +54,12 @@ class _RowLog:
             if not rows:
                 return
             if self._next is None:
-                found = segments(self._store, self._log, Unreadable(), f"{self._epoch}/")
-                self._next = 1 + max((segment.last for segment in found), default=-1)
-            key = f"{self._folder}/{self._next:06d}.jsonl"
+                entries = self._store.list(f"{self._folder}{self._epoch}/")
+                numbers = (segment.last for segment in segments(entries, self._folder))
+                self._next = 1 + max(numbers, default=-1)
             # Use a new number even if this write fails: the failed write may still land later.
             self._next += 1
-            self._store.write(key, _as_lines(rows).encode())
+            self._write(self._next - 1, _as_lines(rows).encode())
             with self._lock:
                 del self._rows[: len(rows)]
 
@@ -58,13 +72,24 @@ class _RowLog:
         with self._lock:
             self._rows.append({**row, "epoch": self._epoch, "at": self._now()})
 
+    def _write(self, number: int, lines: bytes) -> None:
+        self._store.write(self._key(number), lines)
+
+    def _key(self, number: int) -> str:
+        return f"{self._folder}{self._epoch}/{number:06d}.jsonl"
+
 
 def _as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(finite_json(row) + "\n" for row in rows)
 
 
 class MetricsLog(_RowLog):
-    """The metrics of one stage under one epoch. A row has a `step`, and gets `epoch` and `at`."""
+    """The metrics of one stage under one epoch. A row has a `step`, and gets `epoch` and `at`.
+
+    A run of weeks flushes some ten thousand times a day. So that it has few files, each `PARTS`-th
+    flush writes again what the flushes before it wrote, in one file, and deletes their files. If
+    the owner dies in between, `join_left` of a later owner deletes them.
+    """
 
     def __init__(
         self,
@@ -75,6 +100,10 @@ class MetricsLog(_RowLog):
         now: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(store, f"{run}/metrics/{stage}", epoch, now)
+        # The files that will be joined, in their order, with their contents.
+        self._parts: dict[Segment, bytes] = {}
+        # The number after the last flush that succeeded.
+        self._after: int | None = None
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Keep a row in memory until `flush`. Raises `ValueError` if the row has no step."""
@@ -87,9 +116,29 @@ class MetricsLog(_RowLog):
         with self._lock:
             self._rows.extend([json.loads(line) for line in lines.splitlines()])
 
+    def _write(self, number: int, lines: bytes) -> None:
+        # A joined file also stands for flushes that failed, and may have landed.
+        first = number if self._after is None else self._after
+        new = Segment(self._epoch, first, number, 0, self._key(number), len(lines))
+        files = {**self._parts, new: lines}
+        for level in range(CLOSED):
+            same = {file: part for file, part in files.items() if file.level == level}
+            if len(same) == PARTS or sum(file.bytes for file in same) > MOST_BYTES:
+                new, lines = joined(self._folder, same)
+                files = {f: part for f, part in files.items() if f.level > level} | {new: lines}
+        write_file(self._store, new, lines)
+        replaced = [part.key for part in self._parts if part not in files]
+        self._parts = {} if new.level == CLOSED else files
+        self._after = number + 1
+        with contextlib.suppress(StoreError):  # readers leave them out
+            read_all(self._store.delete, replaced)
+
 
 class EventLog(_RowLog):
-    """What happened to a run under one epoch: claims, restores, stages, warnings."""
+    """What happened to a run under one epoch: claims, restores, stages, warnings.
+
+    Its files are not joined: others may write events under the same epoch, too.
+    """
 
     def __init__(
         self, store: Store, run: str, epoch: int, now: Callable[[], float] = time.time
@@ -99,6 +148,41 @@ class EventLog(_RowLog):
     def append(self, kind: str, **fields: Any) -> None:
         """Keep an event in memory until `flush`."""
         self._add({**fields, "event": kind})
+
+
+def join_left(store: Store, run: str, stage: str, epoch: int, check: Callable[[], None]) -> None:
+    """Join the files of metrics that the owners before `epoch` left, and delete the parts.
+
+    `check` raises if this process no longer owns the run. Raises Fenced, and StoreError: then a
+    later owner continues.
+    """
+    folder = f"{run}/metrics/{stage}/"
+    files = [s for s in segments(store.list(folder), folder) if s.first >= 0 and s.epoch < epoch]
+    alone = without_parts(files)
+    replaced = {*files} - {*alone}
+    read = 0
+    for (_, closed), neighbours in itertools.groupby(alone, lambda s: (s.epoch, s.level == CLOSED)):
+        parts = [*neighbours]
+        read += sum(part.bytes for part in parts)
+        if closed or len(parts) == 1 or read > MOST_READ:
+            continue
+        if contents := _contents(store, parts):
+            check()
+            write_file(store, *joined(folder, contents))
+            replaced |= {*parts}
+    check()
+    thin = [thin_key(part.key) for part in replaced if part.level]
+    read_all(store.delete, [*thin, *(part.key for part in replaced)])
+
+
+def _contents(store: Store, parts: Sequence[Segment]) -> dict[Segment, bytes]:
+    """Return the contents of files; nothing if one of them can't be read."""
+    try:
+        contents = read_all(lambda part: store.read(part.key, part.bytes), parts)
+    except (Missing, Damaged):
+        return {}
+    whole = all(len(content) == part.bytes for part, content in zip(parts, contents))
+    return dict(zip(parts, contents)) if whole else {}
 
 
 def read_metrics(store: Store, run: str, head: Head, stage: str) -> list[Row]:
@@ -118,7 +202,7 @@ def read_all_metrics(
     rows that can't be read in `unreadable`.
     """
     folder = f"{run}/metrics/{stage}/"
-    return ThinReader(store, folder, unreadable or Unreadable(), all_rows=True).read()
+    return RowReader(store, folder, unreadable or Unreadable()).read()
 
 
 def kept_rows(rows: Iterable[Row], head: Head, stage: str) -> list[Row]:
@@ -145,4 +229,4 @@ def read_events(store: Store, run: str, unreadable: Unreadable | None = None) ->
     An event that was written twice, because an acknowledgement was lost, counts once. Counts the
     events that can't be read in `unreadable`.
     """
-    return ThinReader(store, f"{run}/events/", unreadable or Unreadable(), event_row).read()
+    return RowReader(store, f"{run}/events/", unreadable or Unreadable(), event_row).read()
