@@ -165,7 +165,8 @@ def _plan(args: argparse.Namespace) -> int:
 def _plan_for_dollars(args: argparse.Namespace) -> int:
     with _loading(quiet=args.json):
         from pipeline.rent.plan.command import show_dollars
-        from pipeline.rent.plan.dollars import Money, sizes_of
+        from pipeline.rent.plan.dollars import Money
+        from pipeline.rent.plan.sizes import sizes_of
 
     return show_dollars(
         sizes_of(args.job, args.overrides),

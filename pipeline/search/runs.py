@@ -1,4 +1,4 @@
-"""How `pion run` does one run of a search, in a process of its own.
+"""How `pion run` does one run of a search, in a separate process.
 
 One process for all runs would not do: what torch has compiled for one setting counts against the
 next one, and a run whose memory runs out would end the search.

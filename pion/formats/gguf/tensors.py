@@ -89,23 +89,23 @@ def require_expressible(config: ModelConfig, model_type: str | None = None) -> L
     `model_type` is for `architecture_of`. Raises BadInput with the reason if there is none.
     """
     architecture = architecture_of(config, model_type)
-    there = ARCHITECTURES.get(architecture.model_type)
+    row = ARCHITECTURES.get(architecture.model_type)
     own = nearest_misfit(config) or "it was exported with its own code (--as pion)"
     if not architecture.stock:
         reason = f"llama.cpp has only stock architectures, and {own}"
-    elif there is None:
+    elif row is None:
         reason = f"Pion does not write {architecture.name} as GGUF yet"
-    elif (unlike := next((why for wrong, why in _unlike(config, there) if wrong), None)) is None:
-        return there
+    elif (unlike := next((why for wrong, why in _unlike(config, row) if wrong), None)) is None:
+        return row
     else:
-        reason = f"{there.name} in llama.cpp {unlike}"
+        reason = f"{row.name} in llama.cpp {unlike}"
     raise BadInput(
         f"GGUF can't express this model: {reason}. `pion chat` and `pion serve` run the model, "
         "and `pion export MODEL FOLDER` writes a folder for transformers"
     )
 
 
-def _unlike(config: ModelConfig, there: LlamaCpp) -> Iterator[tuple[bool, str]]:
+def _unlike(config: ModelConfig, row: LlamaCpp) -> Iterator[tuple[bool, str]]:
     """Yield what llama.cpp fixes in an architecture, and whether the model has it otherwise."""
     heads, scaling = config.heads or Heads(), config.rope_scaling
     if config.experts is not None:
@@ -118,19 +118,19 @@ def _unlike(config: ModelConfig, there: LlamaCpp) -> Iterator[tuple[bool, str]]:
         or config.feedforward not in ("dense", "experts")
     )
     yield (
-        biased and not there.biases,
+        biased and not row.biases,
         "has no biases in feed-forward layers or after attention, and this model needs them",
     )
-    activation = f"has the activation {there.activation}, not {config.activation}"
-    yield config.experts is None and config.activation != there.activation, activation
+    activation = f"has the activation {row.activation}, not {config.activation}"
+    yield config.experts is None and config.activation != row.activation, activation
     yield config.windows is not None, "sees all tokens before a token"
-    every = there.bare_every
+    every = row.bare_every
     bare = tuple(range(every - 1, config.n_layers, every)) if every else ()
     unlike = f"has layers {list(bare)} without rotary positions, not {list(heads.unrotated_layers)}"
     yield heads.unrotated_layers != bare, unlike
-    yield config.tie_embeddings and not there.tied, "has a head apart from the embeddings"
+    yield config.tie_embeddings and not row.tied, "has a head apart from the embeddings"
     yield (
-        scaling is not None and (scaling.kind != there.scaling or bool(scaling.growth)),
+        scaling is not None and (scaling.kind != row.scaling or bool(scaling.growth)),
         "has no scaled rotary positions (rope_scaling) of this kind",
     )
 

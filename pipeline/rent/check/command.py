@@ -26,7 +26,8 @@ from pipeline.machine.core_waits import slowness
 from pipeline.machine.time_limit import begin, within
 from pipeline.rehearsal.rehearse import lacking
 from pipeline.rent.check import CheckRow, failure, unchecked
-from pipeline.rent.check.data import check_clean, check_rewards, check_rows
+from pipeline.rent.check.budget import check_spent
+from pipeline.rent.check.data import check_clean, check_rows
 from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.check.job import (
     check_data,
@@ -46,6 +47,7 @@ from pipeline.rent.check.rental import (
     check_reach,
     check_recovery,
 )
+from pipeline.rent.check.rewards import check_rewards
 from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.at_launch import refuse_past
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
@@ -210,7 +212,7 @@ def checks_of(
     """Return the checks that can run at the same time, by name. Imports torch."""
     with importing():
         from pipeline.rent.check.deadline import check_deadline
-        from pipeline.rent.check.machines import check_machines, check_memory, check_spent
+        from pipeline.rent.check.machines import check_machines, check_memory
 
     everywhere: dict[str, Check] = {
         "names": partial(check_names, job),

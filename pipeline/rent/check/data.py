@@ -1,29 +1,24 @@
 """Show what the data of a job give, as it was rehearsed, and what cleaning leaves out of them. Warn
-of what will disappoint, and of rewards that can't judge the records' answers or teach nothing."""
+of what will disappoint."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, Any, cast
 
-from pion.errors import BadInput
 from pipeline.base.find import find_base
 from pipeline.base.keep import is_pinned
-from pipeline.console.formats import amount, beginning, counted, duration, passes_in_words, size
+from pipeline.console.formats import amount, counted, passes_in_words, size
 from pipeline.data.cleaning.sets import read_sets
-from pipeline.data.first_judged import judge_first
 from pipeline.data.sources import SAMPLED
 from pipeline.job import Job
 from pipeline.job.data_section import OF_EVALUATE
 from pipeline.job.train_sections import FEWEST_STEPS
-from pipeline.models.find import find_model
-from pipeline.models.load import load_model
 from pipeline.rehearsal.head import RECORD_BYTES, TEXT_BYTES
 from pipeline.rehearsal.phases import phases_read, warnings_of
-from pipeline.rehearsal.rehearse import RECORDS, StageData, prepared_head, rehearse
+from pipeline.rehearsal.rehearse import RECORDS, StageData, rehearse
 from pipeline.rent.check import CheckRow, failure
 from pipeline.rent.check.job import is_prepared
 
@@ -274,81 +269,3 @@ def check_clean(job: Job) -> Iterator[CheckRow]:
             f"text. To leave such text out, set data.clean.decontaminate=[{OF_EVALUATE}]"
         )
         yield CheckRow("data.clean", None, words)
-
-
-# ---------------------------------------------------------------- whether rewards can judge them
-
-# Rewards that take so many seconds for an answer are not asked about the answers of a model.
-SLOW = 0.1
-# A model answers so many prompts, and as many as before a first step if rewards teach nothing.
-FEW = 8
-# It is small enough if parameters × tokens to sample are at most this: half a minute on two cores.
-SMALL = 2e11
-# Prompts whose best and worst answers are shown, and the most characters of all.
-SHOWN, MOST_CHARACTERS = 3, 1500
-
-
-def check_rewards(job: Job) -> Iterator[CheckRow]:
-    """Judge the right answers of the first records, empty answers, and those of a small model.
-
-    Raises BadInput for rewards that can't be used or teach nothing, and for records that they can't
-    judge.
-    """
-    section = job.reinforce
-    if section is None:
-        return
-    right_answers, totals, spent = judge_first(job)
-    for name, total in zip(("the right answers", "empty answers"), totals, strict=True):
-        if total:
-            average = f"{mean(total):.3g} on average"
-            yield CheckRow("rewards", True, f"{name} of the first records get {average}")
-    if right_answers and set(totals[0]) == set(totals[1]) and len(set(totals[0])) == 1:
-        yield CheckRow(
-            "rewards",
-            None,
-            "right answers get what empty answers get. Is the answer in the form that the rewards "
-            "look for?",
-        )
-    if spent <= SLOW:
-        yield from _answers_of_start(job)
-        return
-    step = duration(spent * section.global_batch * section.answers)
-    yield CheckRow("rewards", None, f"judging takes {duration(spent)} an answer, {step} a step")
-
-
-def _answers_of_start(job: Job) -> Iterator[CheckRow]:
-    """Let a small model on this machine answer the first prompts, as before the first step.
-
-    Raises BadInput if nothing can be learned from its answers.
-    """
-    section, base = job.reinforce, job.base
-    if section is None or base is None or base.commit or job.train_stages[0] != "reinforce":
-        return
-    from torch import Tensor
-
-    from pion.train.gradients import Ranks
-    from pion.train.held_out_rewards import evaluate_rewards
-    from pipeline.data.prepared import open_data
-    from pipeline.training import prompts as of_stage
-
-    model = load_model(find_model(job.model_name(base.source)))
-    each = section.answers * section.max_tokens * sum(map(Tensor.numel, model.parameters()))
-    counts = [n for n in (FEW, of_stage.FIRST_PROMPTS) if n * each <= SMALL]
-    if is_prepared(job) or not counts:
-        return
-    with prepared_head(job, "reinforce") as folder:
-        data = open_data(folder)
-        stream = data.stream("train", job.seed, job.data.window, documents=job.within_documents)
-        with of_stage.open_feed(job, data, model, "train", stream) as (feed, prompts):
-            for count in counts:
-                asked = range(min(count, stream.total_rows))
-                found = evaluate_rewards(feed, prompts, asked, rank=0, ranks=Ranks(1))
-                if (why := of_stage.nothing_to_learn(section, found)) is None:
-                    break
-    if why is not None and of_stage.FIRST_PROMPTS in counts:
-        raise BadInput(why)
-    words = [
-        of_stage.signal_in_words(section, found),
-        *(f"{one.prompt}\n{one.best_and_worst()}" for one in prompts.said()[:SHOWN]),
-    ]
-    yield CheckRow("rewards", None if why else True, beginning("\n".join(words), MOST_CHARACTERS))

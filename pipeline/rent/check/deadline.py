@@ -10,8 +10,9 @@ from pipeline.console.formats import duration, hours, moment, money
 from pipeline.job import Job
 from pipeline.machine.time_limit import within
 from pipeline.rent.check import CheckRow
+from pipeline.rent.check.budget import check_worst_case
 from pipeline.rent.check.job import STORE_SECONDS
-from pipeline.rent.check.machines import check_worst_case, lowest_spot_price
+from pipeline.rent.check.machines import lowest_spot_price
 from pipeline.rent.deadline.at_launch import held_back
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
 from pipeline.rent.plan.speeds import known_speeds

@@ -40,7 +40,6 @@ from pipeline.rent.plan.dollars import (
     TOKENS_PER_PARAMETER,
     Money,
     Purchase,
-    Size,
     best_of_each,
     command_for,
     priced_offers,
@@ -48,6 +47,7 @@ from pipeline.rent.plan.dollars import (
 )
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, seconds_here
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer, machines_for, market
+from pipeline.rent.plan.sizes import Size
 from pipeline.rent.plan.speeds import Known, bench_results, known_speeds, past_speeds
 from pipeline.rent.plan.what_fits import (
     COUNTS,

@@ -11,9 +11,10 @@ from pion.bench.card import shipped_results
 from pion.errors import BadInput
 from pipeline.job.file import load_job
 from pipeline.rent.plan.command import show_dollars
-from pipeline.rent.plan.dollars import Money, sizes_of
+from pipeline.rent.plan.dollars import Money
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.sizes import sizes_of
 from tests.paths import JOBS, REPOSITORY
 from tests.pipeline.rent.plan.rows import rows_of
 from tests.pipeline.rent.plan.test_prices import also_by_four

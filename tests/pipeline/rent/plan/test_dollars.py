@@ -13,10 +13,10 @@ from pipeline.rent.plan.dollars import (
     best_of_each,
     buy,
     purchases,
-    sizes_of,
 )
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.prices import Offer
+from pipeline.rent.plan.sizes import sizes_of
 from tests.paths import JOBS
 from tests.pipeline.rent.plan.test_estimate import offer
 

@@ -6,7 +6,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.job.file import load_job
-from pipeline.rent.plan.dollars import presets_of, round_batch, settings_by_rule, sizes_of
+from pipeline.rent.plan.sizes import presets_of, round_batch, settings_by_rule, sizes_of
 from tests.paths import JOBS, REPOSITORY
 from tests.pipeline.rent.plan.rows import rows_of
 from tests.support.published_models import write_published

@@ -8,8 +8,8 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.base.job_with_base import read_job
-from pipeline.rent.check.data import check_rewards
 from pipeline.rent.check.inputs import local_inputs
+from pipeline.rent.check.rewards import check_rewards
 from tests.pipeline.rent.check.checked_job import Case
 from tests.support.chat_templates import CHATML
 from tests.support.instruct_model import write_instruct_model
