@@ -2,6 +2,23 @@
 
 A standard error (sem) says how much a number would differ with other items of the same kind. It
 does not say how much it would differ with another seed of the same training: about 0.006 for CORE.
+
+The record of a task has (shares are from 0 to 1):
+- `items`: how many were asked, the first of `of_items`.
+- `accuracy`: the share of right answers, and `sem`, its standard error; NaN if the model's
+  logits were not finite.
+- `baseline`: the accuracy by guessing (v1); `baseline_v2` as DCLM corrected it.
+- `centred`: 0 at the baseline, and 1 if all answers are right; `centred_v2` by `baseline_v2`.
+- `cropped`: the share of rows that lost their beginning to the model's context.
+- `unscored`: items of which the context does not hold the answer. They count as wrong.
+- `odd_items`, `joined_tokens`: items scored in another way than by nanochat; see `ItemRows`.
+- `ties`: items with several best answers, which share the credit.
+- `commonest`: of multiple_choice, the share of items that get the answer at the commonest
+  place, `commonest_place` (from 0). Near 1, the model does not read the questions. None if no
+  item has a single best answer.
+- `passages`: of squad and coqa, the number of passages, which are the sample; otherwise None.
+- `not_finite`: items whose logits were not finite.
+- `data_digest`: sha256 of the file with the items.
 """
 
 from __future__ import annotations
@@ -68,22 +85,6 @@ def too_short(context: int) -> str | None:
     )
 
 
-# The record of a task has (shares are from 0 to 1):
-# - `items`: how many were asked, the first of `of_items`.
-# - `accuracy`: the share of right answers, and `sem`, its standard error; NaN if the model's
-#   logits were not finite.
-# - `baseline`: the accuracy by guessing (v1); `baseline_v2` as DCLM corrected it.
-# - `centred`: 0 at the baseline, and 1 if all answers are right; `centred_v2` by `baseline_v2`.
-# - `cropped`: the share of rows that lost their beginning to the model's context.
-# - `unscored`: items of which the context does not hold the answer. They count as wrong.
-# - `odd_items`, `joined_tokens`: items scored in another way than by nanochat; see `ItemRows`.
-# - `ties`: items with several best answers, which share the credit.
-# - `commonest`: of multiple_choice, the share of items that get the answer at the commonest
-#   place, `commonest_place` (from 0). Near 1, the model does not read the questions. None if no
-#   item has a single best answer.
-# - `passages`: of squad and coqa, the number of passages, which are the sample; otherwise None.
-# - `not_finite`: items whose logits were not finite.
-# - `data_digest`: sha256 of the file with the items.
 def task_result(task: Task, answers: Sequence[Answer]) -> Scored:
     """Return what the answers to the task's first items say."""
     asked = [one.asked for one in answers]
