@@ -49,12 +49,12 @@ def test_a_preempted_machine_is_replaced_and_the_weights_are_those_of_an_unbroke
     head = rented.head()
     assert head.owner is None, f"the run ended without handing over:\n{said}"
     launch.ends_with(0)
-    assert "recovered 1 time" in launch.text
-    assert len(rented.machines) == 2
+    # By SkyPilot, or by `pion launch` where SkyPilot takes minutes to notice. One that is slow to
+    # start may be replaced, too.
+    assert len(rented.machines) > 1, launch.text
     starts = rented.rows_trained()
-    assert len(starts) == 2
     assert starts[1][0] == head.checkpoints[0].step > 0, "steps were lost"
-    assert starts[1][1] == starts[1][0] * 8, "rows were skipped or repeated"
+    assert all(row == step * 8 for step, row in starts), "rows were skipped or repeated"
     assert rented.final_model() == unbroken()
 
 
