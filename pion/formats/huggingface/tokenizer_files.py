@@ -21,6 +21,8 @@ TOKENIZER_FILE = "tokenizer.json"
 # Templates for other uses than chatting, each in a file of this folder.
 MORE_TEMPLATES = "additional_chat_templates"
 _TEMPLATES = (TEMPLATE_FILE, MORE_TEMPLATES)
+# The class that splits words as tokenizer.json says. transformers 5 rebuilds the steps of others.
+READS_THE_FILE = "PreTrainedTokenizerFast"
 # The key of tokenizer_config.json that says where an answer begins and ends.
 RESPONSE = "response_template"
 # The files of a model that belong to its tokenizer. Only the first must be there.
@@ -43,8 +45,8 @@ class ModelTokenizer:
         folder: the folder with the model's TOKENIZER_FILES.
         stop_ids: the ids that end a text (`SpecialTokens.stop_ids`).
         pad: the id that fills unused tails (`SpecialTokens.pad`).
-        template: a chat template in place of the model's own. None: all files stay as they are,
-            byte for byte.
+        template: a chat template in place of the model's own. None: the files stay as they are,
+            byte for byte, but for a stop and a class that other programs need.
         generation: the model's generation_config.json: the sampling settings, and the ids that it
             names for the begin of a text and for padding.
     """
@@ -115,6 +117,7 @@ def write_tokenizer(
     if isinstance(tokenizer, ModelTokenizer):
         copy_tokenizer(tokenizer.folder, folder, template=tokenizer.template)
         _name_a_stop(folder, tokenizer.stop_ids)
+        _name_the_class(folder)
         return
     own = Tokenizer.from_file(tokenizer)
     if chat:
@@ -131,7 +134,7 @@ def write_tokenizer(
     write_json(
         folder / TOKENIZER_CONFIG,
         {
-            "tokenizer_class": "PreTrainedTokenizerFast",
+            "tokenizer_class": READS_THE_FILE,
             **first,
             "eos_token": names[own.end_of_text],
             "pad_token": names[own.pad],
@@ -179,6 +182,17 @@ def _name_a_stop(folder: Path, stop_ids: Sequence[int]) -> None:
     for path in (folder / file for file in FILES):
         if path.is_file():
             write_json(path, read_optional(path) | {"eos_token": stops[0]})
+
+
+def _name_the_class(folder: Path) -> None:
+    """Let transformers read the steps of tokenizer.json, and not rebuild those of another class.
+
+    DeepSeek V3 names LlamaTokenizerFast, which gives its texts other ids than its tokenizer.json.
+    """
+    path = folder / TOKENIZER_CONFIG
+    config = read_optional(path)
+    if config.get("tokenizer_class") not in (READS_THE_FILE, "TokenizersBackend"):
+        write_json(path, config | {"tokenizer_class": READS_THE_FILE})
 
 
 def _with_response(

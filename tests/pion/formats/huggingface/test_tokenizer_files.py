@@ -64,6 +64,22 @@ def test_an_export_has_the_original_files_and_all_stops(tmp_path, name):
     export_model(decoder, tokenizer, out)  # an earlier export is replaced, its folders too
 
 
+@pytest.mark.parametrize("named", ["LlamaTokenizerFast", "GPT2Tokenizer", None])
+def test_an_export_has_the_ids_of_tokenizer_json_whatever_class_is_named(tmp_path, named):
+    """As DeepSeek V3 and GPT-4o, whose classes in transformers split words in another way."""
+    from transformers import AutoTokenizer
+
+    tokenizer = original(tmp_path / "original", "Llama 3.2")
+    path = tokenizer.folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": named}))
+    decoder, out = model_for(tokenizer), tmp_path / "out"
+    export_model(decoder, tokenizer, out)
+    verify_export(out, decoder, tokenizer, TEXTS)
+    (out / "config.json").unlink()
+    expected = Tokenizer.from_file(out / "tokenizer.json").prompt("It isn't 12345\n\n  é")
+    assert AutoTokenizer.from_pretrained(out)("It isn't 12345\n\n  é")["input_ids"] == expected
+
+
 def test_a_model_of_others_keeps_its_ids_and_its_way_to_sample(tmp_path, monkeypatch):
     from transformers import AutoTokenizer
 
