@@ -5,6 +5,8 @@ The file refusals.yaml of a folder has the rows, such as
     - {job: {pretrain__lr: fast}, says: "pretrain.lr: 'fast' should be a number"}
     - {run: fork demo demo, uses: [finished], says: demo exists already}
 
+A value may also be `!times [x, 3]`, which is xxx, or `!bytes "\\xff"`.
+
 One key of a row is its subject: a function that takes the value, and refuses it. `job` and `run`
 are there for each folder; the folder's test_refusals.py has the others. The further parameters of
 a subject are keys too. These keys are for every subject:
@@ -18,12 +20,13 @@ a subject are keys too. These keys are for every subject:
     prints    words on standard output, which is empty otherwise.
     mistakes  how many mistakes of a job file are counted, if it is not one.
 
-Every row also requires that no file below the working directory was made, changed or removed, and
-that the message has no traceback.
+Every row also requires that no file below the working directory was made, changed or removed, that
+the message has no traceback, and that it has at most 1,000 characters: what is refused may be long.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import re
@@ -43,8 +46,24 @@ Row = dict[str, Any]
 Subject = Callable[..., object]
 
 FOR_EVERY_SUBJECT = {"says", "lacks", "exit", "files", "set", "uses", "prints", "mistakes", "line"}
+MOST_CHARACTERS = 1000
 # A subject may write this file, and reads it.
 JOB = "job.yaml"
+
+
+class RowLoader(yaml.CSafeLoader):
+    """Reads YAML with the tags of rows."""
+
+    def times(self, node: yaml.Node) -> Any:
+        value, number = self.construct_sequence(node, deep=True)
+        return value * number
+
+    def bytes_of(self, node: yaml.Node) -> bytes:
+        return str(self.construct_scalar(node)).encode("latin-1")
+
+
+RowLoader.add_constructor("!times", RowLoader.times)
+RowLoader.add_constructor("!bytes", RowLoader.bytes_of)
 
 
 def job(changes: dict[str, Any], overrides: Sequence[str] = ()) -> None:
@@ -58,6 +77,16 @@ def run(command: str) -> int:
     from pipeline.cli import main  # imports all commands
 
     return main(shlex.split(command))
+
+
+@contextlib.contextmanager
+def in_one_line(place: str) -> Iterator[None]:
+    """Require that a refusal begins with this place, and has one line."""
+    with pytest.raises(PionError) as refused:
+        yield
+    assert str(refused.value).startswith(place)
+    assert "\n" not in str(refused.value)
+    raise refused.value
 
 
 def refusals(test_file: str, *subjects: Subject) -> Callable[..., None]:
@@ -85,7 +114,7 @@ def refusals(test_file: str, *subjects: Subject) -> Callable[..., None]:
 
 def rows_of(path: Path) -> Iterator[Row]:
     """Yield the rows of a file, each with its place as `line`."""
-    loader = yaml.CSafeLoader(path.read_text(encoding="utf-8"))
+    loader = RowLoader(path.read_text(encoding="utf-8"))
     for node in loader.get_single_node().value:
         row = loader.construct_object(node, deep=True)
         yield {**row, "line": f"{path.parent.name}/{path.name}:{node.start_mark.line + 1}"}
@@ -107,6 +136,7 @@ def require_refusal(
         code, printed, message = refused.exit_code, capsys.readouterr().out, str(refused)
     after = _contents(Path.cwd())
     assert code == row.get("exit", 2), f"{line}: not refused: exit code {code}, {message!r}"
+    assert len(message) <= MOST_CHARACTERS, f"{line}: {len(message)} characters: {message[:200]!r}…"
     for words in _listed(row["says"]):
         assert _spaced(words) in _spaced(message), f"{line}: {words!r} is not in {message!r}"
     for words in ("Traceback", *_listed(row.get("lacks", []))):
