@@ -38,7 +38,7 @@ class StepRecord:
     tokens: int  # that count for the speed, of all ranks
     seq_len: int  # of its rows
     stats: Mapping[str, Tensor] = field(default_factory=dict)
-    measures: Mapping[str, Tensor] = field(default_factory=dict)  # scalars, of preferences
+    measures: Mapping[str, Tensor] = field(default_factory=dict)  # scalars, of the way of learning
 
 
 class StepMetrics:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pion.errors import BadInput
-from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferences
 from pion.train.preference import Preference
 from pion.train.preference_losses import answer_sums
+from pion.train.preferences import PreferenceScorer, evaluate_preferences
 from pion.train.reference import sums_of
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
@@ -86,7 +86,7 @@ def test_a_model_that_is_its_reference_has_the_loss_of_a_coin_exactly(changes, p
         for row, pairs in enumerate(ROWS)
     ]
     stream = PairRows(own).as_stream()
-    settings = TrainSettings(4, 2, 1e-3, preference=preference)
+    settings = TrainSettings(4, 2, 1e-3, learning=preference)
     trainer = Trainer(start, stream, settings, plan)
     for micro_batch in (7, 2):
         found = trainer.evaluate(stream, range(7), micro_batch, end_of_text=0)

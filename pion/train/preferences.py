@@ -1,4 +1,4 @@
-"""The loss and the accuracy of a model on held-out preferences."""
+"""Learning from preferences: what a step minimizes, and the loss on held-out preferences."""
 
 from __future__ import annotations
 
@@ -14,13 +14,80 @@ from pion.data.stream import Batch, RowStream, to_device
 from pion.errors import BadInput
 from pion.evaluation.held_out import Evaluation, in_batches, lacks_a_batch
 from pion.model.decoder import Decoder
+from pion.train.feed import BatchFeed, StepBatch
+from pion.train.objective import Objective
 from pion.train.preference import Preference
-from pion.train.preference_losses import METRICS, example_losses, metrics, sft_loss
+from pion.train.preference_losses import (
+    METRICS,
+    PreferenceLoss,
+    example_losses,
+    metrics,
+    sft_loss,
+)
 from pion.train.reference import sums_as_trained, unchanged
 from pion.train.settings import ComputePlan
 
 # What is reported of METRICS: the others say little of rows that are not trained on.
 SHOWN = ("accuracy", "margin")
+
+
+class PreferenceFeed(BatchFeed):
+    """Rows of answers, of which the model learns which is better, or which are good."""
+
+    @property
+    def preference(self) -> Preference:
+        """How the stage learns."""
+        assert isinstance(self.settings.learning, Preference)
+        return self.settings.learning
+
+    def objective(self, batch: StepBatch, targets: Tensor) -> Objective:
+        """Return the mean loss per pair or per single answer.
+
+        Raises BadInput for rows that are not of preferences.
+        """
+        own = [targets.new_full((), n, dtype=torch.float64) for n in answers(batch)]
+        chosen, rejected, tokens = self.ranks.sum(torch.stack(own)).unbind()
+        counts = {
+            "step": torch.ones_like(chosen),
+            "examples": chosen if self.preference.paired else chosen + rejected,
+            "chosen": chosen,
+            "rejected": rejected,
+            "chosen_tokens": tokens,
+        }
+        return PreferenceLoss(self.preference, {name: n.clamp(min=1) for name, n in counts.items()})
+
+    def evaluate(
+        self,
+        stream: RowStream,
+        rows: range,
+        micro_batch: int,
+        end_of_text: int,
+        vocab_size: int | None,
+        on_batch: Callable[[], None],
+    ) -> Evaluation:
+        """Return the loss of training on held-out rows, over all ids."""
+        scorer = PreferenceScorer(self.model, self.preference, micro_batch, self.plan, on_batch)
+        ranks = self.plan.world_size
+        return evaluate_preferences(scorer, stream, rows, rank=self.rank, world_size=ranks)
+
+
+def answers(batch: StepBatch) -> tuple[int, int, int]:
+    """Return how many chosen and rejected answers this rank has, and the tokens of the chosen.
+
+    Raises BadInput for rows that are not of preferences.
+    """
+    chosen = rejected = tokens = 0
+    for micro_batch in batch.micro_batches:
+        if micro_batch.sequences is None:
+            raise BadInput(
+                "the stage learns from preferences, but its rows have no chosen and rejected "
+                "answers. Prepare its data as preferences"
+            )
+        side = micro_batch.sequences.side
+        chosen += int((side > 0).sum())
+        rejected += int((side < 0).sum())
+        tokens += int((micro_batch.sequences.tokens * (side > 0)).sum())
+    return chosen, rejected, tokens
 
 
 @dataclass(frozen=True)
