@@ -6,7 +6,8 @@ import pytest
 
 from pion.config.model_config import ModelConfig
 from pion.generation.decoding import bytes_per_row
-from pion.train.memory import RUNTIME_BYTES, cache_bytes, predict_memory
+from pion.train.memory import RUNTIME_BYTES, predict_memory
+from pion.train.rewards import cache_bytes
 from pion.train.workload import Workload
 from tests.paths import REPOSITORY
 from tests.support.tiny_config import drawn, tiny_config

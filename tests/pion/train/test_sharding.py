@@ -170,7 +170,7 @@ def prefer(process):
     config = pair_rows.CONFIG
     stream = pair_rows.PairRows(pair_rows.random_pairs(20), single=True).as_stream()
     preference = Preference("apo-zero", beta=0.02, unpaired=True)
-    trainer = process.trainer(model=Decoder(config), stream=stream, preference=preference)
+    trainer = process.trainer(model=Decoder(config), stream=stream, learning=preference)
     measured = train(trainer, 2)
     losses = [
         trainer.evaluate(stream, rows, 2, end_of_text=0).loss for rows in (range(9), range(1))

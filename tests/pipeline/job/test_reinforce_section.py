@@ -18,8 +18,7 @@ def test_the_defaults_are_those_of_the_recipes_that_worked():
     assert (section.lr, section.min_lr, section.weight_decay) == (3e-6, 3e-7, 0.0)
     assert (section.answers, section.global_batch, section.epochs) == (8, 16, 1.0)
     assert reinforce(lora={}).lr == 3e-5
-    assert section.reinforcement == settings_of(reinforce(steps=5)).reinforcement
-    assert section.preference is None
+    assert section.learning == settings_of(reinforce(steps=5)).learning
 
 
 def test_a_reward_may_be_given_by_its_name_alone():

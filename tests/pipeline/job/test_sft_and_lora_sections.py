@@ -38,7 +38,7 @@ def test_the_defaults_are_those_of_the_recipes_that_worked():
 @pytest.mark.parametrize("loss", BETA)
 def test_what_a_loss_needs_is_filled_in(loss):
     section = prefer(loss=loss)
-    assert section.preference.strength == section.beta == BETA[loss]
+    assert section.learning.strength == section.beta == BETA[loss]
     assert section.margin == (1.25 if loss == "simpo" else None)
     assert section.needs_reference == (loss not in WITHOUT_REFERENCE)
 
@@ -67,8 +67,8 @@ def test_the_memory_of_a_step_depends_on_the_answers_in_a_row():
 def test_the_trainer_gets_the_loss():
     job = prefer_job(loss="dpo", beta=0.3, label_smoothing=0.1, sft_weight=0.2, steps=10)
     expected = Preference("dpo", 0.3, label_smoothing=0.1, sft_weight=0.2)
-    assert settings_of(job.section("prefer")).preference == expected
-    assert settings_of(job.section("sft")).preference is None
+    assert settings_of(job.section("prefer")).learning == expected
+    assert settings_of(job.section("sft")).learning is None
 
 
 def test_workers_read_the_job_as_it_was_checked():
@@ -95,9 +95,9 @@ def test_the_additions_of_sft_are_trained_further_by_the_same_settings():
 def test_the_data_decides_between_pairs_and_single_answers():
     section = prefer(loss="apo-zero")
     section.know_kind("labels", "here")
-    assert not section.preference.paired
+    assert not section.learning.paired
     section.know_kind("pairs", "here")
-    assert section.preference.paired
+    assert section.learning.paired
     with pytest.raises(BadInput, match=r"here: these are single answers .* prefer.loss=apo-zero"):
         prefer(loss="dpo").know_kind("labels", "here")
     weighted = prefer(loss="apo-zero", desirable_weight=2)
