@@ -37,9 +37,9 @@ class Workload:
     sequences: int = 0
     # The answers that are sampled together before a step.
     rollout_rows: int = 0
-    # Ranks divide Muon's arithmetic and momentum (pion/train/optimizer/ownership.py).
+    # Ranks divide Muon's arithmetic (pion/train/optimizer/divided_muon.py).
     ranks: int = 1
-    # Whether ranks divide the weights and gradients, too (pion/train/sharding.py).
+    # Whether ranks divide the weights, gradients and moments, too (pion/train/sharding.py).
     sharded: bool = False
 
     @property
