@@ -17,10 +17,9 @@ from pion.config.parts import Role
 from pion.model.params_and_flops import cost_of, shapes_and_roles
 from pion.train.memory_trace.live_bytes import ROUNDED_TO
 from pion.train.memory_trace.remembered import remembered_peaks
-from pion.train.optimizer.moments import each_matrix, momentum_bytes, sharded_step_bytes
 from pion.train.optimizer.muon import Muon, step_bytes
+from pion.train.optimizer.muon_rounds import divided_step_bytes
 from pion.train.optimizer.rule import Rule, rule_of, state_bytes
-from pion.train.optimizer.shared_muon import shared_step_bytes
 from pion.train.shard_rules import KEPT_WHOLE, part_of
 from pion.train.workload import Workload
 
@@ -122,15 +121,10 @@ def _state(work: Workload) -> tuple[int, int, int]:
             moments += state_bytes(work.optimizer, role, shape) * part // shape.numel()
     weights, matrices = frozen + 8 * learned + 2 * rounding, by_rule.pop(Muon, [])
     update = max((rule.step_bytes(shapes) for rule, shapes in by_rule.items()), default=0)
-    if work.sharded:
-        by_muon = sharded_step_bytes(matrices, work.width, work.ranks)
-        return weights, moments + 3 * rounding, max(update, by_muon)
-    elements = sum(shape.numel() for shape in matrices)
-    moments += momentum_bytes(each_matrix(matrices), work.ranks) - 4 * elements
     if work.ranks == 1:
         by_muon = step_bytes(matrices, work.width)
     else:
-        by_muon = shared_step_bytes(each_matrix(matrices), work.width, work.ranks)
+        by_muon = divided_step_bytes(matrices, work.width, work.ranks, sharded=work.sharded)
     return weights, moments + 3 * rounding, max(update, by_muon)
 
 

@@ -384,13 +384,10 @@ class Trainer:
         )
 
     def pieces(self) -> Sequence[Piece]:
-        """Return what this rank saves of the tensors that several ranks have; nothing if it is
-        alone.
+        """Return what this rank saves of the tensors of a sharded model; nothing of any other.
 
         The values are live, as those of `state`.
         """
-        if self.plan.world_size == 1:
-            return ()
         pieces = [*self.optimizer.pieces(), *self._model_pieces(self._learned())]
         return [piece for piece in pieces if piece.saved]
 

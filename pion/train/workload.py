@@ -37,9 +37,9 @@ class Workload:
     sequences: int = 0
     # Bytes of what the way of learning keeps next to training.
     beside: int = 0
-    # Ranks divide Muon's arithmetic and momentum (pion/train/optimizer/ownership.py).
+    # Ranks divide Muon's arithmetic (pion/train/optimizer/divided_muon.py).
     ranks: int = 1
-    # Whether ranks divide the weights and gradients, too (pion/train/sharding.py).
+    # Whether ranks divide the weights, gradients and moments, too (pion/train/sharding.py).
     sharded: bool = False
 
     @property
