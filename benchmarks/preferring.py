@@ -162,7 +162,7 @@ def by_turns(shape: Shape, stream: RowStream, steps: list[Batch], folder: Path) 
         lr=LR,
         schedule="constant",
         weight_decay=0.0,
-        preference=Preference("dpo", BETA),
+        learning=Preference("dpo", BETA),
     )
     trainer = Trainer(decoder, stream.with_references(reference.__getitem__), settings, PLAN)
 

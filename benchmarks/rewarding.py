@@ -163,7 +163,7 @@ def steps_by_turns(asked: Questions) -> tuple[list[float], list[float]]:
         lr=LR,
         schedule="constant",
         weight_decay=0.0,
-        reinforcement=Reinforcement(ANSWERS, MAX_TOKENS, "std"),
+        learning=Reinforcement(ANSWERS, MAX_TOKENS, "std"),
     )
     sizes = (ROW, asked.longest, asked.stops, asked.tokenizer.vocab_size)
     prompts = Prompts(asked.ids.__getitem__, asked.judged, *sizes)

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pion.config.model_config import APART
-from pion.train.optimizer.ownership import groups_of
+from pion.train.optimizer.muon_rounds import groups_of
 
 # As many bytes as a bucket of torch's DistributedDataParallel has by default. A larger gradient has
 # a bucket for itself.

@@ -12,25 +12,20 @@ from functools import lru_cache
 import torch
 
 from pion.config.lora import lora_cost
-from pion.config.model_config import APART_ROLES, ModelConfig
+from pion.config.model_config import APART_ROLES
 from pion.config.parts import Role
 from pion.model.params_and_flops import cost_of, shapes_and_roles
 from pion.train.memory_trace.live_bytes import ROUNDED_TO
 from pion.train.memory_trace.remembered import remembered_peaks
-from pion.train.optimizer.moments import each_matrix, momentum_bytes, sharded_step_bytes
 from pion.train.optimizer.muon import Muon, step_bytes
+from pion.train.optimizer.muon_rounds import divided_step_bytes
 from pion.train.optimizer.rule import Rule, rule_of, state_bytes
-from pion.train.optimizer.shared_muon import shared_step_bytes
 from pion.train.shard_rules import KEPT_WHOLE, part_of
 from pion.train.workload import Workload
 
 # The memory of a process without a model. On a GPU: the CUDA context, cuBLAS' workspaces and NCCL's
 # buffers. On a CPU: the libraries, Ray's among them.
 RUNTIME_BYTES = {"cuda": 600 * 2**20, "cpu": 950 * 2**20}
-
-# The most answers that are sampled together, and the largest share of the memory that their keys
-# and values may take.
-MOST_TOGETHER, SHARE_OF_CACHE = 256, 0.25
 
 # A trace misses small tensors, such as the maxima of flex attention's scores and the sums that a
 # compiled norm keeps. Its phases were at most 1.2 % under those of measured steps.
@@ -41,8 +36,8 @@ MARGIN = 1.03
 MARGIN_IN_FP32 = 1.1
 
 # On a CPU, the C library leaves gaps between tensors, as a share of what a forward pass needs: by
-# whether a copy in bf16 samples answers (measured in workers). To map each tensor separately would
-# leave no gaps, but a step would take 1.5 to 2 times as long.
+# whether the way of learning computes with a copy in bf16 (measured in workers). To map each tensor
+# separately would leave no gaps, but a step would take 1.5 to 2 times as long.
 GAPS_ON_CPU = {False: 0.22, True: 0.62}
 
 
@@ -56,7 +51,7 @@ class Memory:
 
     # In float32 unless they are frozen, and the gradients of the learned ones: one set, also with
     # several ranks, whose buckets (buckets.py) are these gradients. If ranks divide them: a rank's.
-    # And what sampling keeps next to training: a copy in bfloat16, and a cache.
+    # And what the way of learning keeps next to training.
     weights: int
     optimizer: int  # the moments, and AdamW's counts of steps
     activations: int  # what the forward pass keeps for the backward pass
@@ -88,7 +83,7 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
     # On a CPU, what one phase frees is not all used again by the next.
     left = update if work.device == "cpu" else 0
     return Memory(
-        weights=weights + _rollout_bytes(work),
+        weights=weights + work.beside,
         optimizer=moments,
         activations=round(margin * peaks.activations),
         loss=round(margin * peaks.forward) + left,
@@ -96,26 +91,6 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
         update=round(MARGIN * update),
         reserve=_reserve(work, micro_batch, moments, peaks.forward),
     )
-
-
-@lru_cache(maxsize=256)
-def cache_bytes(config: ModelConfig, dtype: str) -> int:
-    """Return the bytes of a token's keys and values in all layers, in a dtype of plans."""
-    size = 2 if dtype == "bfloat16" else 4
-    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * size
-
-
-def rollout_rows(
-    config: ModelConfig, seq_len: int, dtype: str, answers: int, memory_bytes: int
-) -> int:
-    """Return how many of its `answers` a rank with so much memory samples together."""
-    fit = int(SHARE_OF_CACHE * memory_bytes) // (seq_len * cache_bytes(config, dtype))
-    return min(max(1, fit), answers, MOST_TOGETHER)
-
-
-def _rollout_bytes(work: Workload) -> int:
-    copied = 2 * cost_of(work.config).all_params if work.rollout_rows and work.width == 2 else 0
-    return copied + work.rollout_rows * work.seq_len * cache_bytes(work.config, work.dtype)
 
 
 @lru_cache(maxsize=64)
@@ -146,15 +121,10 @@ def _state(work: Workload) -> tuple[int, int, int]:
             moments += state_bytes(work.optimizer, role, shape) * part // shape.numel()
     weights, matrices = frozen + 8 * learned + 2 * rounding, by_rule.pop(Muon, [])
     update = max((rule.step_bytes(shapes) for rule, shapes in by_rule.items()), default=0)
-    if work.sharded:
-        by_muon = sharded_step_bytes(matrices, work.width, work.ranks)
-        return weights, moments + 3 * rounding, max(update, by_muon)
-    elements = sum(shape.numel() for shape in matrices)
-    moments += momentum_bytes(each_matrix(matrices), work.ranks) - 4 * elements
     if work.ranks == 1:
         by_muon = step_bytes(matrices, work.width)
     else:
-        by_muon = shared_step_bytes(each_matrix(matrices), work.width, work.ranks)
+        by_muon = divided_step_bytes(matrices, work.width, work.ranks, sharded=work.sharded)
     return weights, moments + 3 * rounding, max(update, by_muon)
 
 
@@ -183,7 +153,7 @@ def _reserve(work: Workload, micro_batch: int, moments: int, forward: int) -> in
         return (
             RUNTIME_BYTES["cpu"]
             + moments * 3 // 2
-            + round(GAPS_ON_CPU[work.rollout_rows > 0 and work.width == 2] * forward)
+            + round(GAPS_ON_CPU[work.beside > 0 and work.width == 2] * forward)
         )
     return RUNTIME_BYTES["cuda"] + micro_batch * work.entries * _inside_attention(work)
 

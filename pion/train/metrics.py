@@ -1,7 +1,11 @@
-"""Keep each step's numbers on the device until they are needed."""
+"""Keep each step's numbers on the device until they are needed, and decide which steps are bad: a
+loss or gradient norm that is not finite, or a loss that jumps."""
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +17,15 @@ from pion.errors import Trouble
 from pion.model.feedforward.experts import ENTROPY, LOAD
 from pion.model.params_and_flops import TokenFlops
 from pion.train import hardware
-from pion.train.bad_steps import StepJudge
 from pion.train.feed import RowRange
 from pion.train.settings import ComputePlan
 
 # What metrics call a report, by its name in `stats`, if they call it by another name.
 COLUMNS = {LOAD: "expert_load", ENTROPY: "router_entropy"}
+# A loss is compared with the median of this many good steps before it.
+RECENT_STEPS = 64
+# After fewer good steps than this, no loss counts as a spike.
+ENOUGH_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,38 @@ class StepRecord:
     tokens: int  # that count for the speed, of all ranks
     seq_len: int  # of its rows
     stats: Mapping[str, Tensor] = field(default_factory=dict)
-    measures: Mapping[str, Tensor] = field(default_factory=dict)  # scalars, of preferences
+    measures: Mapping[str, Tensor] = field(default_factory=dict)  # scalars, of the way of learning
+
+
+class StepJudge:
+    """Judges steps in their order. `recent` has the losses of the last 64 good steps.
+
+    A loss is a spike if it exceeds `max_spike` times their median. None: no loss is a spike.
+    """
+
+    def __init__(self, max_spike: float | None) -> None:
+        self._max_spike = max_spike
+        self.recent: deque[float] = deque(maxlen=RECENT_STEPS)
+
+    def recall(self, losses: Iterable[float]) -> None:
+        """Continue from a state with these recent losses."""
+        self.recent = deque(losses, maxlen=RECENT_STEPS)
+
+    def what_is_wrong(self, loss: float, grad_norm: float) -> str | None:
+        """Return why a step is bad, in words; None if it is not. The gradient norm is that before
+        clipping."""
+        numbers = (("loss", loss), ("gradient norm", grad_norm))
+        if broken := [f"{name} {v:g}" for name, v in numbers if not math.isfinite(v)]:
+            return " and ".join(broken)
+        if self._max_spike is None or len(self.recent) < ENOUGH_STEPS:
+            return None
+        median = statistics.median(self.recent)
+        if loss <= self._max_spike * median:
+            return None
+        return (
+            f"loss {loss:.4g}, above {self._max_spike:g} × the median {median:.4g} of the last "
+            f"{len(self.recent)} steps"
+        )
 
 
 class StepMetrics:
@@ -47,7 +85,7 @@ class StepMetrics:
     An interval begins with the first step after the last `drain`, so the caller's work in between
     (an evaluation, a checkpoint) is not counted.
 
-    Steps are judged (bad_steps.py) in order and by numbers that all ranks share, so it does not
+    Steps are judged (StepJudge) in order and by numbers that all ranks share, so it does not
     matter when a rank asks.
 
     `flops` returns the FLOPs of training on a token of a row of so many tokens.

@@ -9,6 +9,7 @@ point in fp32.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from pion.data.sequences import Sequences, sequence_sums
 from pion.data.stream import Batch
 from pion.model.decoder import Decoder, LogProbs
 from pion.model.forward_pass import AS_THE_MODEL, StepOptions
+from pion.train.objective import Measured, Objective
 from pion.train.preference import OF_MEANS, WITHOUT_REFERENCE, Loss, Preference
 
 # orpo needs probabilities below 1. This is the most of a mean log-probability.
@@ -215,3 +217,32 @@ def metrics(preference: Preference, sums: Tensor, sequences: Sequences) -> dict[
         "drift": -(moved / tokens * (side > 0)).sum(),
         "moved": (apart.abs() * (side != 0)).sum(),
     }
+
+
+# ---------------------------------------------------------------- what a step minimizes
+
+
+@dataclass(frozen=True)
+class PreferenceLoss(Objective):
+    """The mean loss per pair or per single answer.
+
+    `counts` has the numbers of a step that METRICS names, fp64 scalars of at least 1.
+    """
+
+    preference: Preference
+    counts: dict[str, Tensor]
+
+    def measured(self, model: Decoder, batch: Batch, options: StepOptions) -> Measured:
+        """Return what a micro-batch on the model's device adds to the step."""
+        assert batch.sequences is not None
+        sums, found = answer_sums(model, batch, options)
+        losses = example_losses(self.preference, sums, batch.sequences)
+        loss = losses.sum() / self.counts["examples"]
+        if self.preference.sft_weight:
+            per_token = sft_loss(sums, batch.sequences) / self.counts["chosen_tokens"]
+            loss = loss + self.preference.sft_weight * per_token
+        measures = {
+            name: (value / self.counts[METRICS[name]]).float()
+            for name, value in metrics(self.preference, sums.detach(), batch.sequences).items()
+        }
+        return Measured(loss.float(), found.aux, found.stats, measures)

@@ -17,14 +17,22 @@ from torch import Tensor
 from pion.data.chat.packing import best_fit_decreasing
 from pion.data.order import rank_rows, step_rows
 from pion.data.stream import Batch, Sampled, map_batch
+from pion.errors import BadInput
+from pion.evaluation.held_out import Evaluation
 from pion.generation.rollouts import Prompt, Rollout, RolloutSettings, Sampler
 from pion.model.decoder import ROLES_IN_FP32, Decoder
 from pion.model.loss import IGNORED
 from pion.model.parameters import parameter_roles
 from pion.train.feed import RowRange, StepBatch
+from pion.train.gradients import Ranks
 from pion.train.hardware import torch_dtype
-from pion.train.reinforce import Reinforcement, differ
-from pion.train.settings import ComputePlan
+from pion.train.objective import Objective
+from pion.train.reinforce import WITHOUT_LOSS, Reinforcement, differ
+from pion.train.rewards import RewardLoss
+from pion.train.settings import ComputePlan, TrainSettings
+
+# Held-out prompts that are sampled between two signs of life.
+TOGETHER = 16
 
 
 class Judged(NamedTuple):
@@ -111,23 +119,26 @@ class Groups:
 
 
 class RolloutFeed:
-    """The batches of one rank, as BatchFeed has them. A row is a prompt.
+    """The batches of one rank, and what to do with them, as BatchFeed has it. A row is a prompt.
 
     A batch has the answers of groups whose rewards differ: the others teach nothing.
     """
+
+    without_loss = WITHOUT_LOSS
 
     def __init__(
         self,
         model: Decoder,
         prompts: Prompts,
-        learning: Reinforcement,
+        settings: TrainSettings,
         plan: ComputePlan,
         *,
-        global_batch: int,
         rank: int,
+        ranks: Ranks,
     ) -> None:
-        self._model, self._prompts, self._learning = model, prompts, learning
-        self._global_batch, self._rank = global_batch, rank
+        assert isinstance(settings.learning, Reinforcement)
+        self._model, self._prompts, self._learning = model, prompts, settings.learning
+        self._global_batch, self._rank, self._ranks = settings.global_batch, rank, ranks
         self._twin = _in_dtype(model, torch_dtype(plan.dtype))
         self._plan, self._sampler = plan, self._sampler_by(plan)
 
@@ -163,14 +174,15 @@ class RolloutFeed:
             block=1 if windows is None else windows.block,
         )
         means = groups.means(self._prompts.pass_at)
+        targets = sum(len(answer.ids) for each in groups.answers for answer in each)
+        starts = range(0, len(packed.tokens), size)
         return StepBatch(
             (next_row, after),
-            [
-                map_batch(itemgetter(slice(first, first + size)), packed)
-                for first in range(0, len(packed.tokens), size)
-            ],
-            sum(len(answer.ids) for each in groups.answers for answer in each),
-            learns=bool(learned),
+            [map_batch(itemgetter(slice(first, first + size)), packed) for first in starts],
+            targets,
+            rounds=self._ranks.most(len(starts)),
+            tokens=self._plan.world_size * targets,
+            learns=self._ranks.any(bool(learned)),
             measures={"mismatch": 0.0, "learned": float((packed.targets != IGNORED).sum())}
             | {name: float(each.sum()) / self._global_batch for name, each in means.items()},
         )
@@ -198,6 +210,44 @@ class RolloutFeed:
         refresh(self._twin, self._model)
         answers = self._sampler.sample(asked)
         return Groups(asked, answers, prompts.judge(rows, answers))
+
+    def objective(self, batch: StepBatch, targets: Tensor) -> Objective:
+        """Return the loss of answers. `targets` is how many tokens were sampled in the step."""
+        return RewardLoss(1 / targets.clamp(min=1.0))
+
+    def evaluate(
+        self,
+        prompts: Prompts,
+        rows: range,
+        micro_batch: int = 1,
+        end_of_text: int = 0,
+        vocab_size: int | None = None,
+        on_batch: Callable[[], None] = lambda: None,
+    ) -> Evaluation:
+        """Return minus the mean reward of answers to the prompts of rows, split over ranks.
+
+        The same weights give the same answers each time. Raises BadInput without rows.
+        """
+        if not rows:
+            raise BadInput("there are no held-out prompts: raise reinforce.held_out")
+        own = []
+        mine = rows[self._rank :: self._ranks.world_size]
+        for first in range(0, len(mine), TOGETHER):
+            groups = self.sampled(prompts, mine[first : first + TOGETHER])
+            own.append(groups.means(prompts.pass_at))
+            on_batch()
+        parts = [means for each in self._ranks.gathered(own) for means in each]
+        every = {name: torch.cat([means[name] for means in parts]) for name in parts[0]}
+        measures = {name: float(each.mean()) for name, each in every.items()}
+        tokens = measures["answer_tokens"]
+        measures["entropy"] = measures.pop("answer_nats") / tokens
+        return Evaluation(
+            loss=-measures["reward"],
+            sem=float(every["reward"].std() / len(rows) ** 0.5),
+            tokens=round(tokens * len(rows) * self._learning.answers),
+            rows=len(rows),
+            measures=measures,
+        )
 
     def prepare(self, next_row: int, skipped: list[RowRange]) -> None:
         """Do nothing: the next batch needs the next weights."""

@@ -18,6 +18,9 @@ from pion.train.phases import Phase, check_phases
 from pion.train.preference import Preference
 from pion.train.reinforce import Reinforcement
 
+# How a stage may learn, apart from each target token. What a trainer does then: ways.py.
+Learning = Preference | Reinforcement
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -53,10 +56,8 @@ class TrainSettings:
     window_schedule: Literal["constant", "cubic"] = later_field("constant", before="constant")
     primitive_weight_decay: float = later_field(0.0, before=0.0)
     phases: tuple[Phase, ...] = later_field((), before=())
-    # How the stage learns from pairs of answers; None: it learns each target token.
-    preference: Preference | None = later_field(None, before=None)
-    # How the stage learns from rewards. Then a row is a prompt.
-    reinforcement: Reinforcement | None = later_field(None, before=None)
+    # How the stage learns, if not each target token.
+    learning: Learning | None = later_field(None, before=None)
     max_spike: float | None = None  # limit of a step's loss over the recent median; None = none
 
     def __post_init__(self) -> None:

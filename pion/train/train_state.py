@@ -25,10 +25,9 @@ class TrainState:
     `meta` is JSON: step, next_row, skipped, the recent losses that define a spike, optimizer
     counters, RNG states and the plan.
 
-    Of several ranks, each has `pieces` of the optimizer's tensors. Then the tensors in `optimizer`
-    have no values (their device is `meta`) until whoever saves has copied the pieces of all ranks
-    together. Of a sharded model, the same is true of the parameters in `model`. What is loaded is
-    always whole.
+    Of a sharded model, each rank has `pieces` of the parameters and of the optimizer's tensors.
+    These tensors have no values then (their device is `meta`), until whoever saves has copied the
+    pieces of all ranks together. What is loaded is always whole.
     """
 
     model: dict[str, Tensor]

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from pion.config.model_config import OTHER_ROLES, ModelConfig
 from pion.data.order import rows_per_rank
-from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed, Trouble
-from pion.evaluation.held_out import Evaluation, Scorer, evaluate
+from pion.evaluation.held_out import Evaluation
 from pion.model.attention.masks import masked_by_flex
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
@@ -30,12 +29,10 @@ from pion.model.parameters import freeze
 from pion.model.params_and_flops import token_flops
 from pion.model.saved_weights import Saved
 from pion.train import hardware
-from pion.train.feed import BatchFeed, RowRange, StepBatch
+from pion.train.feed import RowRange, StepBatch
 from pion.train.gradients import Gradients, Ranks
-from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferences
-from pion.train.held_out_rewards import evaluate_rewards
 from pion.train.metrics import StepMetrics, StepRecord
-from pion.train.objective import Measures, Objective, objective_of
+from pion.train.objective import Measures, Objective
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.optimizer.state_pieces import (
     Piece,
@@ -45,13 +42,12 @@ from pion.train.optimizer.state_pieces import (
     hand_out,
 )
 from pion.train.phases import only_apart, phase_at
-from pion.train.reinforce import WITHOUT_LOSS
-from pion.train.rollout_feed import Prompts, RolloutFeed
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.side_copy import SideCopy
 from pion.train.smaller_plan import StepDown, free_memory, step_down
 from pion.train.train_state import TrainState, rng_states, set_rng_states
+from pion.train.ways import WAYS, Feed
 
 if TYPE_CHECKING:
     from pion.train.sharding import Shards
@@ -61,6 +57,8 @@ __all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"
 
 class Trainer:
     """Trains `model` on `stream`. `settings` say what is learned, `plan` how it is computed.
+
+    What the stream is, and what a step does with it, is said by the way of learning (ways.py).
 
     `step` counts finished optimizer steps. `next_row` is the first row not yet trained on, and
     `skipped` has the [first, stop) row ranges to leave out. `clock` (seconds) times throughput.
@@ -78,7 +76,7 @@ class Trainer:
     def __init__(
         self,
         model: Decoder,
-        stream: RowStream | Prompts,
+        stream: Any,
         settings: TrainSettings,
         plan: ComputePlan,
         *,
@@ -96,13 +94,13 @@ class Trainer:
         self.model = model if plan.sharded else model.to(self.device)
         # LoRA's base is not in a checkpoint. All else is, although it may not be trained.
         self._config = model.config
-        self._seq_len = stream.seq_len if isinstance(stream, RowStream) else None
+        self._stream = stream
         self._brought = {n for n, param in model.named_parameters() if not param.requires_grad}
         if self._brought:
             self._brought |= {name for name, _ in model.named_buffers()}
-        freezes, rewards = only_apart(settings.phases, model.config), settings.reinforcement
-        freeze(model, OTHER_ROLES if freezes else WITHOUT_LOSS if rewards else ())
         self._ranks = Ranks(plan.world_size)
+        way, freezes = WAYS[type(settings.learning)], only_apart(settings.phases, model.config)
+        freeze(model, OTHER_ROLES if freezes else way.without_loss)
         self._shards = shards or self._sharded(weights)
         self.optimizer = self._optimizer()
         self.step = self.next_row = 0
@@ -111,8 +109,8 @@ class Trainer:
         self.on_step_down: Callable[[StepDown], None] = lambda change: None
         self.side_copy = SideCopy(torch.cuda if self.device.type == "cuda" else None)
         self._updating = self._uses_flex = False
-        self._feed = self._feed_from(stream)
-        config = model.config.alone if rewards else model.config
+        self._feed: Feed = way(self.model, stream, settings, plan, rank=rank, ranks=self._ranks)
+        config = model.config.alone if way.without_loss else model.config
         added = sum(tensor.numel() for tensor in additions(model).values()) or None
         flops = partial(token_flops, config, additions=added, only_apart=freezes)
         self._metrics = StepMetrics(flops, plan, clock, settings.max_spike)
@@ -142,32 +140,8 @@ class Trainer:
     @property
     def grad_accum(self) -> int:
         """The number of micro-batches in an optimizer step, on the rank that has the most."""
-        return self._rounds(1)
-
-    def _rounds(self, length: int) -> int:
-        """Return `grad_accum` where so many rows are read as one."""
-        rows = rows_per_rank(self.settings.global_batch // length, self.plan.world_size)
-        return math.ceil(rows / max(1, self.plan.micro_batch // length))
-
-    def _feed_from(self, stream: RowStream | Prompts) -> BatchFeed | RolloutFeed:
-        if isinstance(stream, Prompts):
-            assert self.settings.reinforcement is not None
-            return RolloutFeed(
-                self.model,
-                stream,
-                self.settings.reinforcement,
-                self.plan,
-                global_batch=self.settings.global_batch,
-                rank=self.rank,
-            )
-        return BatchFeed(
-            stream,
-            global_batch=self.settings.global_batch,
-            micro_batch=self.plan.micro_batch,
-            rank=self.rank,
-            world_size=self.plan.world_size,
-            pin=self.device.type == "cuda",
-        )
+        rows = rows_per_rank(self.settings.global_batch, self.plan.world_size)
+        return math.ceil(rows / self.plan.micro_batch)
 
     # ------------------------------------------------------------ one step
 
@@ -183,7 +157,7 @@ class Trainer:
         (micro_batch_graphs.py).
 
         Raises BadInput if the global batch is smaller than the world size, if not even one row fits
-        into memory, or if a stage of preferences has other rows; PlanFailed if the plan has to
+        into memory, or if the way can't learn from the rows; PlanFailed if the plan has to
         change but not in place: other ranks wait for this one, or the weights are partly updated.
         """
         while True:
@@ -220,23 +194,14 @@ class Trainer:
 
         targets = self._ranks.sum(torch.full((), float(batch.targets), device=self.device))
         plan = plan_at(self.settings, self.step, self.model.config)
-        objective = objective_of(self.settings, batch, targets, self._ranks.sum)
-        learns, rounds = True, self._rounds(batch.length)
-        if self.settings.reinforcement is not None:
-            learns = self._ranks.any(batch.learns)
-            rounds = self._ranks.most(len(batch.micro_batches))
-        if (measured := self._add_gradients(batch, objective, plan, rounds, should_stop)) is None:
+        objective = self._feed.objective(batch, targets)
+        if (measured := self._add_gradients(batch, objective, plan, should_stop)) is None:
             self.optimizer.zero_grad()
             return False
-        loss, stats, measures = measured
-        seq_len = batch.micro_batches[0].tokens.shape[1]
-        tokens = self.settings.global_batch // batch.length * seq_len
-        if self.settings.reinforcement is not None:
-            loss, tokens = -measures["reward"], self.plan.world_size * batch.targets
-            measures["entropy"] = measures.pop("answer_nats") / measures["answer_tokens"]
-            measures["mismatch"] /= measures.pop("learned").clamp(min=1)  # of what is learned
+        loss, stats, sums = measured
+        loss, measures = objective.reported(loss, sums)
         grad_norm = self._clip_gradients(plan)
-        if learns:
+        if batch.learns:
             self._updating = True
             self.side_copy.before_update()
             self.optimizer.step(plan)
@@ -254,8 +219,8 @@ class Trainer:
                 measures=measures,
                 grad_norm=grad_norm,
                 targets=targets,
-                tokens=tokens,
-                seq_len=seq_len,
+                tokens=batch.tokens,
+                seq_len=batch.micro_batches[0].tokens.shape[1],
             )
         )
         return True
@@ -272,7 +237,7 @@ class Trainer:
         read = max(0, next_row - 1) // settings.global_batch
         fields = phase_at(settings.phases, read, settings.steps).config_fields()
         if any(phase.seq_len for phase in settings.phases):  # before, rows are shorter
-            fields.setdefault("seq_len", self._seq_len)
+            fields.setdefault("seq_len", self._stream.seq_len)
         return replace(self._config, **fields)
 
     def _add_gradients(
@@ -280,7 +245,6 @@ class Trainer:
         batch: StepBatch,
         objective: Objective,
         plan: StepPlan,
-        rounds: int,
         should_stop: Callable[[], bool],
     ) -> tuple[Tensor, dict[str, Tensor], Measures] | None:
         """Compute the gradients of the global batch.
@@ -302,7 +266,7 @@ class Trainer:
         count = len(batch.micro_batches)
         # A rank with fewer micro-batches skips the first round, so that all ranks end together. But
         # the ranks of a sharded model compute together: there, it has its first micro-batch twice.
-        for i in range(count - rounds, count):
+        for i in range(count - batch.rounds, count):
             if self._ranks.any(should_stop()):
                 return None
             counts = i >= 0
@@ -346,10 +310,9 @@ class Trainer:
         """Return one dict for each step since the last call. This waits for the device once.
 
         Keys of a step: step (finished steps, including this one), loss (nats per target token, or
-        the mean loss of pairs), lr, grad_norm (before clipping), tokens (targets), rows ([first,
-        stop)); of preferences also METRICS (preference_losses.py). Keys of the whole interval:
-        tokens_per_second (input tokens of all ranks; of rewards, the tokens of answers), mfu and
-        memory (bytes, this rank).
+        what else the way of learning minimizes), lr, grad_norm (before clipping), tokens (targets),
+        rows ([first, stop)), and the measures of the way (ways.py). Keys of the whole interval:
+        tokens_per_second (StepBatch.tokens, of all ranks), mfu and memory (bytes, this rank).
 
         Raises Trouble once a step has gone wrong: its loss or gradient was not finite, or its loss
         exceeded `settings.max_spike`. The error has the metrics of the good steps before that step.
@@ -368,7 +331,7 @@ class Trainer:
 
     def evaluate(
         self,
-        stream: RowStream | Prompts,
+        stream: Any,
         rows: range,
         micro_batch: int,
         end_of_text: int,
@@ -379,24 +342,11 @@ class Trainer:
 
         `end_of_text` is the id that ends a document. The softmax is over the first `vocab_size`
         ids, the ids that the tokenizer produces; by default over all ids. `on_batch` is called
-        after each micro-batch. Of preferences, the loss is that of training, over all ids. Of
-        prompts, the loss is minus the mean reward. Raises BadInput if the rows have no target.
+        after each micro-batch. Other ways of learning have losses of their own (ways.py). Raises
+        BadInput if the rows have no target.
         """
-        preference, world_size = self.settings.preference, self.plan.world_size
-        if isinstance(stream, Prompts):
-            assert isinstance(self._feed, RolloutFeed)
-            return evaluate_rewards(
-                self._feed, stream, rows, rank=self.rank, ranks=self._ranks, on_batch=on_batch
-            )
         with self.measuring():
-            if preference is not None:
-                of = PreferenceScorer(self.model, preference, micro_batch, self.plan, on_batch)
-                return evaluate_preferences(of, stream, rows, rank=self.rank, world_size=world_size)
-            ids = vocab_size or self.model.config.vocab_size
-            scorer = Scorer(self.model, ids, micro_batch, self.dtype, on_batch)
-            return evaluate(
-                scorer, stream, rows, end_of_text, rank=self.rank, world_size=world_size
-            )
+            return self._feed.evaluate(stream, rows, micro_batch, end_of_text, vocab_size, on_batch)
 
     def measuring(self) -> AbstractContextManager[None]:
         """Let the caller compute with `model` in the block, without gradients.
@@ -434,13 +384,10 @@ class Trainer:
         )
 
     def pieces(self) -> Sequence[Piece]:
-        """Return what this rank saves of the tensors that several ranks have; nothing if it is
-        alone.
+        """Return what this rank saves of the tensors of a sharded model; nothing of any other.
 
         The values are live, as those of `state`.
         """
-        if self.plan.world_size == 1:
-            return ()
         pieces = [*self.optimizer.pieces(), *self._model_pieces(self._learned())]
         return [piece for piece in pieces if piece.saved]
 

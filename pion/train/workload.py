@@ -33,13 +33,13 @@ class Workload:
     only_apart: bool = False  # whether all that is trained changes nothing in the model
     # Of the GPU. It decides how experts are computed; None: unknown, so the way that needs more.
     capability: tuple[int, int] | None = None
-    # The most answers in a row of preferences; 0: each target token is learned.
+    # The most answers in a row, if a loss compares answers; 0: each target token is learned.
     sequences: int = 0
-    # The answers that are sampled together before a step.
-    rollout_rows: int = 0
-    # Ranks divide Muon's arithmetic and momentum (pion/train/optimizer/ownership.py).
+    # Bytes of what the way of learning keeps next to training.
+    beside: int = 0
+    # Ranks divide Muon's arithmetic (pion/train/optimizer/divided_muon.py).
     ranks: int = 1
-    # Whether ranks divide the weights and gradients, too (pion/train/sharding.py).
+    # Whether ranks divide the weights, gradients and moments, too (pion/train/sharding.py).
     sharded: bool = False
 
     @property
@@ -75,6 +75,6 @@ class Workload:
             optimizer="adamw",
             compile=self.compile and self.device == "cuda",
             capability=WITH_GROUPED if grouped else WITHOUT_GROUPED,
-            rollout_rows=0,
+            beside=0,
             ranks=1,
         )

@@ -386,8 +386,7 @@ class JobFields(Section):
     def answers_of_rank(self, stage: str, ranks: int) -> int:
         """Return how many answers a rank samples in a step; 0 for a stage that samples none."""
         section = self.section(stage)
-        each = 0 if section.reinforcement is None else section.reinforcement.answers
-        return each * rows_per_rank(section.global_batch, ranks)
+        return section.sampled * rows_per_rank(section.global_batch, ranks)
 
     def has_documents(self, stage: str) -> bool:
         """Return whether a row of a training stage has several documents."""

@@ -140,7 +140,7 @@ class Prefer(Conversations):
         )
 
     @property
-    def preference(self) -> Preference:
+    def learning(self) -> Preference:
         """How the stage learns. Whether from single answers is known after `know_kind`."""
         return self._settings()
 

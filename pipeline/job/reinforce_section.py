@@ -175,7 +175,7 @@ class Reinforce(Conversations):
                 self.window_schedule != "constant"
             ),
         }
-        refuse(self, mistakes_of(lambda: self.reinforcement) + made(mistakes))
+        refuse(self, mistakes_of(lambda: self.learning) + made(mistakes))
         if self.steps is None and self.epochs is None:
             self.epochs = 1.0
         return self
@@ -186,6 +186,11 @@ class Reinforce(Conversations):
         return -(-self.global_batch * (self.answers + 1) * self.max_tokens // seq_len)
 
     @property
-    def reinforcement(self) -> Reinforcement:
+    def sampled(self) -> int:
+        """How many answers are sampled to each prompt."""
+        return self.answers
+
+    @property
+    def learning(self) -> Reinforcement:
         """How the stage learns."""
         return Reinforcement(self.answers, self.max_tokens, self.scale)

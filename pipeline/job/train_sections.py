@@ -293,13 +293,13 @@ class Train(Section):
         return self._warmup_given
 
     @property
-    def preference(self) -> Preference | None:
-        """How the stage learns from preferences; None: not from preferences."""
-        return None
+    def sampled(self) -> int:
+        """How many answers are sampled to each row."""
+        return 0
 
     @property
-    def reinforcement(self) -> Reinforcement | None:
-        """How the stage learns from rewards; None: not from rewards."""
+    def learning(self) -> Preference | Reinforcement | None:
+        """How the stage learns, if not each target token."""
         return None
 
 
@@ -329,8 +329,7 @@ def settings_of(section: Train) -> TrainSettings:
             "steps": section.total_steps,
             "warmup_steps": section.total_warmup_steps,
             "phases": phases_of(section),
-            "preference": section.preference,
-            "reinforcement": section.reinforcement,
+            "learning": section.learning,
         }
     )
 

@@ -240,9 +240,9 @@ def preference_training(job: Job, results: Mapping[str, Any], head: Head, url: s
 
 def _loss_in_words(section: Prefer) -> str:
     name = "λ" if section.loss == "orpo" else "β"
-    words = f"`{section.loss}` with {name} {section.preference.strength:g}"
-    if section.preference.least_margin:
-        words += f" and γ {section.preference.least_margin:g}"
+    words = f"`{section.loss}` with {name} {section.learning.strength:g}"
+    if section.learning.least_margin:
+        words += f" and γ {section.learning.least_margin:g}"
     if section.label_smoothing:
         words += f", label smoothing {section.label_smoothing:g}"
     if section.sft_weight:

@@ -176,15 +176,17 @@ def compare(curves: Curves, ranking: Ranking, noise: Round, sources: int = 1) ->
     (chosen, reached), *others = ranking.items()
     differences = []
     for setting, last in others:
-        paired = np.subtract(losses_at(curves, chosen, last), losses_at(curves, setting, last))
-        mean, sem = float(paired.mean()), math.sqrt(2 * variance / len(paired))
+        with np.errstate(invalid="ignore"):  # inf - inf, if both diverge
+            paired = np.subtract(losses_at(curves, chosen, last), losses_at(curves, setting, last))
         if np.isfinite(paired).all():
-            difference = Difference(setting, last.step, mean, sem, abs(mean) > limit * sem)
-        else:
-            difference = Difference(
-                setting, last.step, -math.inf, math.inf, sure=True, diverged=True
+            mean, sem = float(paired.mean()), math.sqrt(2 * variance / len(paired))
+            differences.append(
+                Difference(setting, last.step, mean, sem, sure=abs(mean) > limit * sem)
             )
-        differences.append(difference)
+        else:
+            differences.append(
+                Difference(setting, last.step, -math.inf, math.inf, sure=True, diverged=True)
+            )
     return Choice(chosen, reached.step, tuple(differences))
 
 

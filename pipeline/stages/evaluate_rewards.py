@@ -72,7 +72,8 @@ def _sampled(measures: Measures, model: str, of_start: list[list[int]] | None = 
     `nats` is how unlikely the model finds `of_start`, the first answers of the model before
     training; None: it is this model.
     """
-    from pion.train.held_out_rewards import TOGETHER, answer_nats
+    from pion.train.rewards import answer_nats
+    from pion.train.rollout_feed import TOGETHER
     from pipeline.training.prompts import open_feed
 
     job, stream = measures.job, measures.rows_of("held_out", STAGE)

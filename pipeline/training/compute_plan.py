@@ -116,7 +116,7 @@ def _asked_plan(
     import torch
 
     from pion.train.hardware import pick_compile, pick_residual, total_memory
-    from pion.train.memory import rollout_rows
+    from pion.train.rewards import rollout_rows
     from pion.train.settings import ComputePlan
 
     hardware = job.hardware
@@ -175,11 +175,12 @@ def _fitting_work(
     from pion.train.hardware import cuda_capability, total_memory
     from pion.train.micro_batch import DoesNotFit, choose_sharing
     from pion.train.phases import config_of_largest_phase, only_apart
+    from pion.train.rewards import rollout_bytes
     from pion.train.workload import Workload
 
-    section = job.section(stage)
+    section, config = job.section(stage), job.model_config_resolved()
     work = Workload(
-        config_of_largest_phase(phases_of(section), job.model_config_resolved()),
+        config_of_largest_phase(phases_of(section), config),
         seq_len=job.seq_len(stage),
         dtype=plan.dtype,
         optimizer=section.optimizer,
@@ -189,9 +190,9 @@ def _fitting_work(
         compile=plan.compile,
         residual=plan.residual,
         lora=job.lora(stage),
-        only_apart=only_apart(phases_of(section), job.model_config_resolved()),
+        only_apart=only_apart(phases_of(section), config),
         capability=cuda_capability(device),
-        rollout_rows=plan.rollout_rows or 0,
+        beside=rollout_bytes(config, job.seq_len(stage), plan.dtype, plan.rollout_rows or 0),
         ranks=plan.world_size,
     )
     sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory

@@ -92,20 +92,22 @@ def open_feed(
     """Give what samples answers of a model that is not trained here, and the prompts of a split."""
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.tokens.tokenizer import Tokenizer
+    from pion.train.gradients import Ranks
     from pion.train.hardware import pick_dtype
     from pion.train.rollout_feed import RolloutFeed
-    from pion.train.settings import ComputePlan
+    from pion.train.settings import ComputePlan, TrainSettings
 
     assert job.reinforce is not None
     device, path = model.embed.weight.device, data.tokenizer_path
     dtype = pick_dtype(job.hardware.dtype, device)
     plan = ComputePlan(str(device), dtype=dtype, rollout_rows=SAMPLED)
+    settings = TrainSettings(steps=1, global_batch=1, lr=1.0, learning=job.reinforce.learning)
     with (
         closing(ChatFormat(path, Tokenizer.from_file(path))) as chat_format,
         open_prompts(job, data, chat_format) as prompts_of,
     ):
-        prompts, learning = prompts_of(split, stream), job.reinforce.reinforcement
-        yield RolloutFeed(model, prompts, learning, plan, global_batch=1, rank=0), prompts
+        prompts = prompts_of(split, stream)
+        yield RolloutFeed(model, prompts, settings, plan, rank=0, ranks=Ranks(1)), prompts
 
 
 @dataclass

@@ -250,7 +250,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
         resumes = recorded is not None
         data, reference, start = _with_reference(context, data, start, saved, resumes=resumes)
     rows: RowStream | Prompts = data.train
-    if context.job.section(stage).reinforcement is not None:
+    if context.job.answers_of_rank(stage, 1):
         data = with_prompts(context, data)
         assert data.prompts is not None
         rows = data.prompts["train"]

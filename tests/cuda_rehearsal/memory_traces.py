@@ -251,7 +251,7 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         lr=1e-3,
         optimizer=trace.optimizer,
         phases=(Phase(rates={"draft": 1, "others": 0}),) if trace.only_apart else (),
-        preference=Preference() if trace.sequences else None,
+        learning=Preference() if trace.sequences else None,
     )
     plan = ComputePlan(
         "cuda", trace.dtype, trace.micro_batch, recompute=trace.recompute, world_size=trace.ranks

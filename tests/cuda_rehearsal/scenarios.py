@@ -154,7 +154,7 @@ def make_trainer(
         lr=1e-3,
         optimizer=optimizer,
         phases=phases,
-        preference=preference,
+        learning=preference,
     )
     plan = ComputePlan(
         "cuda", dtype, ROWS_AT_ONCE, recompute=recompute, compile=compiled, residual=residual
@@ -229,7 +229,7 @@ def train_rewards(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int,
     answers = [Rollout([1] * length, [0.0] * length) for length in (3, 1, 7, 2)]
     judged = Judged(torch.tensor([[0.0, 1, 0, 1]]).double(), {})
     prompts = Prompts(lambda row: [1] * 9, lambda *_: judged, config.seq_len, 9, frozenset(), 64)
-    settings = TrainSettings(1, 1, 1e-3, reinforcement=Reinforcement(len(answers), max_tokens=7))
+    settings = TrainSettings(1, 1, 1e-3, learning=Reinforcement(len(answers), max_tokens=7))
     plan = ComputePlan("cuda", dtype, 1, rollout_rows=4)
     sampled = mock.patch.object(Sampler, "sample", return_value=[answers])
     with sampled, contextlib.closing(Trainer(Decoder(config), prompts, settings, plan)) as trainer:

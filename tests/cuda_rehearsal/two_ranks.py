@@ -86,9 +86,9 @@ class Rank:
     """What a rank did in a step.
 
     `storages` has, after each micro-batch, the bytes of each storage that gradients are in, by its
-    address. `gradients` are the bytes of the gradients alone, and `updates` of Muon's matrices in
-    bf16. `moments` are the bytes that this rank saves of the optimizer's state, and `all_moments`
-    those of all ranks.
+    address. `gradients` are the bytes of the gradients alone, and `updates` those of what Muon
+    updates, in bf16. Of a sharded model, `moments` are the bytes that this rank saves of the
+    optimizer's state, and `all_moments` those of all ranks.
     """
 
     sent: list[Sent] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Rank:
 
     def of_updates(self) -> list[Sent]:
         """Return the exchanges of what Muon has orthogonalized."""
-        return self.sent_from("pion/train/optimizer/shared_muon.py")
+        return self.sent_from("pion/train/optimizer/divided_muon.py")
 
     def sent_from(self, module: str) -> list[Sent]:
         """Return the communications that this module began."""
@@ -117,7 +117,7 @@ def rehearse(watch: Watch, family: str, number: int) -> Rank:
     rank = Rank()
     insert_card("A40")
     rotary_table.cache_clear()
-    with trainer_of(family, number) as trainer, _saving(trainer) as begin_to_save:
+    with trainer_of(family, number) as trainer:
         add = trainer._gradients.add
 
         def add_and_look(*arguments: Any, **settings: Any) -> Any:
@@ -127,7 +127,6 @@ def rehearse(watch: Watch, family: str, number: int) -> Rank:
 
         trainer._gradients.add = add_and_look  # type: ignore[method-assign]
         with seen_in(watch, rank):
-            begin_to_save()
             trainer.train_step()
         _count(rank, trainer.optimizer)
     return rank
@@ -138,8 +137,12 @@ def rehearse_sharded(watch: Watch, family: str, number: int) -> Rank:
     rank = Rank()
     insert_card("A40")
     rotary_table.cache_clear()
-    with trainer_of(family, number, sharded=True) as trainer:
+    with (
+        trainer_of(family, number, sharded=True) as trainer,
+        _saving(trainer) as begin_to_save,
+    ):
         with seen_in(watch, rank):
+            begin_to_save()
             trainer.train_step()
         state = trainer.state()
     moments = [piece for piece in state.pieces if piece.name in state.optimizer]
@@ -191,12 +194,10 @@ def _saving(trainer: Trainer) -> Iterator[Callable[[], None]]:
 
 def _count(rank: Rank, optimizer: Optimizer) -> None:
     """Count the bytes of what is learned, and of the optimizer's state."""
-    layout = optimizer.state_tensors()
-    by_muon = [t.numel() for name, t in layout.items() if name.endswith(".momentum")]
+    state = optimizer.state_tensors()
+    by_muon = [t.numel() for name, t in state.items() if name.endswith(".momentum")]
     rank.gradients = sum(4 * param.numel() for param in optimizer.params)
     rank.updates = 2 * sum(by_muon)
-    rank.moments = sum(piece.values.nbytes for piece in optimizer.pieces() if piece.saved)
-    rank.all_moments = sum(tensor.nbytes for tensor in layout.values())
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ IMPORTED = (
     "pion.generation.text_stream",
     "pion.train.memory_trace.live_bytes",
     "pion.train.memory_trace.remembered",
-    "pion.train.optimizer.moments",
+    "pion.train.optimizer.muon_rounds",
     "pion.train.smaller_plan",
     "pion.train.trainer",
     "pipeline.base.job_with_base",

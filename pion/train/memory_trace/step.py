@@ -41,9 +41,9 @@ from pion.train.memory_trace.shards import (
     tables_of,
 )
 from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
-from pion.train.objective import CrossEntropy, Objective, OfPreferences
+from pion.train.objective import CrossEntropy, Objective
 from pion.train.preference import Preference
-from pion.train.preference_losses import METRICS
+from pion.train.preference_losses import METRICS, PreferenceLoss
 
 if TYPE_CHECKING:
     from pion.train.workload import Workload
@@ -303,4 +303,4 @@ def objective_of(work: Workload) -> Objective:
     counts: dict[str, Tensor] = {
         name: torch.ones((), dtype=torch.float64) for name in set(METRICS.values())
     }
-    return OfPreferences(Preference(), counts)
+    return PreferenceLoss(Preference(), counts)

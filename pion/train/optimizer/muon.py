@@ -132,11 +132,11 @@ class Muon(Rule):
 
     Each matrix of a stack, such as one expert's, is orthogonalized for itself. `momentum` has each
     parameter's buffer by name, as a view into its batch. `dtype` is the precision of the
-    Newton–Schulz iterations. Several ranks divide the matrices in their own way (shared_muon.py,
-    sharded_muon.py), because they exchange updates in this precision.
+    Newton–Schulz iterations. Several ranks divide the matrices between them (divided_muon.py).
     """
 
     roles = frozenset({"matrix"})
+    needs_whole_matrices = True
 
     @staticmethod
     def state(shape: torch.Size) -> Layout:

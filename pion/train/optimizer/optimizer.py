@@ -21,10 +21,9 @@ from pion.model.decoder import OWN_RULES
 from pion.model.forward_pass import group_of_parameter
 from pion.model.parameters import parameter_roles
 from pion.model.saved_weights import placeholders
+from pion.train.optimizer.divided_muon import DividedMuon, RowsMuon, WholeMuon
 from pion.train.optimizer.muon import Muon
 from pion.train.optimizer.rule import Owned, Rule, rule_of
-from pion.train.optimizer.sharded_muon import ShardedMuon
-from pion.train.optimizer.shared_muon import SharedMuon
 from pion.train.optimizer.state_pieces import OwnParts, Piece
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
@@ -38,9 +37,10 @@ class Optimizer:
     """AdamW, or Muon and AdamW, over the float32 parameters that a model learns.
 
     `dtype` is the precision of Muon's iterations. All state exists from the start, so that memory
-    for a snapshot can be reserved before the first step. Of several ranks, each updates all weights
-    from the same gradients, but orthogonalizes only the matrices that it owns, whose momentum it
-    has (pion/train/optimizer/ownership.py). Of a sharded model, each updates its `own` parts.
+    for a snapshot can be reserved before the first step.
+
+    Of several ranks, each updates all parameters and has all state, or, of a sharded model, does so
+    for its `own` parts. Only the arithmetic of Muon's matrices is divided (divided_muon.py).
     """
 
     def __init__(
@@ -62,7 +62,9 @@ class Optimizer:
         self._groups: dict[Group, dict[str, nn.Parameter]] = {}
         self._rules: dict[Group, Rule] = {}
         self._own_rules: dict[Group, list[tuple[nn.Parameter, Any]]] = {}
-        self._layout: dict[str, tuple[torch.Size, torch.dtype]] = {}  # of the state of all ranks
+        # What this rank has of the state, and what all ranks have together, by the state's name.
+        self._state: dict[str, Tensor] = {}
+        self._layout: dict[str, tuple[torch.Size, torch.dtype]] = {}
         self._pieces: list[Piece] = []
         roles = parameter_roles(model)
         for name, param in learned.items():
@@ -83,60 +85,45 @@ class Optimizer:
         if not params:
             return
         fits = self._own is None or kind.by_rows
-        assert fits, f"{kind.__name__} can't exchange rows of matrices: see sharded_muon.py"
+        assert fits, f"{kind.__name__} can't exchange rows of matrices: see divided_muon.py"
         owned = []
         for name, param in params.items():
-            if not param.numel():
-                continue  # other ranks have all rows
             shape, state = self._shape(name, param), {}
             for key, (whole, dtype) in kind.state(shape).items():
                 count = param.numel() * whole.numel() // shape.numel()
                 state[key] = torch.zeros(count, dtype=dtype, device=param.device)
-                self._keep(name, key, state[key])
+                self._keep(name, key, state[key], whole)
             steps = torch.zeros((), dtype=torch.float32, device=param.device)
-            owned.append(Owned(param, state, steps))
+            if param.numel():  # otherwise, other ranks have all rows
+                owned.append(Owned(param, state, steps))
         self._rules[group] = kind(self.settings, self._decay(group[0]), owned)
-        self._lay_out(kind, params)
 
     def _add_own_rule(self, group: Group, params: dict[str, nn.Parameter]) -> None:
         for name, param in params.items():
             rule = OWN_RULES[group[0]](param.detach(), self.settings)
             self._own_rules.setdefault(group, []).append((param, rule))
+            rows = self._shape(name, param)[0]
             for key, tensor in rule.state.items():
-                self._keep(name, key, tensor)
-                shape = torch.Size((self._shape(name, param)[0], *tensor.shape[1:]))
-                self._layout[f"{name}.{key}"] = shape, tensor.dtype
+                self._keep(name, key, tensor, torch.Size((rows, *tensor.shape[1:])))
 
     def _add_muon(self, group: Group, params: dict[str, nn.Parameter]) -> None:
         alike: dict[str, Any] = {"weight_decay": self.settings.weight_decay, "dtype": self._dtype}
-        over_ranks = alike | {"rank": self._rank, "world_size": self._world_size}
-        muon: Muon
-        if self._own is not None:
-            muon = ShardedMuon(params, self._own.held, **over_ranks)
-        elif self._world_size == 1:
+        shapes = {name: self._shape(name, param) for name, param in params.items()}
+        if self._world_size == 1:
             muon = Muon(params, **alike)
         else:
-            muon = SharedMuon(params, **over_ranks)
+            kind: type[DividedMuon] = WholeMuon if self._own is None else RowsMuon
+            muon = kind(params, shapes, rank=self._rank, world_size=self._world_size, **alike)
         self._rules[group] = muon
-        if isinstance(muon, SharedMuon):
-            self._pieces += muon.pieces
-        else:
-            for name, momentum in muon.momentum.items():
-                self._keep(name, "momentum", momentum)
-        self._lay_out(Muon, params)
+        for name, momentum in muon.momentum.items():
+            self._keep(name, "momentum", momentum, shapes[name])
 
-    def _lay_out(self, kind: type[Rule], params: dict[str, nn.Parameter]) -> None:
-        """Note what state all ranks together have of parameters."""
-        for name, param in params.items():
-            state = kind.state(self._shape(name, param))
-            self._layout |= {f"{name}.{key}": layout for key, layout in state.items()}
-
-    def _keep(self, name: str, key: str, values: Tensor) -> None:
-        """Note that this rank has state of the parameter `name`, or of its part of a sharded one.
-        What all ranks have, rank 0 saves."""
+    def _keep(self, name: str, key: str, values: Tensor, shape: torch.Size) -> None:
+        """Note what this rank has of the parameter's state tensor `key`, which has this `shape`."""
         state = f"{name}.{key}"
+        self._layout[state] = shape, values.dtype
         if self._own is None:
-            self._pieces.append(Piece(state, 0, values.view(-1), saved=self._rank == 0))
+            self._state[state] = values.view(shape)
         else:
             held = self._own.held[name]
             per = sum(run.size for run in held.runs) // max(values.numel(), 1)
@@ -166,10 +153,11 @@ class Optimizer:
     def step(self, plan: StepPlan) -> None:
         """Update all parameters from their gradients, at the rates of `plan`.
 
-        Of several ranks, each has the same gradients.
+        Of several ranks, each has the same gradients, or its parts of the same.
         """
-        trained = [group for group in self._groups if not _frozen(group, plan)]
-        for group in trained:
+        for group in self._groups:
+            if _frozen(group, plan):
+                continue
             if group in self._rules:
                 self._rules[group].step(plan.rates[group[0]], plan.momentum)
             for param, rule in self._own_rules.get(group, ()):
@@ -187,15 +175,13 @@ class Optimizer:
         """Return all state, by the parameter's name and what it is.
 
         AdamW has `{name}.exp_avg` and `.exp_avg_sq`, for primitives also `.counts`; Muon has
-        `{name}.momentum`. Alone, a rank has live references. Of several ranks, each has `pieces`,
+        `{name}.momentum`. They are live references. Of a sharded model, each rank has `pieces`,
         and these tensors are on the device `meta`, without values.
         """
-        if self._world_size > 1:
-            return placeholders(self._layout)
-        return {p.name: p.values.view(self._layout[p.name][0]) for p in self._pieces}
+        return dict(self._state) if self._own is None else placeholders(self._layout)
 
     def pieces(self) -> list[Piece]:
-        """Return this rank's pieces of the state tensors, as live references."""
+        """Return this rank's pieces of a sharded model's state tensors, as live references."""
         return list(self._pieces)
 
     def counts(self) -> dict[str, Any]:

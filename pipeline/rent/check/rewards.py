@@ -64,8 +64,6 @@ def _answers_of_start(job: Job) -> Iterator[CheckRow]:
         return
     from torch import Tensor
 
-    from pion.train.gradients import Ranks
-    from pion.train.held_out_rewards import evaluate_rewards
     from pipeline.data.prepared import open_data
     from pipeline.training import prompts as of_stage
 
@@ -80,7 +78,7 @@ def _answers_of_start(job: Job) -> Iterator[CheckRow]:
         with of_stage.open_feed(job, data, model, "train", stream) as (feed, prompts):
             for count in counts:
                 rows = range(min(count, stream.total_rows))
-                rewarded = evaluate_rewards(feed, prompts, rows, rank=0, ranks=Ranks(1))
+                rewarded = feed.evaluate(prompts, rows)
                 if (why := of_stage.nothing_to_learn(section, rewarded)) is None:
                     break
     if why is not None and of_stage.FIRST_PROMPTS in counts:

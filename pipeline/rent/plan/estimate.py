@@ -17,9 +17,10 @@ import torch
 from pion.data.order import rows_per_rank
 from pion.errors import BadInput
 from pion.train.hardware import device_name, pick_device, pick_residual
-from pion.train.memory import predict_memory, rollout_rows
+from pion.train.memory import predict_memory
 from pion.train.micro_batch import DoesNotFit, choose_sharing
 from pion.train.phases import config_of_largest_phase, only_apart
+from pion.train.rewards import rollout_bytes, rollout_rows
 from pion.train.workload import Workload
 from pipeline.job import Job
 from pipeline.job.section import made
@@ -266,7 +267,7 @@ def _fit(
     try:
         fitting = choose_sharing(
             work,
-            sharded=hardware.sharded if section.reinforcement is None else False,
+            sharded=False if work.beside else hardware.sharded,
             rows_per_rank=rows,
             memory_bytes=memory_bytes,
             recompute=hardware.recompute,
@@ -281,7 +282,7 @@ def _reference_tokens(job: Job, stage: str) -> int:
     """Return how many trained tokens take as long as what a stage computes next to training: the
     reference, a forward pass over its rows, as far as these are known; or the answers."""
     section = job.section(stage)
-    if section.reinforcement is not None:
+    if job.answers_of_rank(stage, 1):
         return int(SAMPLING * (job.trained_tokens(stage) or 0))
     rows = section.rows if job.needs_reference(stage) else None
     return 0 if rows is None else rows * job.seq_len(stage) // FORWARD
@@ -321,6 +322,8 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
     config = job.model_config_resolved()
     dtype: Literal["bfloat16", "float32"] = kind.dtype(hardware.dtype) if kind else "bfloat16"
     seq_len, answers = job.seq_len(stage), job.answers_of_rank(stage, workers)
+    memory = kind.memory if kind else 1 << 40
+    sampled = rollout_rows(config, seq_len, dtype, answers, memory)
     return Workload(
         config,
         seq_len,
@@ -334,9 +337,7 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
         lora=job.lora(stage),
         only_apart=only_apart(phases_of(job.section(stage)), config),
         capability=kind.capability if kind else None,
-        rollout_rows=rollout_rows(
-            config, seq_len, dtype, answers, kind.memory if kind else 1 << 40
-        ),
+        beside=rollout_bytes(config, seq_len, dtype, sampled),
         ranks=workers,
     )
 

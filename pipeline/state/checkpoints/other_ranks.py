@@ -1,9 +1,9 @@
 """Bring what other ranks have of the training state into the memory of rank 0's snapshot.
 
-Only rank 0 saves, and only rank 0 decides when. Each rank has pieces of Muon's momentum
-(pion/train/optimizer/ownership.py), or of all moments and weights if the model is sharded. At every
-point where rank 0 may save, the other ranks listen: rank 0 asks them to copy, or tells them to go
-on. So ranks never disagree about what is saved.
+Only rank 0 saves, and only rank 0 decides when. Of a sharded model, each rank has pieces of the
+weights and of the moments. Of any other, rank 0 has all, and no rank has pieces. At every point
+where rank 0 may save, the other ranks listen: rank 0 asks them to copy, or tells them to go on. So
+ranks never disagree about what is saved.
 
 A rank on rank 0's machine copies its pieces into rank 0's memory. Any other rank copies them into
 memory of its own, and sends them from there. On a card, both happen next to the next step. A thread

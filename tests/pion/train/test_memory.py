@@ -1,12 +1,15 @@
 """The predicted memory of a step, compared with the peaks that real cards measured."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
 from pion.generation.decoding import bytes_per_row
-from pion.train.memory import RUNTIME_BYTES, cache_bytes, predict_memory
+from pion.train.memory import RUNTIME_BYTES, predict_memory
+from pion.train.rewards import cache_bytes
 from pion.train.workload import Workload
 from tests.paths import REPOSITORY
 from tests.support.tiny_config import drawn, tiny_config
@@ -75,3 +78,26 @@ def test_a_prediction_is_never_under_a_measured_peak_and_at_most_a_quarter_over(
     # What the runtime takes is outside of what torch counts.
     ratio = (found.total - RUNTIME_BYTES["cuda"]) / step["measured_bytes"]
     assert 1 <= ratio <= MOST
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"optimizer": "adamw"},
+        {"optimizer": "adamw8bit"},
+        {"lora": Lora(), "optimizer": "adamw"},
+    ],
+)
+@pytest.mark.usefixtures("untraced")
+def test_each_rank_has_all_moments_unless_ranks_divide_the_model(changed):
+    config = ModelConfig.preset("pion-small")
+    work = Workload(config, 2048, "bfloat16", "muon", "cuda", documents=False)
+    alone, whole, sharded = (
+        predict_memory(replace(work, **changed, **ranks), micro_batch=4, recompute=False)
+        for ranks in ({}, {"ranks": 8}, {"ranks": 8, "sharded": True})
+    )
+    assert (whole.weights, whole.optimizer) == (alone.weights, alone.optimizer)
+    # Each tensor is rounded up, and LoRA has many small ones.
+    assert sharded.optimizer == pytest.approx(alone.optimizer / 8, rel=0.15)
+    assert sharded.total < alone.total

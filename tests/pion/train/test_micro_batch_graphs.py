@@ -19,9 +19,10 @@ from pion.model.cuda_graph import say_without
 from pion.model.decoder import Decoder
 from pion.train import micro_batch_graphs
 from pion.train.micro_batch_graphs import MicroBatchGraphs, why_no_room, why_without
-from pion.train.objective import CrossEntropy, OfPreferences
+from pion.train.objective import CrossEntropy
 from pion.train.phases import Phase
 from pion.train.preference import Preference
+from pion.train.preference_losses import PreferenceLoss
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import CONFIG, open_stream, run
 from tests.pion.train.test_trainer import assert_identical
@@ -268,7 +269,7 @@ def test_ranks_preferences_and_experts_in_slices_have_none(why):
     dense, experts = check_model("pion", tiny=True), check_model("tachyon", tiny=True)
     assert why(dense, 8) is None
     assert why(dense, ranks=2) == "the ranks exchange gradients during the backward pass"
-    pairs = OfPreferences(Preference(), {})
+    pairs = PreferenceLoss(Preference(), {})
     assert why(dense, objective=pairs) == "only a loss of target tokens is captured"
     assert why(experts) is None
     of_slices = "on this card, the host must know how many tokens each expert has"

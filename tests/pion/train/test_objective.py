@@ -25,7 +25,7 @@ LOSSES = [
 
 def trainer(rows, preference, *, micro_batch=3, dtype="float32", model=None):
     steady = {"lr": 1e-2, "schedule": "constant", "weight_decay": 0.0}
-    settings = TrainSettings(steps=4, global_batch=ROWS, preference=preference, **steady)
+    settings = TrainSettings(steps=4, global_batch=ROWS, learning=preference, **steady)
     plan = ComputePlan(micro_batch=micro_batch, threads=1, dtype=dtype)
     return Trainer(model or drawn(CONFIG), rows.as_stream(), settings, plan)
 
@@ -138,7 +138,7 @@ def test_auxiliary_losses_are_those_of_a_step_without_preferences():
 
 
 def test_rows_without_answers_are_refused(tmp_path):
-    settings = TrainSettings(steps=2, global_batch=4, lr=1e-3, preference=Preference())
+    settings = TrainSettings(steps=2, global_batch=4, lr=1e-3, learning=Preference())
     stream = open_stream(tmp_path, conversations=True, config=CONFIG)
     made = Trainer(drawn(CONFIG), stream, settings, ComputePlan(micro_batch=2, threads=1))
     with pytest.raises(BadInput, match="rows have no chosen and rejected answers"):

@@ -22,7 +22,7 @@ def curves(world_size, rank):
     """Return what each step reports. No world size divides the 7 rows."""
     found = []
     for preference in PREFERENCES:
-        settings = TrainSettings(steps=4, global_batch=7, lr=1e-2, preference=preference)
+        settings = TrainSettings(steps=4, global_batch=7, lr=1e-2, learning=preference)
         plan = ComputePlan(world_size=world_size, threads=1, deterministic=world_size > 1)
         torch.manual_seed(0)
         rows = PairRows(random_pairs(20), single=not preference.paired)

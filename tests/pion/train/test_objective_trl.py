@@ -116,7 +116,7 @@ def train_by_trl(folder, asked):
 def our_losses(fields):
     rows = PairRows(rows_of_pairs(), single="unpaired" in fields)
     steady = {"lr": LR, "schedule": "constant", "weight_decay": 0.0}
-    settings = TrainSettings(STEPS, BATCH, preference=Preference(**fields), **steady)
+    settings = TrainSettings(STEPS, BATCH, learning=Preference(**fields), **steady)
     plan = ComputePlan(micro_batch=3, threads=1)
     trainer = Trainer(drawn(MODEL, 0), rows.as_stream(), settings, plan)
     losses = [step["loss"] for step in run(trainer, STEPS)]

@@ -41,7 +41,7 @@ def share_of_even(ids):
 def make(rank=0, seed=0, lr=1e-2, model=None, judge=rewards, **plan):
     how = {"steps": 40, "lr": lr, "schedule": "constant", "weight_decay": 0.0}
     learning = Reinforcement(answers=ANSWERS, max_tokens=8)
-    settings = TrainSettings(global_batch=BATCH, reinforcement=learning, **how)
+    settings = TrainSettings(global_batch=BATCH, learning=learning, **how)
     prompts = Prompts(prompt, judge, 24, 4, frozenset([3]), 62)
     plan = ComputePlan(**{"micro_batch": 2, "threads": 1} | plan)
     return Trainer(model or tiny_decoder(seed), prompts, settings, plan, rank=rank)

@@ -68,7 +68,7 @@ def trained(scale, lora):
 
     how = {"steps": STEPS, "lr": LR, "schedule": "constant", "weight_decay": 0.0}
     learning = Reinforcement(answers=ANSWERS, max_tokens=MAX_TOKENS, scale=scale)
-    settings = TrainSettings(global_batch=BATCH, reinforcement=learning, **how)
+    settings = TrainSettings(global_batch=BATCH, learning=learning, **how)
     # An id in twenty ends an answer. So some answers have one token, and some do not end.
     stops = frozenset(range(STOP, MODEL.vocab_size, 20))
     prompts = Prompts(prompt, rewards, MODEL.seq_len, 5, stops, MODEL.vocab_size)

@@ -20,7 +20,7 @@ from pion.model.lazy_lora import lazily_adapted
 from pion.model.lazy_weights import lazily_drawn
 from pion.model.lora_projections import adapted
 from pion.train.hardware import peak_flops
-from pion.train.optimizer import sharded_muon
+from pion.train.optimizer import muon_rounds
 from pion.train.preference import Preference
 from pion.train.trainer import ComputePlan, TrainState
 from tests.families.families import FAMILIES
@@ -170,7 +170,7 @@ def prefer(process):
     config = pair_rows.CONFIG
     stream = pair_rows.PairRows(pair_rows.random_pairs(20), single=True).as_stream()
     preference = Preference("apo-zero", beta=0.02, unpaired=True)
-    trainer = process.trainer(model=Decoder(config), stream=stream, preference=preference)
+    trainer = process.trainer(model=Decoder(config), stream=stream, learning=preference)
     measured = train(trainer, 2)
     losses = [
         trainer.evaluate(stream, rows, 2, end_of_text=0).loss for rows in (range(9), range(1))
@@ -202,7 +202,7 @@ ALONE = (*COMPARED, "measure", "lora", "rounded", "prefer")
 def divide_experts(process):
     """Train 2 experts by Muon in many rounds. 3 ranks divide the rows of each expert."""
     model = FAMILIES["tachyon"].decoder(0, experts={"n": 2, "top_k": 1, "d_shared": 16})
-    with mock.patch.object(sharded_muon, "BATCH_ELEMENTS", 9_000):
+    with mock.patch.object(muon_rounds, "BATCH_ELEMENTS", 9_000):
         trainer = process.trainer("tachyon", optimizer="muon", model=model)
     found = train(trainer, STEPS)
     stacks = [list(param.shape) for param in trainer.optimizer.params if param.ndim == 3]

@@ -22,8 +22,8 @@ MODELS = FAMILIES | {"two biases": Family({"activation": "gelu", "feedforward_bi
 LEARNING = {
     "pretrain": {},
     "sft": {},
-    "prefer": {"preference": Preference("dpo")},
-    "reinforce": {"reinforcement": Reinforcement(answers=2, max_tokens=8)},
+    "prefer": {"learning": Preference("dpo")},
+    "reinforce": {"learning": Reinforcement(answers=2, max_tokens=8)},
 }
 STEADY = {"steps": 2, "global_batch": 2, "lr": 1e-2, "schedule": "constant", "weight_decay": 0.0}
 TOKENS = torch.arange(48).view(2, 24)

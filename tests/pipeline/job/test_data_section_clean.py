@@ -8,41 +8,9 @@ import yaml
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.job.job import without_questions
-from tests.support.jobs import refusal, tiny_job
+from tests.support.jobs import tiny_job
 
 AFTER_PREPARE = {"prepare", "pretrain", "sft", "evaluate"}
-
-
-@pytest.mark.parametrize(
-    ("clean", "message"),
-    [
-        ({"near": 0.2}, "data.clean.near: 0.2 should be greater than or equal to 0.3"),
-        ({"near": 1.5}, "data.clean.near: 1.5 should be less than or equal to 1"),
-        ({"min_words": 0}, "data.clean.min_words: 0 should be greater than 0"),
-        ({"min_words": True}, "data.clean.min_words: true should be a number"),
-        ({"min_words": 10**10}, "data.clean.min_words: "),
-        ({"min_words": 9, "max_words": 3}, "data.clean.max_words: 3 is less than min_words, 9"),
-        ({"max_repetition": 1}, "data.clean.max_repetition: 1 should be less than 1"),
-        ({"languages": ["Englsh"]}, "data.clean.languages: 'Englsh' is none of English, German"),
-        ({"languages": ["Englsh"]}, "did you mean 'English'?"),
-        ({"decontaminate": ["a", "a"]}, "data.clean.decontaminate: a set is named twice"),
-        ({"decontaminate": ["evaluate"]}, "data.clean.decontaminate: `evaluate` means the sets of"),
-        ({"exact": False, "near": None}, "data.clean.exact: no rule is left"),
-        ({"nearly": 0.5}, "data.clean.nearly: unknown key"),
-        (True, "data.clean"),
-    ],
-)
-def test_a_mistake_is_named_with_its_key(clean, message, tmp_path):
-    words = refusal(tmp_path, data__clean=clean)
-    assert message in words
-    assert "1 mistake" in words
-
-
-def test_text_that_is_tokenized_already_cannot_be_cleaned(tmp_path):
-    words = refusal(
-        tmp_path, data__sources=[{"kind": "npy", "path": "shards"}], data__clean={"min_words": 3}
-    )
-    assert "data.clean: data.sources.0 (kind npy) is tokenized already" in words
 
 
 def changed(before, after, **others):

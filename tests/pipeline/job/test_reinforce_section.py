@@ -1,11 +1,9 @@
 """`reinforce` in the job file: its defaults, what is refused, and what its digest covers."""
 
-import pytest
-
 from pipeline.job.digest import digest_job, judged_by
 from pipeline.job.file import load_job
 from pipeline.job.train_sections import settings_of
-from tests.support.jobs import refusal, tiny_dict, tiny_job
+from tests.support.jobs import tiny_dict, tiny_job
 
 SOURCES = [{"kind": "jsonl", "path": "questions.jsonl"}]
 FIELDS = {"sources": SOURCES, "rewards": ["number"], "max_tokens": 32}
@@ -20,39 +18,13 @@ def test_the_defaults_are_those_of_the_recipes_that_worked():
     assert (section.lr, section.min_lr, section.weight_decay) == (3e-6, 3e-7, 0.0)
     assert (section.answers, section.global_batch, section.epochs) == (8, 16, 1.0)
     assert reinforce(lora={}).lr == 3e-5
-    assert section.reinforcement == settings_of(reinforce(steps=5)).reinforcement
-    assert section.preference is None
+    assert section.learning == settings_of(reinforce(steps=5)).learning
 
 
 def test_a_reward_may_be_given_by_its_name_alone():
     given = ["number", {"kind": "regex", "pattern": ".", "weight": -0.5}]
     made = [(one.kind, one.weight) for one in reinforce(rewards=given).rewards]
     assert made == [("number", 1), ("regex", -0.5)]
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"rewards": []}, "rewards"),
-        ({"rewards": [{"kind": "exact", "weight": -1}]}, "add up to -1"),
-        ({"rewards": [{"kind": "exact", "weight": 0}]}, "add up to 0"),
-        ({"lr": 1e-8}, "min_lr: 3e-07 is above lr 1e-08"),
-        ({"rewards": ["judge"]}, "judge"),
-        ({"answers": 1}, "answers"),
-        ({"optimizer": "muon"}, "rewards are learned with adamw"),
-        ({"max_spike": 2}, "max_spike"),
-        ({"steps": 4, "phases": [{"top_k": 2}]}, "sampled by the whole model"),
-        ({"window_schedule": "cubic"}, "sampled with the model's windows"),
-        ({"max_tokens": 96}, "answers of so many tokens leave no room"),
-        ({"scale": "batch"}, "scale"),
-    ],
-)
-def test_what_makes_no_sense_is_refused_by_its_key(tmp_path, fields, words):
-    assert words in refusal(tmp_path, reinforce=FIELDS | fields)
-
-
-def test_a_model_in_parts_samples_no_answers(tmp_path):
-    assert "can't sample answers" in refusal(tmp_path, reinforce=FIELDS, hardware__fsdp=True)
 
 
 def test_another_function_is_another_stage(tmp_path):

@@ -38,7 +38,7 @@ def test_the_defaults_are_those_of_the_recipes_that_worked():
 @pytest.mark.parametrize("loss", BETA)
 def test_what_a_loss_needs_is_filled_in(loss):
     section = prefer(loss=loss)
-    assert section.preference.strength == section.beta == BETA[loss]
+    assert section.learning.strength == section.beta == BETA[loss]
     assert section.margin == (1.25 if loss == "simpo" else None)
     assert section.needs_reference == (loss not in WITHOUT_REFERENCE)
 
@@ -67,8 +67,8 @@ def test_the_memory_of_a_step_depends_on_the_answers_in_a_row():
 def test_the_trainer_gets_the_loss():
     job = prefer_job(loss="dpo", beta=0.3, label_smoothing=0.1, sft_weight=0.2, steps=10)
     expected = Preference("dpo", 0.3, label_smoothing=0.1, sft_weight=0.2)
-    assert settings_of(job.section("prefer")).preference == expected
-    assert settings_of(job.section("sft")).preference is None
+    assert settings_of(job.section("prefer")).learning == expected
+    assert settings_of(job.section("sft")).learning is None
 
 
 def test_workers_read_the_job_as_it_was_checked():
@@ -80,42 +80,6 @@ def test_workers_read_the_job_as_it_was_checked():
 
 
 # ---------------------------------------------------------------- refusals
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"loss": "hinge"}, "prefer.loss: unknown value 'hinge'"),
-        ({"margin": 1}, "prefer.margin: the loss dpo-norm ignores it. It is for simpo"),
-        ({"loss": "ipo", "label_smoothing": 0.1}, "prefer.label_smoothing: the loss ipo ignores"),
-        ({"label_smoothing": 0.5}, "prefer.label_smoothing: 0.5 should be less than 0.5"),
-        ({"undesirable_weight": 2}, "The loss dpo-norm compares pairs, and ignores them"),
-        ({"beta": 0}, "prefer.beta: 0 should be greater than 0"),
-        ({"sft_weight": -1}, "prefer.sft_weight: -1 should be greater than or equal to 0"),
-        ({"loss": "simpo", "reference": "start"}, "prefer.reference: the loss simpo has none"),
-        ({"loss": "orpo", "reference": "none"}, "prefer.reference: the loss orpo has none"),
-        ({"loss": "apo-zero", "reference": "none"}, "the loss apo-zero needs one; remove"),
-        ({"steps": 5, "epochs": 1}, "prefer.epochs: steps is given too"),
-        ({"sources": []}, "prefer.sources: "),
-        ({"template": "pion"}, "prefer.template: its conversations are written as those of sft"),
-        ({"lora": {}, "optimizer": "muon"}, "prefer.optimizer: LoRA trains with adamw"),
-        ({"sources": [{"kind": "python-docs-qa"}]}, "unknown kind 'python-docs-qa'"),
-    ],
-)
-def test_a_field_that_makes_no_sense_is_refused_with_its_key(tmp_path, fields, expected):
-    found = refused(tmp_path, **fields)
-    assert expected in found
-    assert "nothing was started" in found
-
-
-@pytest.mark.parametrize(
-    "other", [{"rank": 8}, {"alpha": 8}, {"targets": ["q_proj"]}, {"base_dtype": "bfloat16"}]
-)
-def test_other_additions_than_those_of_sft_are_refused(tmp_path, other):
-    changes = {"prefer": {"sources": SOURCES, "lora": other}, "sft__lora": {}}
-    said = refusal(tmp_path, **changes)
-    assert "prefer.lora: it trains the additions of sft.lora further" in said
-    assert "publish the model after sft" in said
 
 
 def test_the_additions_of_sft_are_trained_further_by_the_same_settings():
@@ -131,9 +95,9 @@ def test_the_additions_of_sft_are_trained_further_by_the_same_settings():
 def test_the_data_decides_between_pairs_and_single_answers():
     section = prefer(loss="apo-zero")
     section.know_kind("labels", "here")
-    assert not section.preference.paired
+    assert not section.learning.paired
     section.know_kind("pairs", "here")
-    assert section.preference.paired
+    assert section.learning.paired
     with pytest.raises(BadInput, match=r"here: these are single answers .* prefer.loss=apo-zero"):
         prefer(loss="dpo").know_kind("labels", "here")
     weighted = prefer(loss="apo-zero", desirable_weight=2)

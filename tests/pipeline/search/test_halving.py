@@ -166,6 +166,9 @@ def test_a_setting_that_diverged_comes_last_and_does_not_widen_the_errors_of_oth
     (other,), (same, diverged) = compared(losses), compared(with_inf)
     assert (same.difference, same.sem) == (other.difference, other.sem)
     assert diverged.diverged
+    with np.errstate(invalid="raise"):
+        (both,) = compared({"a": [math.inf, 3.0], "b": [math.inf, 3.0]})
+    assert both.diverged
 
 
 def test_the_error_of_a_difference_leaves_out_what_seeds_share():

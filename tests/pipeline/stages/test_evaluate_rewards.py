@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 from safetensors.torch import save_file
 
-from pion.train.held_out_rewards import answer_nats
+from pion.train.rewards import answer_nats
 from pipeline.data.prepared import open_data
 from pipeline.data.prompt_rows import PromptRows
 from pipeline.stages.evaluate_rewards import rewards_of

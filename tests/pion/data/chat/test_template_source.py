@@ -4,13 +4,11 @@ from datetime import UTC, date, datetime
 import pytest
 
 from pion.data.chat.template_source import (
-    LARGEST_TEMPLATE,
     find_template,
     template_date,
     with_settings,
     write_template_date,
 )
-from pion.errors import BadInput
 
 
 def config(folder, template):
@@ -29,30 +27,6 @@ def test_of_named_templates_the_default_counts(tmp_path):
     named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
     config(tmp_path, named)
     assert find_template(tmp_path) == "b"
-    config(tmp_path, named[:1])
-    with pytest.raises(BadInput, match="no template named default, but 'tool_use'"):
-        find_template(tmp_path)
-
-
-@pytest.mark.parametrize("template", [5, {"default": "a"}, "a" * (LARGEST_TEMPLATE + 1), [None]])
-def test_a_template_that_is_no_text_is_refused(tmp_path, template):
-    config(tmp_path, template)
-    with pytest.raises(BadInput, match=r"tokenizer_config\.json: key chat_template") as error:
-        find_template(tmp_path)
-    assert len(str(error.value)) < 500
-
-
-@pytest.mark.parametrize("content", [b"\xff", b"a" * (LARGEST_TEMPLATE + 1)])
-def test_a_damaged_file_is_refused(tmp_path, content):
-    (tmp_path / "chat_template.jinja").write_bytes(content)
-    with pytest.raises(BadInput, match=r"chat_template\.jinja"):
-        find_template(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["messages", "tools", "strftime_now", "a b", "", "x %}{{ 1"])
-def test_an_option_that_no_template_can_have_is_refused(name):
-    with pytest.raises(BadInput, match="template option"):
-        with_settings("", None, {name: 1}, [])
 
 
 @pytest.mark.parametrize("role", ["user", "system", "developer"])
@@ -67,12 +41,7 @@ def test_a_system_message_is_written_where_a_conversation_has_none(role):
     assert text == f"\n{told}{role}:Hi;"
 
 
-def test_the_recorded_day_is_the_templates_today_and_a_damaged_record_is_refused(tmp_path):
+def test_the_recorded_day_is_the_templates_today(tmp_path):
     assert abs((template_date(tmp_path) - datetime.now(UTC).date()).days) <= 1
     write_template_date(tmp_path, "2026-01-02")
     assert template_date(tmp_path) == date(2026, 1, 2)
-    for damaged in ("2026-13-02", 5, [], "x" * 1000):
-        (tmp_path / "template_date.json").write_text(json.dumps({"date": damaged}))
-        with pytest.raises(BadInput, match=r"template_date\.json: key date must be") as error:
-            template_date(tmp_path)
-        assert len(str(error.value)) < 500

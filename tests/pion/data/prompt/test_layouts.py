@@ -3,7 +3,6 @@
 import pytest
 
 from pion.data.prompt.layouts import parse_question
-from pion.errors import BadInput
 
 ASKED, SOLVED = "How many eggs are left?", "16 - 3 = 13 eggs. #### 72"
 USER, SYSTEM = {"role": "user", "content": ASKED}, {"role": "system", "content": "Be brief."}
@@ -47,26 +46,3 @@ def test_each_layout_gives_its_prompt_and_its_answer(record, roles, answer, word
     assert found.prompt == (ASKED if text else messages)
     assert seen.layout.startswith(words)
     assert seen.unread == ()
-
-
-BAD = [
-    ([ASKED], "not a prompt: found"),
-    ({"text": ASKED}, r"expected a text or messages.*found 'text'"),
-    ({"prompt": "  ", "answer": "1"}, "not a prompt: key 'prompt' is empty"),
-    ({"prompt": [{"role": "user", "content": " "}]}, "key 'prompt': there is no prompt"),
-    ({"messages": [SAID]}, "key 'messages': there is no prompt: the user says nothing"),
-    ({"prompt": [USER, SAID, SAID]}, "key 'prompt' ends with two answers.*Remove the first"),
-    ({"prompt": 5}, "key 'prompt' must be text or a list"),
-    ({"prompt": ASKED, "question": "And?"}, "the keys 'prompt' and 'question' could all be"),
-    ({"prompt": ASKED, "answer": None}, "key 'answer': the right answer can't be None"),
-    ({"prompt": ASKED, "answer": float("nan")}, "key 'answer': the right answer can't be nan"),
-    ({**VERL, "reward_model": {"ground_truth": None}}, "'reward_model.ground_truth'"),
-    ({"prompt": ASKED, "images": ["a.png"]}, "'images' has what a model of texts does not see"),
-]
-
-
-@pytest.mark.parametrize(("record", "why"), BAD)
-def test_a_record_that_is_no_prompt_is_refused_in_one_line_with_its_place(record, why):
-    with pytest.raises(BadInput, match=f"^rl.jsonl:7: .*{why}") as error:
-        parse_question(record, "rl.jsonl:7")
-    assert "\n" not in str(error.value)

@@ -14,7 +14,6 @@ from tests.support.tokenizer_kinds import (
     PLAIN,
     added,
     settings_of,
-    starting,
     tokenizer_of,
     without_bytes,
     write_files,
@@ -133,19 +132,6 @@ def test_a_tokenizer_with_gpt2s_single_special_token_pads_with_it(tmp_path):
     assert alone.pad == alone.end_of_text == 0
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(BadInput, match=r"nowhere\.json"):
-        Tokenizer.from_file(tmp_path / "nowhere.json")
-
-
-@pytest.mark.parametrize("content", ["", "{}", "[1, 2]", "not json", '{"model": {"type": "BPE"}}'])
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
-    path = tmp_path / "tokenizer.json"
-    path.write_text(content)
-    with pytest.raises(BadInput, match=r"tokenizer\.json: not a tokenizer"):
-        Tokenizer.from_file(path)
-
-
 def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path):
     added = json.loads(edited(tmp_path).read_text())["added_tokens"]
     path = edited(tmp_path, added_tokens=added[1:])
@@ -158,17 +144,6 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused_with_both_numbers():
     tokenizer().fits(size)
     with pytest.raises(BadInput, match=rf"doesn't fit the model.*{size - 1}.*{size - 2}"):
         tokenizer().fits(size - 2)
-
-
-@pytest.mark.parametrize("texts", [[], [""], ["", ""]])
-def test_training_on_an_empty_corpus_is_refused(texts):
-    with pytest.raises(BadInput, match="corpus is empty"):
-        train_bpe(texts, 300)
-
-
-def test_training_a_vocabulary_too_small_for_all_bytes_is_refused():
-    with pytest.raises(BadInput, match="258 or more"):
-        train_bpe(CORPUS, 257)
 
 
 # ---------------------------------------------------------------- tokenizers of other models
@@ -223,18 +198,6 @@ def test_replaced_characters_are_counted_with_the_first_places():
         "a.jsonl:0, line 2 of this text (U+0004); a.jsonl:1, line 2 of this text (U+0004); "
         "a.jsonl:2, line 2 of this text (U+0004)"
     )
-
-
-@pytest.mark.parametrize("missing", [b"z", b"\n\x04", b"\xef", b"\xf3", b"\x80"])
-def test_a_vocabulary_that_lacks_bytes_of_real_text_is_refused(missing):
-    with pytest.raises(BadInput, match=rf"x: key model.vocab lacks 1 of .*\({missing[0]:02x}\)"):
-        Tokenizer(json.dumps(without_bytes(missing=missing)), "x")
-
-
-@pytest.mark.parametrize("step", ["pre_tokenizer", "decoder"])
-def test_a_tokenizer_that_does_not_write_bytes_as_letters_is_refused(step):
-    with pytest.raises(BadInput, match=r"x: not a byte-level BPE.*a ByteLevel step"):
-        Tokenizer(json.dumps(settings_of("gpt2", **{step: None})), "x")
 
 
 def test_nfc_is_said_and_bits_per_byte_count_the_normal_text():
@@ -319,15 +282,3 @@ def test_without_a_first_token_a_document_is_as_before():
     gpt2 = TOKENIZERS["gpt2"]
     assert gpt2.start_document([5]) == [5]
     assert gpt2.prompt("") == [gpt2.end_of_text] == [gpt2.before_document]
-
-
-@pytest.mark.parametrize(("ids", "many"), [((360, 361), 2), ((5,), 1)])
-def test_a_post_processor_that_puts_anything_else_first_is_refused(ids, many):
-    with pytest.raises(BadInput, match=f"puts {many} tokens before a text"):
-        tokenizer_of("llama3", post_processor=starting(*ids))
-
-
-def test_a_unigram_tokenizer_is_refused_with_the_reason():
-    unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}
-    with pytest.raises(BadInput, match=r"x: a SentencePiece-style.*Unigram.*byte-level BPE"):
-        Tokenizer(json.dumps(settings_of("llama3", model=unigram)), "x")

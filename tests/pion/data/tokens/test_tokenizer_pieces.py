@@ -64,21 +64,6 @@ def test_a_token_of_images_has_no_row_and_the_post_processor_gives_way(tmp_path)
     assert Tokenizer.from_file(tmp_path / "tokenizer.json").first is None
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "NFKC"}]}),
-        ("pre_tokenizer", {"type": "Whitespace"}),
-        ("decoder", {"type": "Fuse"}),
-    ],
-)
-def test_other_steps_are_refused_by_their_key(key, value):
-    if key == "normalizer":  # one more step before Gemma's own
-        value["normalizers"].append(settings_of("gemma")["normalizer"])
-    with pytest.raises(BadInput, match=f"x: a SentencePiece-style tokenizer .key {key} is .*type"):
-        Tokenizer(json.dumps(settings_of("gemma", **{key: value})), "x")
-
-
 def test_a_missing_byte_is_named_and_gguf_refuses_pieces():
     settings = settings_of("gemma")
     with pytest.raises(BadInput, match=r"key model\.byte_fallback is set"):

@@ -41,11 +41,11 @@ HOPS = (1, 3, 2, 1)
 MANY_HOPS = (1, 8, 2)
 STEPS_BETWEEN = 2
 # What is trained by `make`: a family, and changes.
-WHOLE = {"name": "pion", "optimizer": "muon", "sharded": False}
+SHARDED = {"name": "pion", "optimizer": "muon", "sharded": True}
 CASES = {
-    "whole": (WHOLE, HOPS),
-    "sharded": (WHOLE | {"sharded": True}, HOPS),
-    "many": (WHOLE, MANY_HOPS),
+    "whole": (SHARDED | {"sharded": False}, HOPS),
+    "sharded": (SHARDED, HOPS),
+    "many": (SHARDED, MANY_HOPS),
     **{
         f"{family} by {optimizer}, sharded": (
             {"name": family, "optimizer": optimizer, "sharded": True},
@@ -54,14 +54,14 @@ CASES = {
         for family, optimizer in (*product(FAMILIES, ("adamw", "muon")), ("pion", "adamw8bit"))
     },
 }
-# By default, the ranks that die have the model whole.
+# Soak has all.
 QUICK = ("sharded",)
 
 
 class Saver:
     """One rank that trains and saves. `save` is called by all ranks at once."""
 
-    def __init__(self, folder, rank, world_size, trained=WHOLE):
+    def __init__(self, folder, rank, world_size, trained=SHARDED):
         self.rank, self.world_size = rank, world_size
         folder.mkdir(exist_ok=True)
         changes = trained | {"sharded": trained["sharded"] and world_size > 1}

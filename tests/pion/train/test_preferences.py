@@ -1,12 +1,12 @@
 """The held-out loss of preferences is that of training, whatever the batches."""
 
 import math
+from contextlib import closing
 
 import pytest
 import torch
 
 from pion.errors import BadInput
-from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferences
 from pion.train.preference import Preference
 from pion.train.preference_losses import answer_sums
 from pion.train.reference import sums_of
@@ -29,8 +29,10 @@ def sums_of_all():
     return Sums(a, b, r_w, r_l, n_w, n_l)
 
 
-def scorer(preference, micro_batch):
-    return PreferenceScorer(drawn(CONFIG), preference, micro_batch, ComputePlan())
+def evaluated(preference, rows, micro_batch):
+    stream, settings = PairRows(ROWS).as_stream(), TrainSettings(4, 2, 1e-3, learning=preference)
+    with closing(Trainer(drawn(CONFIG), stream, settings, ComputePlan())) as trainer:
+        return trainer.evaluate(stream, rows, micro_batch, end_of_text=0)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 16])
@@ -38,9 +40,7 @@ def test_the_loss_and_the_accuracy_are_means_over_pairs(micro_batch):
     s = sums_of_all()
     margins = 0.3 * ((s.a - s.r_w) - (s.b - s.r_l))
     losses = -torch.nn.functional.logsigmoid(margins)
-    found = evaluate_preferences(
-        scorer(Preference("dpo", beta=0.3), micro_batch), PairRows(ROWS).as_stream(), range(7)
-    )
+    found = evaluated(Preference("dpo", beta=0.3), range(7), micro_batch)
     assert found.loss == pytest.approx(float(losses.mean()), rel=1e-6)
     assert found.sem == pytest.approx(float(losses.std()) / math.sqrt(len(losses)), rel=1e-6)
     assert found.measures["accuracy"] == pytest.approx(float((margins > 0).double().mean()))
@@ -50,17 +50,14 @@ def test_the_loss_and_the_accuracy_are_means_over_pairs(micro_batch):
 
 
 def test_the_cross_entropy_that_training_adds_counts():
-    s, stream = sums_of_all(), PairRows(ROWS).as_stream()
-    plain, more = (
-        evaluate_preferences(scorer(Preference("dpo", sft_weight=w), 4), stream, range(7))
-        for w in (0.0, 0.5)
-    )
+    s = sums_of_all()
+    plain, more = (evaluated(Preference("dpo", sft_weight=w), range(7), 4) for w in (0.0, 0.5))
     assert more.loss - plain.loss == pytest.approx(0.5 * float(-s.a.sum() / s.n_w.sum()), rel=1e-6)
 
 
 def test_no_rows_are_refused():
     with pytest.raises(BadInput, match=r"raise prefer\.held_out"):
-        evaluate_preferences(scorer(Preference(), 1), PairRows(ROWS).as_stream(), range(0))
+        evaluated(Preference(), range(0), 1)
 
 
 @pytest.mark.parametrize("preference", [Preference("dpo"), Preference("dpo-norm")], ids=str)
@@ -86,7 +83,7 @@ def test_a_model_that_is_its_reference_has_the_loss_of_a_coin_exactly(changes, p
         for row, pairs in enumerate(ROWS)
     ]
     stream = PairRows(own).as_stream()
-    settings = TrainSettings(4, 2, 1e-3, preference=preference)
+    settings = TrainSettings(4, 2, 1e-3, learning=preference)
     trainer = Trainer(start, stream, settings, plan)
     for micro_batch in (7, 2):
         found = trainer.evaluate(stream, range(7), micro_batch, end_of_text=0)

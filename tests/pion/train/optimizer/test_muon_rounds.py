@@ -1,13 +1,13 @@
-"""Who owns what: each matrix has one owner, and Muon's arithmetic is divided evenly."""
+"""Who owns what: each matrix has one owner, and the work is divided evenly."""
 
 import pytest
 
 from pion.config.model_config import ModelConfig
 from pion.config.presets import PRESETS
 from pion.model.params_and_flops import shapes_and_roles
-from pion.train.optimizer.moments import each_matrix
+from pion.train.optimizer import muon_rounds
 from pion.train.optimizer.muon import newton_schulz_flops
-from pion.train.optimizer.ownership import Shape, deal_matrices, muon_rounds
+from pion.train.optimizer.muon_rounds import Shape, deal_matrices, each_matrix, rounds_of
 
 
 def matrices(preset) -> tuple[Shape, ...]:
@@ -53,8 +53,14 @@ def test_of_8_cards_none_has_over_a_sixth_of_muons_arithmetic_and_of_64_its_shar
     assert busiest_share(shapes, 64) * sum(flops) <= sum(flops) / 64 + max(flops)
 
 
-def test_a_round_has_no_more_elements_than_it_may_have_or_one_matrix():
-    owned, sizes = [[0, 1, 2], [3]], [10, 4, 4, 8]
-    assert muon_rounds(owned, sizes, most=8) == [[[0], [3]], [[1, 2], []]]
-    assert muon_rounds(owned, sizes, most=18) == [[[0, 1, 2], [3]]]
-    assert muon_rounds([[], []], [], most=8) == []
+@pytest.mark.parametrize(
+    ("most", "rounds"), [(16, [[[0], [1]], [[], [2, 3]]]), (36, [[[0], [1, 2, 3]]])]
+)
+def test_a_round_has_no_more_elements_than_it_may_have_or_one_matrix(monkeypatch, most, rounds):
+    monkeypatch.setattr(muon_rounds, "BATCH_ELEMENTS", most)
+    assert rounds_of([(4, 4), (3, 3), (2, 2), (2, 2)], 2) == rounds
+    assert rounds_of([], 2) == []
+
+
+def test_the_matrices_of_a_stack_count_one_by_one():
+    assert each_matrix([(4, 2, 3), (5, 6)]) == ((2, 3), (2, 3), (2, 3), (2, 3), (5, 6))
