@@ -188,10 +188,12 @@ def _name_the_class(folder: Path) -> None:
     """Let transformers read the steps of tokenizer.json, and not rebuild those of another class.
 
     DeepSeek V3 names LlamaTokenizerFast, which gives its texts other ids than its tokenizer.json.
+    A class that leaves out a first token that the file would add stays.
     """
     path = folder / TOKENIZER_CONFIG
     config = read_optional(path)
-    if config.get("tokenizer_class") not in (READS_THE_FILE, "TokenizersBackend"):
+    reads_it = config.get("tokenizer_class") in (READS_THE_FILE, "TokenizersBackend")
+    if not reads_it and config.get("add_bos_token") is not False:
         write_json(path, config | {"tokenizer_class": READS_THE_FILE})
 
 

@@ -64,6 +64,16 @@ def test_an_export_has_the_original_files_and_all_stops(tmp_path, name):
     export_model(decoder, tokenizer, out)  # an earlier export is replaced, its folders too
 
 
+def test_a_class_that_leaves_out_the_first_token_stays(tmp_path):
+    tokenizer = original(tmp_path / "original", "Llama 3.2")
+    path = tokenizer.folder / "tokenizer_config.json"
+    of_llama = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | of_llama))
+    export_model(model_for(tokenizer), tokenizer, tmp_path / "out")
+    written = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert written.items() >= of_llama.items()
+
+
 @pytest.mark.parametrize("named", ["LlamaTokenizerFast", "GPT2Tokenizer", None])
 def test_an_export_has_the_ids_of_tokenizer_json_whatever_class_is_named(tmp_path, named):
     """As DeepSeek V3 and GPT-4o, whose classes in transformers split words in another way."""
