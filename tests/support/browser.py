@@ -60,6 +60,11 @@ class Tab:
         """Wait until an element with that text is on the page."""
         self.page.wait_for_selector(f"{selector}:has-text({text!r})")
 
+    def wait_for_count(self, selector: str, count: int) -> None:
+        """Wait until so many elements are on the page."""
+        all_there = "([selector, n]) => document.querySelectorAll(selector).length === n"
+        self.page.wait_for_function(all_there, arg=[selector, count])
+
     def width(self) -> int:
         """Return how wide the page is, with what can only be scrolled to."""
         return int(self.page.evaluate("document.documentElement.scrollWidth"))

@@ -169,7 +169,7 @@ def _rows_and_notes(
         )
     alone = (
         "the job fits on none of these GPUs alone. Several GPUs of one machine divide its weights "
-        "(hardware.fsdp), or Muon's momentum"
+        "(hardware.fsdp)"
     )
     notes = [*made({alone: several}), *_why_unfit(rows), *changes, *_assumptions(job, rows)]
     return rows, prices, notes

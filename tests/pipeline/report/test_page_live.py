@@ -67,8 +67,8 @@ def test_the_page_follows_a_run_through_a_store_that_goes_away(browser, tmp_path
         tab.wait_for("#tiles", "requesting a machine on demand; 50 min 00 s of work left, no slack")
         tab.wait_for("#machines", "RTX 4090 on RunPod/CA, spot")
         tab.wait_for("#events", "<img src=x onerror=alert(1)>")
-        assert tab.page.locator("[data-metric=loss] path").count() == 3
-        assert tab.page.locator("[data-metric=loss] .attempt").count() == 1
+        tab.wait_for_count("[data-metric=loss] path", 3)
+        tab.wait_for_count("[data-metric=loss] .attempt", 1)
         run.train(5)
         tab.wait_for("#tiles", "65")
         folder = tmp_path / "runs" / "demo"
@@ -149,8 +149,7 @@ def test_two_runs_fit_on_a_phone_and_can_be_read(scheme, browser, tmp_path):
     with quick(), showing(*runs) as url:
         tab = Tab(browser, url, color_scheme=scheme, viewport=PHONE, has_touch=True)
         tab.wait_for("#settings", "pretrain.lr")
-        tab.page.wait_for_selector("[data-metric=loss] path")
-        assert tab.page.locator("[data-metric=loss] path").count() == 6
+        tab.wait_for_count("[data-metric=loss] path", 6)
         tab.page.uncheck("#curves-0")
         assert tab.page.locator("[data-metric=loss] path").count() == 3
         tab.page.tap("#run-1")

@@ -179,10 +179,7 @@ def test_several_machines_take_as_long_as_one_with_as_many_gpus_and_each_is_paid
     assert nodes.dollars == pytest.approx(2 * 0.4 * nodes.hours)
 
 
-def test_what_a_gpu_needs_depends_on_its_precision_and_on_how_many_divide_muons_momentum():
-    few = ("hardware.micro_batch=1", "sft=null", "pretrain.optimizer=muon")
-    one, eight = on("A40", *few), on("A40", *few, count=8)
-    assert one.peak_bytes - eight.peak_bytes == pytest.approx(4 * 70_778_880 * 7 / 8, rel=0.01)
+def test_what_a_gpu_needs_depends_on_its_precision():
     same = ("hardware.micro_batch=2",)
     float32, bfloat16 = (on(gpu, *same).stages[0].peak_bytes for gpu in ("T4", "RTXA4000"))
     assert float32 > bfloat16, "a T4 has no bf16"
