@@ -134,7 +134,7 @@ class PieceRows:
             "refusals": list(piece.refusals[:NAMED]),
         }
         content = io.BytesIO()
-        np.savez(content, record=json.dumps(record, default=asdict), **columns)
+        np.savez(content, allow_pickle=False, record=json.dumps(record, default=asdict), **columns)
         make_folder(self._folder)
         write_atomically(self._next_kept, content.getvalue())
         self._rows.finished(self._next_kept)

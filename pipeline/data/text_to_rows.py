@@ -7,9 +7,12 @@ Documents that are in no files are encoded in pieces of some megabytes, by this 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -152,17 +155,6 @@ def write_piece_rows(
     """
     what, say = progress
 
-    def encode(pieces: Iterator[Piece]) -> Iterator[EncodedPiece]:
-        encoded = source.tasks.map(encode_piece, source.reading, pieces)
-        for piece, counted in zip(encoded, source.counted[start:]):
-            if piece.counts["documents"] != counted.documents:
-                raise BadInput(
-                    f"{source.reading.key}: the files have changed while they were prepared. "
-                    "Nothing was trained. Wait until they are complete, then run the same command "
-                    "again."
-                )
-            yield piece
-
     def look() -> None:
         done = len(writer.counts)
         seconds = time.monotonic() - started
@@ -179,11 +171,30 @@ def write_piece_rows(
             )
         )
 
+    rows = replace(rows, key=_key(rows, source.pieces))
     writer = PieceRows(place, rows, tokenizer.vocab_size, _FILE_COUNTS, say, flags=False)
     sizes = [0, *accumulate(piece.bytes for piece in source.counted)]
     start, started = len(writer.counts), time.monotonic()
-    writer.write(source.pieces, encode, look)
+    writer.write(source.pieces, partial(_encoded, source, start), look)
     seconds = time.monotonic() - started
     for counts in writer.counts:
         remarks.add_piece(counts)
     return _report(writer, (sizes[-1] - sizes[start]) / 1e6 / seconds)
+
+
+def _encoded(source: FilePieces, start: int, pieces: Iterator[Piece]) -> Iterator[EncodedPiece]:
+    """Yield the pieces from number `start` on as ids. Raises BadInput if they have changed."""
+    encoded = source.tasks.map(encode_piece, source.reading, pieces)
+    for piece, counted in zip(encoded, source.counted[start:]):
+        if piece.counts["documents"] != counted.documents:
+            raise BadInput(
+                f"{source.reading.key}: the files have changed while they were prepared. Nothing "
+                "was trained. Wait until they are complete, then run the same command again."
+            )
+        yield piece
+
+
+def _key(rows: RowFormat, pieces: Sequence[Piece]) -> str:
+    """Return what identifies the rows and the pieces, wherever the files are."""
+    cuts = [[[span.start, span.end, span.seen] for span in piece.spans] for piece in pieces]
+    return hashlib.sha256(json.dumps([rows.key, cuts]).encode()).hexdigest()

@@ -135,7 +135,7 @@ def prepare_part(
         check_fits(job, Tokenizer.from_file(data.tokenizer_path), data.tokenizer_path, by_job)
     names = tuple(_name(found.source) for found in inputs)
     # Whoever prepared the data may have other names for the same sources.
-    named = zip(report["sources"], names, inputs, strict=False)
+    named = zip(report.get("sources", ()), names, inputs, strict=False)
     sources = [{**one, "name": name, "files": files_digest(it)} for one, name, it in named]
     prepared = Prepared(ready, fingerprint, names, {**report, "sources": sources}, rows)
     if part in job.train_stages:

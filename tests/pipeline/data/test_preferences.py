@@ -1,6 +1,5 @@
 """Sources of preferences: files of others, and what is said about them."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +21,7 @@ from pipeline.job import HubDataset, JsonlFiles, ParquetFiles, PythonDocsPrefer
 from tests.support.chat_templates import CHATML, QWEN3
 from tests.support.corpora import files_of, make_job, write_corpus
 from tests.support.interrupted import ends_at
+from tests.support.piece_corpora import change_piece
 from tests.support.preference_files import (
     KEY,
     label_of,
@@ -303,7 +303,7 @@ def test_an_interrupted_call_does_not_encode_finished_buffers_again(tmp_path, mo
         patch.setattr("pipeline.data.splits.mark", ends_at(30))
         with pytest.raises(KeyboardInterrupt):
             write_rows(tmp_path, shard_rows=1)
-    done = len(json.loads((tmp_path / "rows/pieces/packed.json").read_text())["buffers"])
+    done = len(list((tmp_path / "rows/pieces").glob("*.npz")))
     packed = []
     pack = preferences_to_rows.pack_buffer
     monkeypatch.setattr(
@@ -325,16 +325,10 @@ def test_rows_of_other_settings_are_written_again(tmp_path, setting):
         assert (tmp_path / "rows" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
 
 
-def test_progress_that_nobody_wrote_is_packed_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", [{"read": -1}, {"seen": 5}, {"another": 1}])
+def test_counts_that_nobody_wrote_are_counted_again(tmp_path, monkeypatch, change):
     monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(20)])
     whole = write_rows(tmp_path)
-    path = tmp_path / "rows/pieces/packed.json"
-    progress = json.loads(path.read_text())
-    texts = ["[]", "{}", "[" * 9000, '{"key": 1, "buffers": 5}', "null", "x"]
-    for change in ({"rows": {"train": -1, "held_out": 0}}, {"rows": {}}, {"counts": {}}):
-        buffers = progress["buffers"] | {"0": progress["buffers"]["0"] | change}
-        texts.append(json.dumps(progress | {"buffers": buffers}))
-    for text in texts:
-        path.write_text(text)
-        assert write_rows(tmp_path) == whole
+    change_piece(tmp_path / "rows", 0, change)
+    assert write_rows(tmp_path) == whole
