@@ -21,7 +21,6 @@ from pipeline.job import HubDataset, JsonlFiles, ParquetFiles, PythonDocsPrefer
 from tests.support.chat_templates import CHATML, QWEN3
 from tests.support.corpora import files_of, make_job, write_corpus
 from tests.support.interrupted import ends_at
-from tests.support.piece_corpora import change_piece
 from tests.support.preference_files import (
     KEY,
     label_of,
@@ -323,12 +322,3 @@ def test_rows_of_other_settings_are_written_again(tmp_path, setting):
     assert changed == write_rows(tmp_path, out="fresh", **{setting: other})
     for name in (f"{split}/{name}" for split in SPLITS for name in ("manifest.json", SEQUENCES)):
         assert (tmp_path / "rows" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
-
-
-@pytest.mark.parametrize("change", [{"read": -1}, {"seen": 5}, {"another": 1}])
-def test_counts_that_nobody_wrote_are_counted_again(tmp_path, monkeypatch, change):
-    monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
-    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(20)])
-    whole = write_rows(tmp_path)
-    change_piece(tmp_path / "rows", 0, change)
-    assert write_rows(tmp_path) == whole
