@@ -67,21 +67,27 @@ class ShardWriter:
         make_folder(self._folder)
         self._take_over_finished()
 
-    def append_documents(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+    def append_documents(
+        self, ids: np.ndarray, lengths: np.ndarray, flags: np.ndarray | None = None
+    ) -> None:
         """Append documents that are joined in ``ids``, each with its end-of-text.
 
-        ``lengths`` has the number of ids of each, int64; 0 for an empty document.
+        ``lengths`` has the number of ids of each, int64; 0 for an empty document. For
+        conversations, ``flags`` has as many flags as there are ids.
 
         Raises:
             BadInput: an id is beyond the vocabulary, or the shard can't be written.
         """
+        if (flags is None) != (self._flags is None):
+            raise ValueError("conversations need flags, and other rows must have none")
         if not len(lengths):
             return
         self._check(ids)
+        marks = None if flags is None else flags.ravel()
         ends = np.cumsum(lengths)
         used, self._resumed_within = self._resumed_within, 0
         while used < len(ids):
-            used += self._fill(ids[used:], None)
+            used += self._fill(ids[used:], None if marks is None else marks[used:])
             if self._filled == self._ids.size:
                 last = int(np.searchsorted(ends, used))  # the document that the shard ends in
                 whole = bool(ends[last] == used)
@@ -90,23 +96,15 @@ class ShardWriter:
         self.appended += len(lengths)
 
     def append_rows(self, rows: np.ndarray, flags: np.ndarray | None = None) -> None:
-        """Append rows ``(n, seq_len)`` and, for conversations, their flags of the same shape.
+        """Append rows ``(n, seq_len)``, each as a document, and, for conversations, their flags of
+        the same shape.
 
         Raises:
             BadInput: an id is beyond the vocabulary, or the shard can't be written.
         """
         if rows.ndim != 2 or rows.shape[1] != self._seq_len:
             raise ValueError(f"the rows have shape {rows.shape}, not (n, {self._seq_len})")
-        if (flags is None) != (self._flags is None):
-            raise ValueError("conversations need flags, and other rows must have none")
-        self._check(rows)
-        used = 0
-        while used < len(rows):
-            taken = self._fill(rows[used:].ravel(), None if flags is None else flags[used:].ravel())
-            used += taken // self._seq_len
-            self.appended += taken // self._seq_len
-            if self._filled == self._ids.size:
-                self._write_shard(self.appended, 0)
+        self.append_documents(rows.ravel(), np.full(len(rows), self._seq_len), flags)
 
     def finish(self) -> tuple[Shard, ...]:
         """Write the rows that don't fill a shard; drop the ids that don't fill a row.

@@ -1,4 +1,4 @@
-"""Conversations to training rows: tokenised and packed (`pipeline.data.packed_records`).
+"""Conversations to training rows: tokenised and packed (`pipeline.data.piece_rows`).
 
 Conversations that can't be used are skipped and counted, unless they were looked at before anything
 was rented: then they end the preparation. So do too many of them.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,11 +21,12 @@ from pion.data.chat.template import COUNTS, Examples
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.console.messages import PrepareProgress, Say
-from pipeline.data.packed_records import NAMED, Counts, PackedBuffer, PackedRows, require_usable
+from pipeline.data.piece_rows import NAMED, EncodedPiece, PieceRows, require_usable
 from pipeline.data.prepared import SPLITS
 from pipeline.data.remarks import MANY_DROPPED
 from pipeline.data.sources import Talk
 from pipeline.data.splits import RowFormat
+from pipeline.state.record_json import Count, record_type
 
 BUFFER = 16_384
 COUNTED = (
@@ -39,6 +40,7 @@ COUNTED = (
     "fits",
     *COUNTS,
 )
+_COUNTS = record_type(dict.fromkeys(COUNTED, Count), split_of=Literal["train", "held_out"])
 # The conversations of a buffer, and the split that all are of.
 Buffer = tuple[str, list[Talk]]
 # The names and the contents of the tokenizer.json and of what is next to it.
@@ -47,7 +49,7 @@ Files = tuple[tuple[str, bytes], ...]
 
 def write_conversation_rows(
     conversations: Iterable[tuple[bool, Talk]],
-    pack: Callable[[Iterator[Buffer]], Iterator[PackedBuffer]],
+    pack: Callable[[Iterator[Buffer]], Iterator[EncodedPiece]],
     vocab_size: int,
     folder: Path,
     rows: RowFormat,
@@ -77,11 +79,11 @@ def write_conversation_rows(
                 look()
         yield from ((split, buffer) for split, buffer in begun.items() if buffer)
 
-    writer = PackedRows(folder, rows, vocab_size, _counts_in)
+    writer = PieceRows(folder, rows, vocab_size, _COUNTS, progress[1], flags=True)
     writer.write(buffers(), pack, look)
     report: dict[str, Any] = {}
     for split, manifest in writer.splits.finish("conversations").items():
-        counted = [one for one in writer.counts.values() if one["split_of"] == split]
+        counted = [one for one in writer.counts if one["split_of"] == split]
         report[f"{split}_rows"] = manifest.rows
         report |= {f"{split}_{name}": sum(one[name] for one in counted) for name in COUNTED}
         report[f"{split}_fits"] = max((one["fits"] for one in counted), default=0)
@@ -90,18 +92,10 @@ def write_conversation_rows(
     return report | {"refusals": writer.refusals[:NAMED]}
 
 
-def _counts_in(record: Any) -> Counts:
-    """Return the counts of a buffer as they were written to a file."""
-    return {
-        "split_of": SPLITS[SPLITS.index(record["split_of"])],
-        **{name: int(record[name]) for name in COUNTED},
-    }
-
-
 # ---------------------------------------------------------------- packing a buffer
 
 
-def pack_buffer(shared: tuple[Files, int], item: Buffer) -> PackedBuffer:
+def pack_buffer(shared: tuple[Files, int], item: Buffer) -> EncodedPiece:
     """Return a buffer of a split as rows. `shared` has the tokenizer's files and the ids of a row.
 
     Raises BadInput for a conversation that must be usable and is not.
@@ -123,7 +117,7 @@ def _format_of(files: Files) -> ChatFormat:
         return written
 
 
-def pack_here(shared: tuple[ChatFormat, int], item: Buffer) -> PackedBuffer:
+def pack_here(shared: tuple[ChatFormat, int], item: Buffer) -> EncodedPiece:
     """Return a buffer as rows, as `pack_buffer` does. `shared` has the format and the ids of a
     row."""
     (written, seq_len), (split, buffer) = shared, item
@@ -143,7 +137,9 @@ def pack_here(shared: tuple[ChatFormat, int], item: Buffer) -> PackedBuffer:
         "fits": row_that_holds(1 - MANY_DROPPED, np.array([len(c.ids) for c in tokenized])),
         **{name: sum(int(getattr(e, name)) for e in examples) for name in COUNTS},
     }
-    return PackedBuffer({split: (packed.ids, packed.flags)}, counts, refused)
+    ids: dict[str, tuple[np.ndarray, np.ndarray | None]]
+    ids = dict.fromkeys(SPLITS, (packed.ids[:0], packed.flags[:0]))
+    return EncodedPiece(ids | {split: (packed.ids, packed.flags)}, counts, refused)
 
 
 def learned_from(written: ChatFormat, talks: Sequence[Talk]) -> list[Examples]:

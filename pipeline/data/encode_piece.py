@@ -5,7 +5,7 @@ Pieces of a source are done side by side, and their results are taken in the ord
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from pion.data.documents.file_to_documents import (
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.untrusted import open_file
+from pipeline.data.piece_rows import EncodedPiece
 from pipeline.data.pieces import Piece
 from pipeline.data.prepared import SPLITS
 from pipeline.data.remarks import Remarks
@@ -37,9 +38,6 @@ from pipeline.job import JsonlTexts, Source, TextFiles
 # Documents are encoded in batches of about so many characters.
 BATCH_CHARS = 4 << 20
 Split = TypeVar("Split")
-# By split: the ids of its documents, (n,) uint16 or uint32, each with its end-of-text; and how many
-# ids each document has, (documents,) int64.
-Joined = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -65,74 +63,61 @@ class Reading:
 
 @dataclass(frozen=True)
 class Counted:
-    """What a piece has: the documents of each split, the bytes of their texts, and the lines, rows
-    or texts of each span after which the file goes on."""
+    """What a piece has: documents, the bytes of their texts, and the lines, rows or texts of each
+    span after which the file goes on."""
 
-    documents: Mapping[str, int]
+    documents: int
     bytes: int
     items: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A piece as ids.
-
-    Attributes:
-        joined: its documents.
-        replaced: how many characters the vocabulary lacks.
-        places: where the first of them are.
-        noted: what else its texts have, as `Remarks` notes it.
-    """
-
-    joined: Joined
-    replaced: int
-    places: tuple[str, ...]
-    noted: Mapping[str, tuple[int, str]]
-
-
 def count_piece(reading: Reading, piece: Piece) -> Counted:
     """Read a piece and count what it has. Raises BadInput for the first mistake in it."""
-    documents, size, items = dict.fromkeys(SPLITS, 0), 0, []
+    documents, size, items = 0, 0, []
     for span in piece.spans:
         last = None
         for last in documents_in(span, reading):
-            for held_out, text in split_text(last, reading.held_out):
-                documents[SPLITS[held_out]] += 1
+            for _, text in split_text(last, reading.held_out):
+                documents += 1
                 size += len(text.encode())
         items.append(_items(span, reading.source, last))
     return Counted(documents, size, tuple(items))
 
 
-def encode_piece(reading: Reading, piece: Piece) -> Encoded:
-    """Return a piece as ids. Raises BadInput if it can't be read (any more)."""
+def encode_piece(reading: Reading, piece: Piece) -> EncodedPiece:
+    """Return a piece as ids; its counts have what is worth saying of its texts. Raises BadInput if
+    it can't be read (any more)."""
     tokenizer = _tokenizer(reading.tokenizer)
     remarks = Remarks(tokenizer.replaced())
 
-    def texts() -> Iterator[tuple[str, str]]:
+    def texts() -> Iterator[tuple[bool, str]]:
         for span in piece.spans:
             for document in documents_in(span, reading, remarks.note_text):
                 remarks.replaced.look(document.text, document.origin)
-                for held_out, text in split_text(document, reading.held_out):
-                    yield SPLITS[held_out], text
+                yield from split_text(document, reading.held_out)
 
-    joined = encode_texts(tokenizer, texts())
-    places = tuple(remarks.replaced.places)
-    return Encoded(joined, remarks.replaced.count, places, remarks.noted)
+    encoded = encode_texts(tokenizer, texts())
+    return replace(encoded, counts=encoded.counts | remarks.of_piece())
 
 
-def encode_texts(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) -> Joined:
-    """Return the ids of documents, of which each has its split and its text."""
+def encode_texts(tokenizer: Tokenizer, texts: Iterable[tuple[bool, str]]) -> EncodedPiece:
+    """Return the ids of documents, of which each is held out or not, and has its text. Each has its
+    end-of-text."""
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    found: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype)] for split in SPLITS}
+    joined: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype)] for split in SPLITS}
+    counts = {"documents": 0, "bytes": 0}
     for batch in batches(texts):
-        encoded = tokenizer.encode_batch([text for _, text in batch])
-        for (split, _), ids in zip(batch, encoded, strict=True):
-            document = [*tokenizer.start_document(ids), tokenizer.end_of_text] if ids else []
-            found[split].append(np.array(document, dtype))
-    return {
-        split: (np.concatenate(some), np.array([len(one) for one in some[1:]], np.int64))
-        for split, some in found.items()
-    }
+        for (held_out, text), ids in zip(
+            batch, tokenizer.encode_batch([text for _, text in batch]), strict=True
+        ):
+            counts["documents"] += 1
+            counts["bytes"] += len(text.encode())
+            if ids:
+                document = [*tokenizer.start_document(ids), tokenizer.end_of_text]
+                joined[SPLITS[held_out]].append(np.array(document, dtype))
+    return EncodedPiece(
+        {split: (np.concatenate(ids), None) for split, ids in joined.items()}, counts
+    )
 
 
 def batches(

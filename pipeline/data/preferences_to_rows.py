@@ -1,5 +1,5 @@
 """Preferences to training rows: rendered, divided by their prompts, packed
-(`pipeline.data.packed_records`).
+(`pipeline.data.piece_rows`).
 
 Only the ids of a prompt decide whether it is held out, so a buffer is divided after encoding.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,11 +32,11 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.files import write_atomically
 from pipeline.console.messages import PrepareProgress, Say
-from pipeline.data.packed_records import PROGRESS, PackedBuffer, PackedRows, require_usable
+from pipeline.data.piece_rows import EncodedPiece, PieceRows, require_usable
 from pipeline.data.preferences import Kind, Read
 from pipeline.data.prepared import SPLITS
 from pipeline.data.splits import RowFormat
-from pipeline.state.record_json import build, closed_record
+from pipeline.state.record_json import closed_record
 
 # Preferences that are encoded and packed together: as many sequences as of conversations.
 BUFFER = 8192
@@ -93,19 +93,15 @@ def write_preference_rows(
     buffers = iter(lambda: list(islice(items, BUFFER)), [])
     settings = [how.rows.key, how.written.context, how.held_out, how.seed]
     rows = replace(how.rows, key=json.dumps(settings))
-    writer = PackedRows(
-        folder,
-        rows,
-        how.tokenizer.vocab_size,
-        lambda record: asdict(build(closed_record(Tally), record, PROGRESS)),
-    )
+    counted = closed_record(Tally)
+    writer = PieceRows(folder, rows, how.tokenizer.vocab_size, counted, say, flags=True)
     writer.write(buffers, partial(map, partial(pack_buffer, how)), look)
     kind = kind or "pairs"
     flags = {
         split: _write_sequences(folder / split, manifest)
         for split, manifest in writer.splits.finish(kind).items()
     }
-    tally = total(Tally(**one) for _, one in sorted(writer.counts.items()))
+    tally = total(writer.counts)
     require_usable("preferences", tally.refused, tally.read, writer.refusals, f"{how.where}: ")
     summary = summarize(kind, flags, how.rows.seq_len, tally)
     summary.check(how.where)
@@ -125,7 +121,7 @@ def _write_sequences(folder: Path, manifest: Manifest) -> list[np.ndarray]:
 # ---------------------------------------------------------------- packing a buffer
 
 
-def pack_buffer(how: PreferenceRows, buffer: list[Read]) -> PackedBuffer:
+def pack_buffer(how: PreferenceRows, buffer: list[Read]) -> EncodedPiece:
     """Return a buffer as rows. Raises BadInput for a record that must be usable and is not."""
     outcomes = _outcomes(how, buffer)
     items: dict[str, list[Sequence[Sided]]] = {split: [] for split in SPLITS}
@@ -140,7 +136,7 @@ def pack_buffer(how: PreferenceRows, buffer: list[Read]) -> PackedBuffer:
     }
     tally = tally_of([one.preference for one in buffer], outcomes)
     refused = [one.why for one in outcomes if isinstance(one, Refused)]
-    return PackedBuffer(rows, asdict(tally), refused)
+    return EncodedPiece(rows, tally, refused)
 
 
 def _outcomes(how: PreferenceRows, buffer: Sequence[Read]) -> list[Outcome]:

@@ -74,6 +74,9 @@ class PreparedData:
             raise ValueError(f"part is {self.part!r:.200}; it must be one of {known}")
         if not isinstance(self.report, dict):
             raise ValueError(f"report is {self.report!r:.200}; it must be an object")
+        sources = self.report.get("sources", [])
+        if not isinstance(sources, list) or not all(isinstance(one, dict) for one in sources):
+            raise ValueError(f"report.sources is {sources!r:.200}; it must be a list of objects")
 
     @property
     def tokenizer_path(self) -> Path:

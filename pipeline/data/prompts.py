@@ -21,7 +21,7 @@ from pion.errors import BadInput
 from pion.files import sha256_file, write_atomically
 from pion.rewards.builtin import unjudgeable
 from pipeline.console.messages import PrepareProgress, Say
-from pipeline.data.packed_records import NAMED, require_usable
+from pipeline.data.piece_rows import NAMED, require_usable
 from pipeline.data.prepared import SPLITS
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Input, conversations, parsed

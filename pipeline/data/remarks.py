@@ -63,6 +63,17 @@ class Remarks:
         before, first = self.noted.get(words, (0, where))
         self.noted[words] = before + count, first
 
+    def of_piece(self) -> dict[str, Any]:
+        """Return, as JSON, what was noted of the texts of a piece. `add_piece` adds it."""
+        replaced = {"replaced": self.replaced.count, "places": self.replaced.places}
+        return replaced | {"noted": self.noted}
+
+    def add_piece(self, noted: Mapping[str, Any]) -> None:
+        """Add what was noted of the texts of a later piece."""
+        self.replaced.add(noted["replaced"], noted["places"])
+        for words, (count, where) in noted["noted"].items():
+            self.note_text(words, where, count)
+
     def note_counts(self, report: Mapping[str, Any], seq_len: int) -> None:
         """Note what was counted in both splits while rows of `seq_len` tokens were written."""
         self.counts = {n: report[f"train_{n}"] + report[f"held_out_{n}"] for n in COUNTS}

@@ -67,8 +67,8 @@ from pipeline.job.sft_and_lora_sections import Sft
 from pipeline.job.stages import CONVERSING
 from pipeline.stages.prepare_text import (
     PrepareOptions,
-    TextReading,
-    check_text,
+    SourceReading,
+    read_text,
     tokenizer_files,
     write_text,
 )
@@ -135,7 +135,7 @@ def prepare_part(
         check_fits(job, Tokenizer.from_file(data.tokenizer_path), data.tokenizer_path, by_job)
     names = tuple(_name(found.source) for found in inputs)
     # Whoever prepared the data may have other names for the same sources.
-    named = zip(report["sources"], names, inputs, strict=False)
+    named = zip(report.get("sources", ()), names, inputs, strict=False)
     sources = [{**one, "name": name, "files": files_digest(it)} for one, name, it in named]
     prepared = Prepared(ready, fingerprint, names, {**report, "sources": sources}, rows)
     if part in job.train_stages:
@@ -195,11 +195,10 @@ def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool
         for number, found in enumerate(inputs):
             key = _key(fingerprint, number, folder)
             rows = RowFormat(seq_len, job.data.shard_rows, key, part.how.finished)
-            reading = TextReading(job, found, keep and keep(number), tasks, part.how)
+            reading = SourceReading(job, found, keep and keep(number), tasks)
+            if texts_only and found in new:
+                reading = read_text(reading, folder, part.how.piece_bytes, part.say)
             todo.append((reading, folder / str(number), rows))
-        for reading, place, rows in todo:
-            if texts_only and reading.found in new:
-                check_text(reading, place, rows, part.say)
         write, reports = _WRITE[part.name], []
         for number, (reading, place, rows) in enumerate(todo):
             report = there.get(number) or write(reading, tokenizer, place, rows, part.say)
@@ -250,7 +249,7 @@ def _often(
 
 
 def _write_text(
-    reading: TextReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+    reading: SourceReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of text, and return its report."""
     found = reading.found
@@ -262,7 +261,7 @@ def _write_text(
 
 
 def _write_conversations(
-    reading: TextReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+    reading: SourceReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of conversations, and return its report."""
     job, found = reading.job, reading.found
@@ -281,7 +280,7 @@ def _write_conversations(
 
 
 def _write_preferences(
-    reading: TextReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+    reading: SourceReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of preferences, and return its report."""
     job, found = reading.job, reading.found
@@ -315,7 +314,7 @@ def _write_preferences(
 
 
 def _write_prompts(
-    reading: TextReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
+    reading: SourceReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of prompts, and return its report."""
     rows = replace(rows, seq_len=reading.job.longest_prompt)

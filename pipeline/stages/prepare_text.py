@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pion.data.documents.file_to_documents import Document
-from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file
-from pipeline.console.messages import Say
-from pipeline.data.encode_piece import Reading
-from pipeline.data.pieces import PIECE_BYTES, has_pieces
+from pipeline.console.messages import Note, Say
+from pipeline.data.encode_piece import Reading, gone
+from pipeline.data.pieces import PIECE_BYTES, cut_pieces, has_pieces, too_large
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Input, longest_line, texts
 from pipeline.data.splits import RowFormat
 from pipeline.data.tasks import InThisProcess, Tasks, WithPauses
 from pipeline.data.text_to_rows import (
-    PieceSource,
-    check_pieces,
+    FilePieces,
+    read_pieces,
     write_document_rows,
     write_piece_rows,
 )
@@ -68,75 +67,67 @@ class PrepareOptions:
 
 
 @dataclass(frozen=True)
-class TextReading:
-    """A source of text that is read.
+class SourceReading:
+    """A source that is read.
 
     Attributes:
         job: the job.
         found: the source.
         kept: says of each of its documents, in order, whether to keep it; None: all are kept.
-        tasks: what encodes it in pieces; None: this process encodes it.
-        how: how that is done.
+        tasks: what prepares it in pieces; None: this process prepares it.
+        pieces: its files in pieces, which were read; None: its documents are in no pieces.
     """
 
     job: Job
     found: Input
     kept: Callable[[Document], bool] | None
     tasks: Tasks | None
-    how: PrepareOptions
+    pieces: FilePieces | None = None
 
 
 def write_text(
-    reading: TextReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, what: str, say: Say
+    reading: SourceReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, what: str, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of text into the folder `place`; return its report.
 
     Raises BadInput as `write_document_rows` and `write_piece_rows` do.
     """
-    found, job = reading.found, reading.job
+    found = reading.found
     remarks = Remarks(tokenizer.replaced(), found.left_out)
-    source = _pieces(reading, place.parent, remarks)
-    report = None
-    if source is not None:
-        report = write_piece_rows(source, tokenizer, place, rows, (what, say))
-    if report is None:
-        documents = texts(job, found, remarks, reading.kept)
+    if reading.pieces is None:
+        documents = texts(reading.job, found, remarks, reading.kept)
         report = write_document_rows(documents, tokenizer, place, rows, (what, say))
+    else:
+        report = write_piece_rows(reading.pieces, tokenizer, place, rows, remarks, (what, say))
     return report | remarks.report()
 
 
-def check_text(reading: TextReading, place: Path, rows: RowFormat, say: Say) -> None:
-    """Read a source once if it has pieces, before the rows of any source are written. The arguments
-    are those of `write_text`. Raises BadInput for the first mistake in the text."""
-    source = _pieces(reading, place.parent, Remarks(ReplacedCharacters(None)))
-    if source is not None:
-        check_pieces(source, place, rows, say)
-
-
-def _pieces(reading: TextReading, folder: Path, remarks: Remarks) -> PieceSource | None:
-    """Return the pieces of a source; None if it has none. `folder` has the tokenizer.
+def read_text(
+    reading: SourceReading, tokenizer: Path, piece_bytes: int | None, say: Say
+) -> SourceReading:
+    """Return a source of text with its pieces, if it has some. They are read once, before the rows
+    of any source are written. The folder `tokenizer` has the tokenizer.
 
     Which documents are kept is decided by their number, so only a source of which all are kept has
-    pieces.
+    pieces. Raises BadInput for the first mistake in the text.
     """
-    if reading.tasks is None or reading.kept is not None or not has_pieces(reading.found.source):
-        return None
-    found, job, how = reading.found, reading.job, reading.how
-    return PieceSource(
-        Reading(
-            found.source,
-            found.key,
-            longest_line(job),
-            job.data.held_out,
-            found.held_out,
-            tokenizer_files(folder),
-        ),
-        found.files,
-        PIECE_BYTES if how.piece_bytes is None else how.piece_bytes,
-        reading.tasks,
-        how.finished,
-        remarks,
-    )
+    found, job, tasks = reading.found, reading.job, reading.tasks
+    if tasks is None or reading.kept is not None or not has_pieces(found.source):
+        return reading
+    longest = longest_line(job)
+    try:
+        pieces = cut_pieces(found.source, found.files, longest, piece_bytes or PIECE_BYTES)
+    except FileNotFoundError as error:
+        raise gone(error.filename) from None
+    if (large := too_large(pieces)) is not None:
+        say(Note(f"{found.key}: {large}, so one process tokenizes this source"))
+        return reading
+    held_out, files = job.data.held_out, tokenizer_files(tokenizer)
+    how = Reading(found.source, found.key, longest, held_out, found.held_out, files)
+    source = read_pieces(how, pieces, tasks, say)
+    # Without any document, reading it here says why.
+    has_text = any(counted.documents for counted in source.counted)
+    return replace(reading, pieces=source) if has_text else reading
 
 
 def tokenizer_files(folder: Path) -> tuple[tuple[str, bytes], ...]:

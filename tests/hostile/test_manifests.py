@@ -56,6 +56,13 @@ def test_a_data_set_without_its_counts_is_refused(tmp_path):
     prepared(job, tmp_path / "data")
     path = tmp_path / "data" / DATASET
     described = json.loads(path.read_text())
+    for sources in (5, [5]):
+        path.write_text(json.dumps(described | {"report": {"sources": sources}}))
+        with pytest.raises(BadInput, match=r"dataset\.json: .*report\.sources is "):
+            prepared(job, tmp_path / "data")
+    del described["report"]["sources"]
+    path.write_text(json.dumps(described))
+    assert prepared(job, tmp_path / "data").report["train_rows"]
     del described["report"]["train_rows"]
     for counts in ({}, {"train_rows": None}, {"train_rows": "9"}, {"train_rows": [9]}):
         path.write_text(json.dumps(described | {"report": described["report"] | counts}))

@@ -118,8 +118,7 @@ import sys, time
 from pathlib import Path
 from pion.data.documents import file_to_documents
 from pipeline.data import conversations_to_rows
-from pipeline.data.packed_records import PackedRows
-from pipeline.data.text_to_rows import _Joining
+from pipeline.data.piece_rows import PieceRows
 from pipeline.stages import prepare_text
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 prepare_text.LEAST_BYTES, prepare_text.PIECE_BYTES = 0, PIECES
@@ -137,8 +136,7 @@ def slowly(owner, name):
         part.write_text(str(joined))
         part.replace("joined.txt")
     setattr(owner, name, wrapped)
-slowly(_Joining, "_keep_held_out")
-slowly(PackedRows, "_write")
+slowly(PieceRows, "_keep")
 if __name__ == "__main__":
     from pipeline.cli import main
     sys.exit(main(sys.argv[1:]))

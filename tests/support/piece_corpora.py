@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 
@@ -148,6 +149,17 @@ def hashes_of(folder):
         for path in paths
         if "pieces" not in path.parts
     }
+
+
+def change_piece(folder, number, counts=None, columns=None, **changes):
+    """Change what was kept of a piece of the rows in `folder`: its record, the counts in it, and
+    columns."""
+    path = folder / "pieces" / f"{number:06}.npz"
+    with np.load(path) as file:
+        kept = dict(file)
+    record = json.loads(str(kept["record"]))
+    record |= {"counts": record["counts"] | (counts or {})} | changes
+    np.savez(path, **kept | (columns or {}) | {"record": json.dumps(record)})
 
 
 def digest_of(hashes):

@@ -1,6 +1,5 @@
 """Conversations that a model's template can't use: skipped and counted, or the end."""
 
-import json
 from functools import partial
 
 import numpy as np
@@ -15,14 +14,13 @@ from pipeline.data import conversations_to_rows
 from pipeline.data.conversations_to_rows import pack_buffer, pack_here, write_conversation_rows
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Talk
-from pipeline.data.splits import RowFormat
+from pipeline.data.splits import RowFormat, Splits
 from pipeline.data.tasks import InThisProcess
 from pipeline.data.text_to_rows import write_document_rows
 from pipeline.stages.prepare_text import tokenizer_files
 from tests.support.chat_templates import MISTRAL
-from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.interrupted import ends_at
-from tests.support.piece_corpora import hashes_of
+from tests.support.piece_corpora import change_piece, hashes_of
 from tests.support.tokenizer_kinds import tokenizer_of, write_files
 
 pytestmark = pytest.mark.usefixtures("quick_renderer")
@@ -103,14 +101,11 @@ def test_elsewhere_the_template_gives_the_same_rows_and_the_same_mistake(tmp_pat
 def test_after_an_interruption_the_counts_and_rows_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(conversations_to_rows, "BUFFER", 16)
     whole = written(tmp_path / "whole", {40, 41, 49})
-    monkeypatch.setattr("pipeline.data.splits.mark", ends_at(20))
-    with pytest.raises(KeyboardInterrupt):
-        written(tmp_path / "broken", {40, 41, 49})
-    progress = json.loads((tmp_path / "broken/rows/pieces/packed.json").read_text())
-    assert 0 < len(progress["buffers"]) < 17
-    monkeypatch.undo()
-    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
-    monkeypatch.setattr(conversations_to_rows, "BUFFER", 16)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.data.splits.mark", ends_at(20))
+        with pytest.raises(KeyboardInterrupt):
+            written(tmp_path / "broken", {40, 41, 49})
+    assert 0 < len(list((tmp_path / "broken/rows/pieces").glob("*.npz"))) < 17
     assert written(tmp_path / "broken", {40, 41, 49}) == whole
     assert hashes_of(tmp_path / "broken/rows") == hashes_of(tmp_path / "whole/rows")
 
@@ -118,10 +113,7 @@ def test_after_an_interruption_the_counts_and_rows_are_the_same(tmp_path, monkey
 @pytest.mark.parametrize("change", [{"split_of": "both"}, {"tokens": "many"}, {"cut": None}])
 def test_counts_that_nobody_wrote_are_counted_again(tmp_path, change):
     whole = written(tmp_path, {40})
-    path = tmp_path / "rows/pieces/packed.json"
-    progress = json.loads(path.read_text())
-    progress["buffers"]["0"]["counts"] |= change
-    path.write_text(json.dumps(progress))
+    change_piece(tmp_path / "rows", 0, change)
     assert written(tmp_path, {40}) == whole
 
 
@@ -145,3 +137,11 @@ def test_a_first_token_starts_every_document_and_the_separator_ends_it(tmp_path,
     for text in ("a b", "c"):
         expected += [*first, *tokenizer.encode(text), tokenizer.end_of_text]
     assert rows_of_texts(tmp_path, tokenizer, ["a b", "", "c"]) == expected
+
+
+def test_shards_of_older_versions_which_counted_documents_are_written_again(tmp_path):
+    tokenizer = tokenizer_of("gpt2")
+    ids = rows_of_texts(tmp_path / "fresh", tokenizer, ["a b", "c"])
+    before = Splits(tmp_path / "old", RowFormat(1, 1000, "k"), tokenizer.vocab_size)
+    before.writers["train"].append_documents(np.zeros(1000, np.int64), np.ones(1000, np.int64))
+    assert rows_of_texts(tmp_path / "old", tokenizer, ["a b", "c"]) == ids
