@@ -26,13 +26,22 @@ class BadInput(PionError):
     exit_code = 2
 
 
+class TooFewRows(BadInput):
+    """A split has no rows. `fits` is the `seq_len` with which it would have some, 0 if none is."""
+
+    def __init__(self, message: str, split: str, fits: int) -> None:
+        super().__init__(message)
+        self.split, self.fits = split, fits
+
+
 @contextmanager
 def told(before: str = "", after: str = "") -> Iterator[None]:
     """Put words before and after the message of a BadInput that the block raises."""
     try:
         yield
     except BadInput as error:
-        raise BadInput(f"{before}{error}{after}") from None
+        error.args = (f"{before}{error}{after}",)
+        raise
 
 
 class Fenced(PionError):

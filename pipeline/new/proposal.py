@@ -13,7 +13,7 @@ from typing import Any
 
 from pion.data.documents.languages import ENGLISH
 from pion.data.documents.python_docs import documents
-from pion.errors import BadInput
+from pion.errors import TooFewRows
 from pipeline.console.masking import masked
 from pipeline.console.print_and_ask import saying_if_slow
 from pipeline.job import Job
@@ -148,12 +148,11 @@ def _rehearsed(p: Proposal, folder: Path) -> tuple[Proposal, DataOfStages]:
         sources[data.stage].append(source_of(data, path, p.options.folder))
     try:
         tried, stages = _holding_out(p, sources, folder)
-    except BadInput as error:
+    except TooFewRows as error:
         # What a template adds to a conversation, such as SmolLM3's system message, is not measured.
-        longer = re.search(r"With \w+\.seq_len=(\d+)", str(error))
-        if longer is None:
+        if not error.fits:
             raise
-        p = replace(p, tuning=_tuning(p, int(longer[1])))
+        p = replace(p, tuning=_tuning(p, error.fits))
         tried, stages = _holding_out(p, sources, folder)
     stage = stages.get(p.last)
     if tried.tuning is None or stage is None:
@@ -181,12 +180,14 @@ def _holding_out(
         )
         rehearsed = rehearse(_job_of(replace(tried, sources=sources)), most=REHEARSED_BYTES)
         failed = next(iter(rehearsed.failed.values()), None)
-        if failed is None or not ("held_out (now" in str(failed) and "raise" in str(failed)):
+        empty = failed if isinstance(failed, TooFewRows) else None
+        if empty is None or empty.split == "train" or empty.fits:
             break
     if failed is not None:
         why = _in_the_data(str(failed), p.data_sets, folder)
         why = why.replace("Nothing was trained. ", "").rstrip(".")
-        raise BadInput(f"a run would stop: {why}. Nothing was written.")
+        failed.args = (f"a run would stop: {why}. Nothing was written.",)
+        raise failed
     return tried, {
         name: replace(
             stage,

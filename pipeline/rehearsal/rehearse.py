@@ -27,7 +27,7 @@ from pion.data.preference.summary import Summary
 from pion.data.prompt.layouts import Question
 from pion.data.prompt.rendering import prompt_ids
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput, PionError
+from pion.errors import PionError
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import beginning
 from pipeline.data.conversations_to_rows import learned_from
@@ -175,9 +175,8 @@ def rehearse(job: Job, stages: Iterable[str] | None = None, most: float = math.i
                     if tokenizer is None:
                         continue
                 done[part] = _of_part(job, head, part, place / part, tokenizer)
-            except BadInput as error:
-                failed[part] = BadInput(head.restore_names(str(error)))
             except PionError as error:
+                error.args = (head.restore_names(str(error)),)
                 failed[part] = error
             else:
                 tokenizer = tokenizer or (place / part / "tokenizer.json" if trains else None)

@@ -23,7 +23,7 @@ from pion.data.preference.rendering import preference_format
 from pion.data.shards import Rows, Shard
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput
+from pion.errors import BadInput, TooFewRows
 from pion.files import make_folder, sha256_file, write_atomically
 from pion.untrusted import parse_object, read_file
 from pipeline.console.formats import short_amount
@@ -371,7 +371,7 @@ def _name(source: Source) -> str:
 
 
 def check_splits(report: dict[str, Any], found: Input, seq_len: int, share: float) -> None:
-    """Raise BadInput if there is nothing to train or to evaluate on."""
+    """Raise TooFewRows if there is nothing to train or to evaluate on."""
     section, name = found.key.partition(".")[0], _name(found.source)
     for split, wish in (("train", "lower"), ("held_out", "raise")):
         if report[f"{split}_rows"]:
@@ -382,11 +382,14 @@ def check_splits(report: dict[str, Any], found: Input, seq_len: int, share: floa
             many, one = _IN_WORDS[section]
             why = shortened(report, seq_len, split)[0] if section == "sft" else ""
             why = why or f"Add {many}, or {wish}"
-            raise BadInput(f"{found.key} ({name}): too few {many}: no {one} {words}. {why}.")
-        raise BadInput(
+            message = f"{found.key} ({name}): too few {many}: no {one} {words}. {why}."
+            fits = report.get(f"{split}_fits", 0)
+            raise TooFewRows(message, split, fits if fits > seq_len else 0)
+        message = (
             f"{found.key} ({name}): too little text: the {split} split does not fill a row of "
             f"{seq_len:,} ids. Add text, lower {section}.seq_len, or {wish}."
         )
+        raise TooFewRows(message, split, 0)
 
 
 _IN_WORDS = {
