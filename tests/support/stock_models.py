@@ -182,6 +182,7 @@ STOCK = {
         _TINY | {"pad_token_id": None, "sliding_window": 60, "layer_types": [SLIDING, FULL]},
     ),
     "OLMo": ("Olmo", _TINY | {"pad_token_id": None}),
+    "Arcee": ("Arcee", _TINY | {"rope_parameters": YARN}),
 }
 # These have each field that differs from Llama's. They are tried in each run, others in the soak.
 OFTEN = (

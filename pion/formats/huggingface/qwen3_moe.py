@@ -70,9 +70,10 @@ class Qwen3Moe(Row):
 
         Raises BadInput for settings that our decoder does not support, and for a missing setting.
         """
-        return super().read(
-            {**hf_config, "mlp_only_layers": hf_config.get("mlp_only_layers") or []}
-        )
+        changed = {"mlp_only_layers": hf_config.get("mlp_only_layers") or []}
+        if "num_local_experts" in hf_config:  # transformers 5 writes this name
+            changed["num_experts"] = hf_config["num_local_experts"]
+        return super().read({**hf_config, **changed})
 
     def sources(self, config: ModelConfig, ours: Iterable[str]) -> dict[str, list[Rows]]:
         """Return of which rows of its tensors each of `ours` is made: experts are stacks."""

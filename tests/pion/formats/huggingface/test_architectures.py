@@ -23,7 +23,7 @@ from pion.formats.huggingface.architectures import (
 from pion.formats.load import load_decoder
 from pion.model.decoder import Decoder
 from tests.support.capped_models import DENSE, EXPERTS, MIXED, MODELS, scrambled
-from tests.support.stock_models import apart, stock_model, tokens
+from tests.support.stock_models import apart, randomize, stock_model, tokens
 from tests.support.tiny_config import tiny_config
 
 TOKENS = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -119,15 +119,17 @@ def test_what_is_read_back_computes_the_same(name):
         assert all(torch.equal(tensor, state[n]) for n, tensor in ours.state_dict().items())
 
 
-def test_an_arcee_that_transformers_saved_is_read(tmp_path):
-    import transformers
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("relu2", {"mlp_bias": True, "head_dim": None}), ("experts, 0 shared", {})],
+)
+def test_what_transformers_saved_is_read(name, changes, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    hf_config, _ = to_transformers(STOCK["relu2"][1], {})
-    torch.manual_seed(0)
-    changes = {"mlp_bias": True, "head_dim": None}
-    theirs = transformers.ArceeForCausalLM(transformers.ArceeConfig(**hf_config | changes)).eval()
-    with torch.no_grad():
-        theirs.model.layers[1].mlp.up_proj.bias.normal_()
+    config = STOCK[name][1]
+    hf_config, _ = to_transformers(config, scrambled(config).state_dict())
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**hf_config | changes)).eval()
+    randomize(theirs)
     theirs.save_pretrained(tmp_path)
     assert apart(load_decoder(tmp_path), theirs, TOKENS) <= 1e-5
 
