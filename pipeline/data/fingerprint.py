@@ -20,7 +20,7 @@ from pion.errors import BadInput
 from pion.files import sha256_file
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.cleaning.sets import read_sets
-from pipeline.data.sources import Input, find_input
+from pipeline.data.sources import Input, find_input, learned_by_sft
 from pipeline.job import (
     HubDataset,
     HubTexts,
@@ -78,6 +78,9 @@ def fingerprint_of(
         }
     if share_rows(part, [found.source for found in inputs]):
         content["weights"] = "rows"
+    taught = part == "reinforce" and [learned_by_sft(job, found.source) for found in inputs]
+    if taught and any(taught):
+        content["by_sft"] = taught
     if apart := os.environ.get(APART):
         content["apart"] = apart
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

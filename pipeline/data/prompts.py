@@ -6,16 +6,19 @@ After an interruption, all records are read again, and the shards that are finis
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pion.data.chat.chat_format import ChatFormat
+from pion.data.documents import python_docs
 from pion.data.preference.rendering import is_held_out
 from pion.data.prompt.layouts import Question, parse_question
 from pion.data.prompt.rendering import Asked, EncodedPrompts, rows_of
 from pion.data.records.fields import EVERY
+from pion.data.records.layouts import read_conversation
 from pion.data.shards import Manifest
 from pion.errors import BadInput
 from pion.files import sha256_file, write_atomically
@@ -24,7 +27,7 @@ from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.piece_rows import NAMED, require_usable
 from pipeline.data.prepared import SPLITS
 from pipeline.data.remarks import Remarks
-from pipeline.data.sources import Input, conversations, parsed
+from pipeline.data.sources import Input, conversations, learned_by_sft, parsed, texts_of
 from pipeline.data.splits import RowFormat, Splits
 from pipeline.job import Job, PythonDocsQA
 from pipeline.machine.time_limit import attended_items
@@ -35,12 +38,15 @@ RECORDS = "records.jsonl"
 BUFFER = 256
 
 
-def questions(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[Asked]:
+def questions(
+    job: Job, found: Input, remarks: Remarks | None = None, *, own: bool
+) -> Iterator[Asked]:
     """Yield every record of a source, and note it in `remarks`.
 
     Of a data set on the Hub, records after the first SAMPLED may be unusable. Questions about the
-    standard library are held out with the files that pretraining holds out. Raises BadInput for a
-    source that can't be read, and for other records without a prompt.
+    standard library are held out with the files that pretraining holds out, and records that
+    fine-tuning learns from by the hash of what it reads (in Pion's `own` chat format, or not).
+    Raises BadInput for a source that can't be read, and for other records without a prompt.
     """
     if isinstance(found.source, PythonDocsQA):
         for held_out, talk in conversations(job, found, own=True):
@@ -48,11 +54,22 @@ def questions(job: Job, found: Input, remarks: Remarks | None = None) -> Iterato
             assert not isinstance(said, str)
             yield parse_question({"messages": said.messages}, said.where), True, held_out
         return
-    for record, question, required in parsed(job, found, parse_question, remarks, EVERY):
+    share, taught = job.conversations("reinforce").held_out, learned_by_sft(job, found.source)
+
+    def parse(value: Any, where: str) -> tuple[Question, bool | None]:
+        question, held_out = parse_question(value, where), None
+        if taught:
+            with suppress(BadInput):  # fine-tuning does not learn from this one
+                texts = texts_of(read_conversation(value, where, own=own), own=own)
+                held_out = python_docs.is_held_out("\n".join(texts), share)
+        return question, held_out
+
+    for record, made, required in parsed(job, found, parse, remarks, EVERY):
+        question, held_out = (made, None) if isinstance(made, str) else made
         if isinstance(question, Question) and remarks is not None:
             asked = question.conversation
             remarks.note(asked.seen, [asked.messages, asked.tools], record.origin)
-        yield question, required, record.held_out
+        yield question, required, held_out if record.held_out is None else record.held_out
 
 
 def write_prompts(
@@ -72,7 +89,7 @@ def write_prompts(
     def look() -> None:
         say(PrepareProgress(f"write {found.key}", prompts.read, "prompts"))
 
-    asked = (_judgeable(job, one) for one in questions(job, found, remarks))
+    asked = (_judgeable(job, one) for one in questions(job, found, remarks, own=written.own))
     buffers = iter(lambda: list(islice(asked, BUFFER)), [])
     for _ in attended_items(map(prompts.add, buffers), look):
         look()

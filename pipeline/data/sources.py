@@ -224,6 +224,14 @@ def conversations(
         yield _is_out(record, "\n".join(texts), job.sft.held_out), Talk(talk, required)
 
 
+def learned_by_sft(job: Job, source: Source) -> bool:
+    """Return whether fine-tuning learns from the same source. Then a record is held out by both."""
+    every = job.sft.sources if job.sft else []
+    return source.model_dump(exclude={"weight"}) in [
+        s.model_dump(exclude={"weight"}) for s in every
+    ]
+
+
 def parsed(
     job: Job,
     found: Input,

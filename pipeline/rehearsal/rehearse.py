@@ -291,7 +291,7 @@ def records_of(job: Job, origin: Input, *, own: bool) -> Iterator[Any]:
         "data": texts,
         "sft": partial(conversations, own=own),
         "prefer": preferences,
-        "reinforce": questions,
+        "reinforce": partial(questions, own=own),
     }
     return readers[origin.key.partition(".")[0]](job, origin)
 

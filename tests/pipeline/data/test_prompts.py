@@ -15,10 +15,11 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.rewards.answered import Answered
 from pipeline.data import prompts, sources
+from pipeline.data.fingerprint import rows_fingerprint
 from pipeline.data.judge import require_judgeable
 from pipeline.data.prepared import SPLITS
 from pipeline.data.prompt_rows import PromptRows
-from pipeline.data.sources import Input
+from pipeline.data.sources import Input, conversations, find_input
 from pipeline.job import HubDataset
 from pipeline.job.digest import digest_job
 from pipeline.stages.prepare import open_data
@@ -31,10 +32,10 @@ def asked(number, **more):
     return {"prompt": sentences(number, 1), "answer": number, "id": f"no. {number}", **more}
 
 
-def prompt_job(folder, *sources, **reinforce):
+def prompt_job(folder, *sources, sft=None, **reinforce):
     usual = {"max_tokens": 16, "held_out": 0.2, "rewards": ["number"], "seq_len": 128}
     section = usual | {"steps": 2, "global_batch": 4, "sources": list(sources)} | reinforce
-    return job_by_file(folder, model=model_of(400) | {"seq_len": 128}, reinforce=section)
+    return job_by_file(folder, model=model_of(400) | {"seq_len": 128}, reinforce=section, sft=sft)
 
 
 def of(folder, records, **reinforce):
@@ -187,6 +188,27 @@ def test_questions_about_python_are_held_out_by_their_file(tmp_path, monkeypatch
     named = [n for n in range(80) if python_docs.is_held_out(f"lib/{n}.py", job.data.held_out)]
     assert {prompt[0]["content"] for prompt, *_ in found} == {f"What is f{n}?" for n in named}
     assert {(len(p), answer, len(r["messages"])) for p, answer, r, _ in found} == {(3, "That.", 4)}
+
+
+def test_prompts_that_fine_tuning_learns_from_are_held_out_with_its_conversations(tmp_path):
+    talks = [{"question": sentences(n, 1), "answer": str(n)} for n in range(200)]
+    write_jsonl(tmp_path / "rl.jsonl", talks)
+    source = {"kind": "jsonl", "path": "rl.jsonl"}
+    sft = {"sources": [source | {"weight": 2}], "held_out": 0.3, "steps": 2, "global_batch": 4}
+    job = prompt_job(tmp_path, source, sft=sft)
+    alone = job.model_copy(update={"sft": None})
+    found = find_input(job, job.reinforce.sources[0], "reinforce.sources.0")
+    learned = {
+        talk.conversation.messages[0]["content"]
+        for held_out, talk in conversations(job, found, own=True)
+        if not held_out
+    }
+    prepared(job, tmp_path / "data")
+    prompts_held_out = {prompt for prompt, *_ in rows_of(tmp_path / "data", "held_out")}
+    assert len(prompts_held_out) > 25
+    assert not learned & prompts_held_out
+    prints = [rows_fingerprint(one, "reinforce", found, tmp_path / "data") for one in (job, alone)]
+    assert prints[0] != prints[1]
 
 
 def test_of_the_hub_only_the_first_records_must_be_usable(tmp_path, monkeypatch):
