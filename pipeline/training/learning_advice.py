@@ -60,7 +60,8 @@ class LearningAdvice:
                 continue
             found, over_all = rule
             said = found(self._rows[:WINDOW], self._rows[-WINDOW:])
-            if (step := row["step"]) in self._halves:
+            # What else is wrong comes with better advice on what to change.
+            if (step := row["step"]) in self._halves and not (self._said or said):
                 # By steps: of a stage that resumes, not all rows are read.
                 first = [one for one in self._rows if 4 * one["step"] <= step]
                 last = [one for one in self._rows if 4 * one["step"] > 3 * step]

@@ -64,6 +64,12 @@ def test_the_first_quarter_is_compared_with_the_last():
     assert "it was 0.500 in the first quarter of the steps, and is 0.100 in the last" in text
 
 
+def test_a_run_that_was_told_to_lower_its_rate_is_not_told_to_raise_it():
+    begin, middle = steps(1, 31, 0.0), steps(31, 51, 0.0, unfinished=0.3, reward=0.1)
+    said = warned([*begin, *middle, *steps(51, 101, 0.0)])
+    assert [name for _, name, _ in said] == ["unfinished"]
+
+
 def test_few_runs_that_learn_and_most_of_the_others_are_called_flat():
     noise = np.random.default_rng(0).normal(0, 0.035, (10, 120))
     learn, flat = ([with_noise(rise / 120, one) for one in noise] for rise in (0.1, 0.0))
