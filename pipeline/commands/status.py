@@ -104,12 +104,24 @@ def show_runs(*, as_json: bool) -> None:
         raise error
 
 
+# What is shown of the result of a stage: the first of these that it has.
+_MEASURES = {
+    "held_out_reward": "held-out reward",
+    "held_out_accuracy": "held-out accuracy",
+    "held_out_loss": "held-out loss",
+}
+
+
 def _stage_in_words(about: dict[str, Any]) -> str:
     if about["state"] == "todo":
         return "not started"
     step = f" at step {about['step']:,}" if about["step"] is not None else ""
     state = "done" if about["state"] == "done" else "in progress"
-    return f"{state}{step}, {moment(about['at'])}, digest {about['digest']}"
+    result = about.get("result", {})
+    measured = [
+        f", {words} {result[name]:.3f}" for name, words in _MEASURES.items() if name in result
+    ]
+    return f"{state}{step}, {moment(about['at'])}{''.join(measured[:1])}"
 
 
 def _checkpoint_in_words(entry: dict[str, Any] | None) -> str:
@@ -123,7 +135,7 @@ def _owner_in_words(status: Mapping[str, Any]) -> str:
     owner = status["owner"]
     if owner is None:
         return "nobody (released)"
-    who = f"pid {owner['pid']} on {owner['host']}, epoch {status['epoch']}"
+    who = f"pid {owner['pid']} on {owner['host']}"
     if status["owner_running"] is not None:
         who += ", running" if status["owner_running"] else ", dead"
     return f"{who}, {_heartbeat_in_words(status)}{_progress_in_words(status['progress'] or {})}"

@@ -39,7 +39,7 @@ BUFFER = 256
 
 
 def questions(
-    job: Job, found: Input, remarks: Remarks | None = None, *, own: bool
+    job: Job, found: Input, remarks: Remarks | None = None, *, own: bool = True
 ) -> Iterator[Asked]:
     """Yield every record of a source, and note it in `remarks`.
 
@@ -57,19 +57,19 @@ def questions(
     share, taught = job.conversations("reinforce").held_out, learned_by_sft(job, found.source)
 
     def parse(value: Any, where: str) -> tuple[Question, bool | None]:
-        question, held_out = parse_question(value, where), None
-        if taught:
-            with suppress(BadInput):  # fine-tuning does not learn from this one
+        question = parse_question(value, where)
+        with suppress(BadInput):  # of fine-tuning, which then does not learn from this one
+            if taught:
                 texts = texts_of(read_conversation(value, where, own=own), own=own)
-                held_out = python_docs.is_held_out("\n".join(texts), share)
-        return question, held_out
+                return question, python_docs.is_held_out("\n".join(texts), share)
+        return question, None
 
     for record, made, required in parsed(job, found, parse, remarks, EVERY):
-        question, held_out = (made, None) if isinstance(made, str) else made
+        question, by_sft = (made, None) if isinstance(made, str) else made
         if isinstance(question, Question) and remarks is not None:
             asked = question.conversation
             remarks.note(asked.seen, [asked.messages, asked.tools], record.origin)
-        yield question, required, held_out if record.held_out is None else record.held_out
+        yield question, required, by_sft if record.held_out is None else record.held_out
 
 
 def write_prompts(

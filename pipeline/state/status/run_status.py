@@ -68,6 +68,7 @@ def _stage_status(stage: str, head: Head) -> dict[str, Any]:
         status |= {"state": "begun", "at": newest.at, "digest": newest.digest, "step": newest.step}
     if record is not None:
         status |= {"state": "done", "at": record.at, "digest": record.digest}
+        status["result"] = {n: v for n, v in record.result.items() if isinstance(v, float)}
     return status
 
 

@@ -17,11 +17,13 @@ from tests.support.jobs import tiny_dict
 
 
 def test_status_of_a_run_is_read_from_its_store_alone(here, pion):
-    make_run(here / "runs")
+    claim = claim_run(make_run(here / "runs"), Owner.me())
+    claim.finish_stage("reinforce", "d", {"held_out_loss": -0.25, "held_out_reward": 0.25}, None)
+    claim.release()
     code, out, _ = pion("status", "demo")
     assert code == 0
     assert "pretrain  done at step 20" in out
-    assert "digest digest-pretrain" in out
+    assert "UTC, held-out reward 0.250\n" in out
     assert "evaluate  not started" in out
     assert "newest checkpoint: sft step 5" in out
     assert "owner: nobody (released)" in out
@@ -48,7 +50,7 @@ def test_status_names_the_owner_and_what_it_last_said(here, pion):
     run.store.write(run.key("owner/1.json"), json.dumps(beat).encode())
     _, out, _ = pion("status", "demo")
     assert f"owner: pid {os.getpid()} on " in out
-    assert "epoch 1, running, heartbeat" in out
+    assert ", running, heartbeat" in out
     assert "; sft step 7/60, loss 2.5000, 9,000 tokens/s" in out
 
 
