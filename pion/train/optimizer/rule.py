@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pion.config.parts import Role
+from pion.errors import BadInput
 from pion.model.decoder import OWN_RULES
 from pion.model.saved_weights import Layout
 from pion.train.optimizers import OPTIMIZERS
@@ -80,16 +81,27 @@ class Rule(ABC):
 
     @abstractmethod
     def step(self, lr: float, momentum: float) -> None:
-        """Update the weights of all `owned` from their gradients, and count the update.
+        """Update the weights of all `owned` from their gradients.
 
-        `momentum` is that of Muon, which may change over the run.
+        A rule that reads `owned.steps` adds 1 to it. `momentum` is that of Muon, which may change
+        over the run.
         """
 
 
 @lru_cache
 def rule_of(optimizer: str, role: Role) -> type[Rule]:
-    """Return what updates parameters of a role. Primitives have rules of their own besides it."""
-    rule: type[Rule] = pkgutil.resolve_name(OPTIMIZERS[optimizer].rule)
+    """Return what updates parameters of a role. Primitives have rules of their own besides it.
+
+    Raises BadInput if the optimizer's row names no class that can be one.
+    """
+    name = OPTIMIZERS[optimizer].rule
+    try:
+        rule: type[Rule] = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError) as error:
+        where = "pion/train/optimizers.py"
+        raise BadInput(f"the row of {optimizer} in {where} names {name}: {error}") from None
+    if missing := sorted(rule.__abstractmethods__):
+        raise BadInput(f"the optimizer {optimizer}: {name} has no {' and no '.join(missing)}")
     updates = role not in OWN_RULES if rule.roles is None else role in rule.roles
     return rule if updates else pkgutil.resolve_name(OPTIMIZERS["adamw"].rule)
 

@@ -8,7 +8,9 @@ import torch
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.train.optimizer.optimizer import Optimizer
+from pion.train.optimizer.rule import rule_of
 from pion.train.optimizer.state_pieces import check_tensors
+from pion.train.optimizers import OPTIMIZERS, Row
 from pion.train.schedule import plan_at
 from pion.train.settings import TrainSettings
 from tests.support.tiny_config import drawn
@@ -104,3 +106,20 @@ def test_adamw_is_torchs():
         theirs.step()
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, reference.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (
+            "pion.train.optimizer.lyon:Lyon",
+            "optimizers.py names pion.train.optimizer.lyon:Lyon: No",
+        ),
+        ("pion.train.optimizer.muon:Lyon", "has no attribute 'Lyon'"),
+        ("pion.train.optimizer.rule:Rule", "rule:Rule has no state and no step"),
+    ],
+)
+def test_a_row_that_names_no_rule_is_refused(rule, why, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "lyon", Row(rule, "Lyon", "of my own"))
+    with pytest.raises(BadInput, match=why):
+        rule_of("lyon", "matrix")
