@@ -119,6 +119,10 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
     """
     if isinstance(source, TextFiles | JsonlFiles | ParquetFiles | NpyShards | BinShards):
         path = job.input_path(source.path)
+        if path.suffix == ".csv":
+            raise BadInput(
+                f"{key}.path: {path} is a table. `pion new {path.name}` writes it as JSON Lines"
+            )
         every, left_out = find_files(path, SUFFIXES[source.kind], f"{key}.path")
         splits = by_splits(path, every, records=not isinstance(source, TextFiles))
         stats = [(str(file), file.stat()) for file in splits.files]

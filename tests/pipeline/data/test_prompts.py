@@ -229,3 +229,10 @@ def test_what_decides_rows_is_in_the_digest_of_the_data(tmp_path, changed):
     jobs = [of(tmp_path, [], **more) for more in ({}, {"lr": 1e-6}, changed)]
     before, same, after = (digest_job(job).data["reinforce"] for job in jobs)
     assert before == same != after
+
+
+def test_a_table_is_answered_with_the_command_that_converts_it(tmp_path):
+    (tmp_path / "sums.csv").write_text("question,answer\n1 + 1?,2\n")
+    job = prompt_job(tmp_path, {"kind": "jsonl", "path": "sums.csv"})
+    with pytest.raises(BadInput, match=r"0\.path: .*sums\.csv is a table\. `pion new sums\.csv`"):
+        prepared(job, tmp_path / "data")
