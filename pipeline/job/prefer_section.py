@@ -73,7 +73,7 @@ class Prefer(Conversations):
     global_batch: int = identity(
         32, "rows in one optimizer step, for any number of GPUs", gt=0, most=BATCH
     )
-    lr: float = scheduled(2e-6, "peak learning rate of AdamW", gt=0, most=FACTOR)
+    lr: float = scheduled(2e-6, "peak learning rate", gt=0, most=FACTOR)
     min_lr: float = scheduled(2e-7, "learning rate at the end of the schedule", ge=0, most=FACTOR)
     warmup_steps: int | None = scheduled(
         None, "steps of linear warm-up; unset: a tenth of the steps", ge=0, most=STEPS

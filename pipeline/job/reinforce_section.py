@@ -136,7 +136,7 @@ class Reinforce(Conversations):
     global_batch: int = identity(
         16, "prompts in one optimizer step, for any number of GPUs", gt=0, most=BATCH
     )
-    lr: float = scheduled(3e-6, "peak learning rate of AdamW", gt=0, most=FACTOR)
+    lr: float = scheduled(3e-6, "peak learning rate", gt=0, most=FACTOR)
     min_lr: float = scheduled(3e-7, "learning rate at the end of the schedule", ge=0, most=FACTOR)
     schedule: Literal["wsd", "cosine", "constant"] = scheduled(
         "wsd", "after the warm-up: wsd (stable, then decay), cosine, or constant"

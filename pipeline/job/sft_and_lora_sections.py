@@ -185,7 +185,7 @@ class Sft(Conversations):
         gt=0,
         most=10_000,
     )
-    lr: float = scheduled(2e-5, "peak learning rate of AdamW", gt=0, most=FACTOR)
+    lr: float = scheduled(2e-5, "peak learning rate", gt=0, most=FACTOR)
     min_lr: float = scheduled(2e-6, "learning rate at the end of the schedule", ge=0, most=FACTOR)
     warmup_steps: int = scheduled(100, WARMUP, ge=0, most=STEPS)
     weight_decay: float = scheduled(

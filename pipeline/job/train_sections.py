@@ -122,7 +122,7 @@ class Train(Section):
     global_batch: int = identity(
         64, "sequences in one optimizer step, for any number of GPUs", gt=0, most=BATCH
     )
-    lr: float = scheduled(3e-4, "peak learning rate of AdamW", gt=0, most=FACTOR)
+    lr: float = scheduled(3e-4, "peak learning rate", gt=0, most=FACTOR)
     min_lr: float = scheduled(3e-5, "learning rate at the end of the schedule", ge=0, most=FACTOR)
     warmup_steps: int | None = scheduled(1000, WARMUP, ge=0, most=STEPS)
     schedule: Literal["wsd", "cosine", "constant"] = scheduled(
