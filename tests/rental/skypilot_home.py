@@ -7,16 +7,17 @@ them all and remove the folder, however the tests end.
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.rent.managed.provider.jobs import ENDED
-from pipeline.workers.reaper import start_reaper
+from pipeline.workers.reaper import children_of, session_processes, start_reaper
 from tests.paths import REPOSITORY
 from tests.rental.loopback_runpod import RunPod, loopback_runpod
 from tests.rental.pods import HOME, RUNTIME
@@ -76,8 +77,38 @@ class Loopback:
         self.sky("api", "start")
 
     def stop(self):
-        """Stop the API server, as a sleeping laptop does. Pods and their jobs continue."""
+        """Stop the API server, as when the laptop shuts down. Pods and their jobs continue."""
         self.sky("api", "stop")
+
+    @contextmanager
+    def asleep(self):
+        """Freeze every process of this home, as a laptop that sleeps does: its server, its ssh
+        connections and its windows. Pods and their jobs continue."""
+        frozen = children_of(set(session_processes(f"HOME={self.home}")))
+        self._signal(frozen, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(frozen, signal.SIGCONT)
+
+    @staticmethod
+    def _signal(pids, number):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    @contextmanager
+    def machines_idle_for(self, minutes):
+        """Let machines that are rented meanwhile end themselves after so many idle minutes."""
+        self.environment["LOOPBACK_AUTODOWN_MINUTES"] = str(minutes)
+        self.stop()
+        self.start()
+        try:
+            yield
+        finally:
+            del self.environment["LOOPBACK_AUTODOWN_MINUTES"]
+            self.stop()
+            self.start()
 
     def write_catalog(self, prices=PRICES, regions=None):
         """Change the price list. The API server only reads it when it starts: stop and start it."""
