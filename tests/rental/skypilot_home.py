@@ -110,6 +110,16 @@ class Loopback:
             self.stop()
             self.start()
 
+    def laptop(self, name):
+        """Return a home on another machine, whose commands ask the server of this home."""
+        home = _make_home(self.home.parent / name)
+        elsewhere = f"http://127.0.0.1:{self.environment['SKYPILOT_API_SERVER_LOCAL_PORT']}"
+        environment = _environment(home, self.runpod.url) | {
+            "SKYPILOT_API_SERVER_ENDPOINT": elsewhere,
+            "SKYPILOT_USER_ID": self.user_hash,
+        }
+        return Loopback(home, self.runpod, environment)
+
     def write_catalog(self, prices=PRICES, regions=None):
         """Change the price list. The API server only reads it when it starts: stop and start it."""
         write_catalog(self.home, prices, regions)
@@ -122,10 +132,7 @@ def loopback_skypilot(ports):
     folder = Path(tempfile.mkdtemp(prefix="pion-rental-", dir="/var/tmp"))
     reaper = start_reaper(folder)
     try:
-        home, image = folder / "home", folder / "image"
-        (home / ".runpod").mkdir(parents=True)
-        (home / ".runpod" / "config.toml").write_text(CONFIG)
-        write_catalog(home)
+        home, image = _make_home(folder / "home"), folder / "image"
         (home / ".sky" / "config.yaml").write_text(_CONFIG)
         environment = build_image(folder, image)
         with loopback_runpod(folder, image, environment, ports) as runpod:
@@ -136,6 +143,13 @@ def loopback_skypilot(ports):
         assert reaper.stdin is not None
         reaper.stdin.close()
         reaper.wait(PATIENCE_SECONDS)
+
+
+def _make_home(home):
+    (home / ".runpod").mkdir(parents=True)
+    (home / ".runpod" / "config.toml").write_text(CONFIG)
+    write_catalog(home)
+    return home
 
 
 def build_image(folder, image):

@@ -130,8 +130,8 @@ def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
         return _lost_controller(job, run, alive, now, ending=ending) if lost else []
     # After a while without its server, SkyPilot finds the machine gone, and rents another.
     if ending and (sky.pods == () or (run.finished and job.status in _WAITING)):
-        lost = ", but its machine is gone" if job.status == "RUNNING" else ""
-        waits = Finding("not needed", f"SkyPilot says {job.status}{lost}", "cancel", alive)
+        but = ", but its machine is gone" if job.status == "RUNNING" else ""
+        waits = Finding("not needed", f"SkyPilot says {job.status}{but}", "cancel", alive)
         return [_end_instead(waits, run)]
     booting = _is_booting(run, job)
     here = _slow_boot(sky, run, job, alive, now) if booting else _stuck(run, alive, now)
