@@ -29,7 +29,11 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # The jobs controller runs in the API server's process tree. So no controller machine is rented, and
 # the checkout reaches the pod without a bucket.
-_CONFIG = "jobs:\n  controller:\n    consolidation_mode: true\n"
+_CONFIG = """
+jobs:
+  controller: {consolidation_mode: true}
+  status_check: {min_elapsed_seconds: 300}
+"""
 
 
 @dataclass
