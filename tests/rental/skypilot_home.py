@@ -6,6 +6,7 @@ them all and remove the folder, however the tests end.
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -234,16 +235,22 @@ def find_uv():
     return run_to_end(command, check=True).stdout.strip()
 
 
+def _lasting_port():
+    """Return a free port that no connection gets while the server is off: they begin at 32768."""
+    while True:
+        port = random.randrange(20_000, 32_768)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 def _environment(home, api):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SKYPILOT_", "AWS_"))}
     return inherited | {
         "HOME": str(home),
         "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
         "PYTHONPATH": str(Path(__file__).parent / "hook"),
         "RUNPOD_API_BASE_URL": api,
-        "SKYPILOT_API_SERVER_LOCAL_PORT": str(port),
+        "SKYPILOT_API_SERVER_LOCAL_PORT": str(_lasting_port()),
         "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
         # The API server plans its worker processes by these limits.
         "SKYPILOT_POD_CPU_CORE_LIMIT": "2",
