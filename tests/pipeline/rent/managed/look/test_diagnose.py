@@ -155,6 +155,7 @@ WELL = [
     (SkyView(RECOVERING, (EXITED,)), STOPPED),
     (SkyView(RECOVERING, (ALIVE,)), STOPPED),
     (SkyView(JOB), DONE),
+    (SkyView(JOB, ()), STOPPED),  # it may still save
     (SkyView(JOB, (EXITED,)), DONE),
     (SkyView(JOB, (ALIVE,)), dataclasses.replace(HANGS, stop="pion stop")),
     (SkyView(job("FAILED_CONTROLLER"), ()), dataclasses.replace(SILENT, stop="pion stop")),
