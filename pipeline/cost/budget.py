@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput, Stopped
 from pipeline.console.formats import money
-from pipeline.machine.rented import PRICE_VARIABLE, PROC, rental_price, with_providers
+from pipeline.machine.rented import (
+    PRICE_VARIABLE,
+    PROC,
+    price_limit,
+    rental_price,
+    with_providers,
+)
 from pipeline.state.head import Spent
 
 if TYPE_CHECKING:
@@ -50,6 +56,12 @@ def true_price(
     told = pod_price(environment)
     if told is None or not planned:
         return planned if told is None else told
+    if told > (limit := price_limit(environment)):
+        raise Stopped(
+            f"this machine costs {money(told)} per hour, and max_hourly_cost of the SkyPilot file "
+            f"is {limit:g}. Nothing was started, and what is committed is safe. To rent at that "
+            "price, raise max_hourly_cost and launch again."
+        )
     if told <= SAID_ABOVE * planned:
         return told
     words = (

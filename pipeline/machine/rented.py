@@ -5,6 +5,7 @@ Everything comes from variables that SkyPilot, the provider and the rental's run
     SKYPILOT_TASK_ID, SKYPILOT_MANAGED_JOB_ID, SKYPILOT_CLUSTER_INFO, RUNPOD_POD_ID
                                         if any is set, this machine is rented
     PION_DOLLARS_PER_HOUR, PION_PRICES  the price, or a JSON object with the price of each GPU
+    PION_MAX_HOURLY_COST                the limit of the SkyPilot file, in dollars per hour
     PION_SPOT                           1 if the machine may be taken away, 0 if not
     PION_BOOT_STARTED, PION_BOOT_CHECKED, PION_BOOT_SYNCED
                                         Unix seconds: at the run script's first line, after its
@@ -33,6 +34,7 @@ PROC = Path("/proc")
 SIGNS = ("SKYPILOT_TASK_ID", "SKYPILOT_MANAGED_JOB_ID", "SKYPILOT_CLUSTER_INFO", "RUNPOD_POD_ID")
 PRICE_VARIABLE = "PION_DOLLARS_PER_HOUR"
 PRICES_VARIABLE = "PION_PRICES"
+LIMIT_VARIABLE = "PION_MAX_HOURLY_COST"
 _AT = " on "
 # What a machine without a GPU is called among prices.
 CPU = "CPU"
@@ -171,6 +173,12 @@ def rental_price(environment: Mapping[str, str] = os.environ, proc: Path = PROC)
     here = priced_at(kind, f"{info.get('cloud')}/{info.get('region')}")
     price = prices.get(here, prices.get(kind))
     return None if price is None else price * _nodes(environment)
+
+
+def price_limit(environment: Mapping[str, str] = os.environ) -> float:
+    """Return the most that the machine may cost in dollars per hour; infinity without a limit."""
+    limit = _amount(environment.get(LIMIT_VARIABLE))
+    return math.inf if limit is None else limit
 
 
 def priced_at(gpu: str, place: str) -> str:

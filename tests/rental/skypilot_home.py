@@ -6,17 +6,19 @@ them all and remove the folder, however the tests end.
 
 import json
 import os
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.rent.managed.provider.jobs import ENDED
-from pipeline.workers.reaper import start_reaper
+from pipeline.workers.reaper import children_of, session_processes, start_reaper
 from tests.paths import REPOSITORY
 from tests.rental.loopback_runpod import RunPod, loopback_runpod
 from tests.rental.pods import HOME, RUNTIME
@@ -28,7 +30,11 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # The jobs controller runs in the API server's process tree. So no controller machine is rented, and
 # the checkout reaches the pod without a bucket.
-_CONFIG = "jobs:\n  controller:\n    consolidation_mode: true\n"
+_CONFIG = """
+jobs:
+  controller: {consolidation_mode: true}
+  status_check: {min_elapsed_seconds: 300}
+"""
 
 
 @dataclass
@@ -76,8 +82,48 @@ class Loopback:
         self.sky("api", "start")
 
     def stop(self):
-        """Stop the API server, as a sleeping laptop does. Pods and their jobs continue."""
+        """Stop the API server, as when the laptop shuts down. Pods and their jobs continue."""
         self.sky("api", "stop")
+
+    @contextmanager
+    def asleep(self):
+        """Freeze every process of this home, as a laptop that sleeps does: its server, its ssh
+        connections and its windows. Pods and their jobs continue."""
+        frozen = children_of(set(session_processes(f"HOME={self.home}")))
+        self._signal(frozen, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(frozen, signal.SIGCONT)
+
+    @staticmethod
+    def _signal(pids, number):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    @contextmanager
+    def machines_idle_for(self, minutes):
+        """Let machines that are rented meanwhile end themselves after so many idle minutes."""
+        self.environment["LOOPBACK_AUTODOWN_MINUTES"] = str(minutes)
+        self.stop()
+        self.start()
+        try:
+            yield
+        finally:
+            del self.environment["LOOPBACK_AUTODOWN_MINUTES"]
+            self.stop()
+            self.start()
+
+    def laptop(self, name):
+        """Return a home on another machine, whose commands ask the server of this home."""
+        home = _make_home(self.home.parent / name)
+        elsewhere = f"http://127.0.0.1:{self.environment['SKYPILOT_API_SERVER_LOCAL_PORT']}"
+        environment = _environment(home, self.runpod.url) | {
+            "SKYPILOT_API_SERVER_ENDPOINT": elsewhere,
+            "SKYPILOT_USER_ID": self.user_hash,
+        }
+        return Loopback(home, self.runpod, environment)
 
     def write_catalog(self, prices=PRICES, regions=None):
         """Change the price list. The API server only reads it when it starts: stop and start it."""
@@ -91,10 +137,7 @@ def loopback_skypilot(ports):
     folder = Path(tempfile.mkdtemp(prefix="pion-rental-", dir="/var/tmp"))
     reaper = start_reaper(folder)
     try:
-        home, image = folder / "home", folder / "image"
-        (home / ".runpod").mkdir(parents=True)
-        (home / ".runpod" / "config.toml").write_text(CONFIG)
-        write_catalog(home)
+        home, image = _make_home(folder / "home"), folder / "image"
         (home / ".sky" / "config.yaml").write_text(_CONFIG)
         environment = build_image(folder, image)
         with loopback_runpod(folder, image, environment, ports) as runpod:
@@ -105,6 +148,13 @@ def loopback_skypilot(ports):
         assert reaper.stdin is not None
         reaper.stdin.close()
         reaper.wait(PATIENCE_SECONDS)
+
+
+def _make_home(home):
+    (home / ".runpod").mkdir(parents=True)
+    (home / ".runpod" / "config.toml").write_text(CONFIG)
+    write_catalog(home)
+    return home
 
 
 def build_image(folder, image):
@@ -185,16 +235,22 @@ def find_uv():
     return run_to_end(command, check=True).stdout.strip()
 
 
+def _lasting_port():
+    """Return a free port that no connection gets while the server is off: they begin at 32768."""
+    while True:
+        port = random.randrange(20_000, 32_768)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 def _environment(home, api):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SKYPILOT_", "AWS_"))}
     return inherited | {
         "HOME": str(home),
         "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
         "PYTHONPATH": str(Path(__file__).parent / "hook"),
         "RUNPOD_API_BASE_URL": api,
-        "SKYPILOT_API_SERVER_LOCAL_PORT": str(port),
+        "SKYPILOT_API_SERVER_LOCAL_PORT": str(_lasting_port()),
         "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
         # The API server plans its worker processes by these limits.
         "SKYPILOT_POD_CPU_CORE_LIMIT": "2",

@@ -219,7 +219,9 @@ def check_controller() -> list[CheckRow]:
                 "~/.sky/config.yaml yet. Run: sky api stop",
             )
         ]
-    return [CheckRow(name, True, "on this machine, which must stay awake and online")]
+    return [
+        CheckRow(name, True, "on this machine: while it sleeps, nothing replaces a lost machine")
+    ]
 
 
 def _server_runs() -> bool:

@@ -15,6 +15,7 @@ from pipeline.rent.deadline.at_launch import deadline_of, refuse_past
 from pipeline.rent.managed.look.progress import how_to_come_back, what_comes_next
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.provider import Provider
+from pipeline.rent.managed.provider.recorded_task import MACHINES
 from pipeline.rent.managed.provider.task import task_yaml
 from pipeline.rent.managed.request import (
     JobFile,
@@ -114,13 +115,21 @@ def refuse_second(state: RunState, head: Head | None, jobs: Sequence[ManagedJob]
 
 
 def say_rented(order: Order, job_id: int, provider: Provider) -> None:
-    """Print what was rented, how to follow and stop it, and which machine must stay awake."""
+    """Print what was rented, how to follow and stop it, and whether this machine may sleep."""
     show(f"managed job {job_id} ({order.name}) is submitted; it continues if you close this window")
     show(how_to_come_back(order.state, job_id))
-    if provider.controller_is_here():
+    envs = order.config["envs"]
+    if not provider.controller_is_here():
+        return
+    if envs.get("PION_SPOT") == "0" and MACHINES not in envs:
         show(
-            "this machine must stay awake and online: SkyPilot's controller runs here, recovers "
-            "the run after a preemption, and ends its machines"
+            "keep this machine awake and online until a machine owns the run. After that, it may "
+            "sleep: the rented machine ends itself ten minutes after the run"
+        )
+    else:
+        show(
+            "keep this machine awake and online: SkyPilot's controller runs here, and while it "
+            "sleeps, nothing replaces a preempted machine"
         )
 
 

@@ -99,6 +99,9 @@ def show_rentals(
         print_json(machines, jobs, runpod_asked=runpod_asked)
     else:
         print_table(machines, jobs, run, runpod_asked=runpod_asked)
+        for pod in facts.pods or () if run is None else ():
+            if pod.job_id is None:
+                show(f"pod {pod.id} ({pod.name}){_per_hour(pod)} is {_not_ours(pod)}")
         for words in failed:
             show(words)
     return int(bool(failed))
@@ -197,8 +200,7 @@ def _judge_machines(facts: Facts) -> Iterator[ListedMachine]:
 
 def _list_pod(pod: Pod, facts: Facts) -> ListedMachine:
     """Judge a pod that has not claimed the run yet, or whose run's store was not read."""
-    price = f", {money(pod.price)}/h" if pod.price else ""
-    machine = f"{pod.gpu or 'pod'} on RunPod{price}"
+    machine = f"{pod.gpu or 'pod'} on RunPod{_per_hour(pod)}"
     verdict = judge_pod(pod, facts)
     listed = ListedMachine(pod.id, pod.job_id, machine, None, None, None, *verdict)
     if pod.created is None or not pod.alive:
@@ -206,6 +208,17 @@ def _list_pod(pod: Pod, facts: Facts) -> ListedMachine:
     hours = max(0.0, facts.now - pod.created) / 3600
     dollars = None if pod.price is None else pod.price * hours
     return dataclasses.replace(listed, begin=pod.created, end=facts.now, dollars=dollars)
+
+
+def _per_hour(pod: Pod) -> str:
+    return f", {money(pod.price)}/h" if pod.price else ""
+
+
+def _not_ours(pod: Pod) -> str:
+    return (
+        f"{pod.status} at RunPod, and `pion launch` did not rent it. If `sky` did, `sky status` or "
+        "`sky jobs queue` lists it"
+    )
 
 
 # Judge whether a machine is needed, gone, or an orphan (billed although not needed).
@@ -218,6 +231,8 @@ def judge_pod(pod: Pod, facts: Facts) -> Verdict:
     Such a pod continues to train.
     """
     job = next((known for known in facts.jobs if known.id == pod.job_id), None)
+    if pod.job_id is None:
+        return Verdict("unknown", _not_ours(pod))
     if pod.rented_from != facts.my_hash:
         return Verdict("unknown", "rented from another machine; check there")
     if job is not None and pod.belongs_to(cluster_name(job.name, job.id)):

@@ -249,10 +249,11 @@ class Watcher:
             with contextlib.suppress(PionError):  # if the note stays, the next launch needs --force
                 withdraw_rental_note(self.state, launch_id_of(job))
         code, words = how_it_ended(job, look.dollars)
-        self.say(words)
         run, status = look.followed.run, look.status or {}
         if job.status in ("CANCELLED", "FAILED_CONTROLLER"):  # they say nothing about the run
             code = 0 if run.finished else Stopped.exit_code if run.stop else code
+            words = f"the run is finished: {words}" if run.finished else words
+        self.say(words)
         if code == 0 and run.until is not None and status["next"] and not status["owner"]:
             self.say(what_comes_next(status["next"]))
         return code

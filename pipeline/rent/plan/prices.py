@@ -331,6 +331,7 @@ def _why_none(cloud: Any, candidate: Candidate) -> str:
     here = [info for info in infos if candidate.region in (None, info.region)]
     regions = some(sorted({info.region for info in infos}), LISTED)
     counts = sorted({int(info.accelerator_count) for info in here})
+    limit = candidate.resources.max_hourly_cost
     unpriced = all(_dollars(info.spot_price) is None for info in here)
     hint = did_you_mean(gpu, sorted({*by_name, *GPU_TYPES}), has)
     reasons = {
@@ -342,6 +343,8 @@ def _why_none(cloud: Any, candidate: Candidate) -> str:
             candidate.count not in counts
         ),
         f"{cloud} lists no spot price for {gpu}": candidate.use_spot and unpriced,
+        f"{cloud} has {gpu}, but not for max_hourly_cost: {limit} with the requested cpus and "
+        "memory": limit is not None,
         f"{cloud} has {gpu}, but not with the requested cpus and memory": True,
     }
     return made(reasons)[0]

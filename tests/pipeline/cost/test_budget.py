@@ -114,6 +114,14 @@ def test_a_machine_at_four_times_the_price_is_refused_unless_the_budget_allows_i
     assert said
 
 
+def test_a_machine_above_the_limit_of_its_file_is_refused_at_any_tolerance(pod):
+    limited = {**planned(pod, 0.2), "PION_MAX_HOURLY_COST": "0.19"}
+    with pytest.raises(Stopped, match=r"\$0\.20 per hour, and max_hourly_cost .* is 0\.19"):
+        true_price(Budget(price_tolerance=4.0), pytest.fail, limited)
+    assert true_price(Budget(), pytest.fail, {**limited, "PION_MAX_HOURLY_COST": "0.2"}) == 0.2
+    assert true_price(Budget(), pytest.fail, {**limited, "PION_MAX_HOURLY_COST": ""}) == 0.2
+
+
 def test_a_price_that_a_person_has_set_or_nobody_can_tell_is_the_planned_one(pod, api):
     def ask(**other):
         return true_price(Budget(), pytest.fail, {**planned(pod, 0.05), **other})

@@ -128,9 +128,13 @@ def diagnose(sky: SkyView, run: RunView, now: float) -> list[Finding]:
     if not job.live:
         lost = job.status == "FAILED_CONTROLLER"
         return _lost_controller(job, run, alive, now, ending=ending) if lost else []
-    if ending and job.status in _WAITING and sky.pods == ():
-        waits = Finding("not needed", f"SkyPilot says {job.status}", "cancel")
-        return [_end_instead(waits, run)]
+    waits, gone = job.status in _WAITING, sky.pods == ()
+    # After a while without its server, SkyPilot finds the machine gone, and rents another. A run
+    # that was asked to stop may still save, and RunPod's list may be wrong.
+    if (run.finished and (waits or gone)) or (ending and waits and gone):
+        but = "" if waits else ", but its machine is gone"
+        futile = Finding("not needed", f"SkyPilot says {job.status}{but}", "cancel", alive)
+        return [_end_instead(futile, run)]
     booting = _is_booting(run, job)
     here = _slow_boot(sky, run, job, alive, now) if booting else _stuck(run, alive, now)
     if ending:

@@ -18,7 +18,7 @@ from pion.errors import BadInput
 from pion.files import expand
 from pipeline.job import Job
 from pipeline.machine.own_files import file_meant, is_own
-from pipeline.machine.rented import CPU, priced_at
+from pipeline.machine.rented import CPU, LIMIT_VARIABLE, priced_at
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.managed.provider.jobs import asking_skypilot
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
@@ -68,6 +68,9 @@ def machine_variables(sky_yaml: SkyYaml, prices: Prices | None) -> dict[str, str
         "PION_PRICES": json.dumps(_prices(offers)),
         "PION_DISK_GB": str(min(candidate.disk_gb for candidate in sky_yaml.candidates)),
     }
+    limits = [candidate.resources.max_hourly_cost for candidate in sky_yaml.candidates]
+    if None not in limits:
+        found[LIMIT_VARIABLE] = str(max(limits))
     if len(spot) == 1:
         found["PION_SPOT"] = "1" if spot.pop() else "0"
     return found

@@ -76,7 +76,7 @@ def test_a_controller_on_this_machine_and_a_server_that_has_not_read_the_setting
     on_runpod, sky_home, monkeypatch
 ):
     with_controller_here(sky_home)
-    assert "must stay awake" in on_runpod("controller").words
+    assert "while it sleeps" in on_runpod("controller").words
     monkeypatch.setattr("pipeline.rent.check.rental._server_runs", lambda: True)
     wrong(on_runpod("controller"), "has not read", "sky api stop")
 

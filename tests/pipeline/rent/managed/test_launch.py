@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -10,17 +11,19 @@ from pion.errors import BadInput, PionError
 from pipeline.cli import main
 from pipeline.job.file import load_job
 from pipeline.rent.credentials import names_given, secrets_for
-from pipeline.rent.managed.launch import launch, refuse_second
+from pipeline.rent.managed.launch import launch, refuse_second, say_rented
 from pipeline.rent.managed.provider.jobs import ENDED, ManagedJob, Place, asking_skypilot
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import NextRental, task_of
 from pipeline.rent.managed.provider.task import make_task, task_config, task_variables
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
+from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.paths import REPOSITORY
 from tests.pipeline.rent.conftest import YAML
 from tests.pipeline.rent.managed.conftest import checkout_in, submit_by
+from tests.support.fake_provider import FakeProvider
 from tests.support.sky_catalog import Price
 from tests.support.states import read, someone
 
@@ -245,6 +248,28 @@ def test_ctrl_c_while_submitting_says_what_may_happen(
     run = f"{FileStore(tmp_path / 'runs').url}/tiny"
     assert f"pion watch {run}\n" in out
     assert f"pion rentals {run}\n" in out
+
+
+# Which variables the rented machine gets, and where SkyPilot's controller is.
+SLEEP = [
+    ({"PION_SPOT": "0"}, True, "until a machine owns the run. After that, it may sleep"),
+    ({"PION_SPOT": "1"}, True, "while it sleeps, nothing replaces a preempted machine"),
+    ({}, True, "while it sleeps, nothing replaces a preempted machine"),
+    ({"PION_SPOT": "0", "PION_MACHINES": "[]"}, True, "while it sleeps, nothing"),
+    ({"PION_SPOT": "1"}, False, ""),
+]
+
+
+@pytest.mark.parametrize(("envs", "is_here", "words"), SLEEP)
+def test_a_launch_says_whether_this_machine_may_sleep(tmp_path, capsys, envs, is_here, words):
+    provider = FakeProvider()
+    provider.controller_is_here = lambda: is_here
+    state = RunState(FileStore(tmp_path / "runs"), "tiny")
+    say_rented(SimpleNamespace(name="pion-tiny", state=state, config={"envs": envs}), 7, provider)
+    out = capsys.readouterr().out
+    assert "managed job 7 (pion-tiny) is submitted" in out
+    assert words in out
+    assert ("sleep" in out) == is_here
 
 
 @pytest.mark.usefixtures("submitted")  # every check passes

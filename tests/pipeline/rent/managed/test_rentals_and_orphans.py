@@ -200,6 +200,18 @@ def test_without_a_run_every_rental_of_ours_is_listed(account):
     account.api.rent("own", "pion-a40-2-0123abcd-head")  # `sky launch -c pion-a40-2`
     states = {pod: rental["state"] for pod, rental in account.listing(None).items()}
     assert states == {"one": "running", "other": "unknown"}
+    out = account.table(None)
+    assert "pod web (my-web-server), $0.20/h is RUNNING at RunPod, and `pion launch` did not" in out
+    assert out.count("did not rent it") == 2
+    assert "did not rent it" not in account.table()
+
+
+def test_a_machine_of_the_run_that_skypilot_rented_without_pion_launch_says_so(account):
+    account.api.rent("one", "sky-head")
+    one = account.listing(reap=True)["one"]
+    assert one["state"] == "unknown"
+    assert "RUNNING at RunPod, and `pion launch` did not rent it" in one["words"]
+    assert account.api.ids == ["one"]
 
 
 def test_a_pod_of_a_run_that_no_machine_has_claimed_and_skypilot_has_forgotten_is_found(

@@ -119,6 +119,10 @@ WRONG = [
     # The machine that SkyPilot looks for is not needed.
     (SkyView(RECOVERING, ()), STOPPED, "not needed", "cancel", ()),
     (SkyView(job("STARTING"), ()), DONE, "not needed", "cancel", ()),
+    # Nor is one that SkyPilot will look for, or has found for a run that was done by then.
+    (SkyView(JOB, ()), DONE, "not needed", "cancel", ()),
+    (SkyView(RECOVERING, (ALIVE,)), DONE, "not needed", "cancel", ("a",)),
+    (SkyView(RECOVERING), DONE, "not needed", "cancel", ()),
 ]  # fmt: skip
 
 
@@ -149,6 +153,9 @@ WELL = [
     (SkyView(JOB, (ALIVE,)), run(beat_at=None, heartbeats=False, last_sign=NOW - 3000)),
     # The run was asked to stop, or is done, so it will end by itself.
     (SkyView(RECOVERING, (EXITED,)), STOPPED),
+    (SkyView(RECOVERING, (ALIVE,)), STOPPED),
+    (SkyView(JOB), DONE),
+    (SkyView(JOB, ()), STOPPED),  # it may still save
     (SkyView(JOB, (EXITED,)), DONE),
     (SkyView(JOB, (ALIVE,)), dataclasses.replace(HANGS, stop="pion stop")),
     (SkyView(job("FAILED_CONTROLLER"), ()), dataclasses.replace(SILENT, stop="pion stop")),

@@ -119,6 +119,19 @@ def test_the_only_machine_left_is_the_one_that_will_do(sent, sky_home, kind):
     assert json.loads(task.envs["PION_PRICES"]) == {"A40": 0.5}
 
 
+def test_a_limit_on_the_price_of_every_machine_is_told_to_the_machine(sent, sky_home):
+    sky_home.sell(TODAY)
+    limited = LISTED.replace("}", ", max_hourly_cost: 0.6}")
+    task = sent(limited)
+    assert (gpus(task), task.envs["PION_MAX_HOURLY_COST"]) == (
+        ["A40", "RTXA4000", "RTXA5000"],
+        "0.6",
+    )
+    assert (
+        "PION_MAX_HOURLY_COST" not in sent(LISTED.replace("}", ", max_hourly_cost: 0.6}", 1)).envs
+    )
+
+
 def test_spot_above_the_on_demand_price_is_left_out_unless_forced(sent, sky_home):
     sky_home.sell(TODAY | {"A40": Price(0.95, 0.9)})
     assert gpus(sent(LISTED)) == ["RTXA4000", "RTXA5000"]
