@@ -20,6 +20,7 @@ from pion.rewards.builtin import (
 from pion.rewards.function import FunctionReward, judged_differently, read_function
 from pion.rewards.judge import Judge, Reward
 from pipeline.job import Job
+from pipeline.job.digest import covered_fields, digest_of, files_of
 from pipeline.job.reinforce_section import (
     JsonReward,
     MathReward,
@@ -34,6 +35,16 @@ def judge_of(job: Job) -> Judge:
     used."""
     assert job.reinforce is not None
     return Judge([(_reward(job, section), section.weight) for section in job.reinforce.rewards])
+
+
+def judged_by(job: Job) -> str:
+    """Return the digits that name what judges answers: rewards, their files, and where they end."""
+    assert job.reinforce is not None
+    fields = covered_fields(job.reinforce, "reinforce").items()
+    names = ("reinforce.rewards", "reinforce.max_tokens")
+    judging = {path: value for path, value in fields if path.startswith(names)}
+    pass_at = {"reinforce.pass_at": job.reinforce.pass_at}
+    return digest_of(judging | files_of(job, "reinforce") | pass_at)
 
 
 def _reward(job: Job, section: RewardSection) -> Reward:

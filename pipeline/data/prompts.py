@@ -55,6 +55,13 @@ def questions(job: Job, found: Input, remarks: Remarks | None = None) -> Iterato
         yield question, required, record.held_out
 
 
+def longest_prompt(job: Job) -> int:
+    """Return the most tokens of a prompt: the rest of a row is for its answer."""
+    assert job.reinforce is not None
+    row, context = job.seq_len("reinforce"), job.model_config_resolved().seq_len
+    return min(row, context) - job.reinforce.max_tokens
+
+
 def write_prompts(
     job: Job, found: Input, written: ChatFormat, rows: RowFormat, folder: Path, say: Say
 ) -> dict[str, Any]:

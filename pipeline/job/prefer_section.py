@@ -24,6 +24,7 @@ from pipeline.job.sft_and_lora_sections import Conversations, Lora
 
 class Prefer(Conversations):
     rates_of_lora: ClassVar = {"lr": 2e-5, "min_lr": 2e-6, "weight_decay": 0.0}
+    rows_depend_on: ClassVar = ("model.seq_len",)
 
     loss: Loss = identity(
         "dpo-norm",
@@ -148,6 +149,10 @@ class Prefer(Conversations):
     def needs_reference(self) -> bool:
         """Whether the model is compared with the one that the stage starts from."""
         return self.reference == "start"
+
+    def row_length(self, text: int, conversations: int) -> int:
+        """Return the tokens in a row, which has both answers of a pair."""
+        return self.seq_len or 2 * conversations
 
     def know_most_sequences(self, count: int) -> None:
         """Learn how many answers the fullest row of the data has."""

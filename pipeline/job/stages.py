@@ -11,6 +11,14 @@ STAGES = ("prepare", "pretrain", "sft", "prefer", "reinforce", "evaluate", "publ
 TRAINING = ("pretrain", "sft", "prefer", "reinforce")
 # These train on conversations, so what they leave can be talked to.
 CONVERSING = ("sft", "prefer", "reinforce")
+
+
+def data_key(part: str) -> str:
+    """Return the section with the sources of a part of the data, which has the name of the stage
+    that learns from it."""
+    return "data" if part == "pretrain" else part
+
+
 # What a model is called after a stage.
 AFTER = {
     "pretrain": "pretrained",

@@ -392,7 +392,7 @@ def lacking(job: Job) -> list[str]:
     return [
         stage
         for stage, section in sections.items()
-        if not section.steps_are_known or (job.needs_reference(stage) and section.rows is None)
+        if not section.steps_are_known or (section.needs_reference and section.rows is None)
     ]
 
 

@@ -162,7 +162,7 @@ def starts_of_stages(
         if stage not in MEASURED_BEFORE:
             continue
         before, reference = job.stage_before(stage), None
-        if job.needs_reference(stage):
+        if job.section(stage).needs_reference:
             reference = patiently(partial(_reference, run, head, say))
         if before is not None:
             starts[stage] = StageStart(before, models[before], reference)

@@ -12,7 +12,7 @@ import numpy as np
 
 from pion.evaluation.item_scores import ItemScores, before_and_after, pack
 from pion.measures import REWARDS
-from pipeline.job.digest import judged_by
+from pipeline.data.judge import judged_by
 from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:

@@ -49,7 +49,7 @@ from pipeline.data.prepared import (
     check_mixes,
     open_data,
 )
-from pipeline.data.prompts import write_prompts
+from pipeline.data.prompts import longest_prompt, write_prompts
 from pipeline.data.remarks import Remarks, shortened
 from pipeline.data.sources import (
     Input,
@@ -317,7 +317,7 @@ def _write_prompts(
     reading: SourceReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of prompts, and return its report."""
-    rows = replace(rows, seq_len=reading.job.longest_prompt)
+    rows = replace(rows, seq_len=longest_prompt(reading.job))
     with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
         return write_prompts(reading.job, reading.found, written, rows, place, say)
 

@@ -186,7 +186,7 @@ def _fitting_work(
         optimizer=section.optimizer,
         device=device.type,
         documents=job.has_documents(stage),
-        sequences=job.most_sequences(stage),
+        sequences=section.most_sequences(job.seq_len(stage)),
         compile=plan.compile,
         residual=plan.residual,
         lora=job.lora(stage),

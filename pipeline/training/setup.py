@@ -246,11 +246,11 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     configure(plan)  # before anything computes: cuBLAS reads its settings once
     start, reference = stage_model(context, stage, data, plan, saved), None
     _tell_card(context, stage, plan, start.model.config)
-    if context.job.needs_reference(stage):
+    if context.job.section(stage).needs_reference:
         resumes = recorded is not None
         data, reference, start = _with_reference(context, data, start, saved, resumes=resumes)
     rows: RowStream | Prompts = data.train
-    if context.job.answers_of_rank(stage, 1):
+    if context.job.section(stage).sampled:
         data = with_prompts(context, data)
         assert data.prompts is not None
         rows = data.prompts["train"]

@@ -104,7 +104,7 @@ def _pairs(job: Job, data: StageData) -> str:
         f"{passes_in_words(data.passes)} in {counted(data.steps, 'step')} of about "
         f"{_per_step(job, data):,.0f} {data.what}: {amount(data.tokens)} tokens",
     ]
-    if job.needs_reference("prefer"):
+    if job.section(data.stage).needs_reference:
         lines.append(
             "before the first step, the reference is computed once: it takes a third of the time "
             "of a pass, and another beta or loss does not need it again"
