@@ -9,8 +9,9 @@ from pion.errors import BadInput
 from pipeline.console.formats import beginning, counted, short_amount, show
 from pipeline.console.masking import masked
 from pipeline.console.print_and_ask import saying_if_slow
+from pipeline.job.stages import WORDS
 from pipeline.new.base import NONE, LookedUp, look_up
-from pipeline.new.data_set import LEARNED, ONE, DataSet, in_words, look_at
+from pipeline.new.data_set import LEARNED, DataSet, in_words, look_at
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.job_text import BUILT_IN, PREFERENCES, Line, Proposal, job_text, lines_of
@@ -175,7 +176,7 @@ def _examples(data_sets: Sequence[DataSet], stages: Mapping[str, StageData]) -> 
             lines = [f"⟦{first.texts[0].strip()}⟧"]
         else:
             lines = list(stage.first)
-        yield f"\nthe first {ONE[data.stage]}{learned}:\n  {first.where}"
+        yield f"\nthe first {WORDS[data.stage].record}{learned}:\n  {first.where}"
         yield from (
             "    " + beginning(masked(line).rstrip(), SHOWN_CHARACTERS).replace("\n", "\n    ")
             for line in lines

@@ -15,10 +15,11 @@ from pipeline.data.cleaning.sets import read_sets
 from pipeline.data.sources import SAMPLED
 from pipeline.job import Job
 from pipeline.job.data_section import OF_EVALUATE
+from pipeline.job.stages import WORDS, data_key
 from pipeline.job.train_sections import FEWEST_STEPS
 from pipeline.rehearsal.head import RECORD_BYTES, TEXT_BYTES
 from pipeline.rehearsal.phases import phases_read, warnings_of
-from pipeline.rehearsal.rehearse import RECORDS, StageData, rehearse
+from pipeline.rehearsal.rehearse import StageData, rehearse
 from pipeline.rent.check import CheckRow, failure
 from pipeline.rent.check.job import is_prepared
 
@@ -45,7 +46,7 @@ def check_rows(job: Job) -> Iterator[CheckRow]:
     sources = rehearsed.rows_of("pretrain")
     for stage in job.train_stages:
         if stage in rehearsed.failed:
-            yield failure(RECORDS[stage], rehearsed.failed[stage])
+            yield failure(WORDS[stage].records, rehearsed.failed[stage])
         elif stage in rehearsed.stages and not rehearsed.prepared:
             yield from _of_stage(job, rehearsed.stages[stage])
         if stage == "pretrain":
@@ -57,7 +58,7 @@ def check_rows(job: Job) -> Iterator[CheckRow]:
 
 
 def _of_stage(job: Job, data: StageData) -> Iterator[CheckRow]:
-    name = RECORDS[data.stage]
+    name = WORDS[data.stage].records
     yield CheckRow(name, True, _of_head(data) + SUMMED_UP[data.stage](job, data))
     yield from (CheckRow(name, None, words) for words in data.warnings)
     for short, warnings in WARNINGS.items():
@@ -71,7 +72,7 @@ def _of_stage(job: Job, data: StageData) -> Iterator[CheckRow]:
 def _of_head(data: StageData) -> str:
     """Return of which part of the data the numbers are."""
     if data.of_hub:
-        return f"of the first {SAMPLED:,} {RECORDS[data.stage]}: "
+        return f"of the first {SAMPLED:,} {WORDS[data.stage].records}: "
     if data.exact:
         return ""
     _, read = TEXT_BYTES if data.stage == "pretrain" else RECORD_BYTES
@@ -88,7 +89,7 @@ def _rows(job: Job, data: StageData) -> str:
         f"{passes_in_words(data.passes)} in {data.steps:,} steps of "
         f"{job.section(data.stage).global_batch} rows: {amount(data.tokens)} tokens"
     )
-    key, several = "data" if data.stage == "pretrain" else data.stage, len(data.rows) > 1
+    key, several = data_key(data.stage), len(data.rows) > 1
     each = [f"{key}.sources.{n}: {rows:,} rows" for n, rows in enumerate(data.rows) if several]
     return "; ".join([words, *each, *data.notes])
 
