@@ -5,6 +5,7 @@ A changed default or a new field moves digests: see train_sections.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from pydantic import PrivateAttr, model_validator
@@ -154,9 +155,10 @@ class Prefer(Conversations):
         """Return the tokens in a row, which has both answers of a pair."""
         return self.seq_len or 2 * conversations
 
-    def know_most_sequences(self, count: int) -> None:
-        """Learn how many answers the fullest row of the data has."""
-        self._most_sequences = count
+    def know_data(self, kind: str, most_sequences: Callable[[], int], where: str) -> None:
+        """Learn what the data are. Raises BadInput as `know_kind` does."""
+        self.know_kind(kind, where)
+        self._most_sequences = most_sequences()
 
     def most_sequences(self, seq_len: int) -> int:
         """Return the most answers in a row of so many tokens: a guess before the data is there."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PrivateAttr, model_validator
@@ -303,6 +303,10 @@ class Train(Section):
     def most_sequences(self, seq_len: int) -> int:
         """Return the most answers in a row of so many tokens; 0: answers are not compared."""
         return 0
+
+    def know_data(self, kind: str, most_sequences: Callable[[], int], where: str) -> None:
+        """Learn of which kind the stage's data are, and how many answers their fullest row has;
+        `where` names them in errors. Raises BadInput if the stage can't learn from them."""
 
     def misfits(self, seq_len: int, context: int) -> list[str]:
         """Return what does not fit rows of so many tokens, and the model's context."""
