@@ -108,8 +108,9 @@ def write_conversations(
     if reading.tasks is not None and has_pieces(found.source):
         shared = tokenizer_files(place.parent), rows.seq_len
         pack = partial(reading.tasks.map, pack_buffer, shared)
-    progress = f"pack {found.name}", say
-    report = write_conversation_rows(talks, pack, tokenizer.vocab_size, place, rows, progress)
+    report = write_conversation_rows(
+        talks, pack, tokenizer.vocab_size, place, rows, (f"pack {found.name}", say)
+    )
     remarks.note_counts(report, rows.seq_len)
     return report | remarks.report()
 

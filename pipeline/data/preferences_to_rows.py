@@ -76,13 +76,10 @@ def write_preferences(
 ) -> dict[str, Any]:
     """Write the rows of a source of preferences, and return its report."""
     job, found, tokenizer = reading.job, reading.found, written.tokenizer
-    assert job.prefer is not None
-    remarks, context = (
-        Remarks(tokenizer.replaced(), found.left_out),
-        job.model_config_resolved().seq_len,
-    )
-    chat_format, share = preference_format(written, rows.seq_len, context), job.prefer.held_out
-    how = PreferenceRows(tokenizer, chat_format, rows, share, job.seed, found.key)
+    remarks = Remarks(tokenizer.replaced(), found.left_out)
+    context, share = job.model_config_resolved().seq_len, job.data_section("prefer").held_out
+    form = preference_format(written, rows.seq_len, context)
+    how = PreferenceRows(tokenizer, form, rows, share, job.seed, found.key)
     summary, refusals = write_preference_rows(preferences(job, found, remarks), how, place, say)
     remarks.counts = summary.tally.seen
     # With the names that the reports of conversations have.

@@ -18,8 +18,6 @@ from pipeline.data.sources import Input, Shown
 from pipeline.data.splits import RowFormat
 from pipeline.job import Job
 
-Report = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Way:
@@ -35,7 +33,7 @@ class Way:
         show: shows a record as the model will see it; None: it is not usable.
     """
 
-    write: Callable[[SourceReading, ChatFormat, Path, RowFormat, Say], Report]
+    write: Callable[[SourceReading, ChatFormat, Path, RowFormat, Say], dict[str, Any]]
     few: str
     held_out: str = ""
     more: str = ""

@@ -189,7 +189,7 @@ def conversation_inputs(job: Job, stage: str) -> Inputs:
 
 def files_of(job: Job, stage: str) -> Inputs:
     """Return the hashes of what a stage reads next to its data; None of a file that is not here."""
-    files = {key: job.kept_path(path) for key, path in job.files_of(stage).items()}
+    files = {key: job.kept_path(path) for key, path in job.section(stage).files.items()}
     return {f"{k}.sha256": sha256_file(f) if f.is_file() else None for k, f in files.items()}
 
 

@@ -17,7 +17,6 @@ from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validat
 from pion.config.lora import Lora as LoraSettings
 from pion.config.model_config import APART, OPTIONAL, ModelConfig
 from pion.config.part_fields import FACTOR
-from pion.data.order import rows_per_rank
 from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
 from pion.files import expand
@@ -191,7 +190,7 @@ class JobFields(Section):
         tokenizer = None if self.tokenizer is None else self.tokenizer.file
         named: dict[str, dict[str, str | None]] = {
             "prepare": {"tokenizer.file": tokenizer, **dict(self.removed_sets)},
-            **{stage: {**self.files_of(stage)} for stage in self.train_stages},
+            **{stage: {**self.section(stage).files} for stage in self.train_stages},
             "evaluate": {
                 **self.evaluate.sets,
                 "evaluate.text": self.evaluate.text,
@@ -251,11 +250,6 @@ class JobFields(Section):
         section = getattr(self, data_key(part))
         assert isinstance(section, Data | Conversations)
         return section
-
-    def files_of(self, stage: str) -> dict[str, str]:
-        """Return the files that a training stage reads next to its data, by the keys that name
-        them."""
-        return {f"{stage}.{key}": path for key, path in self.section(stage).files.items()}
 
     @property
     def text_settings(self) -> Data:
@@ -353,11 +347,6 @@ class JobFields(Section):
         """Return the tokens in a row of a training stage."""
         section, text = getattr(self, stage), self.data.seq_len
         return text if section is None else section.row_length(text, self.sft_seq_len)
-
-    def answers_of_rank(self, stage: str, ranks: int) -> int:
-        """Return how many answers a rank samples in a step; 0 for a stage that samples none."""
-        section = self.section(stage)
-        return section.sampled * rows_per_rank(section.global_batch, ranks)
 
     def has_documents(self, stage: str) -> bool:
         """Return whether a row of a training stage has several documents."""

@@ -203,14 +203,14 @@ class Reinforce(Conversations):
 
     def defaults_from_base(self, seq_len: int) -> dict[str, Any]:
         """Return fields that the job leaves open, where the run starts from a trained model."""
-        given = "max_tokens" in self.model_fields_set
-        return {} if given else {"max_tokens": min(256, seq_len // 2)}
+        chosen = min(256, seq_len // 2)
+        return {} if "max_tokens" in self.model_fields_set else {"max_tokens": chosen}
 
     @property
     def files(self) -> dict[str, str]:
-        """The files with functions that judge answers, by the keys in this section."""
+        """The files with functions that judge answers, by the keys that name them."""
         return {
-            f"rewards.{number}.path": reward.path
+            f"reinforce.rewards.{number}.path": reward.path
             for number, reward in enumerate(self.rewards)
             if isinstance(reward, PythonReward)
         }

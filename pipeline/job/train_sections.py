@@ -17,6 +17,7 @@ from pydantic import PrivateAttr, model_validator
 from pion.config.part_fields import FACTOR
 from pion.config.parts import Role
 from pion.config.presets import PRESETS
+from pion.data.order import rows_per_rank
 from pion.errors import BadInput
 from pion.train.optimizers import OPTIMIZERS, OptimizerName
 from pion.train.phases import Phase as TrainPhase
@@ -326,9 +327,13 @@ class Train(Section):
         """How many answers are sampled to each row."""
         return 0
 
+    def answers_of_rank(self, ranks: int) -> int:
+        """Return how many answers a rank samples in a step; 0 for a stage that samples none."""
+        return self.sampled * rows_per_rank(self.global_batch, ranks)
+
     @property
     def files(self) -> dict[str, str]:
-        """The files that the stage reads next to its data, by the keys in this section."""
+        """The files that the stage reads next to its data, by the keys that name them."""
         return {}
 
     @property

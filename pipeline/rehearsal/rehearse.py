@@ -303,7 +303,6 @@ def _first(
 def _with_shards(job: Job, texts: StageData | None, tokenizer: Path | None) -> StageData:
     """Return what the text and the tokenized files of a job give. Raises BadInput for files that
     can't be used, and if all fill no batch."""
-    assert job.pretrain is not None
     of_texts, rows = iter(() if texts is None else texts.rows), []
     for number, source in enumerate(job.data.sources):
         found = find_input(job, source, f"data.sources.{number}")
@@ -312,9 +311,7 @@ def _with_shards(job: Job, texts: StageData | None, tokenizer: Path | None) -> S
         )
     exact = texts is None or texts.exact
     if exact:
-        section, seq_len = job.pretrain, job.data.seq_len
-        fitting = section.batch_for(sum(rows))
-        require_a_batch(sum(rows), section.global_batch, "pretrain", seq_len, fitting)
+        require_a_batch(job, "pretrain", sum(rows))
     whole = texts or StageData("pretrain", (), 0, exact=True)
     return replace(whole, rows=tuple(rows))
 

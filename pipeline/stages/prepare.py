@@ -284,23 +284,20 @@ def _check_rows(job: Job, data: Prepared, stage: str) -> None:
             "number. Prepare the data again: --redo prepare"
         )
     why = [words for source in data.report["sources"] for words in source.get("warnings", ())]
-    section = job.section(stage)
-    fitting = section.batch_for(rows)
-    require_a_batch(rows, section.global_batch, stage, job.seq_len(stage), fitting, why)
+    require_a_batch(job, stage, rows, why)
     if stage == "pretrain":
         check_mixes(job, data.folder)
 
 
-def require_a_batch(
-    rows: int, global_batch: int, stage: str, seq_len: int, fitting: int, why: Sequence[str] = ()
-) -> None:
-    """Raise BadInput if a stage's rows do not fill a batch, with the batch that is `fitting`. `why`
-    may say what is not in them."""
-    if rows < global_batch:
-        way = WAYS[stage]
+def require_a_batch(job: Job, stage: str, rows: int, why: Sequence[str] = ()) -> None:
+    """Raise BadInput if a stage's rows do not fill a batch, with a batch that fits. `why` may say
+    what is not in them."""
+    section, way = job.section(stage), WAYS[stage]
+    if rows < section.global_batch:
         raise BadInput(
-            f"{stage}: {way.few.format(rows=rows, seq_len=seq_len)}, but {stage}.global_batch "
-            f"needs {global_batch:,}. Give {stage}.global_batch={fitting}{way.more} or more data."
+            f"{stage}: {way.few.format(rows=rows, seq_len=job.seq_len(stage))}, but "
+            f"{stage}.global_batch needs {section.global_batch:,}. Give {stage}.global_batch="
+            f"{section.batch_for(rows)}{way.more} or more data."
             + "".join(f" {words}." for words in why)
         )
 

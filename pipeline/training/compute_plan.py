@@ -141,7 +141,7 @@ def _asked_plan(
             job.model_config_resolved(),
             job.seq_len(stage),
             dtype,
-            job.answers_of_rank(stage, world_size),
+            job.section(stage).answers_of_rank(world_size),
             total_memory(device),
         )
         or None,

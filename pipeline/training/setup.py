@@ -223,6 +223,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     """
     from pion.train.hardware import configure
     from pipeline.data.shard_cache import fetching_from
+    from pipeline.training.reference.of_stage import with_reference
 
     def bring() -> tuple[Path, str, Restored]:
         head = context.run.read()
@@ -243,8 +244,10 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     start, reference = stage_model(context, stage, data, plan, saved), None
     _tell_card(context, stage, plan, start.model.config)
     if section.needs_reference:
-        resumes = recorded is not None
-        data, reference, start = _with_reference(context, data, start, saved, resumes=resumes)
+        streams, resumes = {"train": data.train, "held_out": data.held_out}, recorded is not None
+        reference, start = with_reference(context, streams, start, saved, resumes=resumes)
+        train, held_out = (reference.streams[split] for split in streams)
+        data = dataclasses.replace(data, train=train, held_out=held_out)
     if section.sampled:
         data = with_prompts(context, data)
     trainer, why = _trainer(context, stage, data, start), start.why
@@ -315,22 +318,6 @@ def _resume(context: TrainingContext, trainer: Trainer, restored: Restored) -> s
     whole = None if saved is None else TrainState(saved.model, saved.optimizer, saved.state)
     trainer.load(whole)
     return f"continues after step {trainer.step:,}"
-
-
-def _with_reference(
-    context: TrainingContext,
-    data: StageData,
-    start: StageModel,
-    saved: Loaded | None,
-    *,
-    resumes: bool,
-) -> tuple[StageData, Reference, StageModel]:
-    from pipeline.training.reference.of_stage import with_reference
-
-    streams = {"train": data.train, "held_out": data.held_out}
-    reference, start = with_reference(context, streams, start, saved, resumes=resumes)
-    train, held_out = (reference.streams[split] for split in streams)
-    return dataclasses.replace(data, train=train, held_out=held_out), reference, start
 
 
 def _find(context: TrainingContext, stage: str, head: Head) -> Restored:

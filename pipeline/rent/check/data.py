@@ -38,7 +38,6 @@ MOST_PASSES = {
     "reinforce": (100, NO_HELP),
 }
 LEARNED = "what the model learns is between ⟦ and ⟧"
-ASKED = "what the model is asked"
 # The names of the embedding in files of transformers and of Pion.
 EMBEDDINGS = ("model.embed_tokens.weight", "embed.weight")
 # Entries that occur a few times are never learned well: see docs/sizing.md.
@@ -72,7 +71,7 @@ def _of_stage(job: Job, data: StageData) -> Iterator[CheckRow]:
     for short, warnings in WARNINGS.items():
         yield from (CheckRow(short, None, words) for words in warnings(job, data))
     if data.first:
-        says = ASKED if job.section(data.stage).sampled else LEARNED
+        says = "what the model is asked" if job.section(data.stage).sampled else LEARNED
         yield CheckRow("the first", True, "\n".join([f"{says}:", *data.first]))
     yield from _untrained(job, data.stage, data.specials)
 

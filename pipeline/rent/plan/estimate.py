@@ -321,7 +321,7 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
     kind, hardware = GPU_TYPES.get(gpu), job.hardware
     config = job.model_config_resolved()
     dtype: Literal["bfloat16", "float32"] = kind.dtype(hardware.dtype) if kind else "bfloat16"
-    seq_len, answers = job.seq_len(stage), job.answers_of_rank(stage, workers)
+    seq_len, answers = job.seq_len(stage), job.section(stage).answers_of_rank(workers)
     memory = kind.memory if kind else 1 << 40
     sampled = rollout_rows(config, seq_len, dtype, answers, memory)
     return Workload(
