@@ -7,7 +7,7 @@ was rented: then they end the preparation. So do too many of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pion.data.chat.chat_format import ChatFormat
+from pion.data.chat.conversation import marked_text
 from pion.data.chat.messages import Conversation
 from pion.data.chat.packing import pack, row_that_holds
 from pion.data.chat.template import COUNTS, Examples
@@ -22,10 +23,14 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.piece_rows import NAMED, EncodedPiece, PieceRows, require_usable
+from pipeline.data.pieces import has_pieces
 from pipeline.data.prepared import SPLITS
-from pipeline.data.remarks import MANY_DROPPED
-from pipeline.data.sources import Talk
+from pipeline.data.remarks import MANY_DROPPED, Remarks
+from pipeline.data.source_reading import SourceReading, tokenizer_files
+from pipeline.data.sources import Shown, Talk, conversations
 from pipeline.data.splits import RowFormat
+from pipeline.data.tasks import InThisProcess
+from pipeline.job import Job
 from pipeline.state.record_json import Count, record_type
 
 BUFFER = 16_384
@@ -90,6 +95,31 @@ def write_conversation_rows(
     refused = sum(report[f"{split}_refused"] for split in SPLITS)
     require_usable("conversations", refused, number, writer.refusals)
     return report | {"refusals": writer.refusals[:NAMED]}
+
+
+def write_conversations(
+    reading: SourceReading, written: ChatFormat, place: Path, rows: RowFormat, say: Say
+) -> dict[str, Any]:
+    """Write the rows of a source of conversations, and return its report."""
+    found, tokenizer = reading.found, written.tokenizer
+    remarks = Remarks(tokenizer.replaced(), found.left_out)
+    talks = conversations(reading.job, found, own=written.own, remarks=remarks)
+    pack = partial(InThisProcess().map, pack_here, (written, rows.seq_len))
+    if reading.tasks is not None and has_pieces(found.source):
+        shared = tokenizer_files(place.parent), rows.seq_len
+        pack = partial(reading.tasks.map, pack_buffer, shared)
+    report = write_conversation_rows(
+        talks, pack, tokenizer.vocab_size, place, rows, (f"pack {found.name}", say)
+    )
+    remarks.note_counts(report, rows.seq_len)
+    return report | remarks.report()
+
+
+def show_conversation(job: Job, record: tuple[bool, Talk], written: ChatFormat) -> Shown:
+    """Return what the model sees of a conversation."""
+    (examples,) = learned_from(written, [record[1]])
+    example = examples.tokenized[-1]  # of a split one, the example with all turns
+    return [marked_text(written.tokenizer, example)], example.ids.tolist()
 
 
 # ---------------------------------------------------------------- packing a buffer

@@ -33,6 +33,7 @@ from pipeline.job import (
 )
 from pipeline.job.data_section import share_rows
 from pipeline.job.digest import conversation_inputs, covered_fields, digest_of
+from pipeline.job.stages import data_key
 from pipeline.machine.file_hashes import hashed_once
 
 # Raise this when prepare would make other rows from the same content.
@@ -131,8 +132,7 @@ def _settings(job: Job, part: str) -> dict[str, Any]:
     else:
         fields = conversation_inputs(job, part) | {"data.shard_rows": job.data.shard_rows}
     # The window only decides in which order training reads the rows.
-    sources = "data.sources." if part == "pretrain" else f"{part}.sources."
-    elsewhere = (sources, "data.window", "data.clean.decontaminate")
+    elsewhere = (f"{data_key(part)}.sources.", "data.window", "data.clean.decontaminate")
     return {path: value for path, value in fields.items() if not path.startswith(elsewhere)}
 
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pion.data.arrays import open_npy
+from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.packing import Sided, pack_items
 from pion.data.preference.rendering import (
     Outcome,
@@ -24,6 +26,8 @@ from pion.data.preference.rendering import (
     Refused,
     Usable,
     is_held_out,
+    marked_preference,
+    preference_format,
 )
 from pion.data.preference.summary import Summary, Tally, summarize, tally_of, total
 from pion.data.row_flags import SEQUENCES, STARTS
@@ -33,9 +37,13 @@ from pion.errors import BadInput
 from pion.files import write_atomically
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.piece_rows import EncodedPiece, PieceRows, require_usable
-from pipeline.data.preferences import Kind, Read
+from pipeline.data.preferences import Kind, Read, preferences
 from pipeline.data.prepared import SPLITS
+from pipeline.data.remarks import Remarks
+from pipeline.data.source_reading import SourceReading
+from pipeline.data.sources import Shown
 from pipeline.data.splits import RowFormat
+from pipeline.job import Job
 from pipeline.state.record_json import closed_record
 
 # Preferences that are encoded and packed together: as many sequences as of conversations.
@@ -61,6 +69,41 @@ class PreferenceRows:
     held_out: float
     seed: int
     where: str
+
+
+def write_preferences(
+    reading: SourceReading, written: ChatFormat, place: Path, rows: RowFormat, say: Say
+) -> dict[str, Any]:
+    """Write the rows of a source of preferences, and return its report."""
+    job, found, tokenizer = reading.job, reading.found, written.tokenizer
+    remarks = Remarks(tokenizer.replaced(), found.left_out)
+    context, share = job.model_config_resolved().seq_len, job.data_section("prefer").held_out
+    form = preference_format(written, rows.seq_len, context)
+    how = PreferenceRows(tokenizer, form, rows, share, job.seed, found.key)
+    summary, refusals = write_preference_rows(preferences(job, found, remarks), how, place, say)
+    remarks.counts = summary.tally.seen
+    # With the names that the reports of conversations have.
+    return {
+        "train_rows": summary.train.rows,
+        "held_out_rows": summary.held_out.rows,
+        "train_tokens": summary.train.tokens,
+        "held_out_tokens": summary.held_out.tokens,
+        "train_refused": summary.tally.refused,
+        "held_out_refused": 0,
+        "refusals": refusals,
+        "preferences": summary.record(),
+    } | remarks.report(summary.warnings())
+
+
+def show_preference(job: Job, record: Read, written: ChatFormat) -> Shown | None:
+    """Return what the model sees of a preference; None if it is not usable."""
+    how = preference_format(written, job.seq_len("prefer"), job.model_config_resolved().seq_len)
+    outcomes = [] if isinstance(record.preference, str) else how.outcomes([record.preference])
+    for outcome in outcomes:
+        if isinstance(outcome, Usable):
+            ids = np.concatenate([side.sequence.ids for side in outcome.item])
+            return marked_preference(written.tokenizer, outcome), ids.tolist()
+    return None
 
 
 def write_preference_rows(

@@ -7,27 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pion.data.chat.chat_format import ChatFormat
+from pion.data.chat.conversation import Tokenized, marked_text
 from pion.data.documents import python_docs
 from pion.data.preference.rendering import is_held_out
 from pion.data.prompt.layouts import Question, parse_question
-from pion.data.prompt.rendering import Asked, EncodedPrompts, rows_of
+from pion.data.prompt.rendering import Asked, EncodedPrompts, prompt_ids, rows_of
 from pion.data.records.fields import EVERY
 from pion.data.records.layouts import read_conversation
 from pion.data.shards import Manifest
 from pion.errors import BadInput
 from pion.files import sha256_file, write_atomically
 from pion.rewards.builtin import unjudgeable
+from pipeline.console.formats import beginning
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.piece_rows import NAMED, require_usable
 from pipeline.data.prepared import SPLITS
 from pipeline.data.remarks import Remarks
-from pipeline.data.sources import Input, conversations, learned_by_sft, parsed, texts_of
+from pipeline.data.source_reading import SourceReading
+from pipeline.data.sources import (
+    Input,
+    Shown,
+    conversations,
+    learned_by_sft,
+    parsed,
+    texts_of,
+)
 from pipeline.data.splits import RowFormat, Splits
 from pipeline.job import Job, PythonDocsQA
 from pipeline.machine.time_limit import attended_items
@@ -72,8 +85,20 @@ def questions(
         yield question, required, by_sft if record.held_out is None else record.held_out
 
 
+def show_prompt(job: Job, record: Asked, written: ChatFormat) -> Shown | None:
+    """Return what the model sees of a prompt, and the right answer; None if it is not usable."""
+    question, _, _ = record
+    if not isinstance(question, Question):
+        return None
+    ids = prompt_ids(written, question)
+    lines = [marked_text(written.tokenizer, Tokenized(np.array(ids), np.zeros(len(ids), bool)))]
+    if question.answer is not None:
+        lines.append(f"right answer: {beginning(str(question.answer), 200)}")
+    return lines, ids
+
+
 def write_prompts(
-    job: Job, found: Input, written: ChatFormat, rows: RowFormat, folder: Path, say: Say
+    reading: SourceReading, written: ChatFormat, folder: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of both splits below `folder`, each with its manifest and RECORDS; return what
     was counted.
@@ -81,7 +106,11 @@ def write_prompts(
     Raises BadInput if a file can't be written, for a prompt that must be usable and is not, for
     more than MOST_REFUSED of others, and if more than half of the prompts are too long.
     """
-    tokenizer, share = written.tokenizer, job.conversations("reinforce").held_out
+    job, found, tokenizer = reading.job, reading.found, written.tokenizer
+    assert job.reinforce is not None
+    share, longest = job.reinforce.held_out, min(rows.seq_len, job.model_config_resolved().seq_len)
+    # The rest of a row is for an answer.
+    rows = replace(rows, seq_len=longest - job.reinforce.max_tokens)
     remarks = Remarks(tokenizer.replaced(), found.left_out)
     by_prompt = partial(is_held_out, share=share, seed=job.seed)
     prompts = EncodedPrompts(written, rows.seq_len, int(tokenizer.token_bytes().max()), by_prompt)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,10 @@ class Talk:
     required: bool
 
 
+# Lines that show a record as the model will see it, with what is learned in ⟦ and ⟧, and its ids.
+Shown = tuple[Sequence[str], Sequence[int]]
+
+
 @dataclass(frozen=True)
 class Input:
     """A source of the job, found and pinned.
@@ -102,6 +106,12 @@ class Input:
     commit: str = ""
     held_out: frozenset[Path] | None = None
     left_out: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What people call the source."""
+        fields = self.source.model_dump()
+        return str(fields.get("repo") or fields.get("path") or fields["kind"])
 
     @property
     def spans(self) -> list[Span]:

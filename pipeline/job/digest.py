@@ -122,8 +122,7 @@ def digest_job(job: Job) -> Digests:
         # 0.1.0 recorded a field that is gone, which named another model to start from.
         own |= {"seed": job.seed, "data.window": job.data.window, f"{stage}.init_from": None}
         inputs[stage] = model | own | _read_by(job, stage, data[stage], tokenizer)
-        rewards = _functions(job) if stage == "reinforce" else {}
-        inputs[stage] |= _biases(job, stage, config) | rewards
+        inputs[stage] |= _biases(job, stage, config) | files_of(job, stage)
         if previous is not None:
             inputs[stage][f"input.{previous}"] = stages[previous]
         elif job.base is not None:
@@ -172,10 +171,11 @@ def _read_by(job: Job, stage: str, digest: str, tokenizer: Inputs) -> Inputs:
 def conversation_inputs(job: Job, stage: str) -> Inputs:
     """Return what decides the rows of a stage's conversations, apart from the tokenizer."""
     inputs = _fields_of_rows(job, stage) | {f"{stage}.seq_len": job.seq_len(stage)}
-    if stage != "prefer":  # some questions are held out with the text that they are about
-        inputs["data.held_out"] = job.data.held_out
-    if stage != "sft":
-        inputs["model.seq_len"] = job.model_config_resolved().seq_len  # no answer is longer
+    others = {
+        "data.held_out": job.data.held_out,  # with a text, what is about it
+        "model.seq_len": job.model_config_resolved().seq_len,  # no answer is longer
+    }
+    inputs |= {path: others[path] for path in job.conversations(stage).rows_depend_on}
     template = job.template_stage
     if template is not None and template != stage:
         written = _fields_of_rows(job, template).items()
@@ -187,18 +187,9 @@ def conversation_inputs(job: Job, stage: str) -> Inputs:
     return inputs
 
 
-def judged_by(job: Job) -> str:
-    """Return the digits that name what judges answers: rewards, their files, and where they end."""
-    fields = covered_fields(job.section("reinforce"), "reinforce").items()
-    names = ("reinforce.rewards", "reinforce.max_tokens")
-    judging = {path: value for path, value in fields if path.startswith(names)}
-    pass_at = job.reinforce.pass_at if job.reinforce else None
-    return digest_of(judging | _functions(job) | {"reinforce.pass_at": pass_at})
-
-
-def _functions(job: Job) -> Inputs:
-    """Return the hashes of the files that judge answers; None of a file that is not here."""
-    files = {key: job.kept_path(path) for key, path in job.reward_files.items()}
+def files_of(job: Job, stage: str) -> Inputs:
+    """Return the hashes of what a stage reads next to its data; None of a file that is not here."""
+    files = {key: job.kept_path(path) for key, path in job.section(stage).files.items()}
     return {f"{k}.sha256": sha256_file(f) if f.is_file() else None for k, f in files.items()}
 
 

@@ -9,7 +9,6 @@ from pydantic import model_validator
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
-from pion.train.reinforce import WITHOUT_LOSS
 from pipeline.job.data_section import OF_EVALUATE
 from pipeline.job.job_fields import JobFields
 from pipeline.job.mixes import mistakes_of_phases
@@ -42,13 +41,8 @@ class Job(JobFields):
             for where, seq_len in lengths.items()
             if seq_len > config.seq_len
         ]
-        if self.reinforce is not None and self.longest_prompt < 1:
-            mistakes.append(
-                "reinforce.max_tokens: answers of so many tokens leave no room for a prompt in "
-                f"reinforce.seq_len ({self.seq_len('reinforce'):,}) and the model's context "
-                f"({config.seq_len:,}). Give less, such as "
-                f"{min(self.seq_len('reinforce'), config.seq_len) // 4:,}"
-            )
+        for stage in self.train_stages:
+            mistakes += self.section(stage).misfits(self.seq_len(stage), config.seq_len)
         mistakes += self._too_short(config)
         if self.pretrain is not None:
             mistakes += mistakes_of_phases(self.text_settings, self.pretrain, config)
@@ -60,9 +54,8 @@ class Job(JobFields):
             section, lora = self.section(stage), self.lora(stage)
             if section.window_schedule != "constant" and config.windows is None:
                 mistakes.append(f"{stage}.window_schedule: the model has no windows")
-            without_loss = WITHOUT_LOSS if stage == "reinforce" else frozenset()
             phases = phases_of(section)
-            wrong = mistakes_of(check_phases_of_model, phases, config, without_loss)
+            wrong = mistakes_of(check_phases_of_model, phases, config, section.without_loss)
             if lora is not None:
                 wrong += [f"lora.{mistake}" for mistake in mistakes_of(lora.targets_of, config)]
             mistakes += [f"{stage}.{mistake}" for mistake in wrong]
@@ -148,7 +141,8 @@ class Job(JobFields):
             ),
             "hardware.fsdp: true, but a model that is divided between GPUs can't sample answers, "
             "as `reinforce` does. Remove it, or use GPUs that hold the whole model": (
-                self.hardware.sharded and self.reinforce is not None
+                self.hardware.sharded
+                and any(self.section(stage).sampled for stage in self.train_stages)
             ),
         }
         if publish is not None and publish.adapter:

@@ -7,7 +7,7 @@ paths of outputs to the working directory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validat
 from pion.config.lora import Lora as LoraSettings
 from pion.config.model_config import APART, OPTIONAL, ModelConfig
 from pion.config.part_fields import FACTOR
-from pion.data.order import rows_per_rank
 from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
 from pion.files import expand
@@ -27,7 +26,7 @@ from pipeline.job.hardware_section import Hardware
 from pipeline.job.mixes import mix_phases, source_names
 from pipeline.job.model_section import Base, Model, TokenizerSection
 from pipeline.job.prefer_section import Prefer
-from pipeline.job.reinforce_section import PythonReward, Reinforce
+from pipeline.job.reinforce_section import Reinforce
 from pipeline.job.runtime_sections import (
     Budget,
     Checkpoint,
@@ -38,11 +37,8 @@ from pipeline.job.runtime_sections import (
 )
 from pipeline.job.section import MOST_OF_A_NAME, NAME, Section, identity, runtime
 from pipeline.job.sft_and_lora_sections import Conversations, Sft
-from pipeline.job.stages import CONVERSING, TRAINING
+from pipeline.job.stages import CONVERSING, TRAINING, data_key
 from pipeline.job.train_sections import Pretrain, Train, phases_of, with_recipe
-
-# Defaults of `sft` where the run starts from a trained model.
-EPOCHS_FROM_BASE, BATCH_FROM_BASE = 3.0, 16
 
 
 class JobFields(Section):
@@ -137,17 +133,10 @@ class JobFields(Section):
         if "seq_len" not in self.data.model_fields_set:
             shorter = min(self.data.seq_len, config.seq_len)
             self.data = self.data.model_copy(update={"seq_len": shorter})
-        if self.sft is not None:
-            chosen: dict[str, Any] = {}
-            if self.sft.steps is None and self.sft.epochs is None:
-                chosen["epochs"] = EPOCHS_FROM_BASE
-            if "global_batch" not in self.sft.model_fields_set:
-                chosen["global_batch"] = BATCH_FROM_BASE
-            self.sft = self.sft.model_copy(update=chosen)
-        if self.reinforce is not None and "max_tokens" not in self.reinforce.model_fields_set:
-            self.reinforce = self.reinforce.model_copy(
-                update={"max_tokens": min(256, self.seq_len("reinforce") // 2)}
-            )
+        for stage in self.train_stages:
+            section = self.section(stage)
+            if chosen := section.defaults_from_base(self.seq_len(stage)):
+                setattr(self, stage, section.model_copy(update=chosen))
 
     @property
     def base(self) -> Base | None:
@@ -201,7 +190,7 @@ class JobFields(Section):
         tokenizer = None if self.tokenizer is None else self.tokenizer.file
         named: dict[str, dict[str, str | None]] = {
             "prepare": {"tokenizer.file": tokenizer, **dict(self.removed_sets)},
-            "reinforce": {**self.reward_files},
+            **{stage: {**self.section(stage).files} for stage in self.train_stages},
             "evaluate": {
                 **self.evaluate.sets,
                 "evaluate.text": self.evaluate.text,
@@ -248,23 +237,19 @@ class JobFields(Section):
 
     def sources(self) -> list[tuple[str, Source]]:
         """Return each data source of the job with its key, such as `data.sources.0`."""
-        lists: dict[str, Sequence[Source]] = {
-            "data.sources": self.data.sources,
-            "sft.sources": self.sft.sources if self.sft else [],
-            "prefer.sources": self.prefer.sources if self.prefer else [],
-            "reinforce.sources": self.reinforce.sources if self.reinforce else [],
-        }
-        return [(f"{key}.{n}", s) for key, found in lists.items() for n, s in enumerate(found)]
+        sections = {key: getattr(self, key) for key in map(data_key, TRAINING)}
+        return [
+            (f"{key}.sources.{number}", source)
+            for key, section in sections.items()
+            if section is not None
+            for number, source in enumerate(section.sources)
+        ]
 
-    @property
-    def reward_files(self) -> dict[str, str]:
-        """The files with functions that judge answers, by the keys that name them."""
-        rewards = self.reinforce.rewards if self.reinforce else []
-        return {
-            f"reinforce.rewards.{number}.path": reward.path
-            for number, reward in enumerate(rewards)
-            if isinstance(reward, PythonReward)
-        }
+    def data_section(self, part: str) -> Data | Conversations:
+        """Return the section with the sources of a part of the data."""
+        section = getattr(self, data_key(part))
+        assert isinstance(section, Data | Conversations)
+        return section
 
     @property
     def text_settings(self) -> Data:
@@ -360,33 +345,8 @@ class JobFields(Section):
 
     def seq_len(self, stage: str) -> int:
         """Return the tokens in a row of a training stage."""
-        if stage == "prefer" and self.prefer is not None:
-            return self.prefer.seq_len or 2 * self.sft_seq_len
-        if stage == "reinforce" and self.reinforce is not None:
-            return self.reinforce.seq_len or max(self.data.seq_len, self.sft_seq_len)
-        return self.sft_seq_len if stage == "sft" else self.data.seq_len
-
-    @property
-    def longest_prompt(self) -> int:
-        """The most tokens of a prompt of `reinforce`: the rest of a row is for its answer."""
-        assert self.reinforce is not None
-        config = self.model_config_resolved()
-        return min(self.seq_len("reinforce"), config.seq_len) - self.reinforce.max_tokens
-
-    def needs_reference(self, stage: str) -> bool:
-        """Return whether a training stage compares its model with the one that it starts from."""
-        return stage == "prefer" and self.prefer is not None and self.prefer.needs_reference
-
-    def most_sequences(self, stage: str) -> int:
-        """Return the most answers in a row of preferences; 0 for a stage of another kind."""
-        if stage != "prefer" or self.prefer is None:
-            return 0
-        return self.prefer.most_sequences(self.seq_len(stage))
-
-    def answers_of_rank(self, stage: str, ranks: int) -> int:
-        """Return how many answers a rank samples in a step; 0 for a stage that samples none."""
-        section = self.section(stage)
-        return section.sampled * rows_per_rank(section.global_batch, ranks)
+        section, text = getattr(self, stage), self.data.seq_len
+        return text if section is None else section.row_length(text, self.sft_seq_len)
 
     def has_documents(self, stage: str) -> bool:
         """Return whether a row of a training stage has several documents."""

@@ -5,6 +5,7 @@ A changed default or a new field moves digests: see train_sections.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from pydantic import PrivateAttr, model_validator
@@ -24,6 +25,7 @@ from pipeline.job.sft_and_lora_sections import Conversations, Lora
 
 class Prefer(Conversations):
     rates_of_lora: ClassVar = {"lr": 2e-5, "min_lr": 2e-6, "weight_decay": 0.0}
+    rows_depend_on: ClassVar = ("model.seq_len",)
 
     loss: Loss = identity(
         "dpo-norm",
@@ -149,9 +151,14 @@ class Prefer(Conversations):
         """Whether the model is compared with the one that the stage starts from."""
         return self.reference == "start"
 
-    def know_most_sequences(self, count: int) -> None:
-        """Learn how many answers the fullest row of the data has."""
-        self._most_sequences = count
+    def row_length(self, text: int, conversations: int) -> int:
+        """Return the tokens in a row, which has both answers of a pair."""
+        return self.seq_len or 2 * conversations
+
+    def know_data(self, kind: str, most_sequences: Callable[[], int], where: str) -> None:
+        """Learn what the data are. Raises BadInput as `know_kind` does."""
+        self.know_kind(kind, where)
+        self._most_sequences = most_sequences()
 
     def most_sequences(self, seq_len: int) -> int:
         """Return the most answers in a row of so many tokens: a guess before the data is there."""

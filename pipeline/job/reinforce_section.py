@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pion.config.part_fields import FACTOR, SEQ_LEN
-from pion.train.reinforce import Reinforcement
+from pion.train.reinforce import WITHOUT_LOSS, Reinforcement
 from pipeline.job.data_section import ConversationSource
 from pipeline.job.section import (
     BATCH,
@@ -87,7 +87,9 @@ RewardSection = Annotated[
 
 
 class Reinforce(Conversations):
+    without_loss: ClassVar = WITHOUT_LOSS
     rates_of_lora: ClassVar = {"lr": 3e-5, "min_lr": 3e-6, "weight_decay": 0.0}
+    rows_depend_on: ClassVar = ("data.held_out", "model.seq_len")
 
     sources: list[ConversationSource] = identity(
         ..., "where the prompts come from. What follows a prompt is not learned", min_length=1
@@ -184,6 +186,34 @@ class Reinforce(Conversations):
         """Return the rows of so many tokens that are trained on in a step: a guess, by prompts that
         are as long as answers may be, and that answers share."""
         return -(-self.global_batch * (self.answers + 1) * self.max_tokens // seq_len)
+
+    def row_length(self, text: int, conversations: int) -> int:
+        """Return the tokens in a row, which has a prompt and its answers."""
+        return self.seq_len or max(text, conversations)
+
+    def misfits(self, seq_len: int, context: int) -> list[str]:
+        """Return that a row has no room for a prompt, if so."""
+        longest = min(seq_len, context)
+        no_room = (
+            "reinforce.max_tokens: answers of so many tokens leave no room for a prompt in "
+            f"reinforce.seq_len ({seq_len:,}) and the model's context ({context:,}). Give less, "
+            f"such as {longest // 4:,}"
+        )
+        return made({no_room: self.max_tokens >= longest})
+
+    def defaults_from_base(self, seq_len: int) -> dict[str, Any]:
+        """Return fields that the job leaves open, where the run starts from a trained model."""
+        chosen = min(256, seq_len // 2)
+        return {} if "max_tokens" in self.model_fields_set else {"max_tokens": chosen}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files with functions that judge answers, by the keys that name them."""
+        return {
+            f"reinforce.rewards.{number}.path": reward.path
+            for number, reward in enumerate(self.rewards)
+            if isinstance(reward, PythonReward)
+        }
 
     @property
     def sampled(self) -> int:

@@ -27,6 +27,9 @@ from pipeline.job.section import (
 )
 from pipeline.job.train_sections import WARMUP, Train
 
+# Defaults of `sft` where the run starts from a trained model.
+EPOCHS_FROM_BASE, BATCH_FROM_BASE = 3.0, 16
+
 
 def how_to_use_lora(stage: str, same_as: str | None = None) -> str:
     """Return what to write in a job to use LoRA in a stage, with the settings of the stage
@@ -94,6 +97,8 @@ class Conversations(Train):
     # What the stage uses with LoRA where the job says nothing. Few weights are trained, from 0, so
     # the rates are ten times those of full fine-tuning.
     rates_of_lora: ClassVar[dict[str, float]]
+    # The settings of other sections that decide the rows.
+    rows_depend_on: ClassVar[tuple[str, ...]]
 
     steps: int | None = scheduled(None, "optimizer steps; unset: epochs decides", gt=0, most=STEPS)
     schedule: Literal["wsd", "cosine", "constant"] = scheduled(
@@ -177,6 +182,7 @@ class Conversations(Train):
 
 class Sft(Conversations):
     rates_of_lora: ClassVar = {"lr": 2e-4, "min_lr": 2e-5, "weight_decay": 0.0}
+    rows_depend_on: ClassVar = ("data.held_out",)
 
     epochs: float | None = scheduled(
         None,
@@ -195,3 +201,16 @@ class Sft(Conversations):
     held_out: float = identity(
         0.01, "share of the conversations reserved for evaluation", gt=0, lt=0.5
     )
+
+    def row_length(self, text: int, conversations: int) -> int:
+        """Return the tokens in a row, by the length of rows of text and of conversations."""
+        return conversations
+
+    def defaults_from_base(self, seq_len: int) -> dict[str, Any]:
+        """Return fields that the job leaves open, where the run starts from a trained model."""
+        chosen: dict[str, Any] = {}
+        if self.steps is None and self.epochs is None:
+            chosen["epochs"] = EPOCHS_FROM_BASE
+        if "global_batch" not in self.model_fields_set:
+            chosen["global_batch"] = BATCH_FROM_BASE
+        return chosen

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pion.errors import BadInput
 
-STAGES = ("prepare", "pretrain", "sft", "prefer", "reinforce", "evaluate", "publish")
-# These train. Each starts from the model of the one before it.
-TRAINING = ("pretrain", "sft", "prefer", "reinforce")
-# These train on conversations, so what they leave can be talked to.
-CONVERSING = ("sft", "prefer", "reinforce")
-# What a model is called after a stage.
-AFTER = {
-    "pretrain": "pretrained",
-    "sft": "fine-tuned",
-    "prefer": "preference-tuned",
-    "reinforce": "reward-tuned",
+
+@dataclass(frozen=True)
+class Words:
+    """What people read of a training stage.
+
+    Attributes:
+        training: what it does.
+        after: what its model is called.
+        record: what it learns from: one of them.
+        records: several of them.
+    """
+
+    training: str
+    after: str
+    record: str
+    records: str
+
+
+WORDS = {
+    "pretrain": Words("pretraining", "pretrained", "document", "documents"),
+    "sft": Words("fine-tuning", "fine-tuned", "conversation", "conversations"),
+    "prefer": Words("preference tuning", "preference-tuned", "preference", "preferences"),
+    "reinforce": Words("reward tuning", "reward-tuned", "prompt", "prompts"),
 }
+# These train. Each starts from the model of the one before it.
+TRAINING = tuple(WORDS)
+# These train on conversations, so what they leave can be talked to.
+CONVERSING = TRAINING[1:]
+STAGES = ("prepare", *TRAINING, "evaluate", "publish")
+
+
+def data_key(part: str) -> str:
+    """Return the section with the sources of a part of the data, which has the name of the stage
+    that learns from it."""
+    return "data" if part == "pretrain" else part
 
 
 def stages_until(stages: Sequence[str], until: str | None) -> Sequence[str]:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PrivateAttr, model_validator
 
 from pion.config.part_fields import FACTOR
+from pion.config.parts import Role
 from pion.config.presets import PRESETS
+from pion.data.order import rows_per_rank
 from pion.errors import BadInput
 from pion.train.optimizers import OPTIMIZERS, OptimizerName
 from pion.train.phases import Phase as TrainPhase
 from pion.train.phases import check_phases
-from pion.train.preference import Preference
-from pion.train.reinforce import Reinforcement
 from pipeline.job.model_section import Model
 from pipeline.job.phase_sections import Phase, PretrainPhase
 from pipeline.job.section import (
@@ -37,7 +37,7 @@ from pipeline.job.section import (
 )
 
 if TYPE_CHECKING:
-    from pion.train.settings import TrainSettings
+    from pion.train.settings import Learning, TrainSettings
 
 # With fewer steps, a model changes little, whatever the rate.
 FEWEST_STEPS = 30
@@ -200,6 +200,9 @@ class Train(Section):
         most=STEPS,
     )
 
+    # Weights that the stage's way of learning can't train.
+    without_loss: ClassVar[frozenset[Role]] = frozenset()
+
     _warmup_given: bool = PrivateAttr(default=True)
     _rows: int | None = PrivateAttr(default=None)
 
@@ -292,13 +295,49 @@ class Train(Section):
         """Whether the job names the steps of its warm-up."""
         return self._warmup_given
 
+    # ------------------------------------------------------------ by the way of learning
+
+    def row_length(self, text: int, conversations: int) -> int:
+        """Return the tokens in a row, by the length of rows of text and of conversations."""
+        return text
+
+    def most_sequences(self, seq_len: int) -> int:
+        """Return the most answers in a row of so many tokens; 0: answers are not compared."""
+        return 0
+
+    def know_data(self, kind: str, most_sequences: Callable[[], int], where: str) -> None:
+        """Learn of which kind the stage's data are, and how many answers their fullest row has;
+        `where` names them in errors. Raises BadInput if the stage can't learn from them."""
+
+    def misfits(self, seq_len: int, context: int) -> list[str]:
+        """Return what does not fit rows of so many tokens, and the model's context."""
+        return []
+
+    def defaults_from_base(self, seq_len: int) -> dict[str, Any]:
+        """Return fields that the job leaves open, where the run starts from a trained model."""
+        return {}
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the model is compared with the one that the stage starts from."""
+        return False
+
     @property
     def sampled(self) -> int:
         """How many answers are sampled to each row."""
         return 0
 
+    def answers_of_rank(self, ranks: int) -> int:
+        """Return how many answers a rank samples in a step; 0 for a stage that samples none."""
+        return self.sampled * rows_per_rank(self.global_batch, ranks)
+
     @property
-    def learning(self) -> Preference | Reinforcement | None:
+    def files(self) -> dict[str, str]:
+        """The files that the stage reads next to its data, by the keys that name them."""
+        return {}
+
+    @property
+    def learning(self) -> Learning | None:
         """How the stage learns, if not each target token."""
         return None
 

@@ -9,8 +9,9 @@ from pion.errors import BadInput
 from pipeline.console.formats import beginning, counted, short_amount, show
 from pipeline.console.masking import masked
 from pipeline.console.print_and_ask import saying_if_slow
+from pipeline.job.stages import WORDS
 from pipeline.new.base import NONE, LookedUp, look_up
-from pipeline.new.data_set import LEARNED, ONE, DataSet, in_words, look_at
+from pipeline.new.data_set import LEARNED, DataSet, in_words, look_at
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.job_text import BUILT_IN, PREFERENCES, Line, Proposal, job_text, lines_of
@@ -29,8 +30,11 @@ NAMED, SHOWN_CHARACTERS = 5, 600
 LEAST_RATIO = 5
 # If less of the text is used, a note says so.
 LEAST_USED = 0.5
-# With fewer conversations, or preferences, a note says so.
-FEW_CONVERSATIONS, FEW_PREFERENCES = 20, 300
+# With fewer records of the last stage, a note says so.
+FEW = {
+    "sft": (20, "conversations are very few: expect a change of tone at most"),
+    "prefer": (300, "preferences are few: the model may only learn their wording"),
+}
 # What `pion schema` prints, in a file next to the job, and the line by which editors find the file.
 SCHEMA = "pion-schema.json"
 OF_EDITORS = f"# yaml-language-server: $schema={SCHEMA}"
@@ -175,7 +179,7 @@ def _examples(data_sets: Sequence[DataSet], stages: Mapping[str, StageData]) -> 
             lines = [f"⟦{first.texts[0].strip()}⟧"]
         else:
             lines = list(stage.first)
-        yield f"\nthe first {ONE[data.stage]}{learned}:\n  {first.where}"
+        yield f"\nthe first {WORDS[data.stage].record}{learned}:\n  {first.where}"
         yield from (
             "    " + beginning(masked(line).rstrip(), SHOWN_CHARACTERS).replace("\n", "\n    ")
             for line in lines
@@ -196,16 +200,12 @@ def _proposed(p: Proposal) -> Iterator[str]:
 def _notes(p: Proposal) -> Iterator[str]:
     """Yield what the person should know."""
     stage, count = p.pretraining, p.others.count
+    few, why = FEW.get(p.last, (0, ""))
     used = 1.0 if stage is None else stage.epochs
     of_data = {
         f"training uses {used:.1%} of the text, but all of it is prepared first. Give a part of "
         "it, and preparing takes less time and room": used < LEAST_USED,
-        f"{count} conversations are very few: expect a change of tone at most": (
-            p.last == "sft" and count < FEW_CONVERSATIONS
-        ),
-        f"{count} preferences are few: the model may only learn their wording": (
-            p.last == "prefer" and count < FEW_PREFERENCES
-        ),
+        f"{count} {why}": count < few,
         f"read when this is not worth it, before you pay for it: {PREFERENCES}": p.last == "prefer",
         "the job was tried on the head of the data: `pion check` tries more of it": (
             not all(data.sample.whole for data in p.data_sets)

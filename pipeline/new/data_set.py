@@ -21,6 +21,7 @@ from pion.data.records.layouts import COLUMNS, HISTORY, SYSTEMS, TEXT, TOOLS, re
 from pion.data.records.turns import ROLE_KEYS, role_said
 from pion.errors import BadInput
 from pipeline.console.formats import amount, counted, size
+from pipeline.job.stages import WORDS
 from pipeline.new.files import IN_WORDS, Group
 from pipeline.new.read import ReadItem, Record, Sample
 
@@ -28,19 +29,12 @@ from pipeline.new.read import ReadItem, Record, Sample
 ABOUT = "\N{ALMOST EQUAL TO} "
 # The language of so many texts is guessed.
 GUESSED = 500
-# What one record is called.
-ONE = {"pretrain": "document", "sft": "conversation", "prefer": "preference", "reinforce": "prompt"}
 # With fewer text files, which are short, each paragraph is a document: else none might be held out.
 FEW_FILES, SHORT_BYTES = 50, 1 << 16
 
 
 # What learns from records, in words.
-LEARNED = {
-    "pretrain": "text",
-    "sft": "conversations",
-    "prefer": "preferences",
-    "reinforce": "prompts",
-}
+LEARNED = {stage: words.records for stage, words in WORDS.items()} | {"pretrain": "text"}
 # The kinds of files whose records a job reads, too.
 READ_BY_JOBS = ("text", "jsonl", "parquet")
 # The keys that a copy keeps next to the columns that were chosen.
@@ -242,8 +236,9 @@ def in_words(data: DataSet) -> Iterator[str]:
     if not data.contents:
         return
     yield (
-        f"{about}{counted(data.all_records, ONE[data.stage])}, {about}{size(data.all_text_bytes)} "
-        f"of text; the middle one has {data.length(0.5):,} bytes, one in ten more than "
+        f"{about}{counted(data.all_records, WORDS[data.stage].record)}, "
+        f"{about}{size(data.all_text_bytes)} of text; the middle one has "
+        f"{data.length(0.5):,} bytes, one in ten more than "
         f"{data.length(0.9):,}, the longest {data.lengths[-1]:,}"
     )
     yield f"language, roughly: {languages.in_words(data.languages)}"

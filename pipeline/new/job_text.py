@@ -132,7 +132,7 @@ def lines_of(p: Proposal) -> list[Line]:
         Line(f"name: {scalar(name)}"),
         *_model(p),
         *([] if p.pretraining is None else _pretrain(p, p.pretraining)),
-        *([] if p.tuning is None else _tune(p, p.tuning)),
+        *([] if p.tuning is None else _TUNE[p.tuning.name](p, p.tuning)),
         *([] if p.prompt is None else _evaluate(p.prompt)),
         Line("publish:"),
         Line(f"  to: {scalar(f'models/{name}')}", "a folder, or hf://user/name"),
@@ -210,32 +210,66 @@ def _pretrain(p: Proposal, stage: Pretraining) -> list[Line]:
     ]
 
 
-def _tune(p: Proposal, stage: FineTuning) -> list[Line]:
-    """Return the stage of conversations, preferences or rewards."""
-    chat, batch = "chat " if stage.name == "sft" else "", stage.global_batch
-    many = "rows in a step: at most 16, and at least 30 steps"
-    if stage.name == "prefer":
-        per_step = p.others.count / stage.rows * batch
-        many = f"rows in a step: about {per_step:,.0f} preferences"
-    size = [_row(stage, chat), Line(f"  global_batch: {batch}", many, f"{chat}batch", f"{batch}")]
+def _conversations(p: Proposal, stage: FineTuning) -> list[Line]:
+    shows = "share of the conversations that shows whether the model only repeats"
+    return [
+        Line("sft:"),
+        *_rows(stage, "rows in a step: at most 16, and at least 30 steps", "chat "),
+        *_passes(stage, shows, "chats held out", "chat rate"),
+        *_sources(p.sources["sft"]),
+        *_rewards(p, stage),
+    ]
+
+
+def _preferences(p: Proposal, stage: FineTuning) -> list[Line]:
+    loss, means = "apo-zero", "learns from single answers"
+    if stage.sides == 2:
+        loss, means = "dpo-norm", "means over tokens, so longer answers have no advantage"
+    per_step = p.others.count / stage.rows * stage.global_batch
+    return [
+        Line("prefer:"),
+        Line(f"  loss: {loss}", means, "loss", loss),
+        *_rows(stage, f"rows in a step: about {per_step:,.0f} preferences"),
+        *_passes(stage, _OF_PROMPTS),
+        *_sources(p.sources["prefer"]),
+    ]
+
+
+def _prompts(p: Proposal, stage: FineTuning) -> list[Line]:
+    kind, why = reward_for([content for data in p.learned for content in data.contents])
+    means = f"1 if {RIGHT[kind]}; {why}others: {REWARDS}"
+    return [
+        Line("reinforce:", "it must give right answers sometimes: see `pion check`"),
+        Line(f"  rewards: [{kind}]", means, "reward", kind),
+        *_passes(stage, _OF_PROMPTS),
+        *_sources(p.sources["reinforce"]),
+    ]
+
+
+_TUNE = {"sft": _conversations, "prefer": _preferences, "reinforce": _prompts}
+_OF_PROMPTS = "share of the prompts that is kept out of training, to measure on"
+
+
+def _rows(stage: FineTuning, many: str, chat: str = "") -> list[Line]:
+    return [
+        _row(stage, chat),
+        Line(
+            f"  global_batch: {stage.global_batch}", many, f"{chat}batch", f"{stage.global_batch}"
+        ),
+    ]
+
+
+def _passes(
+    stage: FineTuning, shows: str, held_out: str = "held out", rate: str = "rate"
+) -> list[Line]:
+    """Return the passes, what is held out, and the weights that learn, and how fast."""
     steps = f"passes over about {stage.rows:,} rows: about {stage.steps:,} steps"
-    shows = "share of the prompts that is kept out of training, to measure on"
-    shows = (
-        "share of the conversations that shows whether the model only repeats" if chat else shows
-    )
     frozen = "a model of this size is frozen; small additions are trained"
     return [
-        Line(f"{stage.name}:", "it must give right answers sometimes: see `pion check`")
-        if stage.name == "reinforce"
-        else Line(f"{stage.name}:"),
-        *_learned(p, stage),
-        *([] if stage.name == "reinforce" else size),
         Line(f"  epochs: {stage.epochs:g}", steps, "passes", f"{stage.epochs:g}"),
-        _held_out(stage, "chats held out" if chat else "held out", shows),
+        _held_out(stage, held_out, shows),
         *([Line("  lora: {}", frozen, "LoRA", "yes")] if stage.lora else []),
-        *_rate(stage, f"{chat}rate", "a small model needs more than the default"),
-        *_sources(p.sources[stage.name]),
-        *(_rewards(p, stage) if chat else []),
+        *_rate(stage, rate, "a small model needs more than the default"),
     ]
 
 
@@ -263,20 +297,6 @@ def _sources(sources: Sequence[Mapping[str, object]]) -> list[Line]:
             for source in sources
         ),
     ]
-
-
-def _learned(p: Proposal, stage: FineTuning) -> list[Line]:
-    """Return the loss of preferences, or the reward of answers."""
-    if stage.name == "prefer":
-        loss, means = "apo-zero", "learns from single answers"
-        if stage.sides == 2:
-            loss, means = "dpo-norm", "means over tokens, so longer answers have no advantage"
-        return [Line(f"  loss: {loss}", means, "loss", loss)]
-    if stage.name == "sft":
-        return []
-    kind, why = reward_for([content for data in p.learned for content in data.contents])
-    means = f"1 if {RIGHT[kind]}; {why}others: {REWARDS}"
-    return [Line(f"  rewards: [{kind}]", means, "reward", kind)]
 
 
 def _rewards(p: Proposal, stage: FineTuning) -> list[Line]:

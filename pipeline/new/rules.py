@@ -54,6 +54,11 @@ MOST_PAIR_ROWS = 32
 CHAT_ROWS, CHAT_STEPS = 16, 30
 # A step of rewards has so many prompts, and there are at least so many steps.
 PROMPTS, REWARD_STEPS = 16, 100
+# By the stage, what fits a row, and what becomes of the rest.
+WHY_ROWS = {
+    "sft": ("19 of 20 conversations fit", "longer conversations are cut"),
+    "prefer": ("99 of 100 preferences fit", "longer ones are left out"),
+}
 # Of many records, so much is held out.
 HELD_OUT = {"sft": 0.01, "prefer": 0.02, "reinforce": 0.02}
 # A base with more parameters is fine-tuned with LoRA.
@@ -282,10 +287,8 @@ def fine_tuning(
     rows = (records.bytes + around * count) / per_token / seq_len * 1.05
     if name == "reinforce":  # a row is a prompt
         seq_len, rows = context, count
-    most = {"sft": "19 of 20 conversations fit", "prefer": "99 of 100 preferences fit"}
-    then = {"sft": "longer conversations are cut", "prefer": "longer ones are left out"}
-    why, fits = most.get(name, ""), seq_len >= wanted
-    why = why if fits else f"the most that is proposed; {then.get(name, '')}"
+    (why, longer), fits = WHY_ROWS.get(name, ("", "")), seq_len >= wanted
+    why = why if fits else f"the most that is proposed; {longer}"
     rate = OWN_CHAT_RATE if start is None else start.rate(name)
     large = start is not None and (start.parameters or 0) > LORA_FROM
     stage = FineTuning(seq_len, 1, share, rate, why, name, 1, 1.0, large, fits, sides)

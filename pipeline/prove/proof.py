@@ -159,7 +159,9 @@ class _Proof:
             whole,
             self.cut.train_stages,
             remote=self.remote,
-            reference=any(map(self.cut.needs_reference, self.cut.train_stages)),
+            reference=any(
+                self.cut.section(stage).needs_reference for stage in self.cut.train_stages
+            ),
         )
         self.started = time.monotonic()
         while len(self.kills) < self.wanted and self._round(instants):

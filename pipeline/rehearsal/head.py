@@ -17,6 +17,7 @@ from pion.untrusted import open_file
 from pipeline.data.sources import SAMPLED, find_input
 from pipeline.job import BinShards, HubDataset, Job, JsonlFiles, NpyShards, ParquetFiles, TextFiles
 from pipeline.job.model_section import TrainTokenizer
+from pipeline.job.stages import data_key
 
 if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
@@ -133,7 +134,7 @@ def _shrink(head: Head, *, shards: bool) -> None:
     if train and not head.is_whole("data"):
         _use_fewer_entries(head, train)
     for stage in job.train_stages:
-        section = "data" if stage == "pretrain" else stage
+        section = data_key(stage)
         if not head.is_whole(section) or (section == "data" and shards):
             job.section(stage).global_batch = 1
             job.section(stage).phases = []

@@ -17,29 +17,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pion.data.arrays import open_shard
 from pion.data.chat.chat_format import ChatFormat
-from pion.data.chat.conversation import Tokenized, marked_text
-from pion.data.preference.rendering import Usable, marked_preference, preference_format
 from pion.data.preference.summary import Summary
-from pion.data.prompt.layouts import Question
-from pion.data.prompt.rendering import prompt_ids
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import PionError
 from pipeline.base.keep import tokenizer_of_base
-from pipeline.console.formats import beginning
-from pipeline.data.conversations_to_rows import learned_from
 from pipeline.data.foreign_shards import HELD_OUT, check_documents
 from pipeline.data.preferences import preferences
 from pipeline.data.prepared import SPLITS
 from pipeline.data.prompts import questions
-from pipeline.data.sources import SAMPLED, Input, conversations, find_input, texts
+from pipeline.data.sources import SAMPLED, Input, Shown, conversations, find_input, texts
 from pipeline.data.tokenizer import named_tokenizer
+from pipeline.data.ways import WAYS
 from pipeline.job import HubNpyShards, HubTexts, Job, PythonDocs
 from pipeline.job.digest import digest_job
-from pipeline.job.stages import CONVERSING
+from pipeline.job.stages import WORDS, data_key
 from pipeline.machine.time_limit import within_or
 from pipeline.rehearsal.head import Head, Shards, cut, train_stand_in
 from pipeline.stages.prepare import check_splits, prepare_part, require_a_batch
@@ -52,13 +45,6 @@ from pipeline.state.stores import open_store
 
 # A store that needs more seconds to answer is not waited for.
 STORE_SECONDS = 8.0
-# What each stage reads.
-RECORDS = {
-    "pretrain": "documents",
-    "sft": "conversations",
-    "prefer": "preferences",
-    "reinforce": "prompts",
-}
 
 
 @dataclass(frozen=True)
@@ -104,7 +90,7 @@ class StageData:
     @property
     def what(self) -> str:
         """What the items are, in words. The sources of a job are of one kind."""
-        return next((one.what for one in self.summaries.values()), RECORDS[self.stage])
+        return next((one.what for one in self.summaries.values()), WORDS[self.stage].records)
 
     def trained_by(self, job: Job) -> StageData:
         """Return the data with the steps that the job trains on them, if it knows its rows."""
@@ -158,8 +144,7 @@ def rehearse(job: Job, stages: Iterable[str] | None = None, most: float = math.i
     failed: dict[str, PionError] = {}
     with tempfile.TemporaryDirectory(prefix="pion-rehearsal-") as name:
         place = Path(name)
-        sections = {"data" if part == "pretrain" else part for part in parts}
-        head = cut(job, sections, place / "heads", most)
+        head = cut(job, {*map(data_key, parts)}, place / "heads", most)
         tokenizer = tokenizer_of_base(job, place / "base")
         for part in parts:
             # The documentation of Python takes long, and nothing is fetched.
@@ -240,14 +225,15 @@ def _of_part(job: Job, head: Head, part: str, folder: Path, tokenizer: Path | No
 
 def _rehearsed(head: Head, part: str, folder: Path, tokenizer: Path | None) -> StageData:
     """Prepare what the head of a part has, and return what the part has."""
-    section = "data" if part == "pretrain" else part
+    section = data_key(part)
     report = prepare_part(head.job, part, folder, lambda message: None, tokenizer).report
     sources = report["sources"]
     keys = [f"{section}.sources.{number}" for number in range(len(sources))]
     factors = [head.factor(head.restore_names(key)) for key in keys]
     rows = [round(one["train_rows"] * times) for one, times in zip(sources, factors)]
-    of_text = "documents" if part == "pretrain" else "train_rows"
-    counts = [one.get("train_conversations", one.get(of_text, 0)) for one in sources]
+    counts = [
+        one.get("train_conversations", one.get("documents", one["train_rows"])) for one in sources
+    ]
     record, where = closed_record(Summary), "what prepare counted"
     summaries = {
         key: build(record, one["preferences"], where)
@@ -256,7 +242,8 @@ def _rehearsed(head: Head, part: str, folder: Path, tokenizer: Path | None) -> S
     }
     if summaries:
         counts = [summary.train.items for summary in summaries.values()]
-    first, specials = _first(head.job, part, folder) if part in CONVERSING else ((), {})
+    show = WAYS[part].show
+    first, specials = ((), {}) if show is None else _first(head.job, part, folder, show)
     return StageData(
         part,
         tuple(rows),
@@ -280,8 +267,6 @@ def _rehearsed(head: Head, part: str, folder: Path, tokenizer: Path | None) -> S
 
 # The first usable record is looked for in so many.
 LOOKED_AT = 64
-# Lines that show a record as the model will see it, with what is learned in ⟦ and ⟧, and its ids.
-Shown = tuple[Sequence[str], Sequence[int]]
 
 
 def records_of(job: Job, origin: Input, *, own: bool) -> Iterator[Any]:
@@ -296,53 +281,19 @@ def records_of(job: Job, origin: Input, *, own: bool) -> Iterator[Any]:
     return readers[origin.key.partition(".")[0]](job, origin)
 
 
-def _first(job: Job, stage: str, folder: Path) -> tuple[Sequence[str], dict[int, str]]:
+def _first(
+    job: Job, stage: str, folder: Path, show: Callable[[Job, Any, ChatFormat], Shown | None]
+) -> tuple[Sequence[str], dict[int, str]]:
     """Return the lines that show the first usable record, and the special tokens in it."""
     path = folder / "tokenizer.json"
     tokenizer, source = Tokenizer.from_file(path), job.conversations(stage).sources[0]
     origin = find_input(job, source, f"{stage}.sources.0")
     with closing(ChatFormat(path, tokenizer)) as written:
         records = islice(records_of(job, origin, own=written.own), LOOKED_AT)
-        shown = (SHOWN[stage](job, record, tokenizer, written) for record in records)
+        shown = (show(job, record, written) for record in records)
         lines, ids = next(filter(None, shown), ([], ()))
     present = set(ids)
     return lines, {n: text for text, n in tokenizer.special_ids.items() if n in present}
-
-
-def _conversation(job: Job, record: Any, tokenizer: Tokenizer, written: ChatFormat) -> Shown:
-    _, talk = record
-    (examples,) = learned_from(written, [talk])
-    example = examples.tokenized[-1]  # of a split one, the example with all turns
-    return [marked_text(tokenizer, example)], example.ids.tolist()
-
-
-def _preference(job: Job, record: Any, tokenizer: Tokenizer, written: ChatFormat) -> Shown | None:
-    how = preference_format(written, job.seq_len("prefer"), job.model_config_resolved().seq_len)
-    outcomes = [] if isinstance(record.preference, str) else how.outcomes([record.preference])
-    for outcome in outcomes:
-        if isinstance(outcome, Usable):
-            ids = np.concatenate([side.sequence.ids for side in outcome.item])
-            return marked_preference(tokenizer, outcome), ids.tolist()
-    return None
-
-
-def _prompt(job: Job, record: Any, tokenizer: Tokenizer, written: ChatFormat) -> Shown | None:
-    question, _, _ = record
-    if not isinstance(question, Question):
-        return None
-    ids = prompt_ids(written, question)
-    lines = [marked_text(tokenizer, Tokenized(np.array(ids), np.zeros(len(ids), bool)))]
-    if question.answer is not None:
-        lines.append(f"right answer: {beginning(str(question.answer), 200)}")
-    return lines, ids
-
-
-# Shows a record of a stage; None for one that is not usable.
-SHOWN: dict[str, Callable[[Job, Any, Tokenizer, ChatFormat], Shown | None]] = {
-    "sft": _conversation,
-    "prefer": _preference,
-    "reinforce": _prompt,
-}
 
 
 # ---------------------------------------------------------------- tokenized files
@@ -351,7 +302,6 @@ SHOWN: dict[str, Callable[[Job, Any, Tokenizer, ChatFormat], Shown | None]] = {
 def _with_shards(job: Job, texts: StageData | None, tokenizer: Path | None) -> StageData:
     """Return what the text and the tokenized files of a job give. Raises BadInput for files that
     can't be used, and if all fill no batch."""
-    assert job.pretrain is not None
     of_texts, rows = iter(() if texts is None else texts.rows), []
     for number, source in enumerate(job.data.sources):
         found = find_input(job, source, f"data.sources.{number}")
@@ -360,9 +310,7 @@ def _with_shards(job: Job, texts: StageData | None, tokenizer: Path | None) -> S
         )
     exact = texts is None or texts.exact
     if exact:
-        section, seq_len = job.pretrain, job.data.seq_len
-        fitting = section.batch_for(sum(rows))
-        require_a_batch(sum(rows), section.global_batch, "pretrain", seq_len, fitting)
+        require_a_batch(job, "pretrain", sum(rows))
     whole = texts or StageData("pretrain", (), 0, exact=True)
     return replace(whole, rows=tuple(rows))
 
@@ -391,7 +339,7 @@ def lacking(job: Job) -> list[str]:
     return [
         stage
         for stage, section in sections.items()
-        if not section.steps_are_known or (job.needs_reference(stage) and section.rows is None)
+        if not section.steps_are_known or (section.needs_reference and section.rows is None)
     ]
 
 
@@ -422,6 +370,6 @@ def _uncertain(rehearsed: Rehearsed, stage: str, is_known: bool) -> str | None:
         return None
     what = f"the reference pass of {stage} is" if is_known else f"the steps of {stage} are"
     return (
-        f"{what} of the first {SAMPLED:,} {RECORDS[stage]} of a data set: all of them take as many "
-        "times longer as there are more"
+        f"{what} of the first {SAMPLED:,} {WORDS[stage].records} of a data set: all of them take "
+        "as many times longer as there are more"
     )

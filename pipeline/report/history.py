@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.console.formats import moment, money, printable
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import STAGES, Job
-from pipeline.job.stages import CONVERSING
+from pipeline.job.stages import CONVERSING, WORDS
 from pipeline.report.results import Evaluated, Prepared, Published, result_of
 from pipeline.report.worse import made_worse
 from pipeline.state.head import Head
@@ -21,12 +21,7 @@ from pipeline.state.status.run_status import last_end, last_end_in_words
 
 Row = Mapping[str, Any]
 
-STAGE_NAMES = {
-    "pretrain": "pretraining",
-    "sft": "fine-tuning",
-    "prefer": "preference tuning",
-    "reinforce": "reward tuning",
-}
+STAGE_NAMES = {stage: words.training for stage, words in WORDS.items()}
 # These settings always differ, and say nothing about the training.
 _NAMES = ("name", "store")
 

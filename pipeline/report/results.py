@@ -31,6 +31,7 @@ from pion.measures import (
     Measure,
     columns,
 )
+from pipeline.job.stages import WORDS
 from pipeline.state.head import Head
 from pipeline.state.record_json import (
     Amount,
@@ -74,12 +75,7 @@ def _part_of(measures: Mapping[str, Measure], **others: Any) -> Any:
 
 
 # The models of results, the last one first, and what tables call them.
-TRAINED = {
-    "reinforce": "reward-tuned",
-    "prefer": "preference-tuned",
-    "sft": "fine-tuned",
-    "pretrain": "base",
-}
+TRAINED = {stage: words.after for stage, words in reversed(WORDS.items())} | {"pretrain": "base"}
 _CHOICES = _part_of(CHOICES, questions=Required[Count]) | None
 _CALIBRATION = _record(CALIBRATION, near_70=_record(NEAR_70) | None)
 # A task of CORE, and the mean of all tasks; see pion/evaluation/core/measure.py.

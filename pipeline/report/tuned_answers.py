@@ -12,7 +12,7 @@ from pipeline.console.formats import beginning
 from pipeline.job import Job
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.reinforce_section import PythonReward
-from pipeline.job.stages import AFTER
+from pipeline.job.stages import WORDS
 from pipeline.report.blocks import Block, Table, change_table, measured_table, written
 from pipeline.report.results import SIDES, list_of, numbers_of, result_of
 from pipeline.state.head import Head
@@ -257,7 +257,7 @@ def _reference(job: Job, results: Mapping[str, Any]) -> str:
     before = job.stage_before("prefer")
     whose = "the model that it starts from"
     if before is not None:
-        whose = f"the {AFTER[before]} model"
+        whose = f"the {WORDS[before].after} model"
     tuned: Result = results.get("prefer") or {}
     sha256 = (tuned.get("preferences") or {}).get("reference")
     if sha256 is None:

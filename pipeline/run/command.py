@@ -106,7 +106,7 @@ def _check_before_claiming(
     for note in preflight(job):
         display.say(Note(note))
     if job.reinforce is not None and not any(plan.state == "done" for plan in left.plans):
-        from pipeline.data.first_judged import judge_first
+        from pipeline.data.judge import judge_first
 
         judge_first(job)
     if job.base is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import Digests, digest_job
+from pipeline.job.stages import TRAINING
 from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.state.head import Head
@@ -79,7 +80,7 @@ def changed_inputs(
         + (
             # Else the digest of the stage has refused it.
             ". Nothing was learned from it yet: the file as it is now counts"
-            if stage == "reinforce"
+            if stage in TRAINING
             else ". The run continues with the first content. To use the file as it is now: pion "
             f"run {job_path} --redo {stage}"
         )

@@ -21,7 +21,7 @@ from pipeline.job import Job
 from pipeline.job.digest import Digests, Inputs, digest_of
 from pipeline.job.model_section import Base
 from pipeline.report.result_tables import start_in_words
-from pipeline.stages.evaluate import BASE, LABELS, MeasuredStart, as_results
+from pipeline.stages.evaluate import BASE, LABELS, LEARNED, MeasuredStart, as_results
 from pipeline.stages.measures import MeasuredOn, Measures, Parts, StageStart, TrainedRun
 from pipeline.state.claim import taken_over
 from pipeline.state.head import REFERENCE, Head
@@ -140,9 +140,6 @@ def bring_all_data(run: RunState, head: Head, digests: Digests) -> dict[str, Pat
 
 # ---------------------------------------------------------------- the models before stages
 
-# Of these stages, the model that they start from is measured, too.
-MEASURED_BEFORE = ("prefer", "reinforce")
-
 
 def starts_of_stages(
     job: Job,
@@ -152,17 +149,17 @@ def starts_of_stages(
     say: Say,
     patiently: Patience,
 ) -> dict[str, StageStart]:
-    """Return the models that `prefer` and `reinforce` start from, by stage; `models` are those of
-    the run's stages.
+    """Return the models that stages start from, by stage, of those whose start is measured, too;
+    `models` are those of the run's stages.
 
     If the numbers of a reference are damaged, `say` gets a note. Raises StoreError.
     """
     starts = {}
     for stage in job.train_stages:
-        if stage not in MEASURED_BEFORE:
+        if stage not in LEARNED:
             continue
         before, reference = job.stage_before(stage), None
-        if job.needs_reference(stage):
+        if job.section(stage).needs_reference:
             reference = patiently(partial(_reference, run, head, say))
         if before is not None:
             starts[stage] = StageStart(before, models[before], reference)

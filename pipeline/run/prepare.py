@@ -121,8 +121,8 @@ class _Preparing:
 
     def part(self, part: str, own: Path, tokenizer: Path | None) -> Prepared:
         """Return a part of the data that is in the store by now. It is prepared in `own`."""
+        from pipeline.data.source_reading import PrepareOptions
         from pipeline.stages.prepare import prepare_part
-        from pipeline.stages.prepare_text import PrepareOptions
 
         while True:
             begun: list[str | Writer] = []

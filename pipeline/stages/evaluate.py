@@ -39,6 +39,8 @@ from pipeline.state.run_state import BY_ITEM
 
 # The name of the model that a run starts from.
 BASE = "base"
+# By the stage, what measures its model and the one that it starts from.
+LEARNED = {"prefer": preferences_of, "reinforce": rewards_of}
 # Of more questions or documents, no single scores are kept to compare runs.
 MOST_ITEMS = 100_000
 
@@ -103,11 +105,7 @@ class _Evaluation:
         if self.start is not None:
             results |= self._compared(self.start)
         for stage in trained.starts:
-            found = (
-                preferences_of(measures, self.part, self.parts.say)
-                if stage == "prefer"
-                else rewards_of(measures, self.part)
-            )
+            found = LEARNED[stage](measures, self.part, self.parts.say)
             results[stage] |= self._without_items(stage, found) | self._text_change(stage)
         if "pretrain" in trained.data:
             if self.start is None:  # else the weights before training are those of the start

@@ -12,7 +12,8 @@ import numpy as np
 
 from pion.evaluation.item_scores import ItemScores, before_and_after, pack
 from pion.measures import REWARDS
-from pipeline.job.digest import judged_by
+from pipeline.console.messages import Say
+from pipeline.data.judge import judged_by
 from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ SCORED = 64
 SAMPLED = {name: measure for name, measure in REWARDS.items() if name != "nats"}
 
 
-def rewards_of(measures: Measures, part: Part) -> Result:
+def rewards_of(measures: Measures, part: Part, say: Say) -> Result:
     """Return what is measured of the model after `reinforce`, and of the one that it started from.
 
     Under BY_ITEM are the scores of single prompts, by which runs are compared.

@@ -10,16 +10,15 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.template_source import DATE_FILE, TEMPLATE_FILE
-from pion.data.preference.rendering import preference_format
 from pion.data.shards import Rows, Shard
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
@@ -30,17 +29,13 @@ from pipeline.console.formats import short_amount
 from pipeline.console.messages import Note, Say
 from pipeline.data.cleaning.decided import clean
 from pipeline.data.continuations import continuation_questions
-from pipeline.data.conversations_to_rows import pack_buffer, pack_here, write_conversation_rows
 from pipeline.data.fingerprint import (
     check_unchanged,
     files_digest,
     fingerprint_of,
     rows_fingerprint,
 )
-from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
-from pipeline.data.pieces import has_pieces
-from pipeline.data.preferences import check_kinds, preferences
-from pipeline.data.preferences_to_rows import PreferenceRows, write_preference_rows
+from pipeline.data.foreign_shards import check_documents
 from pipeline.data.prepared import (
     CHOICES,
     DATASET,
@@ -49,29 +44,15 @@ from pipeline.data.prepared import (
     check_mixes,
     open_data,
 )
-from pipeline.data.prompts import write_prompts
-from pipeline.data.remarks import Remarks, shortened
-from pipeline.data.sources import (
-    Input,
-    conversations,
-    find_input,
-)
+from pipeline.data.remarks import shortened
+from pipeline.data.source_reading import PrepareOptions, SourceReading, read_text
+from pipeline.data.sources import Input, find_input
 from pipeline.data.splits import RowFormat
-from pipeline.data.tasks import InThisProcess
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
-from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
-from pipeline.job.data_section import Data, share_rows
-from pipeline.job.prefer_section import Prefer
-from pipeline.job.reinforce_section import Reinforce
-from pipeline.job.sft_and_lora_sections import Sft
-from pipeline.job.stages import CONVERSING
-from pipeline.stages.prepare_text import (
-    PrepareOptions,
-    SourceReading,
-    read_text,
-    tokenizer_files,
-    write_text,
-)
+from pipeline.data.ways import WAYS
+from pipeline.job import Job
+from pipeline.job.data_section import share_rows
+from pipeline.job.stages import CONVERSING, WORDS, data_key
 from pipeline.state.shared.unfinished import PIECES
 
 # What is known of the documents while they are cleaned.
@@ -120,8 +101,7 @@ def prepare_part(
     by_job = tokenizer is None
     with _writing(folder):
         inputs = _find_inputs(job, part, folder)
-        if part == "prefer":
-            check_kinds(job, inputs)
+        WAYS[part].check(job, inputs)
         put_tokenizer(job, folder, tokenizer, conversations=part in CONVERSING)
         trains = by_job and job.tokenizer is not None and job.tokenizer.train is not None
         fingerprint = fingerprint_of(job, part, inputs, folder, say, trains=trains)
@@ -133,7 +113,7 @@ def prepare_part(
         data = open_data(ready)
         report = data.report | ({"tokenizer": origin(job)} if by_job else {})
         check_fits(job, Tokenizer.from_file(data.tokenizer_path), data.tokenizer_path, by_job)
-    names = tuple(_name(found.source) for found in inputs)
+    names = tuple(found.name for found in inputs)
     # Whoever prepared the data may have other names for the same sources.
     named = zip(report.get("sources", ()), names, inputs, strict=False)
     sources = [{**one, "name": name, "files": files_digest(it)} for one, name, it in named]
@@ -173,7 +153,7 @@ def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool
     rows of each source, unless all sources decide together which documents are left out."""
     started = time.monotonic()
     job, folder, seq_len = part.job, part.folder, part.job.seq_len(part.name)
-    section, texts_only = _section(job, part.name), part.name == "pretrain"
+    section, way, texts_only = job.data_section(part.name), WAYS[part.name], part.name == "pretrain"
     cleaned = None
     if texts_only and job.data.clean is not None:
         cleaned = clean(job, inputs, folder / CLEANING, part.say)
@@ -187,10 +167,11 @@ def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool
     keys = [rows_fingerprint(job, part.name, one, folder) for one in alone]
     there = {n: part.how.rows_of(key, folder / str(n)) for n, key in enumerate(keys)}
     new = [one for number, one in enumerate(inputs) if there.get(number) is None]
-    # What is left out of the text is not left out of pieces; preferences and prompts have none.
-    with part.how.tasks_for(
-        [] if cleaned or part.name in ("prefer", "reinforce") else new
-    ) as tasks:
+    # What is left out of the text is not left out of pieces.
+    with (
+        part.how.tasks_for(new if way.in_pieces and not cleaned else []) as tasks,
+        closing(ChatFormat(folder / "tokenizer.json", tokenizer)) as written,
+    ):
         todo = []
         for number, found in enumerate(inputs):
             key = _key(fingerprint, number, folder)
@@ -199,11 +180,11 @@ def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool
             if texts_only and found in new:
                 reading = read_text(reading, folder, part.how.piece_bytes, part.say)
             todo.append((reading, folder / str(number), rows))
-        write, reports = _WRITE[part.name], []
+        reports = []
         for number, (reading, place, rows) in enumerate(todo):
-            report = there.get(number) or write(reading, tokenizer, place, rows, part.say)
+            report = there.get(number) or way.write(reading, written, place, rows, part.say)
             check_splits(report, reading.found, seq_len, section.held_out)
-            reports.append({"name": _name(reading.found.source)} | report)
+            reports.append({"name": reading.found.name} | report)
     sources = _sources(part, reports)
     report = _totals(reports, tokenizer_report, started) | _often(part, sources, reports)
     if cleaned is not None:
@@ -217,7 +198,7 @@ def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool
 
 def _sources(part: _Part, reports: Sequence[dict[str, Any]]) -> tuple[PreparedSource, ...]:
     """Return the sources with their weights, which may be their rows."""
-    sources = _section(part.job, part.name).sources
+    sources = part.job.data_section(part.name).sources
     weights = [source.weight for source in sources]
     if share_rows(part.name, sources):
         rows = [report["train_rows"] for report in reports]
@@ -233,9 +214,9 @@ def _often(
     part: _Part, sources: Sequence[PreparedSource], reports: Sequence[dict[str, Any]]
 ) -> dict[str, list[str]]:
     """Return warnings of sources that are read more than twice in a pass over all rows."""
-    key, otherwise = part.name, "Without weights, it reads each source once"
-    if key == "pretrain":
-        key, otherwise = "data", "With the number of its rows as `weight`, each is read once"
+    key, otherwise = data_key(part.name), "Without weights, it reads each source once"
+    if key == "data":
+        otherwise = "With the number of its rows as `weight`, each is read once"
     rows = [report["train_rows"] for report in reports]
     share = sum(rows) / sum(source.weight for source in sources)
     warnings = [
@@ -248,105 +229,16 @@ def _often(
     return {"warnings": warnings} if warnings else {}
 
 
-def _write_text(
-    reading: SourceReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
-) -> dict[str, Any]:
-    """Write the rows of a source of text, and return its report."""
-    found = reading.found
-    if isinstance(found.source, NpyShards | BinShards):
-        return take_local_shards(found.files, tokenizer, place, rows, say)
-    if isinstance(found.source, HubNpyShards):
-        return take_hub_shards(found, tokenizer, place, rows, say)
-    return write_text(reading, tokenizer, place, rows, f"tokenise {_name(found.source)}", say)
-
-
-def _write_conversations(
-    reading: SourceReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
-) -> dict[str, Any]:
-    """Write the rows of a source of conversations, and return its report."""
-    job, found = reading.job, reading.found
-    remarks, what = Remarks(tokenizer.replaced(), found.left_out), f"pack {_name(found.source)}"
-    with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
-        talks = conversations(job, found, own=written.own, remarks=remarks)
-        pack = partial(InThisProcess().map, pack_here, (written, rows.seq_len))
-        if reading.tasks is not None and has_pieces(found.source):
-            shared = tokenizer_files(place.parent), rows.seq_len
-            pack = partial(reading.tasks.map, pack_buffer, shared)
-        report = write_conversation_rows(
-            talks, pack, tokenizer.vocab_size, place, rows, (what, say)
-        )
-    remarks.note_counts(report, rows.seq_len)
-    return report | remarks.report()
-
-
-def _write_preferences(
-    reading: SourceReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
-) -> dict[str, Any]:
-    """Write the rows of a source of preferences, and return its report."""
-    job, found = reading.job, reading.found
-    assert job.prefer is not None
-    remarks, context = (
-        Remarks(tokenizer.replaced(), found.left_out),
-        job.model_config_resolved().seq_len,
-    )
-    with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
-        how = PreferenceRows(
-            tokenizer,
-            preference_format(written, rows.seq_len, context),
-            rows,
-            job.prefer.held_out,
-            job.seed,
-            found.key,
-        )
-        summary, refusals = write_preference_rows(preferences(job, found, remarks), how, place, say)
-    remarks.counts = summary.tally.seen
-    # With the names that the reports of conversations have.
-    return {
-        "train_rows": summary.train.rows,
-        "held_out_rows": summary.held_out.rows,
-        "train_tokens": summary.train.tokens,
-        "held_out_tokens": summary.held_out.tokens,
-        "train_refused": summary.tally.refused,
-        "held_out_refused": 0,
-        "refusals": refusals,
-        "preferences": summary.record(),
-    } | remarks.report(summary.warnings())
-
-
-def _write_prompts(
-    reading: SourceReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
-) -> dict[str, Any]:
-    """Write the rows of a source of prompts, and return its report."""
-    rows = replace(rows, seq_len=reading.job.longest_prompt)
-    with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
-        return write_prompts(reading.job, reading.found, written, rows, place, say)
-
-
-# By the part of the data.
-_WRITE: dict[str, Callable[..., dict[str, Any]]] = {
-    "pretrain": _write_text,
-    "sft": _write_conversations,
-    "prefer": _write_preferences,
-    "reinforce": _write_prompts,
-}
-
-
 # ---------------------------------------------------------------- inputs
-
-
-def _section(job: Job, part: str) -> Data | Sft | Prefer | Reinforce:
-    section = job.data if part == "pretrain" else job.section(part)
-    assert isinstance(section, Data | Sft | Prefer | Reinforce)
-    return section
 
 
 def _find_inputs(job: Job, part: str, folder: Path) -> list[Input]:
     """Find all sources, before any other work; pin Hub commits in the folder."""
-    path, section = folder / PINNED, "data" if part == "pretrain" else part
+    path, section = folder / PINNED, data_key(part)
     pinned = parse_object(read_file(path), str(path)) if path.exists() else {}
     inputs = [
         find_input(job, source, f"{section}.sources.{number}", pinned.get(str(number)))
-        for number, source in enumerate(_section(job, part).sources)
+        for number, source in enumerate(job.data_section(part).sources)
     ]
     commits = {str(number): found.commit for number, found in enumerate(inputs) if found.commit}
     if commits and commits != pinned:
@@ -362,41 +254,29 @@ def _key(fingerprint: str, number: int, folder: Path) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def _name(source: Source) -> str:
-    fields = source.model_dump()
-    return str(fields.get("repo") or fields.get("path") or fields["kind"])
-
-
 # ---------------------------------------------------------------- checks and the end
 
 
 def check_splits(report: dict[str, Any], found: Input, seq_len: int, share: float) -> None:
     """Raise TooFewRows if there is nothing to train or to evaluate on."""
-    section, name = found.key.partition(".")[0], _name(found.source)
+    section = found.key.partition(".")[0]
     for split, wish in (("train", "lower"), ("held_out", "raise")):
         if report[f"{split}_rows"]:
             continue
         wish = f"{wish} {section}.held_out (now {share})"
         if section != "data":
             words = "is held out" if split == "held_out" else "is left to train on"
-            many, one = _IN_WORDS[section]
-            why = shortened(report, seq_len, split)[0] if section == "sft" else ""
-            why = why or f"Add {many}, or {wish}"
-            message = f"{found.key} ({name}): too few {many}: no {one} {words}. {why}."
+            many, one = WORDS[section].records, WAYS[section].held_out
             fits = report.get(f"{split}_fits", 0)
+            why = shortened(report, seq_len, split)[0] if fits else ""
+            why = why or f"Add {many}, or {wish}"
+            message = f"{found.key} ({found.name}): too few {many}: no {one} {words}. {why}."
             raise TooFewRows(message, split, fits if fits > seq_len else 0)
         message = (
-            f"{found.key} ({name}): too little text: the {split} split does not fill a row of "
-            f"{seq_len:,} ids. Add text, lower {section}.seq_len, or {wish}."
+            f"{found.key} ({found.name}): too little text: the {split} split does not fill a row "
+            f"of {seq_len:,} ids. Add text, lower {section}.seq_len, or {wish}."
         )
         raise TooFewRows(message, split, 0)
-
-
-_IN_WORDS = {
-    "sft": ("conversations", "conversation"),
-    "prefer": ("preferences", "prompt"),
-    "reinforce": ("prompts", "prompt"),
-}
 
 
 def _check_rows(job: Job, data: Prepared, stage: str) -> None:
@@ -407,28 +287,20 @@ def _check_rows(job: Job, data: Prepared, stage: str) -> None:
             "number. Prepare the data again: --redo prepare"
         )
     why = [words for source in data.report["sources"] for words in source.get("warnings", ())]
-    section = job.section(stage)
-    fitting = section.batch_for(rows)
-    require_a_batch(rows, section.global_batch, stage, job.seq_len(stage), fitting, why)
+    require_a_batch(job, stage, rows, why)
     if stage == "pretrain":
         check_mixes(job, data.folder)
 
 
-def require_a_batch(
-    rows: int, global_batch: int, stage: str, seq_len: int, fitting: int, why: Sequence[str] = ()
-) -> None:
-    """Raise BadInput if a stage's rows do not fill a batch, with the batch that is `fitting`. `why`
-    may say what is not in them."""
-    if rows < global_batch:
-        has = {
-            "prefer": "the preferences are fewer than one batch: they have",
-            "reinforce": "the prompts are fewer than one batch: they fill",
-            "sft": "the conversations are fewer than one batch: they fill",
-        }.get(stage, "the corpus is smaller than one batch: it has")
+def require_a_batch(job: Job, stage: str, rows: int, why: Sequence[str] = ()) -> None:
+    """Raise BadInput if a stage's rows do not fill a batch, with a batch that fits. `why` may say
+    what is not in them."""
+    section, way = job.section(stage), WAYS[stage]
+    if rows < section.global_batch:
         raise BadInput(
-            f"{stage}: {has} {rows:,} rows{'' if stage == 'reinforce' else f' of {seq_len:,} ids'},"
-            f" but {stage}.global_batch needs {global_batch:,}. Give {stage}.global_batch={fitting}"
-            f"{', a lower seq_len' if stage == 'pretrain' else ''} or more data."
+            f"{stage}: {way.few.format(rows=rows, seq_len=job.seq_len(stage))}, but "
+            f"{stage}.global_batch needs {section.global_batch:,}. Give {stage}.global_batch="
+            f"{section.batch_for(rows)}{way.more} or more data."
             + "".join(f" {words}." for words in why)
         )
 

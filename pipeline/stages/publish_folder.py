@@ -16,7 +16,7 @@ from pion.formats.weights import GGUF_FILE, MODELFILE
 from pipeline.base.licence import Terms, terms_of
 from pipeline.console.messages import Note, Say
 from pipeline.job import Job, Publish
-from pipeline.job.stages import AFTER
+from pipeline.job.stages import WORDS
 from pipeline.models.find import found_in
 from pipeline.models.load import load_model
 from pipeline.report.history import RunHistory
@@ -48,7 +48,7 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
         require_adaptable(job.model_config_resolved(), lora)
     only_here = None
     if before is not None:
-        only_here = f"the {AFTER[before]} model of this run"
+        only_here = f"the {WORDS[before].after} model of this run"
     elif start is not None and start.commit is None:
         only_here = start.source
     if to_hub and only_here is not None:

@@ -17,6 +17,7 @@ from pion.files import make_folder, sha256_file
 from pion.untrusted import open_file
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_of
+from pipeline.job.stages import TRAINING
 from pipeline.machine.file_hashes import hashed_once
 from pipeline.machine.folders import private_cache_folder
 from pipeline.state.record_json import to_json
@@ -30,12 +31,12 @@ SUFFIXES = (".yaml", ".yml", ".py", ".csv", ".json", *TEXT_SUFFIXES, *JSONL_SUFF
 def use_kept_inputs(job: Job, redo: str | None = None, run: RunState | None = None) -> None:
     """Let `job` read what its run has kept of its inputs, as soon as it needs one.
 
-    The files here count in their place for stages from `redo` on; and for rewards, unless the `run`
-    is given, because this start has begun: until then, the digest of `reinforce` says whether they
-    have changed. A file that is gone is read from the store in any case.
+    The files here count in their place for stages from `redo` on; and for those that train, unless
+    the `run` is given, because this start has begun: until then, the stage's digest says whether
+    they have changed. A file that is gone is read from the store in any case.
     """
     redone = STAGES[STAGES.index(redo) :] if redo in STAGES else ()
-    again = redone if run else ("reinforce", *redone)
+    again = redone if run else (*TRAINING, *redone)
     fresh = {path for stage, path in job.kept_inputs.values() if stage in again}
     opened = cache(lambda: run or RunState(open_store(job.store), job.name))
 

@@ -47,13 +47,13 @@ class Advice:
     def evaluated(self, step: int, loss: float) -> None:
         """Say if the held-out loss has risen in three evaluations in a row. Of rewards, this is
         chance more often: their draws are few."""
+        stage, section = self._stage, self._job.section(self._stage)
         self._losses.append((step, loss))
         last = [loss for _, loss in self._losses[-RISES - 1 :]]
         rises = len(last) > RISES and all(a < b for a, b in itertools.pairwise(last))
-        if not rises or self._said_loss or self._stage == "reinforce":
+        if not rises or self._said_loss or section.sampled:
             return
         self._said_loss = True
-        stage, section = self._stage, self._job.section(self._stage)
         best, lowest = min(self._losses, key=lambda found: found[1])
         shown = " → ".join(f"{loss:.4f} (step {at:,})" for at, loss in self._losses[-RISES - 1 :])
         epochs = section.epochs if isinstance(section, Conversations) else None

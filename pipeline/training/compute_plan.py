@@ -141,7 +141,7 @@ def _asked_plan(
             job.model_config_resolved(),
             job.seq_len(stage),
             dtype,
-            job.answers_of_rank(stage, world_size),
+            job.section(stage).answers_of_rank(world_size),
             total_memory(device),
         )
         or None,
@@ -186,7 +186,7 @@ def _fitting_work(
         optimizer=section.optimizer,
         device=device.type,
         documents=job.has_documents(stage),
-        sequences=job.most_sequences(stage),
+        sequences=section.most_sequences(job.seq_len(stage)),
         compile=plan.compile,
         residual=plan.residual,
         lora=job.lora(stage),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pion.config.lora import read_record, require_base
 from pipeline.job.model_section import Base
-from pipeline.job.stages import AFTER
+from pipeline.job.stages import WORDS
 from pipeline.models.bring import bring_model
 from pipeline.models.find import found_in
 from pipeline.state.run_state import RunState
@@ -81,7 +81,7 @@ def _start(context: TrainingContext, stage: str) -> tuple[ModelConfig, Saved | N
         return config, None, "starts from random weights"
     _, folder = context.fetch(lambda: _bring_trained(context.run, before))
     own, weights = load_model_lazily(found_in(folder))
-    return own, weights, f"starts from the {AFTER[before]} model"
+    return own, weights, f"starts from the {WORDS[before].after} model"
 
 
 def _base_lazily(context: TrainingContext, base: Base) -> Saved:
@@ -111,7 +111,7 @@ def frozen_base(
         earlier = adapter_before(context, continued)
         config, weights, identity = frozen_base(context, continued, earlier)
         recorded = before.adapter.base
-        require_base(recorded, str(identity.sha256), f"the {AFTER[continued]} model")
+        require_base(recorded, str(identity.sha256), f"the {WORDS[continued].after} model")
         return config, weights, recorded
     trained = job.stage_before(stage)
     if trained is not None:

@@ -89,7 +89,7 @@ def advice_on(setup: Setup, claim: Claim, log: MetricsLog) -> LearningAdvice:
         log.append({"step": step, "warning": {"name": name, "text": words}})
 
     advice = LearningAdvice(say, context.job.section(stage).total_steps)
-    if stage in ("prefer", "reinforce") and setup.trainer.step:
+    if setup.trainer.settings.learning is not None and setup.trainer.step:
         lines = setup.restored.unwritten_metrics.splitlines()
         every = [*context.patiently(partial(_written, claim, stage)), *map(json.loads, lines)]
         advice.recall(kept_rows(every, claim.head, stage))

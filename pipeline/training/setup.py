@@ -22,7 +22,6 @@ from pion.train.settings import ComputePlan
 from pipeline.console.messages import Note, Sample
 from pipeline.data.fingerprint import APART
 from pipeline.data.tokenizer import needed_files
-from pipeline.job import Job
 from pipeline.job.digest import model_inputs
 from pipeline.job.stages import CONVERSING
 from pipeline.job.train_sections import settings_of
@@ -45,10 +44,8 @@ if TYPE_CHECKING:
     from pion.config.lora import Adapter
     from pion.config.model_config import ModelConfig
     from pion.data.chat.chat_format import ChatFormat
-    from pion.data.stream import RowStream
     from pion.evaluation.held_out import Evaluation
     from pion.model.decoder import Decoder
-    from pion.train.rollout_feed import Prompts
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer
     from pipeline.training.context import TrainingContext
@@ -123,12 +120,11 @@ class Setup:
         calls this."""
         from pion.evaluation.held_out import mean_of_sources
 
-        held_out, tokenizer = self.data.held_out, self.data.tokenizer
-        prompts = self.data.prompts
+        tokenizer, total = self.data.tokenizer, self.data.held_out.total_rows
 
         def of(rows: range) -> Evaluation:
             return self.trainer.evaluate(
-                held_out if prompts is None else prompts["held_out"],
+                self.data.fed["held_out"],
                 rows,
                 self.trainer.plan.micro_batch,
                 tokenizer.end_of_text,
@@ -138,7 +134,7 @@ class Setup:
 
         if self.data.sources:
             return mean_of_sources({name: of(rows) for name, rows in self.data.sources.items()})
-        return of(range(min(self.context.job.evaluate.rows, held_out.total_rows)))
+        return of(range(min(self.context.job.evaluate.rows, total)))
 
     def samples(self, prompts: Sequence[str], on_token: Callable[[], None]) -> list[Sample | Note]:
         """Return what the model writes after each prompt, or why it can't.
@@ -227,6 +223,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     """
     from pion.train.hardware import configure
     from pipeline.data.shard_cache import fetching_from
+    from pipeline.training.reference.of_stage import with_reference
 
     def bring() -> tuple[Path, str, Restored]:
         head = context.run.read()
@@ -237,8 +234,8 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     data = open_stage_data(
         context.job, stage, folder, fetching_from(context.run.store, key, context.patiently)
     )
-    _tell_job(context.job, stage, data)
-    saved = restored.saved
+    section, saved = context.job.section(stage), restored.saved
+    section.know_rows(data.train.total_rows)
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
     plan = choose_plan(context.job, stage, context.group, recorded, context.at_most)
     if plan.compile:
@@ -246,15 +243,14 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     configure(plan)  # before anything computes: cuBLAS reads its settings once
     start, reference = stage_model(context, stage, data, plan, saved), None
     _tell_card(context, stage, plan, start.model.config)
-    if context.job.needs_reference(stage):
-        resumes = recorded is not None
-        data, reference, start = _with_reference(context, data, start, saved, resumes=resumes)
-    rows: RowStream | Prompts = data.train
-    if context.job.answers_of_rank(stage, 1):
+    if section.needs_reference:
+        streams, resumes = {"train": data.train, "held_out": data.held_out}, recorded is not None
+        reference, start = with_reference(context, streams, start, saved, resumes=resumes)
+        train, held_out = (reference.streams[split] for split in streams)
+        data = dataclasses.replace(data, train=train, held_out=held_out)
+    if section.sampled:
         data = with_prompts(context, data)
-        assert data.prompts is not None
-        rows = data.prompts["train"]
-    trainer, why = _trainer(context, stage, rows, start), start.why
+    trainer, why = _trainer(context, stage, data, start), start.why
     if recorded is not None:
         why = _resume(context, trainer, restored)
     elif data.prompts is not None:
@@ -292,14 +288,14 @@ def _tell_card(
 def _trainer(
     context: TrainingContext,
     stage: str,
-    rows: RowStream | Prompts,
+    data: StageData,
     start: StageModel,
 ) -> Trainer:
     from pion.train.trainer import Trainer
 
     trainer = Trainer(
         start.model,
-        rows,
+        data.fed["train"],
         settings_of(context.job.section(stage)),
         start.plan,
         rank=context.group.rank,
@@ -309,14 +305,6 @@ def _trainer(
     # A model in parts can't sample answers.
     trainer.may_divide = context.job.hardware.sharded is None and start.plan.rollout_rows is None
     return trainer
-
-
-def _tell_job(job: Job, stage: str, data: StageData) -> None:
-    """Let the job know what the stage's data decide. Raises BadInput if they don't fit it."""
-    if job.prefer is not None and stage == "prefer":
-        job.prefer.know_kind(data.kind, str(data.folder))
-        job.prefer.know_most_sequences(data.most_sequences)
-    job.section(stage).know_rows(data.train.total_rows)
 
 
 def _resume(context: TrainingContext, trainer: Trainer, restored: Restored) -> str:
@@ -330,22 +318,6 @@ def _resume(context: TrainingContext, trainer: Trainer, restored: Restored) -> s
     whole = None if saved is None else TrainState(saved.model, saved.optimizer, saved.state)
     trainer.load(whole)
     return f"continues after step {trainer.step:,}"
-
-
-def _with_reference(
-    context: TrainingContext,
-    data: StageData,
-    start: StageModel,
-    saved: Loaded | None,
-    *,
-    resumes: bool,
-) -> tuple[StageData, Reference, StageModel]:
-    from pipeline.training.reference.of_stage import with_reference
-
-    streams = {"train": data.train, "held_out": data.held_out}
-    reference, start = with_reference(context, streams, start, saved, resumes=resumes)
-    train, held_out = (reference.streams[split] for split in streams)
-    return dataclasses.replace(data, train=train, held_out=held_out), reference, start
 
 
 def _find(context: TrainingContext, stage: str, head: Head) -> Restored:

@@ -33,21 +33,28 @@ class StageData:
     tokenizer: Tokenizer
     chat_format: ChatFormat
     folder: Path
-    kind: str
-    most_sequences: int
     close: Callable[[], None]
     prompts: Mapping[str, Prompts] | None = None
     sources: Mapping[str, range] = field(default_factory=dict)
 
+    @property
+    def fed(self) -> Mapping[str, RowStream | Prompts]:
+        """What the trainer learns on and is measured on, by its split."""
+        return self.prompts or {"train": self.train, "held_out": self.held_out}
+
 
 def open_stage_data(job: Job, stage: str, folder: Path, fetch: Fetch) -> StageData:
-    """Open the prepared data of a stage in `folder`. `fetch` brings shards that are not there."""
+    """Open the prepared data of a stage in `folder`, and tell the job what they are. `fetch` brings
+    shards that are not there.
+
+    Raises BadInput if the stage can't learn from them.
+    """
     from pion.data.chat.chat_format import ChatFormat
-    from pion.data.shards import PREFERENCES
     from pion.data.tokens.tokenizer import Tokenizer
     from pipeline.data.prepared import held_out_rows, open_data
 
     data, closing = open_data(folder), ExitStack()
+    job.section(stage).know_data(data.kind, data.most_sequences, str(folder))
     stream = partial(
         data.stream, seed=job.seed, window=job.data.window, documents=job.within_documents
     )
@@ -70,8 +77,6 @@ def open_stage_data(job: Job, stage: str, folder: Path, fetch: Fetch) -> StageDa
         tokenizer=tokenizer,
         chat_format=chat_format,
         folder=folder,
-        kind=data.kind,
-        most_sequences=data.most_sequences() if data.kind in PREFERENCES else 0,
         close=closing.close,
         sources=sources,
     )

@@ -28,7 +28,7 @@ def test_its_job_is_valid(tmp_path):
     path.write_text(job)
     loaded = load_shipped(path)
     assert loaded.stages == ["prepare", "prefer", "evaluate", "publish"]
-    assert loaded.needs_reference("prefer")
+    assert loaded.section("prefer").needs_reference
 
 
 def test_its_conditions_name_what_is_measured():

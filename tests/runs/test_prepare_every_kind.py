@@ -119,9 +119,9 @@ from pathlib import Path
 from pion.data.documents import file_to_documents
 from pipeline.data import conversations_to_rows
 from pipeline.data.piece_rows import PieceRows
-from pipeline.stages import prepare_text
+from pipeline.data import source_reading
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-prepare_text.LEAST_BYTES, prepare_text.PIECE_BYTES = 0, PIECES
+source_reading.LEAST_BYTES, source_reading.PIECE_BYTES = 0, PIECES
 file_to_documents.PART_BYTES, conversations_to_rows.BUFFER = {PART_BYTES}, {BUFFER}
 joined = 0
 def slowly(owner, name):

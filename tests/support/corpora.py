@@ -13,9 +13,9 @@ import yaml
 from pion.data.shards import Rows
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pipeline.console.messages import Shown
+from pipeline.data.source_reading import PrepareOptions
 from pipeline.job.file import load_job
 from pipeline.stages.prepare import open_data, prepare_part
-from pipeline.stages.prepare_text import PrepareOptions
 
 SEQ_LEN = 32
 WORDS = re.findall(

@@ -52,22 +52,14 @@ def write_rows(folder, source=None, template=None, out="rows", **how):
     found = find_input(job, source, KEY)
     tokenizer = tokenizer_in(folder / "model", template)
     remarks = Remarks(tokenizer.replaced(), found.left_out)
-    rows = PreferenceRows(
-        tokenizer,
-        preference_format(
-            ChatFormat(folder / "model" / "tokenizer.json", tokenizer),
-            settings["seq_len"],
-            settings["context"],
-        ),
-        RowFormat(settings["seq_len"], settings["shard_rows"], "key"),
-        settings["held_out"],
-        settings["seed"],
-        KEY,
-    )
+    written = ChatFormat(folder / "model" / "tokenizer.json", tokenizer)
+    form = preference_format(written, settings["seq_len"], settings["context"])
+    rows = RowFormat(settings["seq_len"], settings["shard_rows"], "key")
+    to_rows = PreferenceRows(tokenizer, form, rows, settings["held_out"], settings["seed"], KEY)
     for split in ("train", "held_out"):
         (folder / out / split).mkdir(parents=True, exist_ok=True)
     read = preferences(job, found, remarks)
-    summary, _ = write_preference_rows(read, rows, folder / out, lambda message: None)
+    summary, _ = write_preference_rows(read, to_rows, folder / out, lambda message: None)
     return summary
 
 

@@ -15,10 +15,12 @@ from pipeline.data.cleaning.sets import read_sets
 from pipeline.data.sources import SAMPLED
 from pipeline.job import Job
 from pipeline.job.data_section import OF_EVALUATE
+from pipeline.job.sft_and_lora_sections import Conversations
+from pipeline.job.stages import WORDS, data_key
 from pipeline.job.train_sections import FEWEST_STEPS
 from pipeline.rehearsal.head import RECORD_BYTES, TEXT_BYTES
 from pipeline.rehearsal.phases import phases_read, warnings_of
-from pipeline.rehearsal.rehearse import RECORDS, StageData, rehearse
+from pipeline.rehearsal.rehearse import StageData, rehearse
 from pipeline.rent.check import CheckRow, failure
 from pipeline.rent.check.job import is_prepared
 
@@ -27,8 +29,14 @@ if TYPE_CHECKING:
 
 # Outside of these pairs per step, recipes that worked are rare.
 FEWEST_PAIRS, MOST_PAIRS = 32, 512
-# More passes over the same data rarely help; and over conversations, make a model repeat them.
-MOST_PASSES = {"pretrain": 4, "sft": 5, "prefer": 3, "reinforce": 100}
+# More passes over the same data rarely help, and what they do.
+NO_HELP = "little is left to learn"
+MOST_PASSES = {
+    "pretrain": (4, NO_HELP),
+    "sft": (5, "a model rather repeats them than learns from them"),
+    "prefer": (3, NO_HELP),
+    "reinforce": (100, NO_HELP),
+}
 LEARNED = "what the model learns is between ⟦ and ⟧"
 # The names of the embedding in files of transformers and of Pion.
 EMBEDDINGS = ("model.embed_tokens.weight", "embed.weight")
@@ -45,7 +53,7 @@ def check_rows(job: Job) -> Iterator[CheckRow]:
     sources = rehearsed.rows_of("pretrain")
     for stage in job.train_stages:
         if stage in rehearsed.failed:
-            yield failure(RECORDS[stage], rehearsed.failed[stage])
+            yield failure(WORDS[stage].records, rehearsed.failed[stage])
         elif stage in rehearsed.stages and not rehearsed.prepared:
             yield from _of_stage(job, rehearsed.stages[stage])
         if stage == "pretrain":
@@ -57,13 +65,13 @@ def check_rows(job: Job) -> Iterator[CheckRow]:
 
 
 def _of_stage(job: Job, data: StageData) -> Iterator[CheckRow]:
-    name = RECORDS[data.stage]
+    name = WORDS[data.stage].records
     yield CheckRow(name, True, _of_head(data) + SUMMED_UP[data.stage](job, data))
     yield from (CheckRow(name, None, words) for words in data.warnings)
     for short, warnings in WARNINGS.items():
         yield from (CheckRow(short, None, words) for words in warnings(job, data))
     if data.first:
-        says = "what the model is asked" if data.stage == "reinforce" else LEARNED
+        says = "what the model is asked" if job.section(data.stage).sampled else LEARNED
         yield CheckRow("the first", True, "\n".join([f"{says}:", *data.first]))
     yield from _untrained(job, data.stage, data.specials)
 
@@ -71,7 +79,7 @@ def _of_stage(job: Job, data: StageData) -> Iterator[CheckRow]:
 def _of_head(data: StageData) -> str:
     """Return of which part of the data the numbers are."""
     if data.of_hub:
-        return f"of the first {SAMPLED:,} {RECORDS[data.stage]}: "
+        return f"of the first {SAMPLED:,} {WORDS[data.stage].records}: "
     if data.exact:
         return ""
     _, read = TEXT_BYTES if data.stage == "pretrain" else RECORD_BYTES
@@ -88,7 +96,7 @@ def _rows(job: Job, data: StageData) -> str:
         f"{passes_in_words(data.passes)} in {data.steps:,} steps of "
         f"{job.section(data.stage).global_batch} rows: {amount(data.tokens)} tokens"
     )
-    key, several = "data" if data.stage == "pretrain" else data.stage, len(data.rows) > 1
+    key, several = data_key(data.stage), len(data.rows) > 1
     each = [f"{key}.sources.{n}: {rows:,} rows" for n, rows in enumerate(data.rows) if several]
     return "; ".join([words, *each, *data.notes])
 
@@ -104,7 +112,7 @@ def _pairs(job: Job, data: StageData) -> str:
         f"{passes_in_words(data.passes)} in {counted(data.steps, 'step')} of about "
         f"{_per_step(job, data):,.0f} {data.what}: {amount(data.tokens)} tokens",
     ]
-    if job.needs_reference("prefer"):
+    if job.section(data.stage).needs_reference:
         lines.append(
             "before the first step, the reference is computed once: it takes a third of the time "
             "of a pass, and another beta or loss does not need it again"
@@ -139,19 +147,19 @@ SUMMED_UP: dict[str, Callable[[Job, StageData], str]] = {
 
 def _per_step(job: Job, data: StageData) -> float:
     """Return how many pairs, or single answers, a step learns from on average."""
-    return job.section("prefer").global_batch * data.items / data.all_rows
+    return job.section(data.stage).global_batch * data.items / data.all_rows
 
 
 def _batch(job: Job, data: StageData) -> Iterator[str]:
     if data.stage == "pretrain" and data.all_rows < job.section("pretrain").global_batch:
         yield f"it is not known whether the corpus fills a batch. {_EXACT}"
-    if data.stage != "prefer" or data.items < FEWEST_PAIRS:
+    if not data.summaries or data.items < FEWEST_PAIRS:
         return
     batch = _per_step(job, data)
     if not FEWEST_PAIRS <= batch <= MOST_PAIRS:
         yield (
             f"a step has about {batch:,.0f} {data.what}; {FEWEST_PAIRS} to {MOST_PAIRS} are usual. "
-            "Change prefer.global_batch"
+            f"Change {data.stage}.global_batch"
         )
 
 
@@ -161,25 +169,23 @@ def _steps(job: Job, data: StageData) -> Iterator[str]:
     if data.of_hub or section.steps is not None or data.steps >= FEWEST_STEPS:
         return
     batch, few = section.batch_for(rows), f"{counted(data.steps, 'step')} change a model little"
-    if data.stage == "prefer":  # a step needs FEWEST_PAIRS, too
+    if data.summaries:  # of preferences: a step needs FEWEST_PAIRS, too
         batch = max(batch, math.ceil(FEWEST_PAIRS * rows / data.items))
     if batch < section.global_batch:
         yield (
             f"{few}. With {data.stage}.global_batch={batch}, the same {data.what} make "
             f"{math.ceil(section.passes * rows / batch):,} steps"
         )
-    elif data.stage == "prefer":
+    elif data.summaries:
         yield f"{few}: use more {data.what}, or more passes"
 
 
 def _passes(job: Job, data: StageData) -> Iterator[str]:
-    most, stage = MOST_PASSES[data.stage], data.stage
+    (most, then), stage = MOST_PASSES[data.stage], data.stage
     if data.of_hub or data.passes <= most or (stage == "pretrain" and job.mix_phases):
         return
-    then = "little is left to learn"
-    if stage == "sft":
-        then = "a model rather repeats them than learns from them"
-    lower = f"{stage}.steps" if stage == "pretrain" else f"{stage}.epochs or {stage}.steps"
+    may_pass = isinstance(job.section(stage), Conversations)
+    lower = f"{stage}.epochs or {stage}.steps" if may_pass else f"{stage}.steps"
     yield (
         f"{passes_in_words(data.passes)} over the same {data.what}: beyond {most}, {then}. Lower "
         f"{lower}, or add {data.what}"

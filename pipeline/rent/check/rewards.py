@@ -8,7 +8,7 @@ from statistics import mean
 
 from pion.errors import BadInput
 from pipeline.console.formats import beginning, duration
-from pipeline.data.first_judged import judge_first
+from pipeline.data.judge import judge_first
 from pipeline.job import Job
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model

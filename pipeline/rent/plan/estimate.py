@@ -282,9 +282,9 @@ def _reference_tokens(job: Job, stage: str) -> int:
     """Return how many trained tokens take as long as what a stage computes next to training: the
     reference, a forward pass over its rows, as far as these are known; or the answers."""
     section = job.section(stage)
-    if job.answers_of_rank(stage, 1):
+    if section.sampled:
         return int(SAMPLING * (job.trained_tokens(stage) or 0))
-    rows = section.rows if job.needs_reference(stage) else None
+    rows = section.rows if section.needs_reference else None
     return 0 if rows is None else rows * job.seq_len(stage) // FORWARD
 
 
@@ -321,7 +321,7 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
     kind, hardware = GPU_TYPES.get(gpu), job.hardware
     config = job.model_config_resolved()
     dtype: Literal["bfloat16", "float32"] = kind.dtype(hardware.dtype) if kind else "bfloat16"
-    seq_len, answers = job.seq_len(stage), job.answers_of_rank(stage, workers)
+    seq_len, answers = job.seq_len(stage), job.section(stage).answers_of_rank(workers)
     memory = kind.memory if kind else 1 << 40
     sampled = rollout_rows(config, seq_len, dtype, answers, memory)
     return Workload(
@@ -331,7 +331,7 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
         job.section(stage).optimizer,
         "cuda",
         documents=job.has_documents(stage),
-        sequences=job.most_sequences(stage),
+        sequences=job.section(stage).most_sequences(seq_len),
         compile=hardware.compile is not False,
         residual=pick_residual(hardware.residual, dtype, torch.device("cuda")),
         lora=job.lora(stage),

@@ -13,11 +13,11 @@ from pion.errors import BadInput
 from pipeline.data import conversations_to_rows
 from pipeline.data.conversations_to_rows import pack_buffer, pack_here, write_conversation_rows
 from pipeline.data.remarks import Remarks
+from pipeline.data.source_reading import tokenizer_files
 from pipeline.data.sources import Talk
 from pipeline.data.splits import RowFormat, Splits
 from pipeline.data.tasks import InThisProcess
 from pipeline.data.text_to_rows import write_document_rows
-from pipeline.stages.prepare_text import tokenizer_files
 from tests.support.chat_templates import MISTRAL
 from tests.support.interrupted import ends_at
 from tests.support.piece_corpora import change_piece, hashes_of

@@ -83,9 +83,7 @@ def every_path(section, prefix=""):
 def test_help_lists_every_field_with_type_default_and_part():
     lines = {line.split("  ")[0]: line for line in help_job().splitlines()}
     assert every_path(Job) <= lines.keys()
-    assert lines["pretrain.lr"] == (
-        "pretrain.lr  (number; 0.0003; schedule)  peak learning rate"
-    )
+    assert lines["pretrain.lr"] == ("pretrain.lr  (number; 0.0003; schedule)  peak learning rate")
     assert "(whole number; required; schedule)" in lines["pretrain.steps"]
     assert "(wsd | cosine | constant; wsd; schedule)" in lines["pretrain.schedule"]
     assert "(true or false; true; identity)" in lines["publish.private"]

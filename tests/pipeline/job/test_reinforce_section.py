@@ -1,6 +1,7 @@
 """`reinforce` in the job file: its defaults, what is refused, and what its digest covers."""
 
-from pipeline.job.digest import digest_job, judged_by
+from pipeline.data.judge import judged_by
+from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.job.train_sections import settings_of
 from tests.support.jobs import tiny_dict, tiny_job

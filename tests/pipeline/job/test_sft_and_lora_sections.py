@@ -59,9 +59,9 @@ def test_rows_take_both_answers():
 
 def test_the_memory_of_a_step_depends_on_the_answers_in_a_row():
     job = prefer_job(seq_len=640)
-    assert (job.most_sequences("prefer"), job.most_sequences("sft")) == (10, 0)
-    job.prefer.know_most_sequences(4)
-    assert job.most_sequences("prefer") == 4
+    assert (job.prefer.most_sequences(640), job.sft.most_sequences(640)) == (10, 0)
+    job.prefer.know_data("pairs", lambda: 4, "prefer")
+    assert job.prefer.most_sequences(640) == 4
 
 
 def test_the_trainer_gets_the_loss():

@@ -189,7 +189,7 @@ def test_what_is_known_in_advance_has_one_place_each():
             "training/setup.py",
         },
         "total_steps * section.rows_of_step(": {"job/job_fields.py"},
-        "marked_text(tokenizer": {"rehearsal/rehearse.py"},
+        "WAYS[part].show": {"rehearsal/rehearse.py"},
     }
     texts = {file: file.read_text() for file in (REPOSITORY / "pipeline").rglob("*.py")}
     for words, files in place.items():

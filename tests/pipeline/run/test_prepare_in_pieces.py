@@ -10,10 +10,10 @@ from contextlib import nullcontext
 import pytest
 
 from pipeline.console.messages import Note, PrepareProgress, Shown
+from pipeline.data import source_reading
 from pipeline.data.tasks import InThisProcess
 from pipeline.run import prepare as run_prepare
 from pipeline.run.prepare import WAITS
-from pipeline.stages import prepare_text
 from pipeline.state.head import SHARED, TRASH_SECONDS
 from pipeline.state.shared import unfinished
 from pipeline.state.shared.prune import delete_due
@@ -54,8 +54,8 @@ class Machines:
         sources = [{"kind": "jsonl", "path": "corpus.jsonl"}]
         write_job(folder, data__sources=sources, data__shard_rows=50, sft=None)
         size = (folder / "corpus.jsonl").stat().st_size
-        monkeypatch.setattr(prepare_text, "LEAST_BYTES", 0)
-        monkeypatch.setattr(prepare_text, "PIECE_BYTES", size // PIECES)
+        monkeypatch.setattr(source_reading, "LEAST_BYTES", 0)
+        monkeypatch.setattr(source_reading, "PIECE_BYTES", size // PIECES)
         self.store = FarStore(folder / "runs")
         self.said: list[Shown] = []
         self._folder, self._time, self._monkeypatch = folder, time, monkeypatch

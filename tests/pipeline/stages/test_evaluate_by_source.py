@@ -128,7 +128,7 @@ def test_while_training_the_loss_is_the_plain_mean_of_the_sources(folder):
     data = open_stage_data(context.job, "pretrain", folder / "data", download_shard)
     model = Decoder(job.model_config_resolved())
     start = StageModel(model, ComputePlan(threads=1))
-    trainer = _trainer(context, "pretrain", data.train, start)
+    trainer = _trainer(context, "pretrain", data, start)
     found = Setup(context, "pretrain", trainer, data, None, "").evaluate(lambda: None)
     trainer.close()
 

@@ -34,7 +34,7 @@ def test_the_divergence_is_that_of_the_answers_before_training(tmp_path):
     )
     parts = {}
     with closing(Measures(job, trained, lambda: None)) as measures:
-        found = rewards_of(measures, lambda name, _, compute: parts.setdefault(name, compute()))
+        found = rewards_of(measures, lambda name, _, of: parts.setdefault(name, of()), print)
         stream = measures.rows_of("held_out", "reinforce")
     rows = PromptRows.of(open_data(tmp_path / "data"), stream, "held_out")
     ids = parts["sft.sampled"]["ids"]

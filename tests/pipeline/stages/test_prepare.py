@@ -147,7 +147,7 @@ def test_a_stop_is_heard_while_a_vocabulary_is_learned_or_text_is_read(
 
     job = job_by_file(tmp_path) if endless == "texts" else make_job(tmp_path)
     stand_in = never if endless == "texts" else lambda *_: next(never(), None)
-    module = "pipeline.data.tokenizer" if endless == "train_bpe" else "pipeline.stages.prepare_text"
+    module = "pipeline.data.tokenizer" if endless == "train_bpe" else "pipeline.data.source_reading"
     monkeypatch.setattr(f"{module}.{endless}", stand_in)
     try:
         with pytest.raises(Interrupted):

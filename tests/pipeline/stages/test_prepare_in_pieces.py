@@ -23,10 +23,10 @@ from pion.errors import BadInput
 from pipeline.console.messages import Note, PrepareProgress, Shown
 from pipeline.data import conversations_to_rows, pieces
 from pipeline.data.pieces import Piece
+from pipeline.data.source_reading import LEAST_BYTES
 from pipeline.data.tasks import InThisProcess
 from pipeline.job import Job
 from pipeline.stages.prepare import open_data
-from pipeline.stages.prepare_text import LEAST_BYTES
 from tests.support.corpora import files_of, job_by_file, prepare, sentences
 from tests.support.piece_corpora import (
     BUFFER,

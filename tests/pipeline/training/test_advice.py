@@ -62,7 +62,8 @@ def test_a_held_out_loss_that_rises_three_times_in_a_row_is_said_once(
 
 
 def test_held_out_rewards_may_fall_by_chance(tmp_path, monkeypatch):
-    said = Said(tmp_path, monkeypatch, stage="reinforce")
+    rewards = {"sources": [{"kind": "python-docs-qa"}], "rewards": ["exact"], "max_tokens": 8}
+    said = Said(tmp_path, monkeypatch, stage="reinforce", reinforce=rewards)
     for step, reward in enumerate((0.06, 0.05, 0.04, 0.03), 1):
         said.advice.evaluated(step, -reward)
     assert said.notes == []

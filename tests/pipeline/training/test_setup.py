@@ -64,7 +64,7 @@ def test_ranks_may_divide_a_model_that_does_not_fit_if_the_job_leaves_that_open(
     data = open_stage_data(context.job, "pretrain", tmp_path / "data", download_shard)
     model = Decoder(context.job.model_config_resolved())
     start = StageModel(model, ComputePlan(threads=1))
-    begun = _trainer(context, "pretrain", data.train, start)
+    begun = _trainer(context, "pretrain", data, start)
     begun.close()
     assert begun.may_divide == may
 

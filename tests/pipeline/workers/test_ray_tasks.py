@@ -14,7 +14,7 @@ from pion.errors import BadInput, PionError
 from pipeline.data.encode_piece import Reading, encode_piece
 from pipeline.data.pieces import cut_pieces
 from pipeline.data.prepared import SPLITS
-from pipeline.stages.prepare_text import tokenizer_files
+from pipeline.data.source_reading import tokenizer_files
 from pipeline.workers.ray_tasks import ray_tasks
 from tests.support.piece_corpora import PIECES, corpus_job
 from tests.support.waiting import wait_until

@@ -1,4 +1,5 @@
-"""prepare: the rows of a source of text, in this process, or in pieces by many."""
+"""prepare: how a source is read, and the rows of a source of text, in this process or in pieces by
+many."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pion.data.chat.chat_format import ChatFormat
 from pion.data.documents.file_to_documents import Document
-from pion.data.tokens.tokenizer import Tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file
 from pipeline.console.messages import Note, Say
 from pipeline.data.encode_piece import Reading, gone
+from pipeline.data.foreign_shards import take_hub_shards, take_local_shards
 from pipeline.data.pieces import PIECE_BYTES, cut_pieces, has_pieces, too_large
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Input, longest_line, texts
@@ -24,7 +26,7 @@ from pipeline.data.text_to_rows import (
     write_document_rows,
     write_piece_rows,
 )
-from pipeline.job import Job
+from pipeline.job import BinShards, HubNpyShards, Job, NpyShards
 
 # Less text is prepared in this process: it takes 10 seconds to start others.
 LEAST_BYTES = 256_000_000
@@ -86,14 +88,19 @@ class SourceReading:
 
 
 def write_text(
-    reading: SourceReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, what: str, say: Say
+    reading: SourceReading, written: ChatFormat, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of text into the folder `place`; return its report.
 
-    Raises BadInput as `write_document_rows` and `write_piece_rows` do.
+    Raises BadInput as `write_document_rows` and `write_piece_rows` do, and for shards that can't be
+    used.
     """
-    found = reading.found
-    remarks = Remarks(tokenizer.replaced(), found.left_out)
+    found, tokenizer = reading.found, written.tokenizer
+    if isinstance(found.source, NpyShards | BinShards):
+        return take_local_shards(found.files, tokenizer, place, rows, say)
+    if isinstance(found.source, HubNpyShards):
+        return take_hub_shards(found, tokenizer, place, rows, say)
+    remarks, what = Remarks(tokenizer.replaced(), found.left_out), f"tokenise {found.name}"
     if reading.pieces is None:
         documents = texts(reading.job, found, remarks, reading.kept)
         report = write_document_rows(documents, tokenizer, place, rows, (what, say))
