@@ -17,7 +17,7 @@ from pion.rewards.answered import Answered
 from pipeline.data import prompts, sources
 from pipeline.data.judge import require_judgeable
 from pipeline.data.prepared import SPLITS
-from pipeline.data.prompt_rows import PromptRows
+from pipeline.data.prompts import PromptRows
 from pipeline.data.sources import Input
 from pipeline.job import HubDataset
 from pipeline.job.digest import digest_job
