@@ -1,20 +1,24 @@
-"""Prompts to rows, one of each, and next to these a file with what rewards get of each prompt.
+"""Prompts to rows, one of each, and next to these a file with what rewards get of each prompt; and
+both by the number of a training row.
 
 After an interruption, all records are read again, and the shards that are finished are kept.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, product
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pion.data.arrays import open_npy
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.conversation import Tokenized, marked_text
 from pion.data.documents import python_docs
@@ -23,14 +27,17 @@ from pion.data.prompt.layouts import Question, parse_question
 from pion.data.prompt.rendering import Asked, EncodedPrompts, prompt_ids, rows_of
 from pion.data.records.fields import EVERY
 from pion.data.records.layouts import read_conversation
-from pion.data.shards import Manifest
+from pion.data.row_flags import PADDING
+from pion.data.shards import Manifest, flags_path
+from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.files import sha256_file, write_atomically
 from pion.rewards.builtin import unjudgeable
+from pion.untrusted import open_file, parse_json
 from pipeline.console.formats import beginning
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.piece_rows import NAMED, require_usable
-from pipeline.data.prepared import SPLITS
+from pipeline.data.prepared import SPLITS, PreparedData
 from pipeline.data.remarks import Remarks
 from pipeline.data.source_reading import SourceReading
 from pipeline.data.sources import (
@@ -182,3 +189,64 @@ def _warnings(job: Job, prompts: EncodedPrompts) -> list[str]:
         "with one": 0 < prompts.unanswered < len(kept),
     }
     return [words for words, holds in said.items() if holds]
+
+
+# ---------------------------------------------------------------- read while training
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """The prompts of a split. Threads may share it.
+
+    Attributes:
+        stream: the rows of the split, in training order.
+        longest: the most ids of a prompt, of both splits: one cache is for training and evaluation.
+    """
+
+    stream: RowStream
+    longest: int
+    _lines: list[memoryview] = field(repr=False)
+
+    @classmethod
+    def of(cls, data: PreparedData, stream: RowStream, split: str) -> PromptRows:
+        """Return the prompts of "train" or "held_out", whose rows are those of `stream`.
+
+        Raises BadInput if a file is missing, or is not what its manifest says.
+        """
+        longest, lines = 0, []
+        for source, each in product(data.sources, SPLITS):
+            folder, manifest = data.folder / source.folder / each, data.manifest(source, each)
+            if each == split:
+                lines += _lines(folder / RECORDS, manifest)
+            for shard in manifest.shards:
+                flags = open_npy(flags_path(folder / shard.name), manifest.seq_len)
+                longest = max(longest, int(((flags & PADDING) == 0).sum(axis=1).max()))
+        return cls(stream, longest, lines)
+
+    def ids(self, row: int) -> list[int]:
+        """Return the prompt of training row number `row`. Raises BadInput as the stream does."""
+        found = self.stream.row(row)
+        assert found.documents is not None
+        return [int(one) for one in found.tokens[found.documents >= 0]]
+
+    def question(self, row: int) -> tuple[str | list[Any], Any, dict[str, Any], str]:
+        """Return the prompt (a text, or messages), the right answer, the whole record and how the
+        answer begins, of training row number `row`."""
+        number = self.stream.number_of(self.stream.place(row))
+        found = parse_json(bytes(self._lines[number]), f"{RECORDS}, row {row}", strict=False)
+        return found["prompt"], found["answer"], found["record"], found.get("begun", "")
+
+
+def _lines(path: Path, manifest: Manifest) -> list[memoryview]:
+    """Return the lines of RECORDS, mapped from the file. Raises BadInput."""
+    if path.is_file() and sha256_file(path) == manifest.records:
+        with open_file(path) as file:
+            content = mmap(file.fileno(), 0, access=ACCESS_READ)
+        found = re.finditer(rb"[^\n]+\n", content)
+        lines = [memoryview(content)[slice(*one.span())] for one in found]
+        if len(lines) == manifest.rows:
+            return lines
+    raise BadInput(
+        f"{path} is missing, or is not what was written with these rows. Prepare the data again: "
+        "--redo prepare"
+    )

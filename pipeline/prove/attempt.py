@@ -18,15 +18,16 @@ from typing import BinaryIO
 from pion.files import expand, private_cache_folder
 from pipeline.cost.timeline import REFERENCE_PASS
 from pipeline.data.fingerprint import APART
+from pipeline.job.stages import STAGES, TRAINING
 from pipeline.machine.kill_points import HALT_AT
 from pipeline.workers.reaper import children_of, session_processes
 
 POLL_SECONDS = 0.01
 # Of the log of a run that has ended.
 LAST_LINES = 12
-PLAN_LINE = re.compile(r"(prepare|pretrain|sft|prefer|evaluate|publish): (starts|to do|done)\b")
-STEP_LINE = re.compile(r"(pretrain|sft|prefer) step ([\d,]+)/")
-SAVED_LINE = re.compile(r"(?:pretrain|sft|prefer) step [\d,]+: saved")
+PLAN_LINE = re.compile(rf"({'|'.join(STAGES)}): (starts|to do|done)\b")
+STEP_LINE = re.compile(rf"({'|'.join(TRAINING)}) step ([\d,]+)/")
+SAVED_LINE = re.compile(rf"(?:{'|'.join(TRAINING)}) step [\d,]+: saved")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 from pion.config.part_fields import Measure
 from pion.evaluation.shares import wilson
-from pipeline.console.formats import measured
+from pion.measures import ELSEWHERE
+from pipeline.console.formats import beginning, measured
 
 
 class Table(NamedTuple):
@@ -126,3 +127,33 @@ def table_block(
         "rows": rows,
         "numbers_from": numbers_from,
     }
+
+
+# ---------------------------------------------------------------- of stages that tune answers
+
+SHOWN = ("prompt", "before", "after")
+# What a stage that tunes answers changes elsewhere.
+CHANGED = {"text_change": "text", "response_change": "responses in held-out conversations"}
+# A text in a table.
+MOST_CHARACTERS = 400
+
+
+def shown_answers(shown: Sequence[Mapping[str, str]]) -> Table:
+    """Return a table of prompts, and of the answers before and after training."""
+    rows = [
+        [beginning(" ".join(answer[name].split()), MOST_CHARACTERS) for name in SHOWN]
+        for answer in shown
+    ]
+    return Table(SHOWN, rows, len(SHOWN))
+
+
+def changed_elsewhere(tuned: Mapping[str, Any]) -> str:
+    """Return in a sentence what the stage has cost elsewhere; empty if it is not known."""
+    changes = [
+        f"of {title} by {written(tuned, name, ELSEWHERE[name])} {ELSEWHERE[name].title}"
+        for name, title in CHANGED.items()
+        if tuned.get(name) is not None
+    ]
+    if not changes:
+        return ""
+    return f"Its loss on other things changed, too: {' and '.join(changes)} (less is better)."

@@ -23,9 +23,10 @@ from pipeline.report.card_sections import (
 from pipeline.report.cleaning import cleaning_in_words
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.phases import phases_in_words
+from pipeline.report.preferences import preference_training
 from pipeline.report.published_by import run_id
 from pipeline.report.result_tables import result_blocks
-from pipeline.report.tuned_answers import preference_training, reward_training
+from pipeline.report.rewards import reward_training
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter

@@ -37,8 +37,9 @@ from pipeline.report.blocks import (
     share_with_interval,
     written,
 )
+from pipeline.report.preferences import preference_blocks
 from pipeline.report.results import TRAINED, numbers_of
-from pipeline.report.tuned_answers import preference_blocks, reward_blocks
+from pipeline.report.rewards import reward_blocks
 from pipeline.report.worse import ERRORS_OF_A_DIFFERENCE, made_worse
 
 Results = Mapping[str, Any]

@@ -14,11 +14,12 @@ from pipeline.job.digest import Digests
 from pipeline.models.bring import bring_model
 from pipeline.report.benchmarks import core_in_brief
 from pipeline.report.cleaning import cleaning_in_words
+from pipeline.report.preferences import preferences_in_brief
 from pipeline.report.published_by import is_still_there
 from pipeline.report.reading import read_history
 from pipeline.report.report_file import REPORT
 from pipeline.report.result_tables import calibration_in_brief, part_in_brief
-from pipeline.report.tuned_answers import preferences_in_brief, rewards_in_brief
+from pipeline.report.rewards import rewards_in_brief
 from pipeline.report.worse import made_worse
 from pipeline.state.checkpoints.retention import final_checkpoint, selected
 from pipeline.state.head import Head

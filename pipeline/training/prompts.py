@@ -17,7 +17,7 @@ from pion.rewards.judge import MOST_ERRORS, Judge
 from pipeline.console.formats import duration
 from pipeline.console.messages import Note, Say
 from pipeline.data.judge import judge_of, require_judgeable
-from pipeline.data.prompt_rows import PromptRows
+from pipeline.data.prompts import PromptRows
 from pipeline.machine.kill_points import mark
 from pipeline.training.reward_advice import ALL_RIGHT, ALL_WRONG
 

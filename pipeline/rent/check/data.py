@@ -23,6 +23,7 @@ from pipeline.rehearsal.phases import phases_read, warnings_of
 from pipeline.rehearsal.rehearse import StageData, rehearse
 from pipeline.rent.check import CheckRow, failure
 from pipeline.rent.check.job import is_prepared
+from pipeline.rent.check.rewards import prompts_in_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,25 +121,12 @@ def _pairs(job: Job, data: StageData) -> str:
     return "\n".join(lines)
 
 
-def _prompts(job: Job, data: StageData) -> str:
-    """Return the prompts, steps and answers of `reinforce`."""
-    section = job.reinforce
-    assert section is not None
-    sampled = data.steps * section.global_batch * section.answers * section.max_tokens
-    words = (
-        f"{data.items:,} prompts; {passes_in_words(data.passes)} in {counted(data.steps, 'step')} "
-        f"of {section.global_batch} prompts, with {section.answers} answers to each: at most "
-        f"{amount(sampled)} tokens to sample"
-    )
-    return "; ".join([words, *data.notes])
-
-
 # What is said of the data of a stage.
 SUMMED_UP: dict[str, Callable[[Job, StageData], str]] = {
     "pretrain": _rows,
     "sft": _rows,
     "prefer": _pairs,
-    "reinforce": _prompts,
+    "reinforce": prompts_in_words,
 }
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from statistics import mean
 
 from pion.errors import BadInput
-from pipeline.console.formats import beginning, duration
+from pipeline.console.formats import amount, beginning, counted, duration, passes_in_words
 from pipeline.data.judge import judge_first
 from pipeline.job import Job
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
-from pipeline.rehearsal.rehearse import prepared_head
+from pipeline.rehearsal.rehearse import StageData, prepared_head
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared
 
@@ -52,6 +52,19 @@ def check_rewards(job: Job) -> Iterator[CheckRow]:
         return
     step = duration(spent * section.global_batch * section.answers)
     yield CheckRow("rewards", None, f"judging takes {duration(spent)} an answer, {step} a step")
+
+
+def prompts_in_words(job: Job, data: StageData) -> str:
+    """Return the prompts, steps and answers of `reinforce`."""
+    section = job.reinforce
+    assert section is not None
+    sampled = data.steps * section.global_batch * section.answers * section.max_tokens
+    words = (
+        f"{data.items:,} prompts; {passes_in_words(data.passes)} in {counted(data.steps, 'step')} "
+        f"of {section.global_batch} prompts, with {section.answers} answers to each: at most "
+        f"{amount(sampled)} tokens to sample"
+    )
+    return "; ".join([words, *data.notes])
 
 
 def _answers_of_start(job: Job) -> Iterator[CheckRow]:

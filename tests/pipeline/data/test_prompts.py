@@ -18,7 +18,7 @@ from pipeline.data import prompts, sources
 from pipeline.data.fingerprint import rows_fingerprint
 from pipeline.data.judge import require_judgeable
 from pipeline.data.prepared import SPLITS
-from pipeline.data.prompt_rows import PromptRows
+from pipeline.data.prompts import PromptRows
 from pipeline.data.sources import Input, conversations, find_input
 from pipeline.job import HubDataset
 from pipeline.job.digest import digest_job

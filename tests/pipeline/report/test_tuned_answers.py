@@ -10,7 +10,8 @@ import pytest
 
 from pion.data.preference.summary import Part, Summary, Tally, Targets
 from pipeline.job import Job
-from pipeline.report.tuned_answers import preferences_in_brief, rewards_in_brief
+from pipeline.report.preferences import preferences_in_brief
+from pipeline.report.rewards import rewards_in_brief
 from pipeline.state.head import Head, StageRecord
 from pipeline.state.record_json import Damaged
 from pipeline.state.shared.folder import WITH_ADDITIONS

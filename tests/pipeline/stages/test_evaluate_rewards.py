@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from pion.train.rewards import answer_nats
 from pipeline.data.prepared import open_data
-from pipeline.data.prompt_rows import PromptRows
+from pipeline.data.prompts import PromptRows
 from pipeline.stages.evaluate_rewards import rewards_of
 from pipeline.stages.measures import Measures, StageStart, TrainedRun
 from tests.pipeline.data.test_prompts import asked, of, prepared

@@ -1,31 +1,32 @@
-"""What learning from preferences and from rewards has changed, in sentences and tables."""
+"""What learning from preferences has changed, in sentences and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Required
 
 from pion.config.part_fields import Measure
 from pion.data.preference.summary import Summary
-from pion.measures import AGREEMENT, ANSWERS, ELSEWHERE, MOVED, REWARDS, RULES
-from pipeline.console.formats import beginning
+from pion.measures import AGREEMENT, ANSWERS, MOVED, RULES
 from pipeline.job import Job
 from pipeline.job.prefer_section import Prefer
-from pipeline.job.reinforce_section import PythonReward
 from pipeline.job.stages import WORDS
-from pipeline.report.blocks import Block, Table, change_table, measured_table, written
+from pipeline.report.blocks import (
+    Block,
+    Table,
+    change_table,
+    changed_elsewhere,
+    measured_table,
+    shown_answers,
+    written,
+)
 from pipeline.report.results import SIDES, list_of, numbers_of, result_of
 from pipeline.state.head import Head
 from pipeline.state.record_json import closed_record, open_record, record_type
 from pipeline.state.shared.folder import WITH_ADDITIONS
 
 LABELS_ONLY = "This is agreement with these labels, and not with people."
-SHOWN = ("prompt", "before", "after")
 WHAT = {"pairs": "pairs", "labels": "single answers"}
-# What a stage that tunes answers changes elsewhere.
-CHANGED = {"text_change": "text", "response_change": "responses in held-out conversations"}
-# A text in a table.
-MOST_CHARACTERS = 400
 # What prepare reported of each source of preferences.
 _SOURCE = record_type(total=False, preferences=Required[closed_record(Summary)])
 _PREPARED: type[Mapping[str, Any]] = open_record(
@@ -47,7 +48,7 @@ def preference_blocks(results: Result, *, brief: bool) -> list[Block]:
     blocks: list[Block] = [_agreement_in_words(record)]
     if record["kind"] == "pairs":
         blocks += [_agreement_table(record), *_length_blocks(record)]
-    blocks += [_moved_in_words(record), _changed_elsewhere(tuned)]
+    blocks += [_moved_in_words(record), changed_elsewhere(tuned)]
     if answers := record.get("answers"):
         blocks += [
             f"Answers to {answers['prompts']:,} held-out prompts, of the likeliest tokens and at "
@@ -55,7 +56,7 @@ def preference_blocks(results: Result, *, brief: bool) -> list[Block]:
             change_table([answers[side] for side in SIDES], ANSWERS),
         ]
         if not brief:
-            blocks += ["The first of these answers:", _shown_answers(answers["shown"])]
+            blocks += ["The first of these answers:", shown_answers(answers["shown"])]
     return [block for block in blocks if block]
 
 
@@ -69,50 +70,6 @@ def preferences_in_brief(tuned: Result) -> str:
         before, after = (written(answers[s], "tokens", ANSWERS["tokens"]) for s in SIDES[:2])
         line += f"; answers {before} → {after} tokens"
     return line
-
-
-def reward_blocks(results: Result, *, brief: bool) -> list[Block]:
-    """Return what the evaluation says of rewards; empty if it measured none.
-
-    `brief` leaves out the texts of answers.
-    """
-    tuned: Result = results.get("reinforce", {})
-    record: Result | None = tuned.get("rewards")
-    if record is None:
-        return []
-    blocks: list[Block] = [
-        f"{record['answers']} answers to each of {record['prompts']:,} held-out prompts, sampled "
-        "before and after training from the same random numbers:",
-        change_table([record[side] for side in SIDES], REWARDS),
-        "The difference in the last row estimates the KL divergence to the start: how far the "
-        "model has moved on the answers that it gave before. Chance can make it less than 0.",
-        _only_more_frequent(record),
-        _changed_elsewhere(tuned),
-    ]
-    if not brief:
-        blocks += ["Answers to the first of these prompts:", _shown_answers(record["shown"])]
-    return [block for block in blocks if block]
-
-
-def rewards_in_brief(tuned: Result) -> str:
-    """Return a line for the summary of a run; empty if there is nothing to say."""
-    record = tuned.get("rewards")
-    if record is None:
-        return ""
-    before, after = (written(record[side], "reward", REWARDS["reward"]) for side in SIDES[:2])
-    return f"{before} → {after} on average for {record['prompts']:,} prompts"
-
-
-def _only_more_frequent(record: Result) -> str:
-    """Say so where a model is right more often, but not to more prompts."""
-    change = numbers_of(record["change"])
-    real, real_any = (change[name] - 2 * change[f"{name}_sem"] for name in ("pass", "pass_any"))
-    if real > 0 and real_any <= 0:
-        return (
-            "The model is right more often, but not to more prompts: training made answers "
-            "frequent that the model gave before."
-        )
-    return ""
 
 
 # ---------------------------------------------------------------- agreement with labels
@@ -192,30 +149,6 @@ def _moved_in_words(record: Result) -> str:
     )
 
 
-# ---------------------------------------------------------------- answers and text
-
-
-def _shown_answers(shown: Sequence[Mapping[str, str]]) -> Table:
-    """Return a table of prompts, and of the answers before and after training."""
-    rows = [
-        [beginning(" ".join(answer[name].split()), MOST_CHARACTERS) for name in SHOWN]
-        for answer in shown
-    ]
-    return Table(SHOWN, rows, len(SHOWN))
-
-
-def _changed_elsewhere(tuned: Result) -> str:
-    """Return in a sentence what the stage has cost elsewhere; empty if it is not known."""
-    changes = [
-        f"of {title} by {written(tuned, name, ELSEWHERE[name])} {ELSEWHERE[name].title}"
-        for name, title in CHANGED.items()
-        if tuned.get(name) is not None
-    ]
-    if not changes:
-        return ""
-    return f"Its loss on other things changed, too: {' and '.join(changes)} (less is better)."
-
-
 # ---------------------------------------------------------------- how it was trained
 
 
@@ -267,20 +200,3 @@ def _reference(job: Job, results: Mapping[str, Any]) -> str:
     if added:  # by LoRA
         hashed = f"with additions (SHA-256 `{added}`) to a base {hashed}"
     return f"and the reference is {whose}, {hashed}"
-
-
-def reward_training(job: Job) -> str:
-    """Return how the stage was trained, for the card."""
-    section = job.reinforce
-    if section is None:
-        return ""
-    rewards = ", ".join(
-        f"`{reward.function if isinstance(reward, PythonReward) else reward.kind}`"
-        + (f" × {reward.weight:g}" if reward.weight != 1 else "")
-        for reward in section.rewards
-    )
-    return (
-        f"Rewards: {rewards}. {section.answers} answers to each prompt, of at most "
-        f"{section.max_tokens} tokens; each step is one update by REINFORCE with the mean of a "
-        "prompt's rewards as the baseline."
-    )
