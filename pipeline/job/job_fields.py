@@ -21,7 +21,7 @@ from pion.data.order import rows_per_rank
 from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
 from pion.files import expand
-from pipeline.job.data_section import OF_EVALUATE, Data, Source
+from pipeline.job.data_section import OF_EVALUATE, Data, Source, in_bucket
 from pipeline.job.evaluate_and_publish_sections import Evaluate, Publish
 from pipeline.job.hardware_section import Hardware
 from pipeline.job.mixes import mix_phases, source_names
@@ -255,6 +255,11 @@ class JobFields(Section):
             "reinforce.sources": self.reinforce.sources if self.reinforce else [],
         }
         return [(f"{key}.{n}", s) for key, found in lists.items() for n, s in enumerate(found)]
+
+    @property
+    def bucket_inputs(self) -> dict[str, str]:
+        """The addresses of the sources that are read from buckets, by their keys."""
+        return {key: source.path for key, source in self.sources() if in_bucket(source)}
 
     @property
     def reward_files(self) -> dict[str, str]:
