@@ -10,8 +10,9 @@ import json
 import math
 import os
 import stat
+from collections.abc import Sequence
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 from pion.errors import BadInput
@@ -30,12 +31,27 @@ _MOST_DIGITS = 300
 _PART_BYTES = 1 << 20
 
 
+class FarFile(PosixPath):
+    """A file or a folder that is on no disk: where it is, and how it is found and read."""
+
+    def open_bytes(self) -> BufferedReader:
+        """Return the file, open for reading bytes."""
+        raise NotImplementedError
+
+    def named(self, suffixes: tuple[str, ...]) -> tuple[Sequence[Path], str]:
+        """Return the files that this file, folder or glob names, those of a folder by their
+        `suffixes`, and why there are none, in words."""
+        raise NotImplementedError
+
+
 def open_file(path: str | Path) -> BufferedReader:
     """Return a regular file, open for reading bytes.
 
     Raises BadInput for anything else that is there (a folder, a pipe, a device), and OSError,
     FileNotFoundError among them, where the file can't be opened.
     """
+    if isinstance(path, FarFile):
+        return path.open_bytes()
     # Without O_NONBLOCK, opening a pipe that nobody writes to would wait forever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

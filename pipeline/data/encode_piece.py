@@ -19,6 +19,7 @@ from pion.data.documents.file_to_documents import (
     Note,
     Span,
     lines_in,
+    parquet_file,
     rows_in,
     separate,
     texts_in,
@@ -191,9 +192,7 @@ def _items(span: Span, source: Source, last: Document | None) -> int:
         with open_file(span.file) as stream:
             stream.seek(span.start)
             return stream.read(span.end - span.start).count(b"\n")
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(span.file) as table:
+    with parquet_file(span.file) as table:
         groups = range(span.start, span.end)
         return sum(table.metadata.row_group(group).num_rows for group in groups)
 

@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pion.files import sha256_file
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.cleaning.sets import read_sets
+from pipeline.data.s3_files import S3File
 from pipeline.data.sources import Input, find_input, learned_by_sft
 from pipeline.job import (
     HubDataset,
@@ -105,7 +106,7 @@ def changed_sources(job: Job, reports: Mapping[str, Any]) -> Iterator[tuple[str,
         section, _, number = key.split(".")
         report = reports.get("pretrain" if section == "data" else section, {})
         before = dict(enumerate(report.get("sources", ()))).get(int(number), {}).get("files")
-        with contextlib.suppress(BadInput, OSError):
+        with contextlib.suppress(PionError, OSError):
             if before and files_digest(find_input(job, source, key)) != before:
                 yield key, source.model_dump()["path"]
 
@@ -146,16 +147,21 @@ def _of_source(found: Input, say: Say) -> dict[str, Any]:
 
 
 def _content(found: Input, say: Say) -> Any:
-    """Return, of a source, its files in order, each compressed or not, with its hash, and whether
-    it is held out by its name; or its commit; or the version of Python that it comes with."""
+    """Return, of a source, its files in order, each compressed or not, with its hash (in a bucket,
+    its ETag), and whether it is held out by its name; or its commit; or the version of Python that
+    it comes with."""
     if not found.files:
         return found.state
     total = sum(path.stat().st_size for path in found.files) / 1e6
     read, content = 0.0, []
     with hashed_once() as sha256_of, ThreadPoolExecutor() as pool:
-        for path, sha256 in zip(found.files, pool.map(sha256_of, found.files)):
+
+        def version_of(path: Path) -> str:
+            return path.etag if isinstance(path, S3File) else sha256_of(path)
+
+        for path, version in zip(found.files, pool.map(version_of, found.files)):
             named = ["held out"] if path in (found.held_out or ()) else []
-            content.append([path.suffix == ".gz", sha256, *named])
+            content.append([path.suffix == ".gz", version, *named])
             read += path.stat().st_size / 1e6
             say(PrepareProgress(f"read {found.key}", read, "MB", total=total))
     return content

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pion.data.documents import file_to_documents
-from pion.data.documents.file_to_documents import Span, cut_of
+from pion.data.documents.file_to_documents import Span, cut_of, parquet_file
 from pion.data.documents.unpack import is_packed
 from pion.errors import BadInput
 from pion.untrusted import open_file
@@ -152,10 +152,9 @@ def _cut_in(stream: BinaryIO, start: int, end: int) -> int:
 def _of_table(file: Path, size: int, piece_bytes: int) -> Iterator[tuple[Span, int]]:
     """Yield groups of rows. A file that is no table is one span: whoever reads it says so."""
     import pyarrow
-    import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(file) as table:
+        with parquet_file(file) as table:
             count = table.metadata.num_row_groups
             sizes = [table.metadata.row_group(n).total_byte_size for n in range(count)]
     except (pyarrow.ArrowException, OSError, ValueError, BadInput):

@@ -40,6 +40,7 @@ from pion.data.documents.find_files import (
 from pion.data.records.layouts import COLUMNS, read_conversation
 from pion.errors import BadInput
 from pipeline.data.remarks import Remarks
+from pipeline.data.s3_files import S3File
 from pipeline.job import (
     BinShards,
     HubDataset,
@@ -56,6 +57,7 @@ from pipeline.job import (
     Source,
     TextFiles,
 )
+from pipeline.job.data_section import in_bucket
 
 T = TypeVar("T")
 # Given the number of a source, returns a function that says of each of its documents, in order,
@@ -122,13 +124,23 @@ class Input:
         ]
 
 
+def source_path(
+    job: Job, source: TextFiles | JsonlFiles | ParquetFiles | NpyShards | BinShards
+) -> Path:
+    """Return where the files of a source are, on this machine or in a bucket. Raises BadInput for a
+    path that no file can have."""
+    if in_bucket(source):
+        return S3File.of(source.path.rstrip("/"))
+    return job.input_path(source.path)
+
+
 def find_input(job: Job, source: Source, key: str, commit: str | None = None) -> Input:
     """Find a source's files or repository; `commit` is the commit pinned earlier, if any.
 
-    Raises BadInput if there is nothing to read.
+    Raises BadInput if there is nothing to read, and Interrupted if a bucket can't be reached.
     """
     if isinstance(source, TextFiles | JsonlFiles | ParquetFiles | NpyShards | BinShards):
-        path = job.input_path(source.path)
+        path = source_path(job, source)
         if path.suffix == ".csv":
             raise BadInput(
                 f"{key}.path: {path} is a table. `pion new {path.name}` writes it as JSON Lines"

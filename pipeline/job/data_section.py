@@ -7,7 +7,7 @@ A changed default or a new field moves digests: see train_sections.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeGuard
 
 from pydantic import Field, field_validator, model_validator
 
@@ -116,6 +116,13 @@ class Source(Section):
     )
 
 
+def in_bucket(source: Source) -> TypeGuard[TextFiles | JsonlFiles | ParquetFiles]:
+    """Return whether a source is read from a bucket."""
+    return isinstance(source, TextFiles | JsonlFiles | ParquetFiles) and source.path.startswith(
+        "s3://"
+    )
+
+
 def share_rows(stage: str, sources: Sequence[Source]) -> bool:
     """Return whether each source of a stage gives as many rows as it has: none has a weight.
 
@@ -145,7 +152,10 @@ class TextFiles(TextSource):
     """Plain text files. Each file, or each paragraph, is a document (see `split`)."""
 
     kind: Literal["text"]
-    path: str = identity(..., "a file, a folder (its *.txt and *.md, also .gz and .zst) or a glob")
+    path: str = identity(
+        ...,
+        "a file, a folder (its *.txt and *.md, also .gz and .zst) or a glob, also s3://bucket/…",
+    )
     split: Literal["file", "paragraph"] = identity(
         "file", "what counts as a document; paragraphs are separated by blank lines"
     )
@@ -155,7 +165,7 @@ class JsonlFiles(Source):
     """JSON Lines (.gz and .zst too). Each line is a conversation; in `prefer`, a preference."""
 
     kind: Literal["jsonl"]
-    path: str = identity(..., "a file, a folder or a glob")
+    path: str = identity(..., "a file, a folder or a glob, also s3://bucket/…")
 
 
 class JsonlTexts(JsonlFiles, TextSource):
@@ -168,7 +178,7 @@ class ParquetFiles(Source):
     """Parquet files. Each row is a conversation; in `prefer`, a preference."""
 
     kind: Literal["parquet"]
-    path: str = identity(..., "a file, a folder or a glob")
+    path: str = identity(..., "a file, a folder or a glob, also s3://bucket/…")
 
 
 class ParquetTexts(ParquetFiles, TextSource):

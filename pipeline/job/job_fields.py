@@ -20,7 +20,7 @@ from pion.config.part_fields import FACTOR
 from pion.data.phased_order import MixPhase
 from pion.errors import BadInput
 from pion.files import expand
-from pipeline.job.data_section import OF_EVALUATE, Data, Source
+from pipeline.job.data_section import OF_EVALUATE, Data, Source, in_bucket
 from pipeline.job.evaluate_and_publish_sections import Evaluate, Publish
 from pipeline.job.hardware_section import Hardware
 from pipeline.job.mixes import mix_phases, source_names
@@ -250,6 +250,11 @@ class JobFields(Section):
         section = getattr(self, data_key(part))
         assert isinstance(section, Data | Conversations)
         return section
+
+    @property
+    def bucket_inputs(self) -> dict[str, str]:
+        """The addresses of the sources that are read from buckets, by their keys."""
+        return {key: source.path for key, source in self.sources() if in_bucket(source)}
 
     @property
     def text_settings(self) -> Data:

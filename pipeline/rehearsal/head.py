@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pion.data.documents.file_to_documents import LONGEST_LINE
+from pion.data.documents.file_to_documents import LONGEST_LINE, parquet_file
 from pion.data.documents.find_files import PACKED_SUFFIXES, PARQUET_SUFFIXES
 from pion.data.documents.unpack import unpacked
 from pion.data.tokens.tokenizer import train_bpe
-from pion.errors import BadInput
+from pion.errors import PionError
 from pion.untrusted import open_file
-from pipeline.data.sources import SAMPLED, find_input
+from pipeline.data.sources import SAMPLED, find_input, source_path
 from pipeline.job import BinShards, HubDataset, Job, JsonlFiles, NpyShards, ParquetFiles, TextFiles
 from pipeline.job.model_section import TrainTokenizer
 from pipeline.job.stages import data_key
@@ -98,10 +98,9 @@ def cut(job: Job, sections: Container[str], folder: Path, largest: float = math.
             if most is None or most > SAMPLED:
                 source.max_documents, head.factors[key] = SAMPLED, None
         elif isinstance(source, TextFiles | JsonlFiles | ParquetFiles):
-            path = job.input_path(source.path)
             try:
-                files = find_input(job, source, key).files
-            except BadInput:  # `prepare` says it
+                path, files = source_path(job, source), find_input(job, source, key).files
+            except PionError:  # `prepare` says it
                 continue
             total, is_text = sum(file.stat().st_size for file in files), key.startswith("data.")
             packed = any(file.suffix in (*PACKED_SUFFIXES, *PARQUET_SUFFIXES) for file in files)
@@ -110,7 +109,8 @@ def cut(job: Job, sections: Container[str], folder: Path, largest: float = math.
             head.text_bytes[key] = total
             if total <= limit and not packed:
                 continue
-            root = path if path.is_dir() else next(p for p in path.parents if p.is_dir())
+            is_folder = path.is_dir() and files != (path,)
+            root = path if is_folder else next(p for p in path.parents if p.is_dir())
             place = folder / str(number)
             most = limit if total <= limit else most
             read, written, whole = _copy(files, root, place, most, total)
@@ -157,10 +157,15 @@ def train_stand_in(head: Head, part: str, folder: Path) -> Path | None:
     files = [file for one in found for file in one.files if file.suffix not in PARQUET_SUFFIXES]
     if not files or section is None or section.train is None:
         return None
-    texts = (file.read_bytes()[: TEXT_BYTES[1]].decode(errors="ignore") for file in files[:FILES])
+    texts = (_beginning(file).decode(errors="ignore") for file in files[:FILES])
     _use_fewer_entries(head, section.train)
     train_bpe(texts, section.train.vocab_size).save(folder / "tokenizer.json")
     return folder / "tokenizer.json"
+
+
+def _beginning(file: Path) -> bytes:
+    with open_file(file) as stream:
+        return stream.read(TEXT_BYTES[1])
 
 
 def _bytes_per_id(entries: int) -> float:
@@ -194,11 +199,13 @@ def _copy_bytes(file: Path, target: Path, most: int) -> tuple[float, int, bool]:
     with open_file(file) as stored, unpacked(stored, file) as stream, target.open("wb") as out:
         size = out.write(stream.read(most))
         size += out.write(stream.readline(LONGEST_LINE))
+        total = file.stat().st_size
+        if stream is stored:
+            return size, size, size == total
         # A packed file is read in large blocks: only after several, their share of it is known.
         more = 0
         while part := stream.read(MORE_BYTES - more):
             more += len(part)
-        total = file.stat().st_size
         return min(stored.tell(), total) * size / max(1, size + more), size, not more
 
 
@@ -206,7 +213,7 @@ def _copy_rows(file: Path, target: Path, most: int) -> tuple[float, int, bool]:
     import pyarrow.parquet
 
     size = rows = 0
-    with pyarrow.parquet.ParquetFile(file) as table:
+    with parquet_file(file) as table:
         every = table.metadata
         with pyarrow.parquet.ParquetWriter(target, table.schema_arrow) as out:
             for batch in table.iter_batches(256):

@@ -27,7 +27,8 @@ SESSION_TOKEN = "AWS_SESSION_TOKEN"
 def needed_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the variables that a run on another machine needs, and what each is for."""
     needed: dict[str, str] = {}
-    urls = {"for model.from": job.model.base or "", "for the store": job.store}
+    urls = {f"for {key}": address for key, address in job.bucket_inputs.items()}
+    urls |= {"for model.from": job.model.base or "", "for the store": job.store}
     for why, url in urls.items():
         if url.startswith("s3://"):
             needed.update(AWS_ACCESS_KEY_ID=why, AWS_SECRET_ACCESS_KEY=why)

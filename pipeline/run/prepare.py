@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pion.errors import BadInput, PionError
 from pion.usable_cores_and_memory import usable_cores
 from pipeline.console.messages import Note, PrepareProgress, Say, Shown
+from pipeline.machine.child_process import S3
 from pipeline.run.inputs import Start
 from pipeline.state.claim import Claim
 from pipeline.state.head import REFERENCE, SHARED
@@ -138,7 +139,7 @@ class _Preparing:
 
             try:
                 how = PrepareOptions(
-                    _tasks(self.say),
+                    _tasks(self.say, *(S3 if self.start.job.bucket_inputs else ())),
                     finished=lambda path: self.uploads[-1].finished(path),
                     wait=lambda: self.uploads[-1].wait(),
                     find=find,
@@ -282,12 +283,13 @@ class _Preparing:
         return self.patiently(partial(shared.bring, key, shards=shards))
 
 
-def _tasks(say: Say) -> Callable[[], AbstractContextManager[Tasks]]:
-    """Return what prepares pieces: Ray, or this process on a machine with one core."""
+def _tasks(say: Say, *uses: str) -> Callable[[], AbstractContextManager[Tasks]]:
+    """Return what prepares pieces: Ray, with the secrets that it `uses`, or this process on a
+    machine with one core."""
     from pipeline.data.tasks import InThisProcess
     from pipeline.workers.ray_tasks import ray_tasks
     from pipeline.workers.ray_workers import RAY_ADDRESS
 
     if usable_cores() == 1 and not os.environ.get(RAY_ADDRESS):
         return lambda: nullcontext(InThisProcess())
-    return partial(ray_tasks, lambda text: say(Note(text)))
+    return partial(ray_tasks, lambda text: say(Note(text)), *uses)

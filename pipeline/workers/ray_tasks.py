@@ -34,11 +34,12 @@ from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 class RayTasks:
     """Tasks of a Ray of our own, or of the one that PION_RAY_ADDRESS names. See `Tasks`.
 
-    If our own can't start, this process does the work, and `note` is told. Raises BadInput if there
-    is no place for Ray's folder.
+    If our own can't start, this process does the work, and `note` is told. The tasks of our own get
+    the secrets whose names begin with one of `uses`. Raises BadInput if there is no place for Ray's
+    folder.
     """
 
-    def __init__(self, note: Callable[[str], None] | None = None) -> None:
+    def __init__(self, note: Callable[[str], None] | None = None, *uses: str) -> None:
         self._note = note
         self._address = address = os.environ.get(RAY_ADDRESS) or None
         self._session = session_folder()
@@ -47,7 +48,7 @@ class RayTasks:
         self._pipe, theirs = Pipe()
         self._started = self._alone = False
         # The token of a Ray that already runs is in this environment.
-        environment = without_secrets("RAY_")
+        environment = without_secrets("RAY_", *uses)
         if address is None:
             environment = private_environment(environment)
         with self._log.open("wb") as log:
@@ -140,9 +141,9 @@ class RayTasks:
 
 
 @contextmanager
-def ray_tasks(note: Callable[[str], None] | None = None) -> Iterator[RayTasks]:
+def ray_tasks(note: Callable[[str], None] | None = None, *uses: str) -> Iterator[RayTasks]:
     """Yield tasks of Ray, and end them. Raises as `RayTasks` does."""
-    tasks = RayTasks(note)
+    tasks = RayTasks(note, *uses)
     try:
         yield tasks
     finally:

@@ -20,6 +20,7 @@ from pipeline.state.workspace import FILES
 from pipeline.workers.ray_tasks import ray_tasks
 from tests.pipeline.workers.test_ray_tasks import wait_for_ray
 from tests.runs.test_ray_node import nodes
+from tests.support.bucket_files import BucketFiles
 from tests.support.corpora import write_corpus
 from tests.support.meddling import Meddling
 from tests.support.piece_corpora import (
@@ -144,16 +145,20 @@ if __name__ == "__main__":
 
 
 class Machine:
-    """A machine that prepares the corpus of a kind for a store, with two workers."""
+    """A machine that prepares the corpus of a kind for a store, with two workers. The corpus may be
+    in a bucket."""
 
-    def __init__(self, kind, folder, store):
+    def __init__(self, kind, folder, store, bucket=None):
         corpus_job(kind, folder, sft=kind == "sft", times=TIMES)
         if kind == "sft":
             write_corpus(folder / "corpus.jsonl")
         self.cache, self._folder, self._store = folder / "cache", folder, open_store(store)
         size = 1_000_000 if kind == "sft" else a_25th(folder / "text")
         self._program = PROGRAM.replace("PIECES", str(size))
-        self._arguments = (f"store={store}", "hardware.workers=0")
+        if bucket is not None:
+            bucket.let_read(folder / "job.yaml")
+            shutil.rmtree(folder / "text")
+        self._arguments = (f"store={store}", f"hardware.workers={2 if bucket else 0}")
         self._environment = with_small_parts(folder).environment()
         self._environment["XDG_CACHE_HOME"] = str(self.cache)
 
@@ -221,9 +226,10 @@ def more(machine, process, most):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("kind", GOLDEN)
-def test_killed_and_moved_the_shards_are_those_of_one_process(kind, tmp_path, s3_store):
-    machine, total = Machine(kind, tmp_path, s3_store), 0
+@pytest.mark.parametrize(("kind", "where"), [*((k, "disk") for k in GOLDEN), ("jsonl", "bucket")])
+def test_killed_and_moved_the_shards_are_those_of_one_process(kind, where, tmp_path, s3, s3_store):
+    bucket = BucketFiles(s3, tmp_path) if where == "bucket" else None
+    machine, total = Machine(kind, tmp_path, s3_store, bucket), 0
     at_once = 40 if kind == "sft" else 6
     for kill in range(KILLS):
         process = machine.start(at_once, late=kill == 0)
@@ -262,9 +268,11 @@ def joined_without_kills(kind, folder):
 
 
 @pytest.mark.soak
-def test_two_nodes_one_of_which_is_lost_make_the_same_shards(tmp_path, s3_store, nodes):
+@pytest.mark.parametrize("where", ["disk", "bucket"])
+def test_two_nodes_one_of_which_is_lost_make_the_same_shards(where, tmp_path, s3, s3_store, nodes):
     nodes.add()
-    machine = Machine("jsonl", tmp_path, s3_store)
+    bucket = BucketFiles(s3, tmp_path) if where == "bucket" else None
+    machine = Machine("jsonl", tmp_path, s3_store, bucket)
     process = machine.start(4)
     wait_until(more(machine, process, 4), "four pieces", seconds=LONG_SECONDS)
     machine.let_join(1_000_000)

@@ -18,10 +18,11 @@ from pion.data.records.fields import NOT_READ, is_null
 from pion.data.records.layouts import TURNS
 from pion.data.records.whole_table import table_in
 from pion.errors import BadInput
-from pion.untrusted import open_file, parse_json
+from pion.untrusted import FarFile, open_file, parse_json
 
 if TYPE_CHECKING:
     import pyarrow
+    from pyarrow.parquet import ParquetFile
 
 # A text file is read in parts of this many bytes.
 PART_BYTES = 4 << 20
@@ -32,6 +33,8 @@ MOST_BLANK = 1_000_000
 RAISE_IT = ". If the line is meant to be so long, raise data.max_line_mb"
 # Few, because a small file can say that all of its rows have the same long text.
 ROWS_AT_ONCE = 16
+# So much of a column of a far table is read at once.
+_BLOCK_BYTES = 1 << 18
 # Between documents of a text, and around a document: with the line break and a mark that begins the
 # next one. In quotes, it is spoken of. `<s>` may be HTML.
 _BETWEEN = re.compile(
@@ -404,11 +407,10 @@ def parquet_rows(
     Raises BadInput for a file that is not parquet, and for a row of more than `longest` bytes.
     """
     import pyarrow
-    import pyarrow.parquet
 
     row = 0
     try:
-        with pyarrow.parquet.ParquetFile(file) as table:
+        with parquet_file(file) as table:
             there = table.schema_arrow.names
             wanted = [name for name in there if name in columns]
             if not wanted:
@@ -434,6 +436,16 @@ def parquet_rows(
                     yield others | {name: array[n].as_py() for name, array in arrays.items()}
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         raise not_parquet(file, error) from None
+
+
+def parquet_file(file: Path) -> ParquetFile:
+    """Return a table, open for reading, one block after the other if the file is far. Raises errors
+    of pyarrow and OSError for a file that is not parquet."""
+    from pyarrow.parquet import ParquetFile
+
+    if isinstance(file, FarFile):
+        return ParquetFile(file.open_bytes(), buffer_size=_BLOCK_BYTES, pre_buffer=False)
+    return ParquetFile(file)
 
 
 def not_parquet(file: Path, error: Exception) -> BadInput:

@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from pion.errors import BadInput
+from pion.untrusted import FarFile
 
 # A packed file is read like one that is not.
 PACKED_SUFFIXES = (".gz", ".zst")
@@ -52,7 +53,8 @@ _OF_MACOS = "__MACOSX"
 # By what an address begins with, the command that brings it. A path has lost one of the slashes.
 _FAR = re.compile(r"(?:^|/)(s3|gs|hf|https?|az|abfss?|hdfs|ftp):/+(.+)$")
 _COMMANDS = {
-    "s3": "aws s3 cp s3://{0} data/ (--recursive for a folder)",
+    "s3": "aws s3 cp s3://{0} data/ (--recursive for a folder). Text, JSON Lines and parquet may "
+    "stay there as sources of a job",
     "gs": "gcloud storage cp -r gs://{0} data/",
     "hf": "a source with kind: hub and repo: user/name needs no copy",
     "http": "curl -LO http://{0}",
@@ -70,7 +72,10 @@ def find_files(path: Path, suffixes: tuple[str, ...], key: str) -> tuple[list[Pa
     refuse_unreadable(path, key)
     if path.is_file():
         return [path], []
-    if path.is_dir():
+    named: Sequence[Path]
+    if isinstance(path, FarFile):
+        named, problem = path.named(suffixes)
+    elif path.is_dir():
         named = [file for file in files_below(path) if file.name.endswith(suffixes)]
         plain = [end for end in suffixes if not end.endswith(PACKED_SUFFIXES)]
         problem = f"no {' or '.join(f'*{end}' for end in plain)} file in the folder {path}"
@@ -126,6 +131,8 @@ def without_hidden(named: Iterable[Path], root: Path) -> tuple[list[Path], list[
 def refuse_unreadable(path: Path, key: str) -> None:
     """Raise BadInput for a path that can have no data: an address, a device, a file of the
     system."""
+    if isinstance(path, FarFile):
+        return
     if (far := _FAR.search(str(path))) and not path.exists():
         scheme, rest = far.groups()
         how = _COMMANDS.get(scheme, "copy it with the tool of that service").format(rest)
@@ -197,7 +204,7 @@ def _root(path: Path) -> Path:
     """Return the folder below which names count: of a glob, that before its first wildcard."""
     if path.is_dir():
         return path
-    return Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+    return type(path)(*takewhile(lambda part: not glob.has_magic(part), path.parts))
 
 
 def _split(relative: Path, *, whole: bool = False) -> str:

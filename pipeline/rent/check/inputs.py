@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pion.errors import BadInput, told
+from pion.errors import BadInput, PionError, told
 from pion.files import expand
+from pion.untrusted import FarFile
 from pipeline.base.keep import is_pinned
 from pipeline.console.formats import size
 from pipeline.data.hub import OnHub, explained
@@ -120,7 +121,8 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> Iterator[Check
         )
         yield CheckRow("publish from there", None, words)
     workdir = sky_yaml.config.get("workdir")
-    local = local_inputs(job, prepared=is_prepared(job))
+    every = local_inputs(job, prepared=is_prepared(job))
+    local = [each for each in every if not isinstance(each.file, FarFile)]
     if path is not None:
         file = file_meant(expand(path), "jobs").resolve()
         local.append(LocalInput("the job file", "", file))
@@ -187,7 +189,7 @@ def _require_copied(local: LocalInput, folder: Path, root: Path, left_out: set[P
 
 
 def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
-    """Return every local file or folder that the job reads.
+    """Return every local file or folder that the job reads, and the files of sources in buckets.
 
     If the data is `prepared`, the store has it and its tokenizer, so they are left out. So are
     inputs that the run has kept, and a model to start from that it has recorded.
@@ -203,7 +205,7 @@ def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
     found = [LocalInput(key, path, job.input_path(path)) for key, path in asked.items()]
     for key, source in job.sources():
         if not prepared and hasattr(source, "path"):
-            with contextlib.suppress(BadInput):  # `check_data` reports it
+            with contextlib.suppress(PionError):  # `check_data` reports it
                 found += [
                     LocalInput(f"{key}.path", source.path, path.resolve())
                     for path in find_input(job, source, key).files

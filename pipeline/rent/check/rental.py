@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pion.errors import BadInput
+from pion.untrusted import FarFile
 from pipeline.console.masking import refuse_endpoint
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.job.section import made
@@ -40,28 +41,30 @@ CONTROLLER_SETTING = "jobs: {controller: {consolidation_mode: true}}"
 
 
 def check_reach(job: Job) -> list[CheckRow]:
-    """Check that the store outlives the machine, and that the machine can reach it."""
+    """Check that the store outlives the machine, and that the machine can reach it, and the buckets
+    of sources."""
     store = open_store(job.store)
     if isinstance(store, FileStore):
         raise BadInput(
             f"{store.url} is a folder, which would be lost with the rented machine. Use "
             "store=s3://bucket/prefix or store=hf://user/repo."
         )
-    endpoint = _endpoint(job.store)
-    refuse_endpoint(f"the endpoint of {job.store}", endpoint)
-    host = urlsplit(endpoint).hostname or ""
-    if _is_local(host) and os.environ.get(LOOPBACK_VARIABLE) != "1":
-        raise BadInput(
-            f"{endpoint} is an address of this machine or its network. A rented machine can't "
-            "reach it. Use a store with a public address."
-        )
-    variable = "HF_ENDPOINT" if job.store.startswith("hf://") else "AWS_ENDPOINT_URL"
-    standard = host.endswith(("amazonaws.com", "huggingface.co"))
-    if not standard and os.environ.get(variable, "").rstrip("/") != endpoint.rstrip("/"):
-        raise BadInput(
-            f"only this machine is configured to use {endpoint}. Pass it on: export "
-            f"{variable}={endpoint}"
-        )
+    for url in (*job.bucket_inputs.values(), job.store):
+        endpoint = _endpoint(url)
+        refuse_endpoint(f"the endpoint of {url}", endpoint)
+        host = urlsplit(endpoint).hostname or ""
+        if _is_local(host) and os.environ.get(LOOPBACK_VARIABLE) != "1":
+            raise BadInput(
+                f"{endpoint} is an address of this machine or its network. A rented machine can't "
+                "reach it. Use a store with a public address."
+            )
+        variable = "HF_ENDPOINT" if url.startswith("hf://") else "AWS_ENDPOINT_URL"
+        standard = host.endswith(("amazonaws.com", "huggingface.co"))
+        if not standard and os.environ.get(variable, "").rstrip("/") != endpoint.rstrip("/"):
+            raise BadInput(
+                f"only this machine is configured to use {endpoint}. Pass it on: export "
+                f"{variable}={endpoint}"
+            )
     return [CheckRow("store from there", True, f"{host} can be reached from anywhere")]
 
 
@@ -147,7 +150,8 @@ def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
     # The copied sources, and the prepared data.
     inputs = [each for each in local_inputs(job, prepared=False) if each.key != "model.from"]
     files = (file for each in inputs for file in (each.file, *each.file.rglob("*")))
-    data = 2 * sum(file.stat().st_size for file in files if file.is_file()) / 1e9
+    sizes = [(file.stat().st_size, isinstance(file, FarFile)) for file in files if file.is_file()]
+    data = sum(size if is_far else 2 * size for size, is_far in sizes) / 1e9
     if any(isinstance(source, HubNpyShards) for source in sources):
         data += job.hardware.shard_cache_gb
     largest = max(sum(checkpoint_bytes(job, stage)) for stage in job.train_stages)

@@ -15,6 +15,7 @@ from pipeline.data.encode_piece import Reading, encode_piece
 from pipeline.data.pieces import cut_pieces
 from pipeline.data.prepared import SPLITS
 from pipeline.data.source_reading import tokenizer_files
+from pipeline.machine.child_process import S3
 from pipeline.workers.ray_tasks import ray_tasks
 from tests.support.piece_corpora import PIECES, corpus_job
 from tests.support.waiting import wait_until
@@ -70,6 +71,16 @@ def kill_ray():
         with suppress(psutil.Error):
             if "pipeline.workers.ray_task_process" in child.cmdline():
                 child.kill()
+
+
+def test_its_tasks_get_the_secrets_that_they_use_and_no_others(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-the-bucket")
+    monkeypatch.setenv("HF_TOKEN", "hf_never-to-be-seen")
+    for uses, is_there in (((), False), (S3, True)):
+        with ray_tasks(None, *uses) as tasks:
+            environment = Path(f"/proc/{tasks._process.pid}/environ").read_text()
+        assert ("a-secret-of-the-bucket" in environment) == is_there
+        assert "hf_never-to-be-seen" not in environment
 
 
 def test_until_ray_has_started_this_process_does_the_work():

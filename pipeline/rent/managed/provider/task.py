@@ -19,7 +19,7 @@ from pion.files import expand
 from pipeline.job import Job
 from pipeline.machine.own_files import file_meant, is_own
 from pipeline.machine.rented import CPU, LIMIT_VARIABLE, priced_at
-from pipeline.rent.credentials import names_given, wanted_secrets
+from pipeline.rent.credentials import names_given, needed_secrets, wanted_secrets
 from pipeline.rent.managed.provider.jobs import asking_skypilot
 from pipeline.rent.sky_yaml import Candidate, SkyYaml
 from pipeline.rent.skypilot import sky_module
@@ -46,7 +46,7 @@ def task_variables(
         "PION_COMMIT": code.commit or "",
         "PION_DIRTY": code.dirty or "",
     }
-    if job.store.startswith("s3://"):
+    if "AWS_ACCESS_KEY_ID" in needed_secrets(job):
         from pipeline.state.stores.s3.bucket import region_name  # the SDK takes a while to import
 
         # The rented machine has no AWS profile, so otherwise it would use boot.sh's default region.

@@ -8,6 +8,7 @@ import base64
 import contextlib
 import functools
 import os
+import re
 import threading
 import uuid
 import zlib
@@ -40,16 +41,24 @@ _PIECE_BYTES = 1 << 20
 PART_BYTES = 16 << 20
 _MOST_PARTS = 10_000
 _UPLOADS = 6
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 # Copies the bytes from start up to stop; any thread may call it.
 ReadRange = Callable[[int, int], bytes]
 
 
 class Bucket:
-    """The part of bucket `name` below `prefix`. Threads may share it. It connects on first use."""
+    """The part of bucket `name` below `prefix`. Threads may share it. It connects on first use.
+    Who is denied access reads which `rights` are needed."""
 
-    def __init__(self, name: str, prefix: str, sleep: Callable[[float], None]) -> None:
-        self.name = name
+    def __init__(
+        self,
+        name: str,
+        prefix: str,
+        sleep: Callable[[float], None],
+        rights: str = errors.ALL_RIGHTS,
+    ) -> None:
+        self.name, self._rights = name, rights
         self.url = f"s3://{name}/{prefix}".rstrip("/")
         self.root = f"{prefix}/" if prefix else ""
         self._sleep = sleep
@@ -110,6 +119,40 @@ class Bucket:
 
         return self.request("read", key, get)
 
+    def open_range(
+        self, client: "S3Client", name: str, start: int, stop: int, **condition: str
+    ) -> tuple[int, str, Any]:
+        """Return the size of the whole object, its version, and the body of the range."""
+        answer = client.get_object(
+            Bucket=self.name, Key=name, Range=f"bytes={start}-{stop - 1}", **condition
+        )
+        try:
+            range_, _, size = field(answer, "ContentRange").rpartition("/")
+            if not range_.startswith(f"bytes {start}-") or not size.isdecimal():
+                raise errors.NotFromS3("matching ContentRange")
+            return int(size), field(answer, "ETag"), answer["Body"]
+        except errors.NotFromS3:
+            answer["Body"].close()
+            raise
+
+    def pages(
+        self, prefix: str, read: Callable[[Mapping[str, Any]], T], **options: str
+    ) -> Iterator[T]:
+        """Yield what `read` returns of each page of a list, of at most a thousand names."""
+        begin = {"Bucket": self.name, "Prefix": self.root + prefix, **options}
+
+        def ask(client: "S3Client") -> tuple[T, str | None]:
+            page: Any = client.list_objects_v2(**begin)
+            more = field(page, "NextContinuationToken") if field(page, "IsTruncated") else None
+            return read(page), more
+
+        while True:
+            found, token = self.request("list", prefix, ask)
+            yield found
+            if token is None:
+                return
+            begin["ContinuationToken"] = token
+
     def put(self, key: str, data: bytes, **condition: Any) -> str:
         """Store `data` with one request and return its version.
 
@@ -147,7 +190,7 @@ class Bucket:
         if errors.status_of(error) == 412:
             return Conflict(key, self.url)
         where = f"{self.url}/{key}".rstrip("/")
-        reason = errors.explain(error, self.name, self.endpoint)
+        reason = errors.explain(error, self.name, self.endpoint, self._rights)
         return StoreError(action, where, reason, outage=errors.is_outage(error))
 
     @property
@@ -163,6 +206,15 @@ class Bucket:
         client = self._client
         url = urlsplit(client.meta.endpoint_url if client else "")
         return url.netloc.rpartition("@")[2] or "the store"
+
+
+def check_bucket(name: str, where: str) -> None:
+    """Raise BadInput that begins with `where`, if no bucket can have that name."""
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise BadInput(
+            f"{where}: {name!r} can't be a bucket's name. Use s3://bucket/prefix, where the "
+            "bucket's name is 3 to 63 lower-case letters, digits, dots and dashes."
+        )
 
 
 def field(answer: Mapping[str, Any], name: str) -> Any:

@@ -68,10 +68,12 @@ _ANOTHER_REGION = {
 _NO_ROOM = {"QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull"}
 _SUSPENDED = {"AccountProblem", "AllAccessDisabled", "NotSignedUp", "UserSuspended"}
 _KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
-_RIGHTS = (
+# What a store needs, and who only reads.
+ALL_RIGHTS = (
     "s3:GetObject, s3:PutObject, s3:DeleteObject, s3:ListBucket, s3:ListBucketMultipartUploads "
     "and s3:AbortMultipartUpload"
 )
+READING = "s3:GetObject and s3:ListBucket"
 
 
 def _is_untrusted(error: Exception) -> bool:
@@ -131,12 +133,12 @@ def retry_after(error: Exception) -> str | None:
     return headers.get("retry-after")
 
 
-def explain(error: Exception, bucket: str, endpoint: str) -> str:
+def explain(error: Exception, bucket: str, endpoint: str, rights: str = ALL_RIGHTS) -> str:
     """Return the reason, with the fix. The reason contains nothing that was sent to the store."""
     name = type(error).__name__
     match error:
         case ClientError():
-            return _explain_answer(error, bucket)
+            return _explain_answer(error, bucket, rights)
         case NoCredentialsError():
             return f"no credentials were found; {_KEYS}"
         case PartialCredentialsError():
@@ -166,7 +168,7 @@ def explain(error: Exception, bucket: str, endpoint: str) -> str:
     return f"{name}: {error}"
 
 
-def _explain_answer(error: ClientError, bucket: str) -> str:
+def _explain_answer(error: ClientError, bucket: str, rights: str) -> str:
     code, status = code_of(error), status_of(error)
     message = str(error.response.get("Error", {}).get("Message") or "").rstrip(". ")
     said = f": {message}" if message else ""
@@ -198,10 +200,8 @@ def _explain_answer(error: ClientError, bucket: str) -> str:
         case _ if code in _SUSPENDED:
             return f"the service has suspended this account ({code}{said}); ask the service why"
         case _ if status == 403:
-            return (
-                f"access was denied ({code}{said}); the credentials need {_RIGHTS} on bucket "
-                f"{bucket}"
-            )
+            needed = f"the credentials need {rights} on bucket {bucket}"
+            return f"access was denied ({code}{said}); {needed}"
         case _ if _is_unreadable(code, status):
             return (
                 f"the store repeatedly answered {status} without a reason; check AWS_ENDPOINT_URL"

@@ -9,10 +9,9 @@ AWS_PROFILE, AWS_REGION, AWS_ENDPOINT_URL, …
 import contextlib
 import functools
 import itertools
-import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,7 @@ from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.retry import T
 from pipeline.state.stores.s3 import errors
 from pipeline.state.stores.s3.bucket import PART_BYTES as UPLOAD_BYTES
-from pipeline.state.stores.s3.bucket import Bucket, PartsUpload, field, open_ranges
+from pipeline.state.stores.s3.bucket import Bucket, PartsUpload, check_bucket, field, open_ranges
 from pipeline.state.stores.transfer import PART_BYTES, download_parallel
 
 if TYPE_CHECKING:
@@ -50,7 +49,6 @@ _READ_BACK = (
     "So Pion reads back all that it writes, and compares. Each save takes longer, and the service "
     "may charge for what is read"
 )
-_BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 class S3Store(Store):
@@ -82,12 +80,7 @@ class S3Store(Store):
         Raises `BadInput` for names that S3 or stores don't allow.
         """
         bucket, _, prefix = rest.rstrip("/").partition("/")
-        if not _BUCKET_NAME.fullmatch(bucket) or ".." in bucket:
-            raise BadInput(
-                f"store {'s3://' + rest!r}: {bucket!r} can't be a bucket's name. Use "
-                "s3://bucket/prefix, where the bucket's name is 3 to 63 lower-case letters, "
-                "digits, dots and dashes."
-            )
+        check_bucket(bucket, f"store {'s3://' + rest!r}")
         with told(f"store {'s3://' + rest!r}: ", " Use s3://bucket/prefix."):
             return cls(bucket, check_key(prefix) if prefix else "")
 
@@ -158,7 +151,7 @@ class S3Store(Store):
                 body = unread.pop()
             else:
                 client = self._bucket.client
-                *_, body = self._open_range(client, name, start, stop, IfMatch=version)
+                *_, body = self._bucket.open_range(client, name, start, stop, IfMatch=version)
             with contextlib.closing(body):
                 yield from body.iter_chunks(_PIECE_BYTES)
 
@@ -193,7 +186,9 @@ class S3Store(Store):
         return len(uploads)
 
     def list(self, prefix: str = "") -> Entries:
-        entries = itertools.chain.from_iterable(self._pages(prefix, self._entries))
+        if parent := prefix.rpartition("/")[0]:
+            check_key(parent)
+        entries = itertools.chain.from_iterable(self._bucket.pages(prefix, self._entries))
         return sorted(entries, key=lambda entry: entry.key)
 
     def folders(self) -> Names:
@@ -206,7 +201,7 @@ class S3Store(Store):
 
         found: Names = []
         seen = 0
-        for names, count in self._pages("", read, Delimiter="/"):
+        for names, count in self._bucket.pages("", read, Delimiter="/"):
             found += names
             seen += count
             check_count(seen, self.url, f"{self.url}/runs")
@@ -285,51 +280,14 @@ class S3Store(Store):
         )
 
     def _open(self, client: "S3Client", name: str) -> tuple[int, str, Any]:
-        """Return as `_open_range` the first range of an object. A HEAD request would say its size
-        and version, too, but its errors give no reason."""
+        """Return as `Bucket.open_range` the first range of an object. A HEAD request would say
+        its size and version, too, but its errors give no reason."""
         try:
-            return self._open_range(client, name, 0, self._download_bytes)
+            return self._bucket.open_range(client, name, 0, self._download_bytes)
         except client.exceptions.ClientError as error:
             if errors.status_of(error) == 416:  # an empty object has no first byte
                 return 0, "", None
             raise
-
-    def _open_range(
-        self, client: "S3Client", name: str, start: int, stop: int, **condition: str
-    ) -> tuple[int, str, Any]:
-        """Return the size of the whole object, its version, and the body of the range."""
-        answer = client.get_object(
-            Bucket=self._bucket.name, Key=name, Range=f"bytes={start}-{stop - 1}", **condition
-        )
-        try:
-            range_, _, size = field(answer, "ContentRange").rpartition("/")
-            if not range_.startswith(f"bytes {start}-") or not size.isdecimal():
-                raise errors.NotFromS3("matching ContentRange")
-            return int(size), field(answer, "ETag"), answer["Body"]
-        except errors.NotFromS3:
-            answer["Body"].close()
-            raise
-
-    def _pages(
-        self, prefix: str, read: Callable[[Mapping[str, Any]], T], **options: str
-    ) -> Iterator[T]:
-        """Yield what `read` returns of each page of a list, of at most a thousand names."""
-        parent = prefix.rpartition("/")[0]
-        if parent:
-            check_key(parent)
-        begin = {"Bucket": self._bucket.name, "Prefix": self._bucket.root + prefix, **options}
-
-        def ask(client: "S3Client") -> tuple[T, str | None]:
-            page: Any = client.list_objects_v2(**begin)
-            more = field(page, "NextContinuationToken") if field(page, "IsTruncated") else None
-            return read(page), more
-
-        while True:
-            found, token = self._bucket.request("list", prefix, ask)
-            yield found
-            if token is None:
-                return
-            begin["ContinuationToken"] = token
 
     def _entries(self, page: Mapping[str, Any]) -> Entries:
         """Return the objects of a page of a list."""

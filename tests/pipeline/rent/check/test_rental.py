@@ -1,10 +1,12 @@
 """`pion check --on`: what would fail on the machines of a SkyPilot YAML."""
 
+import os
 import threading
 
 import pytest
 import yaml
 
+from pipeline.data.s3_files import S3File
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.rent.check import command
@@ -19,6 +21,7 @@ from pipeline.state.stores import FileStore
 from tests.paths import RENTALS
 from tests.pipeline.rent.check.checked_job import row_of, unknown, wrong
 from tests.pipeline.rent.check.conftest import WORKDIR
+from tests.support.bucket_files import BucketFiles
 from tests.support.hub_server import READ_TOKEN, hub_server
 from tests.support.light_run import light_run
 from tests.support.rehearsal import PAGE, steps_of
@@ -84,6 +87,24 @@ def test_a_controller_on_this_machine_and_a_server_that_has_not_read_the_setting
 def test_a_job_file_outside_the_workdir_is_not_copied(on_runpod, tmp_path):
     outside = tmp_path.parent / "job.yaml"
     wrong(on_runpod("files", path=outside), "the job file", str(outside), "outside")
+
+
+def test_a_source_in_a_bucket_does_not_travel_and_needs_the_keys_and_the_address_of_its_service(
+    on_runpod, case, s3, monkeypatch
+):
+    s3.use(monkeypatch)
+    objects = BucketFiles(s3, case.folder)
+    objects.put("text/one.txt", b"words\n" * 2000)
+    source = {"data__sources": [{"kind": "text", "path": f"{objects.url}/text"}]}
+    assert on_runpod("files", **source).ok
+    assert on_runpod("data.sources.0", **source).words == "1 file, 12 kB"
+    large = os.stat_result((0,) * 6 + (7 * 10**9, 0, 0, 0))
+    monkeypatch.setattr(S3File, "stat", lambda file, **how: large)
+    assert "7.0 data" in on_runpod("disk", **source).words  # only what is prepared of them
+    hub = source | {"store": "hf://tester/runs"}
+    wrong(on_runpod("store from there", **hub), s3.url, "A rented machine can't reach it")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    wrong(on_runpod("credentials", **source), "AWS_SECRET_ACCESS_KEY is not set here (for data.so")
 
 
 def test_a_key_that_the_cloud_refuses(on_runpod, runpod_api):

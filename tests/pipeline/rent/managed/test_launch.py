@@ -49,10 +49,10 @@ def dry_run(capsys, on, *overrides):
     return capsys.readouterr().out
 
 
-def variables(sky_home, resources="accelerators: A40"):
+def variables(sky_home, resources="accelerators: A40", overrides=()):
     """Return the environment of the task that rents these machines for the job."""
     sky_yaml = read_sky_yaml(sky_home.yaml(resources, WORKDIR))
-    return task_variables(sky_yaml, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
+    return task_variables(sky_yaml, load_job("jobs/tiny.yaml", overrides), "jobs/tiny.yaml", [])
 
 
 # ---------------------------------------------------------------- what SkyPilot gets
@@ -134,6 +134,9 @@ def test_the_region_of_the_bucket_travels_wherever_it_is_named(
     else:
         monkeypatch.setenv(source, "eu-west-1")
     assert variables(sky_home)["AWS_DEFAULT_REGION"] == "eu-west-1"
+    of_text = ("store=hf://tester/runs", "data.sources=[{kind: text, path: 's3://bucket/texts'}]")
+    assert variables(sky_home, overrides=of_text)["AWS_DEFAULT_REGION"] == "eu-west-1"
+    assert "AWS_DEFAULT_REGION" not in variables(sky_home, overrides=of_text[:1])
 
 
 def test_a_secret_that_must_be_given_is_asked_for_by_name(sky_home):
