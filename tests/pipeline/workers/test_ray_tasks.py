@@ -78,7 +78,9 @@ def test_its_tasks_get_the_secrets_that_they_use_and_no_others(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_never-to-be-seen")
     for uses, is_there in (((), False), (S3, True)):
         with ray_tasks(None, *uses) as tasks:
-            environment = Path(f"/proc/{tasks._process.pid}/environ").read_text()
+            file = Path(f"/proc/{tasks._process.pid}/environ")
+            wait_until(lambda file=file: "PATH=" in file.read_text(), "the program to be loaded")
+            environment = file.read_text()
         assert ("a-secret-of-the-bucket" in environment) == is_there
         assert "hf_never-to-be-seen" not in environment
 
