@@ -200,8 +200,10 @@ def _explain_answer(error: ClientError, bucket: str, rights: str) -> str:
         case _ if code in _SUSPENDED:
             return f"the service has suspended this account ({code}{said}); ask the service why"
         case _ if status == 403:
-            needed = f"the credentials need {rights} on bucket {bucket}"
-            return f"access was denied ({code}{said}); {needed}"
+            return (
+                f"access was denied ({code}{said}); the credentials need {rights} on bucket "
+                f"{bucket}"
+            )
         case _ if _is_unreadable(code, status):
             return (
                 f"the store repeatedly answered {status} without a reason; check AWS_ENDPOINT_URL"
