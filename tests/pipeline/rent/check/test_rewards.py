@@ -3,11 +3,13 @@
 The other rows on rewards are in rows.yaml."""
 
 import json
+import re
 
 import pytest
 
 from pion.errors import BadInput
 from pipeline.base.job_with_base import read_job
+from pipeline.rent.check.data import check_rows
 from pipeline.rent.check.inputs import local_inputs
 from pipeline.rent.check.rewards import check_rewards
 from tests.pipeline.rent.check.checked_job import Case
@@ -33,6 +35,8 @@ def test_a_small_model_on_this_machine_is_asked_first(tmp_path, monkeypatch):
         Case(tmp_path).path(reinforce={**fields, "max_tokens": 100, "held_out": 0.3}, **start)
     )
     assert "reinforce.rewards.0.path" in {each.key for each in local_inputs(job, prepared=True)}
+    (first,) = (row.words for row in check_rows(job) if row.name == "the first")
+    assert re.match(r"what the model is asked:\n[^⟦]*What is 0\?[^⟦]*\nright answer: a$", first)
     *_, row = check_rewards(job)
     assert row.words.startswith("8 answers to each of 8 prompts: mean reward ")
     assert (row.ok, row.words.count("reward ")) == (True, 1 + 2 * 3)
