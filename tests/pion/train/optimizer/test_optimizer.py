@@ -111,11 +111,8 @@ def test_adamw_is_torchs():
 @pytest.mark.parametrize(
     ("rule", "why"),
     [
-        (
-            "pion.train.optimizer.lyon:Lyon",
-            "optimizers.py names pion.train.optimizer.lyon:Lyon: No",
-        ),
-        ("pion.train.optimizer.muon:Lyon", "has no attribute 'Lyon'"),
+        ("lyon:Lyon", "optimizers.py names lyon:Lyon: No module"),
+        ("torch:Lyon", "has no attribute 'Lyon'"),
         ("pion.train.optimizer.rule:Rule", "rule:Rule has no state and no step"),
     ],
 )
