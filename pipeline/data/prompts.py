@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice, product
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from pion.data.prompt.rendering import Asked, EncodedPrompts, prompt_ids, rows_o
 from pion.data.records.fields import EVERY
 from pion.data.row_flags import PADDING
 from pion.data.shards import Manifest, flags_path
-from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.files import sha256_file, write_atomically
 from pion.rewards.builtin import unjudgeable
@@ -41,6 +40,9 @@ from pipeline.data.sources import Input, Shown, conversations, parsed
 from pipeline.data.splits import RowFormat, Splits
 from pipeline.job import Job, PythonDocsQA
 from pipeline.machine.time_limit import attended_items
+
+if TYPE_CHECKING:
+    from pion.data.stream import RowStream
 
 # The file next to the shards of a split: a JSON object for each row, in their order.
 RECORDS = "records.jsonl"
