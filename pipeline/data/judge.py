@@ -49,8 +49,9 @@ def judged_by(job: Job) -> str:
     fields = covered_fields(job.reinforce, "reinforce").items()
     names = ("reinforce.rewards", "reinforce.max_tokens")
     judging = {path: value for path, value in fields if path.startswith(names)}
-    pass_at = {"reinforce.pass_at": job.reinforce.pass_at}
-    return digest_of(judging | files_of(job, "reinforce") | pass_at)
+    return digest_of(
+        judging | files_of(job, "reinforce") | {"reinforce.pass_at": job.reinforce.pass_at}
+    )
 
 
 def _reward(job: Job, section: RewardSection) -> Reward:

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice, product
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,7 +29,6 @@ from pion.data.records.fields import EVERY
 from pion.data.records.layouts import read_conversation
 from pion.data.row_flags import PADDING
 from pion.data.shards import Manifest, flags_path
-from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.files import sha256_file, write_atomically
 from pion.rewards.builtin import unjudgeable
@@ -51,6 +50,9 @@ from pipeline.data.sources import (
 from pipeline.data.splits import RowFormat, Splits
 from pipeline.job import Job, PythonDocsQA
 from pipeline.machine.time_limit import attended_items
+
+if TYPE_CHECKING:
+    from pion.data.stream import RowStream
 
 # The file next to the shards of a split: a JSON object for each row, in their order.
 RECORDS = "records.jsonl"
