@@ -247,7 +247,8 @@ class JobFields(Section):
 
     def data_section(self, part: str) -> Data | Conversations:
         """Return the section with the sources of a part of the data."""
-        section = getattr(self, data_key(part))
+        key = data_key(part)
+        section = getattr(self, key)
         assert isinstance(section, Data | Conversations)
         return section
 

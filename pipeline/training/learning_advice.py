@@ -88,8 +88,9 @@ def advice_on(setup: Setup, claim: Claim, log: MetricsLog) -> LearningAdvice:
         context.report(Note(f"{words}."))
         log.append({"step": step, "warning": {"name": name, "text": words}})
 
-    advice = LearningAdvice(say, context.job.section(stage).total_steps)
-    if setup.trainer.settings.learning is not None and setup.trainer.step:
+    section = context.job.section(stage)
+    advice = LearningAdvice(say, section.total_steps)
+    if section.learning is not None and setup.trainer.step:
         lines = setup.restored.unwritten_metrics.splitlines()
         every = [*context.patiently(partial(_written, claim, stage)), *map(json.loads, lines)]
         advice.recall(kept_rows(every, claim.head, stage))
