@@ -10,6 +10,7 @@ import json
 import math
 import os
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from io import BufferedReader
 from pathlib import Path, PosixPath
@@ -31,17 +32,17 @@ _MOST_DIGITS = 300
 _PART_BYTES = 1 << 20
 
 
-class FarFile(PosixPath):
+class FarFile(PosixPath, ABC):
     """A file or a folder that is on no disk: where it is, and how it is found and read."""
 
+    @abstractmethod
     def open_bytes(self) -> BufferedReader:
         """Return the file, open for reading bytes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def named(self, suffixes: tuple[str, ...]) -> tuple[Sequence[Path], str]:
         """Return the files that this file, folder or glob names, those of a folder by their
         `suffixes`, and why there are none, in words."""
-        raise NotImplementedError
 
 
 def open_file(path: str | Path) -> BufferedReader:

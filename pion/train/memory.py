@@ -83,7 +83,7 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
     # On a CPU, what one phase frees is not all used again by the next.
     left = update if work.device == "cpu" else 0
     return Memory(
-        weights=weights + work.beside,
+        weights=weights + work.sampling,
         optimizer=moments,
         activations=round(margin * peaks.activations),
         loss=round(margin * peaks.forward) + left,
@@ -153,7 +153,7 @@ def _reserve(work: Workload, micro_batch: int, moments: int, forward: int) -> in
         return (
             RUNTIME_BYTES["cpu"]
             + moments * 3 // 2
-            + round(GAPS_ON_CPU[work.beside > 0 and work.width == 2] * forward)
+            + round(GAPS_ON_CPU[work.sampling > 0 and work.width == 2] * forward)
         )
     return RUNTIME_BYTES["cuda"] + micro_batch * work.entries * _inside_attention(work)
 

@@ -7,6 +7,7 @@ micro-batches.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,12 +35,12 @@ class Measured(NamedTuple):
     measures: Measures
 
 
-class Objective:
+class Objective(ABC):
     """What a step minimizes."""
 
+    @abstractmethod
     def measured(self, model: Decoder, batch: Batch, options: StepOptions) -> Measured:
         """Return what a micro-batch on the model's device adds to the step."""
-        raise NotImplementedError
 
     def reported(self, loss: Tensor, measures: Measures) -> tuple[Tensor, Measures]:
         """Return the loss and the measures that a step reports, by their sums over the step."""

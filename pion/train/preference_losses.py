@@ -40,14 +40,14 @@ def answer_sums(
     """
     assert batch.sequences is not None
     assert batch.documents is not None
-    found = model.log_probs(
+    scores = model.log_probs(
         batch.tokens,
         batch.targets,
         positions=batch.positions,
         documents=batch.documents,
         options=options,
     )
-    return sequence_sums(found.log_probs, batch.documents, batch.sequences.side.shape[1]), found
+    return sequence_sums(scores.log_probs, batch.documents, batch.sequences.side.shape[1]), scores
 
 
 # ---------------------------------------------------------------- pairs
@@ -235,7 +235,7 @@ class PreferenceLoss(Objective):
     def measured(self, model: Decoder, batch: Batch, options: StepOptions) -> Measured:
         """Return what a micro-batch on the model's device adds to the step."""
         assert batch.sequences is not None
-        sums, found = answer_sums(model, batch, options)
+        sums, scores = answer_sums(model, batch, options)
         losses = example_losses(self.preference, sums, batch.sequences)
         loss = losses.sum() / self.counts["examples"]
         if self.preference.sft_weight:
@@ -245,4 +245,4 @@ class PreferenceLoss(Objective):
             name: (value / self.counts[METRICS[name]]).float()
             for name, value in metrics(self.preference, sums.detach(), batch.sequences).items()
         }
-        return Measured(loss.float(), found.aux, found.stats, measures)
+        return Measured(loss.float(), scores.aux, scores.stats, measures)

@@ -42,8 +42,8 @@ class PreferenceFeed(BatchFeed):
 
         Raises BadInput for rows that are not of preferences.
         """
-        own = [targets.new_full((), n, dtype=torch.float64) for n in answers(batch)]
-        chosen, rejected, tokens = self.ranks.sum(torch.stack(own)).unbind()
+        of_rank = [targets.new_full((), n, dtype=torch.float64) for n in answers(batch)]
+        chosen, rejected, tokens = self.ranks.sum(torch.stack(of_rank)).unbind()
         counts = {
             "step": torch.ones_like(chosen),
             "examples": chosen if self.preference.paired else chosen + rejected,
@@ -88,22 +88,22 @@ class PreferenceFeed(BatchFeed):
 
     def _totals_of(self, batch: Batch) -> Tensor:
         """Return the totals of a batch, in the order of `_Totals`, on the model's device."""
-        there = to_device(batch, self.model.embed.weight.device)
-        assert there.sequences is not None
-        sums = sums_as_trained(self.model, there, self.plan)
-        side = there.sequences.side
-        losses = example_losses(self.preference, sums, there.sequences)
-        measured = metrics(self.preference, sums, there.sequences)
+        on_device = to_device(batch, self.model.embed.weight.device)
+        assert on_device.sequences is not None
+        sums = sums_as_trained(self.model, on_device, self.plan)
+        side = on_device.sequences.side
+        losses = example_losses(self.preference, sums, on_device.sequences)
+        measured = metrics(self.preference, sums, on_device.sequences)
         assert all(METRICS[name] == "examples" for name in SHOWN)
         examples = side > 0 if self.preference.paired else side != 0
         numbers = (
             losses.sum(),
             (losses**2).sum(),
-            sft_loss(sums, there.sequences),
+            sft_loss(sums, on_device.sequences),
             *(measured[name] for name in SHOWN),
             examples.sum(),
-            (there.sequences.tokens * (side > 0)).sum(),
-            there.sequences.tokens.sum(),
+            (on_device.sequences.tokens * (side > 0)).sum(),
+            on_device.sequences.tokens.sum(),
         )
         return torch.stack([number.double() for number in numbers])
 

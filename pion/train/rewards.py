@@ -37,7 +37,7 @@ class RewardLoss(Objective):
     def measured(self, model: Decoder, batch: Batch, options: StepOptions) -> Measured:
         """Return what a micro-batch on the model's device adds to the step."""
         assert batch.sampled is not None
-        found = model.log_probs(
+        scores = model.log_probs(
             batch.tokens,
             batch.targets,
             positions=batch.positions,
@@ -45,8 +45,8 @@ class RewardLoss(Objective):
             branches=batch.sampled.branches,
             options=options,
         )
-        loss = -(found.log_probs * batch.sampled.weights).sum() * self.scale
-        apart = (found.log_probs.detach() - batch.sampled.log_probs).abs().sum()
+        loss = -(scores.log_probs * batch.sampled.weights).sum() * self.scale
+        apart = (scores.log_probs.detach() - batch.sampled.log_probs).abs().sum()
         # Routers learn from the answers alone, and WITHOUT_LOSS nothing.
         return Measured(loss, torch.zeros_like(loss), {}, {"mismatch": apart})
 

@@ -35,8 +35,8 @@ class Workload:
     capability: tuple[int, int] | None = None
     # The most answers in a row, if a loss compares answers; 0: each target token is learned.
     sequences: int = 0
-    # Bytes of what the way of learning keeps next to training.
-    beside: int = 0
+    # Bytes of what samples answers, next to training.
+    sampling: int = 0
     # Ranks divide Muon's arithmetic (pion/train/optimizer/divided_muon.py).
     ranks: int = 1
     # Whether ranks divide the weights, gradients and moments, too (pion/train/sharding.py).
@@ -75,6 +75,6 @@ class Workload:
             optimizer="adamw",
             compile=self.compile and self.device == "cuda",
             capability=WITH_GROUPED if grouped else WITHOUT_GROUPED,
-            beside=0,
+            sampling=0,
             ranks=1,
         )

@@ -161,7 +161,7 @@ class _Ranges(io.RawIOBase):
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Raise BadInput for what a person must mend, and Interrupted for what passes."""
+    """Raise BadInput for what a person must fix, and Interrupted for what passes."""
     try:
         yield
     except StoreError as error:

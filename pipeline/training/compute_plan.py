@@ -192,7 +192,7 @@ def _fitting_work(
         lora=job.lora(stage),
         only_apart=only_apart(phases_of(section), config),
         capability=cuda_capability(device),
-        beside=rollout_bytes(config, job.seq_len(stage), plan.dtype, plan.rollout_rows or 0),
+        sampling=rollout_bytes(config, job.seq_len(stage), plan.dtype, plan.rollout_rows or 0),
         ranks=plan.world_size,
     )
     sharing = 1 if device.type == "cuda" else plan.world_size  # ranks share a machine's memory

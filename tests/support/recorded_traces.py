@@ -70,7 +70,7 @@ def key_of(work: Workload) -> str:
         "bf16_residual": work.residual == "bfloat16",
         "compiled": work.compile,
     }
-    others = ("dtype", "residual", "compile", "optimizer", "beside", "ranks")
+    others = ("dtype", "residual", "compile", "optimizer", "sampling", "ranks")
     return json.dumps({k: v for k, v in fields.items() if k not in others}, sort_keys=True)
 
 

@@ -114,9 +114,9 @@ def divided_step_bytes(
 def _round_bytes(owned: Sequence[Shape], received: int, width: int, sharded: bool) -> int:
     """Return the most bytes at once in a round until its updates are sent, on the owner of these
     matrices, which then receives so many elements."""
-    own = elements(owned)
+    size = elements(owned)
     # What is orthogonalized: of all matrices, or of the first one of the next batch.
-    directions = 4 * (own if sharded else max(map(_elements, owned), default=0))
+    directions = 4 * (size if sharded else max(map(_elements, owned), default=0))
     done = computing = 0
     for shape, alike in groupby(owned):
         count = len(list(alike))
@@ -124,10 +124,10 @@ def _round_bytes(owned: Sequence[Shape], received: int, width: int, sharded: boo
         computing = max(computing, directions + width * done + needed)
         done += count * _elements(shape)
     # This rank's rows, then those of its matrices that have come, and these as whole matrices.
-    bringing = 4 * received + max(4 * received, 8 * own) if sharded else 0
+    bringing = 4 * received + max(4 * received, 8 * size) if sharded else 0
     # The updates, and all that is sent. Those of tall matrices are transposed, and so are copied.
     tall = elements(shape for shape in owned if shape[0] > shape[1])
-    return max(bringing, computing, width * (2 * own + max(tall, received)))
+    return max(bringing, computing, width * (2 * size + max(tall, received)))
 
 
 def _flops(shape: Shape) -> int:

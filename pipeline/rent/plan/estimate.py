@@ -267,7 +267,7 @@ def _fit(
     try:
         fitting = choose_sharing(
             work,
-            sharded=False if work.beside else hardware.sharded,
+            sharded=False if work.sampling else hardware.sharded,
             rows_per_rank=rows,
             memory_bytes=memory_bytes,
             recompute=hardware.recompute,
@@ -337,7 +337,7 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
         lora=job.lora(stage),
         only_apart=only_apart(phases_of(job.section(stage)), config),
         capability=kind.capability if kind else None,
-        beside=rollout_bytes(config, seq_len, dtype, sampled),
+        sampling=rollout_bytes(config, seq_len, dtype, sampled),
         ranks=workers,
     )
 

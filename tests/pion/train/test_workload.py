@@ -26,7 +26,7 @@ def test_a_gpu_matters_only_to_experts(changes, capability):
 
 
 def test_what_a_micro_batch_does_not_see_gives_the_same_trace():
-    others = replace(WORK, optimizer="adamw", beside=8, ranks=4, capability=(10, 0))
+    others = replace(WORK, optimizer="adamw", sampling=8, ranks=4, capability=(10, 0))
     assert others.traced() == WORK.traced()
     assert replace(WORK, compile=True).traced() != WORK.traced()
     on_cpu = replace(WORK, device="cpu", compile=True)

@@ -60,11 +60,11 @@ def test_what_samples_answers_needs_memory_next_to_training():
     fields = {"sources": sources, "rewards": ["number"], "max_tokens": 32, "steps": 9}
     job = tiny_job(reinforce=fields)
     work = workload_on("A40", job, "reinforce")
-    works = (work, dataclasses.replace(work, beside=0))
+    works = (work, dataclasses.replace(work, sampling=0))
     more, less = (predict_memory(one, micro_batch=1, recompute=False).total for one in works)
     cache = 16 * 8 * work.seq_len * cache_bytes(work.config, "bfloat16")
     assert more - less == cache + 2 * cost_of(work.config).all_params
-    assert workload_on("A40", job, "pretrain").beside == 0
+    assert workload_on("A40", job, "pretrain").sampling == 0
     stage = estimate(job, offer("A40")).stages[-1]
     assert stage.reference_seconds == pytest.approx(2 / 3 * stage.seconds), "twice as long"
 
