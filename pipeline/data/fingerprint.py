@@ -21,7 +21,7 @@ from pion.files import sha256_file
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.cleaning.sets import read_sets
 from pipeline.data.s3_files import S3File
-from pipeline.data.sources import Input, find_input, learned_by_sft
+from pipeline.data.sources import Input, find_input, held_out_by_sft
 from pipeline.job import (
     HubDataset,
     HubTexts,
@@ -80,7 +80,7 @@ def fingerprint_of(
         }
     if share_rows(part, [found.source for found in inputs]):
         content["weights"] = "rows"
-    taught = part == "reinforce" and [learned_by_sft(job, found.source) for found in inputs]
+    taught = part == "reinforce" and [held_out_by_sft(job, found.source) for found in inputs]
     if taught and any(taught):
         content["by_sft"] = taught
     if apart := os.environ.get(APART):

@@ -43,7 +43,7 @@ from pipeline.data.sources import (
     Input,
     Shown,
     conversations,
-    learned_by_sft,
+    held_out_by_sft,
     parsed,
     texts_of,
 )
@@ -76,7 +76,7 @@ def questions(
             assert not isinstance(said, str)
             yield parse_question({"messages": said.messages}, said.where), True, held_out
         return
-    share, taught = job.conversations("reinforce").held_out, learned_by_sft(job, found.source)
+    share, taught = job.conversations("reinforce").held_out, held_out_by_sft(job, found.source)
 
     def parse(value: Any, where: str) -> tuple[Question, bool | None]:
         question = parse_question(value, where)

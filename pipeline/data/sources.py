@@ -250,12 +250,15 @@ def conversations(
         yield _is_out(record, "\n".join(texts), job.sft.held_out), Talk(talk, required)
 
 
-def learned_by_sft(job: Job, source: Source) -> bool:
-    """Return whether fine-tuning learns from the same source. Then a record is held out by both."""
-    every = job.sft.sources if job.sft else []
-    return source.model_dump(exclude={"weight"}) in [
-        s.model_dump(exclude={"weight"}) for s in every
-    ]
+def held_out_by_sft(job: Job, source: Source) -> bool:
+    """Return whether fine-tuning learns from the same records: then both hold out the same ones.
+
+    Those about the standard library are held out by their files, whatever learns from them.
+    """
+    if isinstance(source, PythonDocsQA) or job.sft is None:
+        return False
+    same = [one.model_dump(exclude={"weight"}) for one in job.sft.sources]
+    return source.model_dump(exclude={"weight"}) in same
 
 
 def parsed(
