@@ -56,12 +56,10 @@ def every_task(bench: Bench) -> list[Task]:
         ),
         *(Task(name, run, check=False) for name, run in _measurements(bench).items()),
     ]
-    return sorted(tasks, key=lambda task: _place(task.name))
-
-
-def _place(name: str) -> int:
-    """Return the first place in WORTH that the row has."""
-    return next(place for place, rows in enumerate(WORTH) if fnmatchcase(name, rows))
+    # A row comes at its first place in WORTH.
+    return sorted(
+        tasks, key=lambda task: [fnmatchcase(task.name, rows) for rows in WORTH].index(True)
+    )
 
 
 def chosen_tasks(bench: Bench, only: Sequence[str]) -> list[Task]:

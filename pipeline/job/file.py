@@ -13,7 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from pion.bounded_yaml import BoundedLoader, read_yaml, unreadable
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pion.untrusted import DEEPEST, LARGEST_JOB, too_large
 from pipeline.console.masking import refuse_in_values
 from pipeline.job import Job
@@ -48,12 +48,10 @@ JobLoader.add_implicit_resolver(
 )
 
 
-def _as_text(loader: JobLoader, node: yaml.ScalarNode) -> str:
-    return str(loader.construct_scalar(node))
-
-
 # Moments stay texts: YAML would read only some of their forms, and errors would lack the key.
-JobLoader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
+JobLoader.add_constructor(
+    "tag:yaml.org,2002:timestamp", lambda loader, node: str(loader.construct_scalar(node))
+)
 
 
 def load_job(
@@ -103,7 +101,7 @@ def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
     """
     path = file_meant(path, "jobs")
     if not overrides:
-        return _read(path)
+        return _text(path)
     header = "".join(f"# {override}\n" for override in overrides)
     text = f"# {path.name} with these overrides merged in:\n{header}" + yaml.safe_dump(
         _parse(path, overrides).values, sort_keys=False, allow_unicode=True
@@ -116,10 +114,7 @@ def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
 def mistake_in(path: str | Path, overrides: Sequence[str], key: str, text: str) -> BadInput:
     """Return the error for a field that is valid by itself, but not now, with its line."""
     path = file_meant(path, "jobs")
-    return _mistake(_parse(path, overrides), path, key, text)
-
-
-def _mistake(document: Document, path: Path, key: str, text: str) -> BadInput:
+    document = _parse(path, overrides)
     return BadInput(listing(path, [Mistake(document.where(key), key, text)]))
 
 
@@ -129,30 +124,38 @@ def _validated(document: Document, path: Path, find_base: FindBase | None) -> Jo
     if find_base is not None and isinstance(model, dict) and isinstance(model.get("from"), str):
         try:
             base = find_base(document.values)
-        except BadInput as error:
-            raise _mistake(document, path, "model.from", str(error)) from None
-    try:
-        job = Job.model_validate(document.values, context={"base": base})
-        mistakes = mistakes_in(document, None)
-    except ValidationError as error:
-        mistakes = mistakes_in(document, error)
-        mistakes += in_misspelled_sections(document, error, base)
-    if mistakes:
+        except PionError as error:
+            others = [m for m in _read(document, None)[1] if m.path not in ("model", "model.from")]
+            if isinstance(error, BadInput):
+                others.append(Mistake(document.where("model.from"), "model.from", str(error)))
+            raise BadInput(listing(path, others)) if others else error from None
+    job, mistakes = _read(document, base)
+    if job is None or mistakes:
         raise BadInput(listing(path, mistakes))
     return job
+
+
+def _read(document: Document, base: Base | None) -> tuple[Job | None, list[Mistake]]:
+    """Return the job of a document, None if it is none, and every mistake in it."""
+    try:
+        job = Job.model_validate(document.values, context={"base": base})
+    except ValidationError as error:
+        mistakes = mistakes_in(document, error)
+        return None, mistakes + in_misspelled_sections(document, error, base)
+    return job, mistakes_in(document, None)
 
 
 # ---------------------------------------------------------------- reading
 
 
 def _parse(path: Path, overrides: Sequence[str]) -> Document:
-    document = _parse_text(_read(path), path)
+    document = _parse_text(_text(path), path)
     for override in overrides:
         _apply(override, document)
     return document
 
 
-def _read(path: Path) -> str:
+def _text(path: Path) -> str:
     return read_yaml(path, "job file").replace("\r\n", "\n").replace("\r", "\n")
 
 

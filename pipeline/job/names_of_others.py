@@ -1,7 +1,7 @@
 """What the keys of TRL, axolotl and LLaMA-Factory are called in a job, or what to do instead.
 
-The answers of NAMES are for keys, patterns of keys, and `key=value`. An answer without a space is
-the key of a job. `STAGE` stands for the stages that have the key.
+The answers of NAMES are for keys, paths, patterns of keys, and `key=value`. An answer without a
+space is the key of a job. `STAGE` stands for the stages that have the key.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ NAMES = {
     # ------------------------------------------------------------ the data
     "STAGE.sources": (
         "datasets dataset dataset_name dataset_mixture dataset_mixer train_dataset train_file "
-        "train_files dataset_id_or_path"
+        "train_files dataset_id_or_path reinforce.prompts"
     ),
     "data.sources": "pretraining_dataset",
     "the kind `hub` of `STAGE.sources` calls it `subset`": (
@@ -359,7 +359,7 @@ NAMES = {
         "optimizer=adamw_8bit optimizer=adamw_bnb_8bit optimizer=paged_adamw_8bit "
         "optimizer=adamw_torch_8bit optimizer=adamw_torch_4bit optimizer=ao_adamw_*"
     ),
-    "Pion has no such optimizer. Leave the optimizer out": (
+    "leave the optimizer out. `pion help optimizers` says how to add one": (
         "optimizer=adafactor optimizer=lion* optimizer=paged_lion* optimizer=sgd "
         "optimizer=rmsprop* optimizer=adagrad optimizer=galore* optimizer=lomo optimizer=adalomo "
         "optimizer=came* optimizer=optimi_adamw optimizer=ademamix* optimizer=grokadamw "
@@ -405,7 +405,7 @@ def in_pion(path: str, value: object, values: Any) -> str | None:
     `values` is the whole job. None: no other program has the key.
     """
     key = path.rpartition(".")[2][:100]
-    answer = _answer(key)
+    answer = PATTERNS.get(path) or _answer(key)
     if answer is not None and " " not in answer:
         instead = instead_of_value(answer.rpartition(".")[2], value)
         answer = f"in Pion, this key is `{answer}`" + (f"; {instead}" if instead else "")

@@ -60,10 +60,9 @@ def test_the_record_of_a_job_is_the_file_or_the_file_with_overrides_merged_in(jo
 
 
 def test_a_missing_file_is_named_with_the_nearest_one_next_to_it(job_file, tmp_path):
-    job_file(name="demo.yaml")
+    near, path = job_file(name="demo.yaml"), tmp_path / "dmeo.yaml"
     (tmp_path / ".dmeo.yaml").touch()  # such as .pre-commit-config.yaml, which is no job
-    path = tmp_path / "dmeo.yaml"
-    assert f"{path}; did you mean {tmp_path / 'demo.yaml'}?" in complaint(path)
+    assert f"{path}; did you mean {near}?" in complaint(path)
 
 
 def test_a_folder_is_refused(tmp_path):

@@ -13,9 +13,8 @@ SIX = 1_796_148_000.0
 
 def test_a_job_has_no_deadline_unless_it_says_so(job_file):
     assert load_job(job_file()).deadline is None
-    assert (
-        load_job(job_file(f"{GOOD}deadline: {{hours: 42}}\n"), ["deadline=null"]).deadline is None
-    )
+    with_deadline = job_file(f"{GOOD}deadline: {{hours: 42}}\n")
+    assert load_job(with_deadline, ["deadline=null"]).deadline is None
 
 
 def test_hours_are_a_number_and_the_margin_is_30_minutes_unless_given(job_file):
