@@ -129,10 +129,12 @@ def _check_scalar(node: yaml.ScalarNode) -> None:
 def read_yaml(path: Path, what: str) -> str:
     """Return the text of a file that people wrote; errors call it `what`, such as `job file`.
 
+    Each line ends with a line feed, whatever the editor wrote.
+
     Raises BadInput, with the file nearest in name, for a file that is not there.
     """
     try:
-        return read_file(path, LARGEST_JOB).decode()
+        return read_file(path, LARGEST_JOB).decode().replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError:
         siblings = {p.name: p for p in sorted(path.parent.glob("[!.]*.yaml"))}
         close = difflib.get_close_matches(path.name, siblings, 1, 0.5)

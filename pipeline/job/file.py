@@ -48,10 +48,12 @@ JobLoader.add_implicit_resolver(
 )
 
 
+def _as_text(loader: JobLoader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
 # Moments stay texts: YAML would read only some of their forms, and errors would lack the key.
-JobLoader.add_constructor(
-    "tag:yaml.org,2002:timestamp", lambda loader, node: str(loader.construct_scalar(node))
-)
+JobLoader.add_constructor("tag:yaml.org,2002:timestamp", _as_text)
 
 
 def load_job(
@@ -101,7 +103,7 @@ def job_text(path: str | Path, overrides: Sequence[str] = ()) -> str:
     """
     path = file_meant(path, "jobs")
     if not overrides:
-        return _text(path)
+        return read_yaml(path, "job file")
     header = "".join(f"# {override}\n" for override in overrides)
     text = f"# {path.name} with these overrides merged in:\n{header}" + yaml.safe_dump(
         _parse(path, overrides).values, sort_keys=False, allow_unicode=True
@@ -140,8 +142,8 @@ def _read(document: Document, base: Base | None) -> tuple[Job | None, list[Mista
     try:
         job = Job.model_validate(document.values, context={"base": base})
     except ValidationError as error:
-        mistakes = mistakes_in(document, error)
-        return None, mistakes + in_misspelled_sections(document, error, base)
+        misspelled = in_misspelled_sections(document, error, base)
+        return None, mistakes_in(document, error) + misspelled
     return job, mistakes_in(document, None)
 
 
@@ -149,14 +151,10 @@ def _read(document: Document, base: Base | None) -> tuple[Job | None, list[Mista
 
 
 def _parse(path: Path, overrides: Sequence[str]) -> Document:
-    document = _parse_text(_text(path), path)
+    document = _parse_text(read_yaml(path, "job file"), path)
     for override in overrides:
         _apply(override, document)
     return document
-
-
-def _text(path: Path) -> str:
-    return read_yaml(path, "job file").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _parse_text(text: str, path: Path) -> Document:
