@@ -10,6 +10,7 @@ from pipeline.job.file import load_job
 from pipeline.job.model_section import Base
 from tests.paths import JOBS
 from tests.pipeline.job.conftest import GOOD
+from tests.pipeline.job.test_mixes import with_phases
 from tests.support.jobs import tiny_dict
 from tests.support.refusals import JOB, job, refusals
 from tests.support.tiny_config import tiny_config
@@ -61,9 +62,7 @@ def reinforce(fields: dict, changes: dict | None = None) -> None:
 
 def phases(of: list[dict], changes: dict | None = None) -> None:
     """Read a job whose phases read three sources."""
-    sources = [{"name": name, "kind": "text", "path": "text"} for name in ("web", "code", "qa")]
-    usual = {"data__sources": sources, "data__documents": True, "sft": None}
-    job({**usual, "pretrain__phases": of, **(changes or {})})
+    job(with_phases(*of, **(changes or {})))
 
 
 def draft_of_base(learned: dict | None, draft: dict) -> None:
