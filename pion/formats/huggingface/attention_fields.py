@@ -20,6 +20,7 @@ from pion.config.parts import Heads, RopeScaling
 from pion.errors import BadInput
 from pion.formats.huggingface.architecture import Fields, require
 from pion.later_fields import shown
+from pion.model.parameters import MOST_LAYERS
 
 DEFAULT_THETA = 10_000.0
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -237,8 +238,13 @@ class Layers:
                 )
         if kinds is None or self.windows == "all":
             every = self.full_every and (hf_config.get("sliding_window_pattern") or self.full_every)
-            plain = self.windows == "no" or window is None
-            return [FULL] * layers if plain else _every(every, layers, FULL, SLIDING)
+            # More layers are refused later, and a list of a hundred million takes the memory.
+            few = min(layers, MOST_LAYERS + 1)
+            return (
+                _every(every, few, FULL, SLIDING)
+                if self.windows != "no" and window is not None
+                else [FULL] * few
+            )
         return kinds
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import yaml
 
-from pion import errors
 from pipeline.job.file import load_job
 from pipeline.job.model_section import Base
 from tests.paths import JOBS
@@ -74,16 +73,5 @@ def draft_of_base(learned: dict | None, draft: dict) -> None:
     load_job(Path(JOB), find_base=lambda values: base)
 
 
-def model_away(sft: dict, error: str = "BadInput") -> None:
-    """Read a job whose model to start from was not found, or not looked up."""
-
-    def find_base(values: object) -> Base:
-        raise getattr(errors, error)("no such model")
-
-    given = {"model": {"from": "base"}, "name": "tiny", "sft": {"sources": SOURCES, **sft}}
-    Path(JOB).write_text(yaml.safe_dump(given), encoding="utf-8")
-    load_job(Path(JOB), find_base=find_base)
-
-
-PARTS = prefer, reinforce, phases, draft_of_base, model_away
+PARTS = prefer, reinforce, phases, draft_of_base
 test_refusal = refusals(__file__, text, override, replaced, pion2, deadline, *PARTS)
