@@ -89,3 +89,8 @@ def test_the_data_depends_on_the_template_and_its_settings_and_on_no_day_that_it
     (tmp_path / "base/chat_template.jinja").write_text(CHATML + " ")
     digests.add(sft_data(read_job(job_in(tmp_path))))
     assert len(digests) == 5
+
+
+def test_mistakes_are_said_although_the_model_to_start_from_is_away(tmp_path):
+    with pytest.raises(BadInput, match=r"(?s)nowhere.*this key is `sft.lr`"):
+        read_job(job_in(tmp_path, "./nowhere", learning_rate=1))
