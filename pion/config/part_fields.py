@@ -58,9 +58,13 @@ def is_number(value: object, above: float = -LARGEST_NUMBER) -> bool:
     return number and above < value <= LARGEST_NUMBER  # type: ignore[operator]
 
 
-def require_whole(name: str, value: Any, least: int) -> None:
-    if not is_whole(value) or value < least:
-        raise BadInput(f"{name} is {shown(value)}; it must be a whole number of at least {least}")
+def require_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise BadInput for a value that is no whole number from `least` to `most`."""
+    if not is_whole(value) or value < least or (most is not None and value > most):
+        raise BadInput(
+            f"{name} is {shown(value)}; it must be a whole number of at least {least}"
+            + ("" if most is None else f" and at most {most:,}")
+        )
 
 
 _kinds_of: Callable[[Any], dict[str, Any]] = lru_cache(get_type_hints)

@@ -127,10 +127,12 @@ def _validated(document: Document, path: Path, find_base: FindBase | None) -> Jo
         try:
             base = find_base(document.values)
         except PionError as error:
-            others = [m for m in _read(document, None)[1] if m.path not in ("model", "model.from")]
+            mistakes = [
+                m for m in _read(document, None)[1] if m.path not in ("model", "model.from")
+            ]
             if isinstance(error, BadInput):
-                others.append(Mistake(document.where("model.from"), "model.from", str(error)))
-            raise BadInput(listing(path, others)) if others else error from None
+                mistakes.append(Mistake(document.where("model.from"), "model.from", str(error)))
+            raise BadInput(listing(path, mistakes)) if mistakes else error from None
     job, mistakes = _read(document, base)
     if job is None or mistakes:
         raise BadInput(listing(path, mistakes))

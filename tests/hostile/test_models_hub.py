@@ -26,7 +26,7 @@ def settings(**changes) -> Callable[[Files], Files]:
 # By what is wrong: the files that differ from an honest repository, and what is said. A downloaded
 # model is read as any folder is, so one attack on each file is enough.
 ATTACKS = {
-    "layers without end": (settings(num_hidden_layers=10**8), "n_layers is 100,000,000"),
+    "layers without end": (settings(num_hidden_layers=10**8), "num_hidden_layers is 100000000"),
     "deep settings": (lambda _: {"config.json": DEEP.encode()}, "config.json"),
     "code": (settings(architectures=["Evil"], model_type="evil"), "evil"),
     "a header of a terabyte": (

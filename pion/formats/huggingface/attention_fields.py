@@ -224,7 +224,8 @@ class Layers:
     def _kinds(self, hf_config: Fields, layers: int) -> list[str]:
         """Return the kind of each layer. Raises BadInput for a kind that we do not compute."""
         kinds, window = hf_config.get("layer_types"), hf_config.get("sliding_window")
-        require_whole("config.json: num_hidden_layers", layers, 1)
+        # Before there is a list with a value for each layer.
+        require_whole("config.json: num_hidden_layers", layers, 1, MOST_LAYERS)
         if kinds is None and self.recurrent:
             raise BadInput("config.json has no layer_types, so its layers are recurrent")
         if kinds is not None:
@@ -238,13 +239,8 @@ class Layers:
                 )
         if kinds is None or self.windows == "all":
             every = self.full_every and (hf_config.get("sliding_window_pattern") or self.full_every)
-            # More layers are refused later, and a list of a hundred million takes the memory.
-            few = min(layers, MOST_LAYERS + 1)
-            return (
-                _every(every, few, FULL, SLIDING)
-                if self.windows != "no" and window is not None
-                else [FULL] * few
-            )
+            plain = self.windows == "no" or window is None
+            return [FULL] * layers if plain else _every(every, layers, FULL, SLIDING)
         return kinds
 
 

@@ -91,6 +91,8 @@ def test_the_data_depends_on_the_template_and_its_settings_and_on_no_day_that_it
     assert len(digests) == 5
 
 
-def test_mistakes_are_said_although_the_model_to_start_from_is_away(tmp_path):
-    with pytest.raises(BadInput, match=r"(?s)nowhere.*this key is `sft.lr`"):
-        read_job(job_in(tmp_path, "./nowhere", learning_rate=1))
+@pytest.mark.parametrize("model", ["./nowhere", "user/of-a-hub-that-is-away"])
+def test_mistakes_are_said_although_the_model_was_not_looked_up(tmp_path, monkeypatch, model):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(BadInput, match=r"this key is `sft.lr`"):
+        read_job(job_in(tmp_path, model, learning_rate=1))

@@ -46,5 +46,6 @@ def test_conversations_have_no_field_to_read_a_text_from(job_file, kind):
     source = json.dumps({"kind": kind, **where, "field": "messages"})
     texts = load_job(job_file(), [f"data.sources=[{source}]"]).data.sources
     assert texts[0].field == "messages"
-    message = complaint(job_file(), f"sft={{steps: 200, sources: [{source}]}}")
-    assert "sft.sources.0.field: unknown key (value 'messages'); `field` belongs in" in message
+    assert "sft.sources.0.field: unknown key (value 'messages'); `field` belongs in `data." in (
+        complaint(job_file(), f"sft={{steps: 200, sources: [{source}]}}")
+    )

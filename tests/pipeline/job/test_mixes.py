@@ -4,16 +4,14 @@ from pipeline.job.train_sections import phases_of
 from tests.support.jobs import tiny_job
 
 SOURCES = [{"name": name, "kind": "text", "path": "text"} for name in ("web", "code", "qa")]
+FIRST = {"until": 0.5, "mix": {"web": 9, "code": 1}}
+LONG = {"seq_len": 64}
 
 
 def with_phases(*phases, **changes):
     """Return the changes of a tiny job whose phases read three sources."""
     usual = {"data__sources": SOURCES, "data__documents": True, "sft": None}
     return usual | {"pretrain__phases": list(phases)} | changes
-
-
-FIRST = {"until": 0.5, "mix": {"web": 9, "code": 1}}
-LONG = {"seq_len": 64}
 
 
 def test_a_mix_a_length_and_a_base_of_angles_stay_until_a_later_phase_changes_them():

@@ -73,5 +73,5 @@ def draft_of_base(learned: dict | None, draft: dict) -> None:
     load_job(Path(JOB), find_base=lambda values: base)
 
 
-PARTS = prefer, reinforce, phases, draft_of_base
-test_refusal = refusals(__file__, text, override, replaced, pion2, deadline, *PARTS)
+OF_A_JOB = text, override, replaced, pion2, deadline, prefer, reinforce, phases, draft_of_base
+test_refusal = refusals(__file__, *OF_A_JOB)

@@ -1,7 +1,5 @@
 """A job's deadline is a number of hours or a moment with a zone, in the file and in overrides."""
 
-from __future__ import annotations
-
 import pytest
 
 from pipeline.job.file import job_text, load_job, parse_job
