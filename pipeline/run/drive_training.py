@@ -178,7 +178,8 @@ class WorkersTraining:
         self._asked_at: float | None = None
         self._elastic = start.job.hardware.elastic
         self._absence = Absence(start.job.hardware)
-        self._connected = self._connected_when_asked = self._imported = self._heard = False
+        self._connected = self._connected_when_asked = self._heard = False
+        self._importing: threading.Thread | None = None
 
     def follow(self, alive: Callable[[], None]) -> str:
         """Block until rank 0 has trained; return "done" or "stopped". Raises what it reports.
@@ -204,6 +205,10 @@ class WorkersTraining:
                 continue
             outcome = self._hear(rank, message)
             if outcome is not None:
+                # Transformers replaces itself in sys.modules. Another thread that imports it
+                # meanwhile gets a module without classes.
+                if outcome == "done" and self._importing is not None:
+                    self._importing.join()
                 return outcome
 
     def _show_start(self) -> None:
@@ -280,9 +285,9 @@ class WorkersTraining:
                     self._say(Phase("Ray and workers", time.monotonic() - self._workers.started))
             case _:
                 self._say(message)
-                if isinstance(message, Step) and not self._imported:
-                    self._imported = True
-                    threading.Thread(target=self._import_ahead, daemon=True).start()
+                if isinstance(message, Step) and self._importing is None:
+                    self._importing = threading.Thread(target=self._import_ahead, daemon=True)
+                    self._importing.start()
         return None
 
     def _import_ahead(self) -> None:

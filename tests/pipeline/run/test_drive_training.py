@@ -1,12 +1,13 @@
-"""What the driver says of a group of workers whose size may change."""
+"""How the driver follows its workers, and what it says of a group whose size may change."""
 
 import queue
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from pion.errors import Interrupted
-from pipeline.console.messages import MachineNotice, Note
+from pipeline.console.messages import MachineNotice, Note, Step, Trained
 from pipeline.run import drive_training
 from pipeline.run.drive_training import ABSENCE_SECONDS, Absence, WorkersTraining
 from pipeline.run.signals import StoppingOnSignals
@@ -72,3 +73,17 @@ def test_a_stop_between_two_groups_says_from_where_the_next_start_resumes(monkey
         training.follow(lambda: None)
     assert "no worker trained at that moment, so the next start resumes" in str(stopped.value)
     assert did == ["ask", "end in order"]
+
+
+def test_training_ends_once_no_thread_imports_any_more(monkeypatch):
+    """Publishing imports transformers, and must not find half of it."""
+    ended = []
+    workers = SimpleNamespace(messages=queue.Queue(), started=0.0, shared=True)
+    start = SimpleNamespace(job=tiny_job(), stopping=StoppingOnSignals(SilentDisplay()))
+    claim = SimpleNamespace(check=lambda: None)
+    training = WorkersTraining(start, claim, workers, lambda message: None)
+    monkeypatch.setattr(training, "_import_ahead", lambda: ended.append(time.sleep(0.5)))
+    for message in (Step("pretrain", 1, 1, 3.2, 0.02, 4120.4), Trained("done")):
+        workers.messages.put((0, message))
+    assert training.follow(lambda: None) == "done"
+    assert ended
