@@ -10,9 +10,10 @@ import re
 from functools import partial
 
 from pion.errors import BadInput
-from pipeline.console.formats import size
+from pipeline.console.formats import moment, size
 from pipeline.state.head import BeingRemoved, Head
 from pipeline.state.liveness import last_change
+from pipeline.state.notes.rental_note import read_rental_note
 from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import (
@@ -71,9 +72,16 @@ def runs_in(store: Store, unreadable: dict[str, BadInput] | None = None) -> dict
 
 
 def no_such_run(state: RunState) -> str:
-    """Return the message that there is no such run: what is left of one, or the existing runs."""
+    """Return the message that there is no such run: what is left of one, the machines that are
+    rented for it, or the existing runs."""
     if found := remains(state):
         return describe_remains(state, found)
+    rental, _ = read_rental_note(state)
+    if rental is not None:
+        return (
+            f"no machine has begun the run {state.name!r} yet. Machines are rented for it from "
+            f"{rental.host} since {moment(rental.at)}. How far they are: pion watch {state.url}"
+        )
     return f"no run {state.name!r} in the store {state.store.url}. {known_runs(state.store)}"
 
 

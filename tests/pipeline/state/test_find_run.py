@@ -13,6 +13,7 @@ from pipeline.run.done_and_changed_stages import work_left
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import known_runs, read_run, runs_in
 from pipeline.state.head import data_key
+from pipeline.state.notes.rental_note import RentalNote, write_rental_note
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.prune import delete_due, list_shared, mark
@@ -180,6 +181,12 @@ def test_a_run_in_a_crowded_place_is_found_by_its_name(crowded, proxy):
     assert not listed(proxy)
     claim_run(RunState(crowded, "new"), someone())
     assert {prefix.partition("%2F")[0] for prefix in listed(proxy)} == {"new"}
+
+
+def test_a_run_that_no_machine_has_begun_names_who_rents_for_it(run):
+    write_rental_note(run, RentalNote(0.0, "desk", "0123abcd", "rented", 0), None)
+    with pytest.raises(BadInput, match=r"'demo' yet\. .* from desk .*: pion watch \S+/demo$"):
+        read_run(run.url)
 
 
 def test_a_wrong_name_in_a_crowded_place_is_called_that(crowded):

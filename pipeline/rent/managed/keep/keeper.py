@@ -242,7 +242,6 @@ class RentalKeeper:
         try:
             following = None if no_use or held else self._following(decision, job, finding)
         except BadInput as error:
-            self._lookout.forget_attempts(job.id)  # try again after as many more machines
             why = f"left the job alone, because it can't be submitted again: {error}"
             if decision.plan is None and not job.live:
                 renter.gave_up = why

@@ -120,11 +120,6 @@ class JobMemory:
         self._seen_running: list[Attempt] = []
         # None until the store was read.
         self._claimed: list[Attempt] | None = None
-        self._forgotten_until = 0.0
-
-    def forget(self) -> None:
-        """Ignore all machines until now, because their problem was acted on."""
-        self.attempts, self._forgotten_until = [], self._state.clock.now()
 
     def note_pods(self, job: ManagedJob, pods: Sequence[Pod] | None, now: float) -> None:
         """Compare the job's pods with earlier looks. `pods` is None if they are unknown."""
@@ -148,8 +143,7 @@ class JobMemory:
             self._claimed = claimed_machines(self._state, job.id)
         elif not is_new:
             return
-        found = each_once(self._claimed or [], self._seen_running)
-        self.attempts = [attempt for attempt in found if attempt.began > self._forgotten_until]
+        self.attempts = each_once(self._claimed or [], self._seen_running)
 
 
 def claimed_machines(state: RunState, job_id: int) -> list[Attempt]:

@@ -104,10 +104,6 @@ class Lookout:
         self._costs = CostMemory(state)
         self._store: _StoreSays | None = None
 
-    def forget_attempts(self, job_id: int) -> None:
-        """Ignore the machines that a job has had until now, because their problem was acted on."""
-        self._memory(job_id).forget()
-
     def look(self) -> Look:
         """Ask SkyPilot, RunPod and the store. Raises PionError if one of them can't be asked."""
         pods, jobs = self._provider.says(self.name)

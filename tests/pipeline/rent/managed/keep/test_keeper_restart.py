@@ -35,6 +35,23 @@ a job that may go nowhere else is left as it is
   end → return 0
   end once the YAML allows nothing but that
 
+a job that may go nowhere else, where no machine starts the run, is ended
+  0   provider only='A40 spot on RunPod/CA'
+  10  job 7 status=RECOVERING
+  20  job 7 status=RUNNING recoveries=1 recovered_at=now
+  30  job 7 status=RECOVERING
+  40  job 7 status=RUNNING recoveries=2 recovered_at=now
+  50  job 7 status=RECOVERING
+  60  job 7 status=RUNNING recoveries=3 recovered_at=now
+  70  job 7 status=RECOVERING
+  80  job 7 status=RUNNING recoveries=4 recovered_at=now
+  90  job 7 status=RECOVERING
+  100 job 7 status=RUNNING recoveries=5 recovered_at=now
+  110 →
+  110 job 7 status=RECOVERING
+  end → cancel 7, return 1
+  end says it never starts: the last 5 machines (A40 spot on RunPod/CA)
+
 two reasons to restart make one restart
   0              pods
   0              passes 3600
