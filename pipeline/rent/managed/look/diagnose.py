@@ -186,12 +186,14 @@ def _unnoticed_loss(sky: SkyView, job: ManagedJob, now: float) -> Finding | None
 def _never_starts(sky: SkyView, run: RunView) -> Finding | None:
     """Find machines, in any place, that all end before they own the run."""
     claimed = run.last_sign or 0.0
-    futile = [attempt for attempt in sky.attempts if attempt.began > claimed]
-    if len(futile) < FUTILE_LIVES:
+    places = [attempt.place for attempt in sky.attempts if attempt.began > claimed]
+    # SkyPilot also counts those that ended between two looks, or before the first.
+    count = len(places) if claimed else max(len(places), sky.job.recoveries + 1)
+    if count < FUTILE_LIVES:
         return None
-    places = ", ".join(sorted({str(attempt.place) for attempt in futile}))
+    where = ", ".join(sorted({str(place) for place in (*places, sky.place) if place is not None}))
     why = (
-        f"the last {len(futile)} machines ({places}) stopped before they owned the run, and "
+        f"the last {count} machines ({where}) stopped before they owned the run, and "
         f"each machine cost money. To see why, run: sky jobs logs {sky.job.id}"
     )
     return Finding("it never starts", why, "cancel")

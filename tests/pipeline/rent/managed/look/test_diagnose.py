@@ -116,6 +116,9 @@ WRONG = [
     # If machines fail everywhere, the place is not to blame.
     (SkyView(RECOVERING, (), attempts=EVERYWHERE), run(claimed_at=None, last_sign=NOW - 9000),
      "it never starts", "cancel", ()),
+    # No window was open while machines ended.
+    (SkyView(job("RECOVERING", recoveries=4), (), place=A40), run(claimed_at=None, last_sign=None),
+     "it never starts", "cancel", ()),
     # The machine that SkyPilot looks for is not needed.
     (SkyView(RECOVERING, ()), STOPPED, "not needed", "cancel", ()),
     (SkyView(job("STARTING"), ()), DONE, "not needed", "cancel", ()),
