@@ -102,8 +102,8 @@ def test_new_additions_of_lora_change_nothing(name):
 LORA = Lora(rank=4, alpha=8.0)
 # Biases, windows with two thetas, fused matrices, and a matrix that is fused by heads.
 IN_SUITE = ("Qwen2.5", "Gemma 3", "Phi-4-mini", "Pythia")
-# In fp32, the gradients of q_proj and k_proj of these are up to 7e-6 apart, of others 3e-6.
-ROUNDED = ("Gemma", "Gemma 3", "GPT-NeoX, not parallel", "StableLM")
+# In fp32, gradients are up to 7e-6 apart. It depends on the processor, too.
+ROUNDED = 1e-5
 
 
 def with_peft(theirs, ours):
@@ -185,7 +185,7 @@ def test_with_the_same_additions_logits_gradients_and_steps_are_pefts(name):
             }
             print(f"{name}: logits {apart:.1e}, gradients {max(gradients.values()):.1e}")
             assert apart <= 4e-6
-            wrong = {n: d for n, d in gradients.items() if d > (1e-5 if name in ROUNDED else 3e-6)}
+            wrong = {n: d for n, d in gradients.items() if d > ROUNDED}
             assert not wrong
         for optimizer in optimizers:
             optimizer.step()
