@@ -52,8 +52,8 @@ def sides_of(flags: np.ndarray) -> np.ndarray:
     counts = starts.sum(axis=1)
     sides = np.zeros((len(flags), int(counts.max(initial=0))), dtype=np.int8)
     # The starts of a row come first in its line of `sides`, in their order.
-    there = np.arange(sides.shape[1]) < counts[:, None]
-    sides[there] = np.where(flags[starts] & PREFERRED, 1, -1)
+    is_sequence = np.arange(sides.shape[1]) < counts[:, None]
+    sides[is_sequence] = np.where(flags[starts] & PREFERRED, 1, -1)
     return sides
 
 

@@ -60,21 +60,21 @@ def sequences_of_rows(
     sums = torch.zeros(shape, dtype=torch.float64)
     numbers = torch.arange(size)[:, None]
     tokens = ((documents[:, None, :] == numbers) & learned[:, None, :]).sum(dim=-1)
-    for row, own in enumerate(sides):
-        if not tokens[row, : len(own)].all():
+    for row, row_sides in enumerate(sides):
+        if not tokens[row, : len(row_sides)].all():
             empty = int(tokens[row].argmin())
             raise BadInput(
                 f"sequence {empty} in row {row} of the batch has no token to learn. Prepare the "
                 f"data again: an answer must fit into its row."
             )
-        side[row, : len(own)] = torch.tensor(own, dtype=torch.int8)
+        side[row, : len(row_sides)] = torch.tensor(row_sides, dtype=torch.int8)
         if reference is not None:
-            if len(reference[row]) != len(own):
+            if len(reference[row]) != len(row_sides):
                 raise BadInput(
-                    f"row {row} of the batch has {len(own)} sequences, and numbers of the "
+                    f"row {row} of the batch has {len(row_sides)} sequences, and numbers of the "
                     f"reference for {len(reference[row])}"
                 )
-            sums[row, : len(own)] = torch.tensor(reference[row], dtype=torch.float64)
+            sums[row, : len(row_sides)] = torch.tensor(reference[row], dtype=torch.float64)
     return Sequences(sums, tokens, side)
 
 

@@ -90,9 +90,12 @@ class ShardWriter:
             used += self._fill(ids[used:], None if marks is None else marks[used:])
             if self._filled == self._ids.size:
                 last = int(np.searchsorted(ends, used))  # the document that the shard ends in
-                whole = bool(ends[last] == used)
+                ends_at_document = bool(ends[last] == used)
                 begins = int(ends[last - 1]) if last else 0
-                self._write_shard(self.appended + last + whole, 0 if whole else used - begins)
+                self._write_shard(
+                    self.appended + last + ends_at_document,
+                    0 if ends_at_document else used - begins,
+                )
         self.appended += len(lengths)
 
     def append_rows(self, rows: np.ndarray, flags: np.ndarray | None = None) -> None:
@@ -182,13 +185,13 @@ class ShardWriter:
             try:
                 progress = read_json(path.with_suffix(".json"))
                 shard = Shard(**progress["shard"])
-                whole = path.stat().st_size == shard.bytes and (
+                is_complete = path.stat().st_size == shard.bytes and (
                     shard.flags_sha256 is None
                     or flags_path(path).stat().st_size == shard.flags_bytes
                 )
                 counts = [progress[name] for name in ("appended", "within")]
                 valid = all(type(count) is int and count >= 0 for count in counts)
-                if not (whole and valid and progress["key"] == self._key):
+                if not (is_complete and valid and progress["key"] == self._key):
                     return
                 self.appended, self._resumed_within = counts
             except (OSError, BadInput, ValueError, KeyError, TypeError):

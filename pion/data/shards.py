@@ -185,10 +185,10 @@ class Manifest:
         """
         try:
             document = parse_object(read_file(path, LARGEST_LISTING), str(path))
-            found = document.pop("format")
-            if type(found) is not int or found != MANIFEST_FORMAT:
+            format_number = document.pop("format")
+            if type(format_number) is not int or format_number != MANIFEST_FORMAT:
                 raise BadInput(
-                    f"{path}: manifest format {found!r:.20}; this version reads format 1."
+                    f"{path}: manifest format {format_number!r:.20}; this version reads format 1."
                 )
             fingerprint = document.pop("fingerprint")
             listed = document.pop("shards")
@@ -225,11 +225,11 @@ def split_tail(
     while left:
         shard = train.pop()
         taken = min(left, shard.rows)
-        kept = shard.rows - taken
+        rows = shard.rows - taken
         if taken:
-            held_out.append(replace(shard, start=shard.start + kept, rows=taken))
-        if kept:
-            train.append(replace(shard, rows=kept))
+            held_out.append(replace(shard, start=shard.start + rows, rows=taken))
+        if rows:
+            train.append(replace(shard, rows=rows))
         left -= taken
     return tuple(train), tuple(reversed(held_out))
 

@@ -233,29 +233,29 @@ class RowStream:
         length = self.length_at(indices[0]) if len(indices) else 1
         parts = [(*self.place(i), part) for i in indices for part in range(length)]
         for source, shard, head, part in parts:
-            place = head + part
-            row = self._rows[source].row(shard, place)
+            row_number = head + part
+            row = self._rows[source].row(shard, row_number)
             if row.documents is not None:
-                keys = [(source, shard, place, int(n)) for n in row.documents]
+                keys = [(source, shard, row_number, int(n)) for n in row.documents]
             else:
                 inside = np.cumsum(row.tokens == end_of_text)
-                begun = self._begun(source, shard, place, end_of_text)
-                keys = [(source, shard, place, int(n)) if n else begun for n in inside]
+                begun = self._begun(source, shard, row_number, end_of_text)
+                keys = [(source, shard, row_number, int(n)) if n else begun for n in inside]
             numbers.append([first.setdefault(key, len(first)) for key in keys])
         return np.array(numbers, dtype=np.int64).reshape(len(indices), -1 if numbers else 0)
 
     def _begun(
-        self, source: int, shard: int, place: int, end_of_text: int
+        self, source: int, shard: int, row_number: int, end_of_text: int
     ) -> tuple[int, int, int, int]:
         """Return where the document at the beginning of a row of text began: the row, and how many
         ends of text this row has before it."""
         rows = self._rows[source]
-        while (shard, place) != (0, 0):
-            if place == 0:
-                shard, place = shard - 1, rows.manifest.shards[shard - 1].rows
-            place -= 1
-            if ends := int((rows.row(shard, place).tokens == end_of_text).sum()):
-                return source, shard, place, ends
+        while (shard, row_number) != (0, 0):
+            if row_number == 0:
+                shard, row_number = shard - 1, rows.manifest.shards[shard - 1].rows
+            row_number -= 1
+            if ends := int((rows.row(shard, row_number).tokens == end_of_text).sum()):
+                return source, shard, row_number, ends
         return source, 0, 0, 0
 
     def upcoming_shards(self, i: int, n: int) -> list[tuple[int, int]]:

@@ -238,12 +238,12 @@ def gradient_of_logits(
     """Return the log-probabilities (N,) of logits (N, columns), and the gradient of their sum, each
     times its weight (N,), by the logits before the cap. Without `weights`, return the summed
     cross-entropy, and its gradient."""
-    log_probs, softmax, own, slope = _softmax(logits, targets, vocab, cap)
+    log_probs, softmax, is_target, slope = _softmax(logits, targets, vocab, cap)
     valid = (targets != IGNORED).float()
     result, factors = (
         (-log_probs.sum(), valid) if weights is None else (log_probs, -weights * valid)
     )
-    return result, ((softmax - own.float()) * (slope * factors[:, None])).to(logits.dtype)
+    return result, ((softmax - is_target.float()) * (slope * factors[:, None])).to(logits.dtype)
 
 
 def _softmax(
@@ -252,12 +252,12 @@ def _softmax(
     """Return the log-probabilities (N,), 0 for IGNORED; the softmax and the places of the targets,
     (N, columns); and the derivative of the cap."""
     column = torch.arange(logits.shape[1], device=logits.device)
-    own = column == targets[:, None]
+    is_target = column == targets[:, None]
     capped, slope = (
         (logits.float(), 1.0) if cap is None else _capped_with_slope(logits.float(), cap)
     )
     every = torch.where(column < vocab, capped, -torch.inf).log_softmax(dim=1)
-    return torch.where(own, every, 0.0).sum(dim=1), every.exp(), own, slope
+    return torch.where(is_target, every, 0.0).sum(dim=1), every.exp(), is_target, slope
 
 
 def _capped_with_slope(logits: Tensor, by: Cap) -> tuple[Tensor, Tensor]:

@@ -45,8 +45,8 @@ def why_no_graph(model: Decoder, dtype: torch.dtype) -> str | None:
 def free_memory(device: torch.device) -> int:
     """Return how many bytes a capture may use: what torch keeps for later tensors is given back
     when the capture begins."""
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 @cache

@@ -195,10 +195,10 @@ class Decoder(nn.Module):
         for name, expected in decoder.state_dict().items():
             # Copy fp32 tensors too. A tensor mapped from a file has a different alignment, and
             # matrix products may then differ in the last bit.
-            kept = torch.float32 if roles.get(name, "vector") in ROLES_IN_FP32 else dtype
+            stored_dtype = torch.float32 if roles.get(name, "vector") in ROLES_IN_FP32 else dtype
             if not expected.is_floating_point():
-                kept = expected.dtype
-            weights[name] = torch.empty(expected.shape, dtype=kept).copy_(state[name])
+                stored_dtype = expected.dtype
+            weights[name] = torch.empty(expected.shape, dtype=stored_dtype).copy_(state[name])
         decoder.load_state_dict(weights, assign=True)
         for part in decoder.shared_parts():
             part.check_weights(decoder.blocks, weights)
@@ -216,11 +216,11 @@ class Decoder(nn.Module):
         they are. Raises ValueError for projections with additions.
         """
         model = self.twin()
-        for own, part in zip(self.modules(), model.modules(), strict=True):
+        for module, part in zip(self.modules(), model.modules(), strict=True):
             if isinstance(part, Attention | SwiGLU):
                 part.join_projections()
                 # One by one, so that only one part is in memory twice.
-                for weight, shared in zip(own.parameters(), part.parameters(), strict=True):
+                for weight, shared in zip(module.parameters(), part.parameters(), strict=True):
                     weight.data = shared.data
         for shared_part in model.shared_parts():
             shared_part.join_projections(model.blocks, model.embed.weight.dtype)
@@ -253,7 +253,7 @@ class Decoder(nn.Module):
         shared: dict[int, Any] = {id(self.config): self.config}
         for module in self.modules():
             tensors = (*module.buffers(recurse=False), *vars(module).values())
-            shared |= {id(kept): kept for kept in tensors if isinstance(kept, Tensor)}
+            shared |= {id(tensor): tensor for tensor in tensors if isinstance(tensor, Tensor)}
         shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters()}
         return copy.deepcopy(self, shared)
 
@@ -449,7 +449,7 @@ class Decoder(nn.Module):
         now.results[EMBEDDED] = x.view_as(x) if options.compiled else x
         compute = compiled(Block.computed) if options.compiled else compute
         parts, reports = self.shared_parts(), []
-        kept = {layer for part in parts for layer in part.reads}
+        read_layers = {layer for part in parts for layer in part.reads}
         with nullcontext() if trained else kernels_of_any_length(x.device):
             for layer, block in enumerate(self.layers):
                 inputs = block.inputs(layer, now)
@@ -464,7 +464,7 @@ class Decoder(nn.Module):
                     )
                 else:
                     x, report = _run_block(block, x, inputs, compute)
-                if layer in kept:
+                if layer in read_layers:
                     now.results[layer] = x
                 reports.append(report)
         x = x[:, : given.tokens.shape[1]]

@@ -83,8 +83,8 @@ class DraftBlock(SharedPart):
 
     def forward(self, g: Tensor, tokens: Tensor, trunk: Trunk) -> Tensor:
         """Return gᵏ (…, d_model) in fp32, from gᵏ⁻¹ and the ids x_{t+k} (…)."""
-        known = embedding(tokens, trunk.embed)
-        both = torch.cat([self._normed(g), self._normed(known)], dim=-1)
+        embedded = embedding(tokens, trunk.embed)
+        both = torch.cat([self._normed(g), self._normed(embedded)], dim=-1)
         z = self.mix(both.to(compute_dtype(both, self.mix.weight))).float()
         return z + self.feedforward(self._normed(z))[0]
 
@@ -107,8 +107,8 @@ class DraftBlock(SharedPart):
             tokens = trunk.logits(states).argmax(dim=-1)
             tokens = tokens if self.ids is None else self.ids[tokens]
             guessed.append(tokens)
-        found: list[list[int]] = torch.stack(guessed, dim=1).tolist()
-        return found
+        ids: list[list[int]] = torch.stack(guessed, dim=1).tolist()
+        return ids
 
     def _normed(self, x: Tensor) -> Tensor:
         return rms_norm(x.float(), (self._width,), None, self._eps)
@@ -137,9 +137,9 @@ class DraftBlock(SharedPart):
         others."""
         tensors = self.state_dict()
         ids = tensors.pop("ids", torch.arange(rows))
-        kept = ids[ids < rows]
-        own = {"ids": kept} if len(kept) < rows else {}
-        return {"steps": self.steps, "ids": len(kept)}, tensors | own
+        exported_ids = ids[ids < rows]
+        id_tensors = {"ids": exported_ids} if len(exported_ids) < rows else {}
+        return {"steps": self.steps, "ids": len(exported_ids)}, tensors | id_tensors
 
     def losses(self, model: Owner, passed: Passed) -> tuple[list[Tensor], Stats]:
         """Return the loss of the block, summed over rows, and its report, if the block learns.

@@ -99,8 +99,8 @@ class LayerInput(NamedTuple):
             gate, skipped = self.skip
             x = x.float() + gate * skipped.float()
         if self.mix is not None:
-            kept, start, x0 = self.mix
-            x = kept * x.float() + start * x0.float()
+            keep, start, x0 = self.mix
+            x = keep * x.float() + start * x0.float()
         return x.to(residual)
 
 
@@ -167,8 +167,8 @@ class Pass:
             if place.positions is not None:
                 given = given._replace(positions=place.positions)
         of_parts = (part.masks(config, given, place) for part in model.shared_parts())
-        if (found := next(filter(None, of_parts), None)) is not None:
-            masks, positions = found
+        if (part_masks := next(filter(None, of_parts), None)) is not None:
+            masks, positions = part_masks
             given = given._replace(positions=positions)
         elif cache is None or place is None:
             masks = _masks(config, given, options)

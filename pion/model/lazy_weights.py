@@ -41,24 +41,24 @@ class LazyWeights:
 
     def part(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements [start, stop) of a flattened tensor."""
-        path, _, own = name.rpartition(".")
+        path, _, parameter = name.rpartition(".")
         if self._drawn is None or self._drawn[0] != path:
             self._drawn = None  # its memory is needed
             self._drawn = path, self._draw_until(path)
-        return self._drawn[1][own].view(-1)[start:stop]
+        return self._drawn[1][parameter].view(-1)[start:stop]
 
     def _draw_until(self, path: str) -> dict[str, Tensor]:
         """Return the weights of a module. The modules before it are drawn once, and forgotten."""
         paths = list(self._modules)
         wanted = paths.index(path)
-        found: dict[str, Tensor] = {}
+        drawn: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             for number in range(min(wanted, len(self._states) - 1), wanted + 1):
                 torch.set_rng_state(self._states[number])
-                found = self._draw(paths[number])
+                drawn = self._draw(paths[number])
                 if number + 1 == len(self._states):
                     self._states.append(torch.get_rng_state())
-        return found
+        return drawn
 
     def _draw(self, path: str) -> dict[str, Tensor]:
         module, config = self._modules[path], self._config

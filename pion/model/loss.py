@@ -236,6 +236,6 @@ def _compiled(
     (N,): by `hidden` (N, d_model), and by `weight`, if it is learned. Without `weights`, all this
     is of the loss."""
     with torch.autocast(given.hidden.device.type, enabled=False):
-        found = CompiledChunks(given).gradients(weights, learned_head=learned_head)
-    result = torch.stack(found[0]).sum() if weights is None else torch.cat(found[0])
-    return result, *found[1:]
+        parts = CompiledChunks(given).gradients(weights, learned_head=learned_head)
+    result = torch.stack(parts[0]).sum() if weights is None else torch.cat(parts[0])
+    return result, *parts[1:]

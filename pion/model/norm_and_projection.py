@@ -66,10 +66,10 @@ class LayerNorm(RMSNorm):
 
 def norm_of(config: ModelConfig, scale: float = 1.0) -> RMSNorm:
     """Return a norm of a model's hidden states (…, d_model)."""
-    given = config.d_model, config.norm_eps, config.norm_gain, config.norm_offset, scale
+    arguments = config.d_model, config.norm_eps, config.norm_gain, config.norm_offset, scale
     if config.norm == "rms":
-        return RMSNorm(*given)
-    return LayerNorm(*given, bias=config.norm == "layer" and config.norm_gain)
+        return RMSNorm(*arguments)
+    return LayerNorm(*arguments, bias=config.norm == "layer" and config.norm_gain)
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:

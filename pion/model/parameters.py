@@ -145,11 +145,11 @@ def require_possible(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None
             f"at most {MOST_LAYERS:,} layers, and {MOST_MODULES:,} layers and such parts, are "
             "read"
         )
-    for what, needed in _least_elements(config):
+    for tensor_name, needed in _least_elements(config):
         if needed > elements:
             raise BadInput(
-                f"the settings need {needed:,} numbers for {what}, but the weights have only "
-                f"{elements:,} in total"
+                f"the settings need {needed:,} numbers for {tensor_name}, but the weights have "
+                f"only {elements:,} in total"
             )
 
 
@@ -178,10 +178,10 @@ def require_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, tensor in expected.items():
         if name not in weights:
             raise BadInput(f"the weights have no {name} of shape {tuple(tensor.shape)}")
-        real, found = tensor.is_floating_point(), weights[name].dtype
-        if found not in (REAL if real else (tensor.dtype,)):
+        real, dtype = tensor.is_floating_point(), weights[name].dtype
+        if dtype not in (REAL if real else (tensor.dtype,)):
             kind = "real numbers" if real else tensor.dtype
-            raise BadInput(f"{name} is not an array of {kind}, but {found}")
+            raise BadInput(f"{name} is not an array of {kind}, but {dtype}")
         if weights[name].shape != tensor.shape:
             raise BadInput(
                 f"{name} has shape {tuple(weights[name].shape)}; "
@@ -212,11 +212,11 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     Real numbers count as fp32. So a model has the same hash whether a file stores its weights in
     bfloat16 or, with the same values, in fp32.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu()
         if tensor.is_floating_point():
             tensor = tensor.float()
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

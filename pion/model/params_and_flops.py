@@ -58,7 +58,8 @@ def cost_of(config: ModelConfig) -> ModelCost:
     """Return the costs of the model that `config` describes, without allocating its weights."""
     model, shapes = _without_values(config), shapes_and_roles(config)
     params: dict[Role, int] = {
-        role: sum(shape.numel() for shape, own in shapes if own == role) for role in get_args(Role)
+        role: sum(shape.numel() for shape, shape_role in shapes if shape_role == role)
+        for role in get_args(Role)
     }
     macs_per_key: dict[Reach, int] = {}
     for block in model.layers:

@@ -70,8 +70,8 @@ class Changed:
     def layout(self) -> Layout:
         """Return the shape and the dtype of each tensor, by name."""
         of_saved = self.saved.layout()
-        found = {name: (shape, of_saved[name][1]) for name, shape in self.shapes.items()}
-        return found | {name: (tensor.shape, tensor.dtype) for name, tensor in self.new.items()}
+        layout = {name: (shape, of_saved[name][1]) for name, shape in self.shapes.items()}
+        return layout | {name: (tensor.shape, tensor.dtype) for name, tensor in self.new.items()}
 
     def part(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements [start, stop) of a flattened tensor."""
@@ -96,8 +96,8 @@ class Rounded:
 
     def part(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements [start, stop) of a flattened tensor."""
-        found = self.saved.part(name, start, stop)
-        return found.float().bfloat16() if name in self.names else found
+        values = self.saved.part(name, start, stop)
+        return values.float().bfloat16() if name in self.names else values
 
 
 def without_values(config: ModelConfig) -> Decoder:

@@ -43,8 +43,8 @@ class Wiring(SharedPart):
             skip = now.elements(self.gates)[source], now.results[source]
         mix: tuple[Tensor, Tensor, Tensor] | None = None
         if self.mix is not None:
-            kept, start = now.elements(self.mix)[2 * layer : 2 * layer + 2]
-            mix = kept, start, now.results[EMBEDDED]
+            keep, start = now.elements(self.mix)[2 * layer : 2 * layer + 2]
+            mix = keep, start, now.results[EMBEDDED]
         return inputs._replace(before=LayerInput(skip, mix))
 
 
@@ -72,6 +72,6 @@ class ValueTables(SharedPart):
         if layer in self.table_of:
             vectors = self.tables[self.table_of[layer]](now.given.tokens).float()
             vectors = vectors if self.norm is None else self.norm(vectors)
-        own, table = now.elements(self.mix)[2 * layer : 2 * layer + 2]
-        values = ValueMix(own, table, vectors)
+        keep, table = now.elements(self.mix)[2 * layer : 2 * layer + 2]
+        values = ValueMix(keep, table, vectors)
         return inputs._replace(attention=inputs.attention._replace(values=values))

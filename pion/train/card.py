@@ -59,8 +59,8 @@ def has_kernels(capability: tuple[int, int], built: Sequence[str]) -> bool:
     compiled to machine code (compute) is compiled for any newer card. Code for one architecture
     alone ends with an a, code for its family with an f.
     """
-    known = [re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name) for name in built]
-    targets = [match.groups() for match in known if match]
+    matches = [re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name) for name in built]
+    targets = [match.groups() for match in matches if match]
     if not targets:
         return True  # a torch that does not say
     for kind, major, minor, suffix in targets:

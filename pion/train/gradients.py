@@ -72,8 +72,8 @@ class Gradients:
 
         Return what the micro-batch adds to the step, without gradient, until the next call.
         """
-        if (found := self.graphs.add(batch, objective, options, self._computed)) is not None:
-            return found
+        if (graphed := self.graphs.add(batch, objective, options, self._computed)) is not None:
+            return graphed
         # Of a sharded model, few gradients are in buckets, and FSDP sums the others meanwhile.
         buckets = self.buckets if last and self._shards is None else None
         batch = to_device(batch, self._device)
@@ -138,9 +138,9 @@ class Ranks:
         """Return the largest number of all ranks."""
         if self.world_size == 1:
             return count
-        asked = torch.tensor(count)
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._control)
-        return int(asked)
+        largest = torch.tensor(count)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._control)
+        return int(largest)
 
     def gathered(self, value: Any) -> list[Any]:
         """Return the values of all ranks, on every rank."""

@@ -233,8 +233,8 @@ def combines_kernels(plan: ComputePlan) -> bool:
     """Return whether this torch's compiler makes combo kernels for the plan."""
     from torch._inductor import config as inductor
 
-    known = hasattr(inductor, "combo_kernels_pointwise_only")
-    return known and plan.combo_kernels and plan.device.startswith("cuda")
+    supported = hasattr(inductor, "combo_kernels_pointwise_only")
+    return supported and plan.combo_kernels and plan.device.startswith("cuda")
 
 
 def compiles_deterministically() -> bool:
@@ -280,8 +280,8 @@ def peak_flops(device: torch.device, dtype: str, reached: float = 0.0) -> float:
     If training has `reached` more than was measured, the device was busy with other programs: the
     peak is measured again, and is at least what was reached.
     """
-    if device.type == "cuda" and (known := gpu_flops(torch.cuda.get_device_name(device), dtype)):
-        return known
+    if device.type == "cuda" and (flops := gpu_flops(torch.cuda.get_device_name(device), dtype)):
+        return flops
     case = (device, dtype, torch.get_num_threads())
     if case not in _peaks or _peaks[case] < reached:
         _peaks[case] = max(_peaks.get(case, 0.0), _measured_flops(device, dtype), reached)
@@ -295,8 +295,8 @@ def gpu_flops(name: str, dtype: str) -> float | None:
     """
     if " MIG " in name:
         return None
-    for words, bf16, fp32 in GPU_TFLOPS:
-        if re.search(rf"\b{words}\b", name):
+    for pattern, bf16, fp32 in GPU_TFLOPS:
+        if re.search(rf"\b{pattern}\b", name):
             tflops = bf16 if dtype == "bfloat16" else fp32
             return None if tflops is None else tflops * 1e12
     return None
@@ -344,10 +344,12 @@ def _measured_flops(device: torch.device, dtype: str) -> float:
         a @ a
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        now = time.perf_counter()
-        times = sorted([*times, now - start])
+        time_now = time.perf_counter()
+        times = sorted([*times, time_now - start])
         if times[0] > LONG_SECONDS:
             break
-        if len(times) >= 8 and (times[3] <= AGREE * times[0] or now - began > MEASURED_SECONDS):
+        if len(times) >= 8 and (
+            times[3] <= AGREE * times[0] or time_now - began > MEASURED_SECONDS
+        ):
             break
     return 2.0 * size**3 / times[0]

@@ -43,7 +43,7 @@ def read_answers(stream: RowStream, rows: Sequence[int], *, paired: bool) -> Hel
     if not rows:
         raise BadInput("there are no held-out preferences: raise prefer.held_out")
     numbers: dict[tuple[int, ...], int] = {}
-    found: list[tuple[int, bool, int, float]] = []
+    answers: list[tuple[int, bool, int, float]] = []
     for row in rows:
         batch = stream.batch([row])
         assert batch.sequences is not None
@@ -51,8 +51,8 @@ def read_answers(stream: RowStream, rows: Sequence[int], *, paired: bool) -> Hel
         for number, tokens in enumerate(batch.sequences.tokens[0].tolist()):
             if side[number]:
                 prompt = numbers.setdefault(_prompt(batch, number), len(numbers))
-                found.append((tokens, side[number] > 0, prompt, reference[number]))
-    tokens, preferred, prompts, sums = map(np.array, zip(*found, strict=True))
+                answers.append((tokens, side[number] > 0, prompt, reference[number]))
+    tokens, preferred, prompts, sums = map(np.array, zip(*answers, strict=True))
     labels = LabelledAnswers(tokens, preferred, prompts, paired)
     return HeldOutAnswers(labels, [list(ids) for ids in numbers], sums)
 
@@ -81,15 +81,15 @@ def sums_of_answers(
     measurement. Raises PionError if a single row does not fit into memory.
     """
     device = model.embed.weight.device
-    found: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
 
     def compute(part: range) -> None:
         batch = stream.batch([rows[i] for i in part])
         assert batch.sequences is not None
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             sums, _ = answer_sums(model, to_device(batch, device))
-        found.append(sums.cpu().numpy()[batch.sequences.side.numpy() != 0])
+        parts.append(sums.cpu().numpy()[batch.sequences.side.numpy() != 0])
 
     with evaluating(model):
         in_batches(len(rows), micro_batch, compute, on_batch)
-    return np.concatenate(found)
+    return np.concatenate(parts)

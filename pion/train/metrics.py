@@ -136,8 +136,8 @@ class StepMetrics:
         self._judge_new()
         if self._wrong is None:
             return None
-        record, what = self._wrong
-        return Trouble(record.step, record.rows, what, self._good_steps())
+        record, reason = self._wrong
+        return Trouble(record.step, record.rows, reason, self._good_steps())
 
     def drain(self) -> list[dict[str, Any]]:
         """Return the steps since the last call; see `Trainer.drain_metrics`."""
@@ -174,8 +174,8 @@ class StepMetrics:
             return
         numbers: list[list[float]] = torch.stack([_numbers(record) for record in records]).tolist()
         for record, (loss, grad_norm, targets, *reported) in zip(records, numbers):
-            if (what := self._judge.what_is_wrong(loss, grad_norm)) is not None:
-                self._wrong = (record, what)
+            if (reason := self._judge.what_is_wrong(loss, grad_norm)) is not None:
+                self._wrong = (record, reason)
                 return
             if targets:  # without targets the loss is always 0
                 self._judge.recent.append(loss)

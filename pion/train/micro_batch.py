@@ -64,17 +64,17 @@ def choose_micro_batch(
         return min(rows, long_rows * joined), recompute
     available = int(memory_bytes * (1 - HEADROOM))
     useful = max(1, USEFUL_TOKENS[work.device] // work.seq_len)
-    found: list[tuple[int, bool]] = []
+    fitting: list[tuple[int, bool]] = []
     needed = 0
     for again in (False, True) if recompute is None else (recompute,):
         best, needed = _largest_that_fits(work, min(useful, rows_per_rank), available, again)
         if best:
             micro_batches = -(-rows_per_rank // best)
-            found.append((-(-rows_per_rank // micro_batches), again))
+            fitting.append((-(-rows_per_rank // micro_batches), again))
             if not work.sharded or best * work.seq_len >= GATHERING_TOKENS or micro_batches == 1:
                 break
-    if found:
-        return max(found, key=lambda chosen: chosen[0])  # the first, of equal ones
+    if fitting:
+        return max(fitting, key=lambda chosen: chosen[0])  # the first, of equal ones
     raise _does_not_fit(work, needed, available, memory_bytes, recompute)
 
 
@@ -108,7 +108,7 @@ def _does_not_fit(
     work: Workload, needed: int, available: int, memory_bytes: int, recompute: bool | None
 ) -> DoesNotFit:
     usable = available / 2**30
-    what = (
+    model_words = (
         f"the model does not fit: training on one row of {work.seq_len} tokens needs "
         f"{needed / 2**30:.1f} GiB"
     )
@@ -119,14 +119,14 @@ def _does_not_fit(
         "shorter rows (seq_len)"
     )
     if work.sharded:
-        what += f" on each of {work.ranks} workers that divide the weights"
+        model_words += f" on each of {work.ranks} workers that divide the weights"
         message = (
-            f"{what}, and {usable:.1f} of {memory_bytes / 2**30:.1f} GiB can be used. Use more or "
-            "larger GPUs, a smaller model or shorter rows (seq_len)"
+            f"{model_words}, and {usable:.1f} of {memory_bytes / 2**30:.1f} GiB can be used. Use "
+            "more or larger GPUs, a smaller model or shorter rows (seq_len)"
         )
     if recompute not in (None, True):
         message += ", or allow recompute"
-    return DoesNotFit(message, what, available)
+    return DoesNotFit(message, model_words, available)
 
 
 def choose_sharing(

@@ -40,12 +40,12 @@ class ComparedText:
     @property
     def sha256(self) -> str:
         """The hash of the bytes of all files, one after the other."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for file in self.files:
             with open_file(file) as stream:
                 while block := stream.read(1 << 20):
-                    found.update(block)
-        return found.hexdigest()
+                    digest.update(block)
+        return digest.hexdigest()
 
     def texts(self) -> Iterator[str]:
         """Return each paragraph of text files, and the `text` of each line of JSON Lines.
@@ -55,11 +55,11 @@ class ComparedText:
         if self.files[0].name.endswith(JSONL_SUFFIXES):
             lines = map(_text_of, jsonl_records(list(map(Span, self.files)), KEY, self.longest))
             texts = (text for text in lines if text.strip())
-            found = at_least_one(texts, f"{KEY}: there is no text in {self.path}")
+            parts = at_least_one(texts, f"{KEY}: there is no text in {self.path}")
         else:
             documents = text_documents(list(map(Span, self.files)), "paragraph", KEY, self.longest)
-            found = (document.text for document in documents)
-        return map(whole_characters, found)
+            parts = (document.text for document in documents)
+        return map(whole_characters, parts)
 
 
 def _text_of(record: Record) -> str:

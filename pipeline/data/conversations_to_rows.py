@@ -68,8 +68,8 @@ def write_conversation_rows(
     number = 0
 
     def look() -> None:
-        what, say = progress
-        say(PrepareProgress(what, number, "conversations"))
+        label, say = progress
+        say(PrepareProgress(label, number, "conversations"))
 
     def buffers() -> Iterator[Buffer]:
         nonlocal number
@@ -88,10 +88,10 @@ def write_conversation_rows(
     writer.write(buffers(), pack, look)
     report: dict[str, Any] = {}
     for split, manifest in writer.splits.finish("conversations").items():
-        counted = [one for one in writer.counts if one["split_of"] == split]
+        counted = [counts for counts in writer.counts if counts["split_of"] == split]
         report[f"{split}_rows"] = manifest.rows
-        report |= {f"{split}_{name}": sum(one[name] for one in counted) for name in COUNTED}
-        report[f"{split}_fits"] = max((one["fits"] for one in counted), default=0)
+        report |= {f"{split}_{name}": sum(counts[name] for counts in counted) for name in COUNTED}
+        report[f"{split}_fits"] = max((counts["fits"] for counts in counted), default=0)
     refused = sum(report[f"{split}_refused"] for split in SPLITS)
     require_usable("conversations", refused, number, writer.refusals)
     return report | {"refusals": writer.refusals[:NAMED]}
@@ -101,15 +101,15 @@ def write_conversations(
     reading: SourceReading, written: ChatFormat, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of conversations, and return its report."""
-    found, tokenizer = reading.found, written.tokenizer
-    remarks = Remarks(tokenizer.replaced(), found.left_out)
-    talks = conversations(reading.job, found, own=written.own, remarks=remarks)
+    source_input, tokenizer = reading.found, written.tokenizer
+    remarks = Remarks(tokenizer.replaced(), source_input.left_out)
+    talks = conversations(reading.job, source_input, own=written.own, remarks=remarks)
     pack = partial(InThisProcess().map, pack_here, (written, rows.seq_len))
-    if reading.tasks is not None and has_pieces(found.source):
+    if reading.tasks is not None and has_pieces(source_input.source):
         shared = tokenizer_files(place.parent), rows.seq_len
         pack = partial(reading.tasks.map, pack_buffer, shared)
     report = write_conversation_rows(
-        talks, pack, tokenizer.vocab_size, place, rows, (f"pack {found.name}", say)
+        talks, pack, tokenizer.vocab_size, place, rows, (f"pack {source_input.name}", say)
     )
     remarks.note_counts(report, rows.seq_len)
     return report | remarks.report()
@@ -152,7 +152,7 @@ def pack_here(shared: tuple[ChatFormat, int], item: Buffer) -> EncodedPiece:
     row."""
     (written, seq_len), (split, buffer) = shared, item
     examples = learned_from(written, buffer)
-    tokenized = [one for example in examples for one in example.tokenized]
+    tokenized = [tokenized_talk for example in examples for tokenized_talk in example.tokenized]
     packed = pack(tokenized, seq_len, written.tokenizer.pad)
     refused = [example.refused for example in examples if example.refused is not None]
     counts = {
@@ -179,13 +179,13 @@ def learned_from(written: ChatFormat, talks: Sequence[Talk]) -> list[Examples]:
     """
     usable = [t.conversation for t in talks if isinstance(t.conversation, Conversation)]
     made = iter(written.examples(usable))
-    found = [
+    examples = [
         Examples(refused=t.conversation) if isinstance(t.conversation, str) else next(made)
         for t in talks
     ]
-    for talk, example in zip(talks, found, strict=True):
+    for talk, example in zip(talks, examples, strict=True):
         if talk.required and example.refused is not None:
             raise BadInput(
                 f"{example.refused}. Nothing was trained. Correct or remove this conversation"
             )
-    return found
+    return examples

@@ -140,14 +140,14 @@ def numbered(pieces: Sequence[Piece], counted: Sequence[Counted]) -> list[Piece]
     """Return the pieces that were counted, and one more, with the numbers of their first lines,
     rows or texts: errors and remarks name them."""
     after: dict[Path, int] = {}
-    found = []
+    numbered_pieces = []
     for number, piece in enumerate(pieces[: len(counted) + 1]):
         spans = tuple(replace(span, first=after.get(span.file, 0)) for span in piece.spans)
-        found.append(replace(piece, spans=spans))
+        numbered_pieces.append(replace(piece, spans=spans))
         if number < len(counted):
             for span, items in zip(spans, counted[number].items, strict=True):
                 after[span.file] = span.first + items
-    return found
+    return numbered_pieces
 
 
 def documents_in(span: Span, reading: Reading, note: Note = unnoted) -> Iterator[Document]:

@@ -70,17 +70,21 @@ def fingerprint_of(
         "part": part,
         "seed": job.seed,
         "settings": _settings(job, part),
-        "sources": [_of_source(found, say) for found in inputs],
+        "sources": [_of_source(source_input, say) for source_input in inputs],
         "tokenizer": _of_tokenizer(job, folder, trains),
     }
     if part == "pretrain" and job.data.clean is not None:
         content["clean"] = {
             "rules": CLEAN_RULES,
-            "sets": [[one.name, one.digest] for one in read_sets(job)],
+            "sets": [
+                [evaluation_set.name, evaluation_set.digest] for evaluation_set in read_sets(job)
+            ],
         }
-    if share_rows(part, [found.source for found in inputs]):
+    if share_rows(part, [source_input.source for source_input in inputs]):
         content["weights"] = "rows"
-    taught = part == "reinforce" and [held_out_by_sft(job, found.source) for found in inputs]
+    taught = part == "reinforce" and [
+        held_out_by_sft(job, source_input.source) for source_input in inputs
+    ]
     if taught and any(taught):
         content["by_sft"] = taught
     if apart := os.environ.get(APART):
@@ -119,10 +123,13 @@ def files_digest(found: Input) -> str | None:
 
 def check_unchanged(job: Job, inputs: Sequence[Input]) -> None:
     """Raise BadInput if a local input has changed since it was found: the rows may be of both."""
-    for found in inputs:
-        if found.files and find_input(job, found.source, found.key).state != found.state:
+    for source_input in inputs:
+        if (
+            source_input.files
+            and find_input(job, source_input.source, source_input.key).state != source_input.state
+        ):
             raise BadInput(
-                f"{found.key}: the files have changed while they were prepared. Nothing was "
+                f"{source_input.key}: the files have changed while they were prepared. Nothing was "
                 "trained. Wait until they are complete, then run the same command again."
             )
 

@@ -40,19 +40,19 @@ def check_documents(inputs: Sequence[Input], tokenizer: Tokenizer, seq_len: int)
 
     Raises BadInput for the first source without an end-of-text, and for a file that isn't a shard.
     """
-    for found in inputs:
-        source = found.source
+    for source_input in inputs:
+        source = source_input.source
         if isinstance(source, NpyShards | BinShards):
-            ids, searched = _local_ids(found, seq_len), source.path
+            ids, searched = _local_ids(source_input, seq_len), source.path
         elif isinstance(source, HubNpyShards):
-            shards = hub_shards(source, found.commit, seq_len)
+            shards = hub_shards(source, source_input.commit, seq_len)
             ids = (rows for _, rows in _first_rows(shards, -(-REMOTE_IDS // seq_len), seq_len))
             searched = f"the first {REMOTE_IDS:,} ids of {source.repo}"
         else:
             continue
         if not any((chunk == tokenizer.end_of_text).any() for chunk in ids):
             raise BadInput(
-                f"{found.key}: there is no end-of-text ({tokenizer.end_of_text_token}, id "
+                f"{source_input.key}: there is no end-of-text ({tokenizer.end_of_text_token}, id "
                 f"{tokenizer.end_of_text:,}) in {searched}, so data.documents can't tell where a "
                 "document begins. No shard was prepared. Use the tokenizer that made these shards, "
                 "put an end-of-text between their documents, or set data.documents=false."

@@ -70,18 +70,22 @@ def _reward(job: Job, section: RewardSection) -> Reward:
 
 def _function(job: Job, section: PythonReward, hash_seed: int = 0) -> FunctionReward:
     function = read_function(job.kept_path(section.path), section.function)
-    own = replace(function, path=str(job.input_path(section.path)))  # whose folder it may read
-    return FunctionReward(own, hash_seed)
+    with_path = replace(
+        function, path=str(job.input_path(section.path))
+    )  # whose folder it may read
+    return FunctionReward(with_path, hash_seed)
 
 
 def require_judgeable(job: Job, answers: Sequence[Answered]) -> None:
     """Raise BadInput if a reward compares with right answers and none of these records has one, or
     if a function judges an answer in two ways and the job does not accept it."""
     assert job.reinforce is not None
-    for place, section in enumerate(job.reinforce.rewards):
-        if answers and all(why := unjudgeable(section.kind, one.answer) for one in answers):
+    for index, section in enumerate(job.reinforce.rewards):
+        if answers and all(
+            why := unjudgeable(section.kind, answered.answer) for answered in answers
+        ):
             raise BadInput(
-                f"reinforce.rewards.{place}: {why}, in any of the first records. "
+                f"reinforce.rewards.{index}: {why}, in any of the first records. "
                 "`pion help rewards` lists the keys that may have a right answer"
             )
         if not isinstance(section, PythonReward) or not section.deterministic:
@@ -89,7 +93,7 @@ def require_judgeable(job: Job, answers: Sequence[Answered]) -> None:
         answer = judged_differently(partial(_function, job, section), answers)
         if answer is not None:
             raise BadInput(
-                f"reinforce.rewards.{place}: {section.function} gives the same answer another "
+                f"reinforce.rewards.{index}: {section.function} gives the same answer another "
                 f"reward in another process: {answer.text[:200]!r}. A resumed run would learn "
                 "something else. Remove what is random or remembered from the function (times, "
                 "sets, global variables), or set `deterministic: false`"
@@ -109,12 +113,16 @@ def judge_first(job: Job) -> tuple[list[Answered], list[list[float]], float]:
     BadInput for rewards that can't be used, and for records that they can't judge.
     """
     first = _first(job)
-    own = [_answered(one, right) for one in first[:JUDGED] for right in right_answers(one.answer)]
+    own = [
+        _answered(question, right)
+        for question in first[:JUDGED]
+        for right in right_answers(question.answer)
+    ]
     with closing(judge_of(job)) as judge:
         started = time.monotonic()
         totals = [
             judge.judge([answers]).total[0] if answers else []
-            for answers in (own, [_answered(one, "") for one in first[:JUDGED]])
+            for answers in (own, [_answered(question, "") for question in first[:JUDGED]])
         ]
         spent = (time.monotonic() - started) / max(1, len(own) + len(first[:JUDGED]))
         errors = [text for reward in judge.rewards.values() for text in reward.errors]
@@ -132,21 +140,27 @@ def _first(job: Job) -> list[Question]:
     section = job.reinforce
     assert section is not None
     first = [
-        one
+        question
         for number, source in enumerate(section.sources)
-        for one, _, _ in islice(
+        for question, _, _ in islice(
             questions(job, find_input(job, source, f"reinforce.sources.{number}")), READ
         )
-        if isinstance(one, Question)
+        if isinstance(question, Question)
     ]
-    for one, reward in product(first, section.rewards):
-        if (why := unjudgeable(reward.kind, one.answer)) is not None:
-            raise BadInput(f"{one.conversation.where}: {why}. Nothing was trained")
+    for question, reward in product(first, section.rewards):
+        if (why := unjudgeable(reward.kind, question.answer)) is not None:
+            raise BadInput(f"{question.conversation.where}: {why}. Nothing was trained")
     return first
 
 
-def _answered(one: Question, text: str) -> Answered:
+def _answered(question: Question, text: str) -> Answered:
     ids = [0] * (len(text) // 4)  # a stand-in: no model has said it
     return Answered(
-        text, one.prompt, one.answer, one.record, finished=True, tokens=len(ids), ids=ids
+        text,
+        question.prompt,
+        question.answer,
+        question.record,
+        finished=True,
+        tokens=len(ids),
+        ids=ids,
     )

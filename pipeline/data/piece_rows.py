@@ -143,9 +143,9 @@ class PieceRows:
         """Return what was kept of the next piece; None if that can't be read, or is of another
         piece."""
         try:
-            with open_file(self._next_kept) as file, np.load(file, allow_pickle=False) as kept:
-                record = parse_object(str(kept["record"]).encode(), "")
-                ids, flags = kept["ids"], kept.get("flags")
+            with open_file(self._next_kept) as file, np.load(file, allow_pickle=False) as arrays:
+                record = parse_object(str(arrays["record"]).encode(), "")
+                ids, flags = arrays["ids"], arrays.get("flags")
                 if record["key"] != self._rows.key or (
                     flags is not None and flags.size != ids.size
                 ):

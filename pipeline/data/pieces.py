@@ -73,8 +73,8 @@ def too_large(pieces: Sequence[Piece]) -> str | None:
         packed = is_packed(file)
         most = LARGEST_GZ if packed else LARGEST_PIECE
         if piece.bytes > most:
-            what = "it is compressed" if packed else "a group of its rows is large"
-            return f"{file} can't be cut ({what}: {piece.bytes / 1e6:,.0f} MB)"
+            reason = "it is compressed" if packed else "a group of its rows is large"
+            return f"{file} can't be cut ({reason}: {piece.bytes / 1e6:,.0f} MB)"
     return None
 
 

@@ -61,7 +61,7 @@ def check_kinds(job: Job, inputs: list[Input]) -> None:
     record that is no preference.
     """
     assert job.prefer is not None
-    kinds = {found.key: kind_of_source(job, found) for found in inputs}
+    kinds = {source_input.key: kind_of_source(job, source_input) for source_input in inputs}
     for key, kind in kinds.items():
         first = next(iter(kinds))
         if kind != kinds[first]:
@@ -108,6 +108,6 @@ def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Itera
             yield Read(preference, required)
             continue
         if remarks is not None:
-            said = [[c.messages, c.tools] for c in preference.conversations]
-            remarks.note(preference.conversations[0].seen, said, record.origin)
+            sides = [[c.messages, c.tools] for c in preference.conversations]
+            remarks.note(preference.conversations[0].seen, sides, record.origin)
         yield Read(preference, required, record.held_out)

@@ -75,12 +75,14 @@ def write_preferences(
     reading: SourceReading, written: ChatFormat, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of preferences, and return its report."""
-    job, found, tokenizer = reading.job, reading.found, written.tokenizer
-    remarks = Remarks(tokenizer.replaced(), found.left_out)
+    job, source_input, tokenizer = reading.job, reading.found, written.tokenizer
+    remarks = Remarks(tokenizer.replaced(), source_input.left_out)
     context, share = job.model_config_resolved().seq_len, job.data_section("prefer").held_out
     form = preference_format(written, rows.seq_len, context)
-    how = PreferenceRows(tokenizer, form, rows, share, job.seed, found.key)
-    summary, refusals = write_preference_rows(preferences(job, found, remarks), how, place, say)
+    how = PreferenceRows(tokenizer, form, rows, share, job.seed, source_input.key)
+    summary, refusals = write_preference_rows(
+        preferences(job, source_input, remarks), how, place, say
+    )
     remarks.counts = summary.tally.seen
     # With the names that the reports of conversations have.
     return {
@@ -126,11 +128,11 @@ def write_preference_rows(
 
     def noted() -> Iterator[Read]:
         nonlocal kind, number
-        for number, one in enumerate(read, 1):
-            kind = kind or one.kind
+        for number, preference in enumerate(read, 1):
+            kind = kind or preference.kind
             if number % 1024 == 0:
                 look()
-            yield one
+            yield preference
 
     items = noted()
     buffers = iter(lambda: list(islice(items, BUFFER)), [])
@@ -154,7 +156,7 @@ def write_preference_rows(
 def _write_sequences(folder: Path, manifest: Manifest) -> list[np.ndarray]:
     """Write the SEQUENCES of a split; return the flags of its shards."""
     flags = [open_npy(flags_path(folder / s.name), manifest.seq_len) for s in manifest.shards]
-    counts = [((one & STARTS) != 0).sum(axis=1) for one in flags]
+    counts = [((shard_flags & STARTS) != 0).sum(axis=1) for shard_flags in flags]
     content = io.BytesIO()
     np.save(content, np.cumsum(np.concatenate([[0], *counts])).astype(np.int32))
     write_atomically(folder / SEQUENCES, content.getvalue())
@@ -168,17 +170,17 @@ def pack_buffer(how: PreferenceRows, buffer: list[Read]) -> EncodedPiece:
     """Return a buffer as rows. Raises BadInput for a record that must be usable and is not."""
     outcomes = _outcomes(how, buffer)
     items: dict[str, list[Sequence[Sided]]] = {split: [] for split in SPLITS}
-    for one, read in zip(outcomes, buffer, strict=True):
-        if isinstance(one, Usable):
-            by_prompt = partial(is_held_out, one.prompt, how.held_out, how.seed)
+    for outcome, read in zip(outcomes, buffer, strict=True):
+        if isinstance(outcome, Usable):
+            by_prompt = partial(is_held_out, outcome.prompt, how.held_out, how.seed)
             held_out = by_prompt() if read.held_out is None else read.held_out
-            items[SPLITS[held_out]].append(one.item)
+            items[SPLITS[held_out]].append(outcome.item)
     rows = {
         split: pack_items(some, how.rows.seq_len, how.tokenizer.pad)
         for split, some in items.items()
     }
-    tally = tally_of([one.preference for one in buffer], outcomes)
-    refused = [one.why for one in outcomes if isinstance(one, Refused)]
+    tally = tally_of([outcome.preference for outcome in buffer], outcomes)
+    refused = [outcome.why for outcome in outcomes if isinstance(outcome, Refused)]
     return EncodedPiece(rows, tally, refused)
 
 
@@ -187,12 +189,13 @@ def _outcomes(how: PreferenceRows, buffer: Sequence[Read]) -> list[Outcome]:
 
     Raises BadInput for a record that must be usable and is not.
     """
-    parsed = [one.preference for one in buffer if not isinstance(one.preference, str)]
+    parsed = [item.preference for item in buffer if not isinstance(item.preference, str)]
     rest = iter(how.written.outcomes(parsed))
     outcomes = [
-        Refused(one.preference) if isinstance(one.preference, str) else next(rest) for one in buffer
+        Refused(item.preference) if isinstance(item.preference, str) else next(rest)
+        for item in buffer
     ]
-    for one, outcome in zip(buffer, outcomes, strict=True):
-        if one.required and isinstance(outcome, Refused):
+    for item, outcome in zip(buffer, outcomes, strict=True):
+        if item.required and isinstance(outcome, Refused):
             raise BadInput(f"{outcome.why}. Nothing was trained. Correct or remove this preference")
     return outcomes

@@ -70,12 +70,12 @@ class PreparedData:
 
     def __post_init__(self) -> None:
         if self.part not in TRAINING:
-            known = ", ".join(TRAINING)
-            raise ValueError(f"part is {self.part!r:.200}; it must be one of {known}")
+            stages = ", ".join(TRAINING)
+            raise ValueError(f"part is {self.part!r:.200}; it must be one of {stages}")
         if not isinstance(self.report, dict):
             raise ValueError(f"report is {self.report!r:.200}; it must be an object")
         sources = self.report.get("sources", [])
-        if not isinstance(sources, list) or not all(isinstance(one, dict) for one in sources):
+        if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
             raise ValueError(f"report.sources is {sources!r:.200}; it must be a list of objects")
 
     @property
@@ -103,11 +103,11 @@ class PreparedData:
         A shard whose file is not here is still in the store of its run, and has a `remote` that
         names no repository.
         """
-        place = f"{source.folder}/{split}"
-        manifest = Manifest.read(self.folder / place / "manifest.json")
+        subfolder = f"{source.folder}/{split}"
+        manifest = Manifest.read(self.folder / subfolder / "manifest.json")
         shards = tuple(
-            replace(shard, remote={"repo": "", "revision": "", "path": f"{place}/{shard.name}"})
-            if shard.remote is None and not (self.folder / place / shard.name).exists()
+            replace(shard, remote={"repo": "", "revision": "", "path": f"{subfolder}/{shard.name}"})
+            if shard.remote is None and not (self.folder / subfolder / shard.name).exists()
             else shard
             for shard in manifest.shards
         )
@@ -178,9 +178,9 @@ def held_out_rows(
     first, names = 0, source_names(job.data)
     for name, source in zip(names, data.sources, strict=True):
         shards = data.manifest(source, "held_out").shard_rows
-        there = length * min(most // length, sum(n // length for n in shards))
-        rows[name] = range(first, first + there, length)
-        first += there
+        count = length * min(most // length, sum(n // length for n in shards))
+        rows[name] = range(first, first + count, length)
+        first += count
     phases = [MixPhase(i.start, i.stop - i.start, {n: 1}, length) for n, i in rows.items() if i]
     return stream(documents=job.within_documents, phases=(names, phases)), rows
 

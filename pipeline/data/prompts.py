@@ -72,9 +72,13 @@ def questions(
     """
     if isinstance(found.source, PythonDocsQA):
         for held_out, talk in conversations(job, found, own=True):
-            said = talk.conversation
-            assert not isinstance(said, str)
-            yield parse_question({"messages": said.messages}, said.where), True, held_out
+            conversation = talk.conversation
+            assert not isinstance(conversation, str)
+            yield (
+                parse_question({"messages": conversation.messages}, conversation.where),
+                True,
+                held_out,
+            )
         return
     share, taught = job.conversations("reinforce").held_out, held_out_by_sft(job, found.source)
 
@@ -89,8 +93,8 @@ def questions(
     for record, made, required in parsed(job, found, parse, remarks, EVERY):
         question, by_sft = (made, None) if isinstance(made, str) else made
         if isinstance(question, Question) and remarks is not None:
-            asked = question.conversation
-            remarks.note(asked.seen, [asked.messages, asked.tools], record.origin)
+            prompt = question.conversation
+            remarks.note(prompt.seen, [prompt.messages, prompt.tools], record.origin)
         yield question, required, by_sft if record.held_out is None else record.held_out
 
 
@@ -115,35 +119,38 @@ def write_prompts(
     Raises BadInput if a file can't be written, for a prompt that must be usable and is not, for
     more than MOST_REFUSED of others, and if more than half of the prompts are too long.
     """
-    job, found, tokenizer = reading.job, reading.found, written.tokenizer
+    job, source_input, tokenizer = reading.job, reading.found, written.tokenizer
     assert job.reinforce is not None
     share, longest = job.reinforce.held_out, min(rows.seq_len, job.model_config_resolved().seq_len)
     # The rest of a row is for an answer.
     rows = replace(rows, seq_len=longest - job.reinforce.max_tokens)
-    remarks = Remarks(tokenizer.replaced(), found.left_out)
+    remarks = Remarks(tokenizer.replaced(), source_input.left_out)
     by_prompt = partial(is_held_out, share=share, seed=job.seed)
     prompts = EncodedPrompts(written, rows.seq_len, int(tokenizer.token_bytes().max()), by_prompt)
 
     def look() -> None:
-        say(PrepareProgress(f"write {found.key}", prompts.read, "prompts"))
+        say(PrepareProgress(f"write {source_input.key}", prompts.read, "prompts"))
 
-    asked = (_judgeable(job, one) for one in questions(job, found, remarks, own=written.own))
-    buffers = iter(lambda: list(islice(asked, BUFFER)), [])
+    judgeable = (
+        _judgeable(job, question)
+        for question in questions(job, source_input, remarks, own=written.own)
+    )
+    buffers = iter(lambda: list(islice(judgeable, BUFFER)), [])
     for _ in attended_items(map(prompts.add, buffers), look):
         look()
     refusals = prompts.refusals
-    require_usable("prompts", len(refusals), prompts.read, refusals, f"{found.key}: ")
+    require_usable("prompts", len(refusals), prompts.read, refusals, f"{source_input.key}: ")
     warnings = _warnings(job, prompts)
     if prompts.too_long > prompts.read / 2:
-        raise BadInput(f"{found.key}: {warnings[0]}. Nothing was trained")
+        raise BadInput(f"{source_input.key}: {warnings[0]}. Nothing was trained")
     splits = Splits(folder, rows, tokenizer.vocab_size, flags=True)
     manifests = _write(prompts, splits, folder, tokenizer.pad)
     # With the names that the reports of conversations have.
     return {
         **{f"{split}_rows": manifest.rows for split, manifest in manifests.items()},
         **{
-            f"{split}_tokens": sum(len(ids) for ids, _ in kept)
-            for split, kept in zip(SPLITS, prompts.kept.values(), strict=True)
+            f"{split}_tokens": sum(len(ids) for ids, _ in rows_of_split)
+            for split, rows_of_split in zip(SPLITS, prompts.kept.values(), strict=True)
         },
         "train_refused": len(refusals),
         "held_out_refused": 0,
@@ -165,32 +172,31 @@ def _judgeable(job: Job, asked: Asked) -> Asked:
 def _write(prompts: EncodedPrompts, splits: Splits, folder: Path, pad: int) -> dict[str, Manifest]:
     """Write the rows that are in no finished shard, and the other files of both splits."""
     records = {}
-    for split, kept in zip(SPLITS, prompts.kept.values(), strict=True):
+    for split, encoded in zip(SPLITS, prompts.kept.values(), strict=True):
         writer, path = splits.writers[split], folder / split / RECORDS
-        for start in range(writer.appended, len(kept), BUFFER):
-            ids = [ids for ids, _ in kept[start : start + BUFFER]]
+        for start in range(writer.appended, len(encoded), BUFFER):
+            ids = [ids for ids, _ in encoded[start : start + BUFFER]]
             with splits.writing(split):
                 writer.append_rows(*rows_of(ids, prompts.longest, pad))
-        write_atomically(path, *(line for _, line in kept))
+        write_atomically(path, *(line for _, line in encoded))
         records[split] = sha256_file(path)
     return splits.finish("prompts", records)
 
 
 def _warnings(job: Job, prompts: EncodedPrompts) -> list[str]:
     """Return a sentence for each thing that is wrong with the prompts, first their lengths."""
-    kept = [ids.tobytes() for found in prompts.kept.values() for ids, _ in found]
+    ids_read = [ids.tobytes() for encoded in prompts.kept.values() for ids, _ in encoded]
     row, context = job.seq_len("reinforce"), job.model_config_resolved().seq_len
     wider = f"Raise reinforce.seq_len (now {row:,}) or lower" if row < context else "Lower"
-    said = {
+    warnings = {
         f"{prompts.too_long:,} of {prompts.read:,} prompts are left out: they have more than "
         f"{prompts.longest:,} tokens. {wider} reinforce.max_tokens": prompts.too_long,
-        f"{len(kept) - len(set(kept)):,} of {len(kept):,} prompts are the same as another one": (
-            len(set(kept)) < len(kept)
-        ),
-        f"{prompts.unanswered:,} of {len(kept):,} prompts have no answer, so no reward can compare "
-        "with one": 0 < prompts.unanswered < len(kept),
+        f"{len(ids_read) - len(set(ids_read)):,} of {len(ids_read):,} prompts are the same as "
+        "another one": len(set(ids_read)) < len(ids_read),
+        f"{prompts.unanswered:,} of {len(ids_read):,} prompts have no answer, so no reward can "
+        "compare with one": 0 < prompts.unanswered < len(ids_read),
     }
-    return [words for words, holds in said.items() if holds]
+    return [warning for warning, holds in warnings.items() if holds]
 
 
 # ---------------------------------------------------------------- read while training
@@ -227,16 +233,16 @@ class PromptRows:
 
     def ids(self, row: int) -> list[int]:
         """Return the prompt of training row number `row`. Raises BadInput as the stream does."""
-        found = self.stream.row(row)
-        assert found.documents is not None
-        return [int(one) for one in found.tokens[found.documents >= 0]]
+        stored_row = self.stream.row(row)
+        assert stored_row.documents is not None
+        return [int(token) for token in stored_row.tokens[stored_row.documents >= 0]]
 
     def question(self, row: int) -> tuple[str | list[Any], Any, dict[str, Any], str]:
         """Return the prompt (a text, or messages), the right answer, the whole record and how the
         answer begins, of training row number `row`."""
         number = self.stream.number_of(self.stream.place(row))
-        found = parse_json(bytes(self._lines[number]), f"{RECORDS}, row {row}", strict=False)
-        return found["prompt"], found["answer"], found["record"], found.get("begun", "")
+        record = parse_json(bytes(self._lines[number]), f"{RECORDS}, row {row}", strict=False)
+        return record["prompt"], record["answer"], record["record"], record.get("begun", "")
 
 
 def _lines(path: Path, manifest: Manifest) -> list[memoryview]:
@@ -244,8 +250,8 @@ def _lines(path: Path, manifest: Manifest) -> list[memoryview]:
     if path.is_file() and sha256_file(path) == manifest.records:
         with open_file(path) as file:
             content = mmap(file.fileno(), 0, access=ACCESS_READ)
-        found = re.finditer(rb"[^\n]+\n", content)
-        lines = [memoryview(content)[slice(*one.span())] for one in found]
+        matches = re.finditer(rb"[^\n]+\n", content)
+        lines = [memoryview(content)[slice(*match.span())] for match in matches]
         if len(lines) == manifest.rows:
             return lines
     raise BadInput(

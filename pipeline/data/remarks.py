@@ -71,8 +71,8 @@ class Remarks:
     def add_piece(self, noted: Mapping[str, Any]) -> None:
         """Add what was noted of the texts of a later piece."""
         self.replaced.add(noted["replaced"], noted["places"])
-        for words, (count, where) in noted["noted"].items():
-            self.note_text(words, where, count)
+        for remark, (count, where) in noted["noted"].items():
+            self.note_text(remark, where, count)
 
     def note_counts(self, report: Mapping[str, Any], seq_len: int) -> None:
         """Note what was counted in both splits while rows of `seq_len` tokens were written."""
@@ -82,8 +82,8 @@ class Remarks:
 
     def report(self, warnings: Sequence[str] = ()) -> dict[str, list[str]]:
         """Return what the report of a source says of it, with more `warnings`, if there are any."""
-        said = {"remarks": self.in_words(), "warnings": [*self.warnings(), *warnings]}
-        return {name: words for name, words in said.items() if words}
+        report = {"remarks": self.in_words(), "warnings": [*self.warnings(), *warnings]}
+        return {name: texts for name, texts in report.items() if texts}
 
     def in_words(self) -> list[str]:
         """Return a sentence for each remark that is no warning."""
@@ -93,27 +93,30 @@ class Remarks:
             *self._noted(warned=False),
             self.replaced.in_words(),
             read and f"roles with other names: {read}",
-            *(f"{words} ({self._share(count)})" for words, count in self.said.most_common()),
+            *(f"{remark} ({self._share(count)})" for remark, count in self.said.most_common()),
             self._not_read([key for key in self.unread if key not in MEANINGFUL]),
             self.apart
             and "the template writes an answer differently once others follow, so each answer of "
             f"{self.apart:,} conversations is a separate example",
             "" if self.shortened[1] else self.shortened[0],
         )
-        return [words for words in remarks if words]
+        return [remark for remark in remarks if remark]
 
     def warnings(self) -> list[str]:
         """Return a sentence for each thing that the data have and the model will not learn."""
-        found = [self._not_read([key for key in MEANINGFUL if key in self.unread]), *self._lost()]
-        found += self._noted(warned=True)
-        found.append(self.shortened[0] if self.shortened[1] else "")
-        return [words for words in found if words]
+        warnings = [
+            self._not_read([key for key in MEANINGFUL if key in self.unread]),
+            *self._lost(),
+        ]
+        warnings += self._noted(warned=True)
+        warnings.append(self.shortened[0] if self.shortened[1] else "")
+        return [warning for warning in warnings if warning]
 
     def _noted(self, *, warned: bool) -> list[str]:
         return [
-            f"{words} ({count:,}, the first: {where})"
-            for words, (count, where) in self.noted.items()
-            if (words in (SPELLED, ZEROS)) == warned
+            f"{remark} ({count:,}, the first: {where})"
+            for remark, (count, where) in self.noted.items()
+            if (remark in (SPELLED, ZEROS)) == warned
         ]
 
     def _not_read(self, keys: list[str]) -> str:
@@ -147,18 +150,18 @@ class Remarks:
 def shortened(report: Mapping[str, Any], seq_len: int, *splits: str) -> tuple[str, bool]:
     """Return what rows of `seq_len` tokens leave out of the conversations of these splits, with the
     rows that hold most of them, "" if nothing is left out; and whether that is worth a warning."""
-    kept, dropped, cut = (
+    uncut, dropped, cut = (
         sum(report[f"{split}_{name}"] for split in splits)
         for name in ("conversations", "dropped", "cut")
     )
-    found, fits = kept + dropped, max(report[f"{split}_fits"] for split in splits)
-    said = {
-        f"{dropped:,} of {found:,} conversations are dropped, because no answer begins within a "
+    total, fits = uncut + dropped, max(report[f"{split}_fits"] for split in splits)
+    sentences = {
+        f"{dropped:,} of {total:,} conversations are dropped, because no answer begins within a "
         f"row of {seq_len:,} tokens": dropped,
-        f"{cut:,} of {found:,} conversations are longer than a row of {seq_len:,} tokens and lose "
+        f"{cut:,} of {total:,} conversations are longer than a row of {seq_len:,} tokens and lose "
         "their end": cut,
         f"With sft.seq_len={fits}, {1 - MANY_DROPPED:.0%} of them are whole, and the model's "
         "context must be as long": fits > seq_len,
     }
-    many = dropped > MANY_DROPPED * found or dropped + cut > MANY_CUT * found
-    return ". ".join(words for words, count in said.items() if count), many
+    many = dropped > MANY_DROPPED * total or dropped + cut > MANY_CUT * total
+    return ". ".join(sentence for sentence, count in sentences.items() if count), many

@@ -83,7 +83,10 @@ class S3File(FarFile):
 
         def read(page: Mapping[str, Any]) -> list[tuple[str, int, str]]:
             listed = page.get("Contents", [])
-            return [(f"{bucket.url}/{one['Key']}", one["Size"], one["ETag"]) for one in listed]
+            return [
+                (f"{bucket.url}/{listing['Key']}", listing["Size"], listing["ETag"])
+                for listing in listed
+            ]
 
         with _explained():
             every = itertools.chain.from_iterable(bucket.pages(prefix, read))

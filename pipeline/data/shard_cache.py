@@ -328,8 +328,8 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
 
 
 def _stamp_of(path: Path, shard: Shard) -> bytes:
-    found = path.stat()
-    return f"{found.st_size} {found.st_mtime_ns} {found.st_ino} {shard.sha256}".encode()
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ino} {shard.sha256}".encode()
 
 
 def _write_stamp(stamp: BinaryIO, path: Path, shard: Shard) -> None:

@@ -59,7 +59,12 @@ class PrepareOptions:
     @contextmanager
     def tasks_for(self, inputs: Sequence[Input]) -> Iterator[Tasks | None]:
         """Yield what does the work with these sources; None if there is little."""
-        files = [path for found in inputs if has_pieces(found.source) for path in found.files]
+        files = [
+            path
+            for source_input in inputs
+            if has_pieces(source_input.source)
+            for path in source_input.files
+        ]
         least = LEAST_BYTES if self.least is None else self.least
         if not files or sum(path.stat().st_size for path in files) < least:
             yield None
@@ -95,17 +100,20 @@ def write_text(
     Raises BadInput as `write_document_rows` and `write_piece_rows` do, and for shards that can't be
     used.
     """
-    found, tokenizer = reading.found, written.tokenizer
-    if isinstance(found.source, NpyShards | BinShards):
-        return take_local_shards(found.files, tokenizer, place, rows, say)
-    if isinstance(found.source, HubNpyShards):
-        return take_hub_shards(found, tokenizer, place, rows, say)
-    remarks, what = Remarks(tokenizer.replaced(), found.left_out), f"tokenise {found.name}"
+    source_input, tokenizer = reading.found, written.tokenizer
+    if isinstance(source_input.source, NpyShards | BinShards):
+        return take_local_shards(source_input.files, tokenizer, place, rows, say)
+    if isinstance(source_input.source, HubNpyShards):
+        return take_hub_shards(source_input, tokenizer, place, rows, say)
+    remarks, label = (
+        Remarks(tokenizer.replaced(), source_input.left_out),
+        f"tokenise {source_input.name}",
+    )
     if reading.pieces is None:
-        documents = texts(reading.job, found, remarks, reading.kept)
-        report = write_document_rows(documents, tokenizer, place, rows, (what, say))
+        documents = texts(reading.job, source_input, remarks, reading.kept)
+        report = write_document_rows(documents, tokenizer, place, rows, (label, say))
     else:
-        report = write_piece_rows(reading.pieces, tokenizer, place, rows, remarks, (what, say))
+        report = write_piece_rows(reading.pieces, tokenizer, place, rows, remarks, (label, say))
     return report | remarks.report()
 
 
@@ -118,19 +126,23 @@ def read_text(
     Which documents are kept is decided by their number, so only a source of which all are kept has
     pieces. Raises BadInput for the first mistake in the text.
     """
-    found, job, tasks = reading.found, reading.job, reading.tasks
-    if tasks is None or reading.kept is not None or not has_pieces(found.source):
+    source_input, job, tasks = reading.found, reading.job, reading.tasks
+    if tasks is None or reading.kept is not None or not has_pieces(source_input.source):
         return reading
     longest = longest_line(job)
     try:
-        pieces = cut_pieces(found.source, found.files, longest, piece_bytes or PIECE_BYTES)
+        pieces = cut_pieces(
+            source_input.source, source_input.files, longest, piece_bytes or PIECE_BYTES
+        )
     except FileNotFoundError as error:
         raise gone(error.filename) from None
     if (large := too_large(pieces)) is not None:
-        say(Note(f"{found.key}: {large}, so one process tokenizes this source"))
+        say(Note(f"{source_input.key}: {large}, so one process tokenizes this source"))
         return reading
     held_out, files = job.data.held_out, tokenizer_files(tokenizer)
-    how = Reading(found.source, found.key, longest, held_out, found.held_out, files)
+    how = Reading(
+        source_input.source, source_input.key, longest, held_out, source_input.held_out, files
+    )
     source = read_pieces(how, pieces, tasks, say)
     # Without any document, reading it here says why.
     has_text = any(counted.documents for counted in source.counted)

@@ -150,8 +150,8 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
         stats = [(str(file), file.stat()) for file in splits.files]
         sizes = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         state = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
-        words = tuple(filter(None, (*left_out, splits.words)))
-        return Input(source, key, state, splits.files, "", splits.held_out, words)
+        remarks = tuple(filter(None, (*left_out, splits.words)))
+        return Input(source, key, state, splits.files, "", splits.held_out, remarks)
     if isinstance(source, HubDataset | HubNpyShards):
         from pipeline.data.hub import pin
 
@@ -257,7 +257,7 @@ def held_out_by_sft(job: Job, source: Source) -> bool:
     """
     if isinstance(source, PythonDocsQA) or job.sft is None:
         return False
-    same = [one.model_dump(exclude={"weight"}) for one in job.sft.sources]
+    same = [source_fields.model_dump(exclude={"weight"}) for source_fields in job.sft.sources]
     return source.model_dump(exclude={"weight"}) in same
 
 

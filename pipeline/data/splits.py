@@ -77,11 +77,11 @@ class Splits:
         `records` has, by split, the sha256 of the file next to the rows of prompts. Raises BadInput
         if they can't be written.
         """
-        found = {}
+        manifests = {}
         for split in SPLITS:
             with self.writing(split) as writer:
                 shards = writer.finish()
             row, sha256 = self._rows.seq_len, (records or {}).get(split)
-            found[split] = Manifest(kind, row, self._vocab_size, shards, records=sha256)
-            found[split].write(self._folder / split / "manifest.json")
-        return found
+            manifests[split] = Manifest(kind, row, self._vocab_size, shards, records=sha256)
+            manifests[split].write(self._folder / split / "manifest.json")
+        return manifests

@@ -63,7 +63,7 @@ def write_document_rows(
     but not encoded again. `progress` is what is done, in words, and who hears of it. Raises
     BadInput if a shard can't be written.
     """
-    what, say = progress
+    label, say = progress
     size = encoded = 0
     seconds = 0.0
 
@@ -84,7 +84,7 @@ def write_document_rows(
 
     writer = PieceRows(place, rows, tokenizer.vocab_size, _COUNTS, say, flags=False)
     writer.write(
-        batches(read(), PIECE_CHARS), encode, lambda: say(PrepareProgress(what, size / 1e6, "MB"))
+        batches(read(), PIECE_CHARS), encode, lambda: say(PrepareProgress(label, size / 1e6, "MB"))
     )
     return _report(writer, encoded / 1e6 / seconds if seconds else 0.0)
 
@@ -153,7 +153,7 @@ def write_piece_rows(
     and who hears of it. Raises BadInput if a shard can't be written, and if the files have changed
     since they were read.
     """
-    what, say = progress
+    label, say = progress
 
     def look() -> None:
         done = len(writer.counts)
@@ -162,7 +162,7 @@ def write_piece_rows(
         detail = f"piece {done:,}/{len(source.pieces):,}"
         say(
             PrepareProgress(
-                what,
+                label,
                 sizes[done] / 1e6,
                 "MB",
                 total=sizes[-1] / 1e6,

@@ -66,8 +66,10 @@ def _template(job: Job, source: Path, tokenizer: Tokenizer) -> str | None:
         return chat_template(tokenizer)
     template = find_template(source)
     assert template is not None  # the base has one
-    whole = with_settings(template, section.system, section.template_options, tokenizer.specials)
-    return None if whole == template else whole
+    with_system = with_settings(
+        template, section.system, section.template_options, tokenizer.specials
+    )
+    return None if with_system == template else with_system
 
 
 def needed_files(folder: Path) -> dict[str, bytes]:
@@ -140,8 +142,8 @@ def ready_tokenizer(
         rows = job.model_config_resolved().vocab_size
         got = tokenizer.vocab_size
         unused = f"; {rows - got:,} of the model's {rows:,} embedding rows are unused"
-        words = f"vocabulary: {train.vocab_size:,} entries asked for, {got:,} found in the text"
-        say(Note(words + (unused if got < rows else "")))
+        message = f"vocabulary: {train.vocab_size:,} entries asked for, {got:,} found in the text"
+        say(Note(message + (unused if got < rows else "")))
     if not by_job:
         return tokenizer, {"vocab_size": tokenizer.vocab_size}
     report = {"tokenizer": origin(job), "vocab_size": tokenizer.vocab_size}
@@ -187,9 +189,9 @@ def _training_texts(
     tokenized = NpyShards | BinShards | HubNpyShards
     names = zip(source_names(job.data), inputs, strict=True)
     readable = [
-        (n, found)
-        for n, (name, found) in enumerate(names)
-        if not isinstance(found.source, tokenized) and name in job.tokenizer_sources
+        (n, source_input)
+        for n, (name, source_input) in enumerate(names)
+        if not isinstance(source_input.source, tokenized) and name in job.tokenizer_sources
     ]
     if not readable:
         raise BadInput(
@@ -197,9 +199,9 @@ def _training_texts(
             "on. Set tokenizer.file or tokenizer.hub to the tokenizer of these sources"
         )
     share = max_mb * 1e6 / len(readable)
-    for number, found in readable:
+    for number, source_input in readable:
         before = progress.bytes
-        for held_out, text in texts(job, found, kept=keep and keep(number)):
+        for held_out, text in texts(job, source_input, kept=keep and keep(number)):
             if held_out:
                 continue
             yield text

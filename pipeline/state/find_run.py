@@ -74,8 +74,8 @@ def runs_in(store: Store, unreadable: dict[str, BadInput] | None = None) -> dict
 def no_such_run(state: RunState) -> str:
     """Return the message that there is no such run: what is left of one, the machines that are
     rented for it, or the existing runs."""
-    if found := remains(state):
-        return describe_remains(state, found)
+    if leftovers := remains(state):
+        return describe_remains(state, leftovers)
     rental, _ = read_rental_note(state)
     if rental is not None:
         return (
@@ -131,8 +131,8 @@ def refuse_other_files(run: RunState) -> None:
 
 def refuse_remains(run: RunState, *, but_of_epoch: int | None = None) -> None:
     """Raise BadInput if there is work of a run that has no HEAD.json; see `remains`."""
-    if found := remains(run, but_of_epoch=but_of_epoch):
-        raise BadInput(f"{describe_remains(run, found)} Nothing was started or overwritten.")
+    if leftovers := remains(run, but_of_epoch=but_of_epoch):
+        raise BadInput(f"{describe_remains(run, leftovers)} Nothing was started or overwritten.")
 
 
 def describe_remains(run: RunState, found: list[Entry]) -> str:
@@ -155,8 +155,8 @@ def describe_remains(run: RunState, found: list[Entry]) -> str:
 
 def _epoch(path: str) -> str | None:
     """Return the epoch in checkpoints/STAGE/STEP-EPOCH/…, metrics/STAGE/EPOCH/…, events/EPOCH/…"""
-    found = re.match(r"checkpoints/[^/]+/\d+-(\d+)/|metrics/[^/]+/(\d+)/|events/(\d+)/", path)
-    return next(filter(None, found.groups()), None) if found else None
+    match = re.match(r"checkpoints/[^/]+/\d+-(\d+)/|metrics/[^/]+/(\d+)/|events/(\d+)/", path)
+    return next(filter(None, match.groups()), None) if match else None
 
 
 def known_runs(store: Store) -> str:
@@ -167,13 +167,13 @@ def known_runs(store: Store) -> str:
     except BadInput as error:
         return str(error)
     looked = names[:NAMED]
-    there = read_all(partial(_may_be_run, store), looked)
-    found = [name for name, is_run in zip(looked, there) if is_run]
+    answers = read_all(partial(_may_be_run, store), looked)
+    runs = [name for name, is_run in zip(looked, answers) if is_run]
     more = len(names) - len(looked)
-    if not found and not more:
+    if not runs and not more:
         return f"No runs in {store.url}."
     others = [f"and {more:,} other folders"] if more else []
-    return f"Runs in {store.url}: {', '.join(found + others)}."
+    return f"Runs in {store.url}: {', '.join(runs + others)}."
 
 
 def _names_of_folders(store: Store) -> list[str]:

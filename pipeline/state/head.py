@@ -256,9 +256,13 @@ class Head:
         and not those of earlier settings, which went wrong."""
         done = {stage: record.digest for stage, record in self.stages.items()}
         return {
-            stage: own
+            stage: relevant
             for stage, skipped in self.skipped.items()
-            if (own := [rows for rows in skipped if done.get(stage, rows.digest) == rows.digest])
+            if (
+                relevant := [
+                    rows for rows in skipped if done.get(stage, rows.digest) == rows.digest
+                ]
+            )
         }
 
     def with_skipped(self, stage: str, rows: SkippedRows) -> "Head":
@@ -300,21 +304,23 @@ class Head:
 
         Saves of these stages that exist only on one machine no longer count either.
         """
-        kept = {stage: record for stage, record in self.stages.items() if stage not in stages}
+        stages_left = {
+            stage: record for stage, record in self.stages.items() if stage not in stages
+        }
         skipped = {stage: rows for stage, rows in self.skipped.items() if stage not in stages}
         dropped = [entry.key for entry in self.checkpoints if entry.stage in stages]
-        head = dataclasses.replace(self, stages=kept, skipped=skipped)
+        head = dataclasses.replace(self, stages=stages_left, skipped=skipped)
         return head._restored(dict.fromkeys(stages, 0)).without_checkpoints(dropped, now)
 
     def without_checkpoints(self, keys: Collection[str], now: float) -> "Head":
         """Return HEAD without the checkpoints `keys`; their files are deleted an hour later."""
-        kept = tuple(entry for entry in self.checkpoints if entry.key not in keys)
-        return dataclasses.replace(self, checkpoints=kept).with_trash(keys, now)
+        checkpoints = tuple(entry for entry in self.checkpoints if entry.key not in keys)
+        return dataclasses.replace(self, checkpoints=checkpoints).with_trash(keys, now)
 
     def with_trash(self, keys: Collection[str], now: float) -> "Head":
         """Return HEAD with the unlisted folders among `keys` marked for deletion in an hour."""
-        known = {item.key for item in self.trash} | self.listed()
-        new = (Trash(key, now + TRASH_SECONDS) for key in keys if key not in known)
+        keys_listed = {item.key for item in self.trash} | self.listed()
+        new = (Trash(key, now + TRASH_SECONDS) for key in keys if key not in keys_listed)
         return dataclasses.replace(self, trash=(*self.trash, *new))
 
     def restored(self, stage: str, step: int, now: float) -> "Head":

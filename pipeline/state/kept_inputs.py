@@ -42,11 +42,11 @@ def use_kept_inputs(job: Job, redo: str | None = None, run: RunState | None = No
 
     @cache
     def kept(path: str) -> Path | None:
-        own = job.input_path(path)
-        if path in fresh and content_of(own):
+        local = job.input_path(path)
+        if path in fresh and content_of(local):
             return None
         content = opened().read_inputs().get(path)
-        return None if content is None else _bring(opened(), content) / own.name
+        return None if content is None else _bring(opened(), content) / local.name
 
     job._kept = kept
 
@@ -59,10 +59,10 @@ def keep_inputs(job: Job, run: RunState) -> None:
     """
     inputs = dict(run.read_inputs())
     for _, path in job.kept_inputs.values():
-        own = job.input_path(path)
-        content = content_of(own) if job.kept_path(path) == own else {}
+        local = job.input_path(path)
+        content = content_of(local) if job.kept_path(path) == local else {}
         if content and content != inputs.get(path):
-            inputs[path] = {name: _keep(run, own.parent / name) for name in content}
+            inputs[path] = {name: _keep(run, local.parent / name) for name in content}
             run.store.write(run.key(INPUTS), to_json({"inputs": inputs}).encode())
     run.store.flush()  # other processes read it
     use_kept_inputs(job, run=run)
@@ -89,9 +89,9 @@ def _keep(run: RunState, file: Path) -> str:
 def _bring(run: RunState, content: Content) -> Path:
     """Return a folder of this machine with these files. Raises PionError if the store's copy is
     missing or damaged."""
-    place = private_cache_folder("inputs") / digest_of(dict(content))
+    folder = private_cache_folder("inputs") / digest_of(dict(content))
     for name, sha256 in content.items():
-        path, key = place / name, run.key(f"inputs/{sha256}")
+        path, key = folder / name, run.key(f"inputs/{sha256}")
         make_folder(path.parent)
         if path.is_file() and sha256_file(path) == sha256:
             continue
@@ -103,4 +103,4 @@ def _bring(run: RunState, content: Content) -> Path:
             "with it. Nothing was changed. Put the file back there, or let the run use the file as "
             "it is now: --redo of the stage that reads it."
         )
-    return place
+    return folder

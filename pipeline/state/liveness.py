@@ -74,7 +74,7 @@ class Unchanged:
 
     def seconds(self, sign: object) -> float:
         """Return the seconds since `sign` was first given, without another one since."""
-        now = self._clock.monotonic()
+        clock_seconds = self._clock.monotonic()
         if sign != self._seen:
-            self._seen, self._since = sign, now
-        return now - self._since
+            self._seen, self._since = sign, clock_seconds
+        return clock_seconds - self._since

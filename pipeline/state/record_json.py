@@ -149,15 +149,15 @@ def build(kind: type[Record], raw: Mapping[str, Any], where: str, under: str = "
     except BadInput as error:  # by a dataclass that refuses what does not fit together
         raise damaged(where, str(error)) from None
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-    unknown = [e["loc"] for e in found if e["type"] == "unexpected_keyword_argument"]
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+    unknown = [e["loc"] for e in errors if e["type"] == "unexpected_keyword_argument"]
     if unknown:
         *outer, name = unknown[0]
         raise BadInput(
             f"{where} has {name} in {_place(outer) or kind.__name__}, which this pion can't "
             "read. A newer pion wrote the file. Nothing was changed. Update pion."
         )
-    raise damaged(where, _in_words(found[0], under))
+    raise damaged(where, _in_words(errors[0], under))
 
 
 @functools.cache
@@ -183,15 +183,15 @@ def _end_lists_early(schema: Any) -> None:
 
 def _in_words(error: "ErrorDetails", under: str) -> str:
     """Return a clause about a wrong value: `claims.0.at should be a valid number`."""
-    place, words = _place([*filter(None, [under]), *error["loc"]]) or "it", error["msg"]
+    path, message = _place([*filter(None, [under]), *error["loc"]]) or "it", error["msg"]
     match error["type"]:
         case "missing":
-            return f"{place} is missing"
+            return f"{path} is missing"
         case "predicate_failed":
-            return f"{place} is not a possible value"
-        case _ if words.startswith("Input should "):
-            return f"{place} {words.removeprefix('Input ')}"
-    return f"{place}: {words}"
+            return f"{path} is not a possible value"
+        case _ if message.startswith("Input should "):
+            return f"{path} {message.removeprefix('Input ')}"
+    return f"{path}: {message}"
 
 
 def _place(path: Sequence[str | int]) -> str:

@@ -173,8 +173,8 @@ class RunState:
 
     def read_inputs(self) -> Mapping[str, Content]:
         """Return what the run has kept of the job's inputs, by their paths. Raises `Damaged`."""
-        kept = self._file(INPUTS, KeptInputs).read()[0]
-        return kept["inputs"] if kept else {}
+        record = self._file(INPUTS, KeptInputs).read()[0]
+        return record["inputs"] if record else {}
 
     def read_for_owner(self) -> tuple[Head | None, str | None]:
         """Return HEAD and its version; (None, None) also if the run is being removed."""

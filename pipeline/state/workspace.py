@@ -201,21 +201,21 @@ class Workspace:
         total = sum(sizes)
         files = dict(zip(names, zip(sizes, shas)))
         present = {e.key: e.size for e in self.store.list(f"{self.run}/{key}/")}
-        kept = {
+        records = {
             name
             for name, sha in _read_kept(folder / _KEPT).items()
             if (present.get(f"{self.run}/{key}/{name}"), sha) == files.get(name)
         }
 
         def send(name: str) -> None:
-            if name not in kept:
+            if name not in records:
                 self.store.write(f"{self.run}/{key}/{name}", folder / name)
 
         with ThreadPoolExecutor(_TRANSFERS) as pool:
             sent = pool.map(send, names)
             for name, done, _ in zip(names, itertools.accumulate(sizes), sent):
                 # If this process ends, its staged writes are lost.
-                if name not in kept and not self.store.commits:
+                if name not in records and not self.store.commits:
                     self.record_kept(key, {name: files[name][1]})
                 progress(done, total)
         self.store.write(f"{self.run}/{key}/{FILES}", manifest_of(files))
@@ -238,9 +238,9 @@ class Workspace:
         space."""
         if not self.remote:
             return
-        kept = set(keep)
+        keys = set(keep)
         for path in self._root.glob(f"{folder}/*/*"):
-            if path.is_dir() and path.relative_to(self._root).as_posix() not in kept:
+            if path.is_dir() and path.relative_to(self._root).as_posix() not in keys:
                 shutil.rmtree(path, ignore_errors=True)
 
     def remove_copies(self) -> None:
@@ -262,14 +262,14 @@ class Workspace:
         if name in later:
             return None
         try:
-            found = self.store.download(f"{self.run}/{key}/{name}", path, limit=size)
+            digest = self.store.download(f"{self.run}/{key}/{name}", path, limit=size)
         except Missing:
             return f"{name} is missing"
         except Damaged:
             return f"{name} has more than {size:,} bytes"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
-        return None if found == sha256 else f"{name} has been altered (its sha256 differs)"
+        return None if digest == sha256 else f"{name} has been altered (its sha256 differs)"
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
@@ -283,12 +283,12 @@ class Workspace:
 
 def _read_kept(path: Path) -> dict[str, str]:
     """Return the sha256 of each file that was uploaded; without lines that can't be read."""
-    kept: dict[str, str] = {}
+    records: dict[str, str] = {}
     with contextlib.suppress(OSError, UnicodeDecodeError):
         for line in path.read_text("utf-8").splitlines():
             with contextlib.suppress(ValueError, TypeError):
-                kept |= json.loads(line)
-    return kept
+                records |= json.loads(line)
+    return records
 
 
 @contextlib.contextmanager
@@ -396,12 +396,12 @@ def _hashes_of_shards(folder: Path) -> Files:
 
     files: dict[str, tuple[int, str]] = {}
     for path in folder.glob("*/*/manifest.json"):
-        place = path.parent.relative_to(folder)
+        subfolder = path.parent.relative_to(folder)
         for shard in Manifest.read(path).shards:
             if shard.remote is None:
-                files[f"{place}/{shard.name}"] = (shard.bytes, shard.sha256)
+                files[f"{subfolder}/{shard.name}"] = (shard.bytes, shard.sha256)
             if shard.flags_sha256 is not None:
-                name = f"{place}/{flags_path(Path(shard.name))}"
+                name = f"{subfolder}/{flags_path(Path(shard.name))}"
                 files[name] = (shard.flags_bytes, shard.flags_sha256)
     return files
 

@@ -146,9 +146,9 @@ class ChatFormat:
             self.template.close()
 
 
-def _own(one: Tokenized, conversation: Conversation) -> Examples:
+def _own(tokenized: Tokenized, conversation: Conversation) -> Examples:
     answers = (conversation.messages[answer] for answer in answers_in(conversation))
     thoughts = sum(THOUGHTS in answer for answer in answers)
     return Examples(
-        (one,), thoughts=thoughts, lost_thoughts=thoughts, lost_tools=has_tools(conversation)
+        (tokenized,), thoughts=thoughts, lost_thoughts=thoughts, lost_tools=has_tools(conversation)
     )

@@ -57,8 +57,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 def role_of(name: str) -> Role | None:
     """Return the role that a name means, in any letter case; None for an unknown name."""
-    known = name.strip().lower()
-    return ROLES.get(known) or ALIASES.get(known)
+    lower = name.strip().lower()
+    return ROLES.get(lower) or ALIASES.get(lower)
 
 
 def unknown_role(name: str, roles: Iterable[str], where: str) -> BadInput:
@@ -119,8 +119,8 @@ def tokenize(
     The prompt up to ``<|assistant|>\\n`` has the same ids with and without an answer after it:
     texts are stripped, so no token spans the marker's newline and the answer.
     """
-    (found,) = tokenize_batch(tokenizer, [turns], add_generation_prompt=add_generation_prompt)
-    return found
+    (tokenized,) = tokenize_batch(tokenizer, [turns], add_generation_prompt=add_generation_prompt)
+    return tokenized
 
 
 def tokenize_batch(
@@ -130,21 +130,26 @@ def tokenize_batch(
     add_generation_prompt: bool = False,
 ) -> list[Tokenized]:
     """Return ``tokenize`` of each conversation, using all cores."""
-    given = [list(turns) for turns in conversations]
+    conversation_turns = [list(turns) for turns in conversations]
     prompt = add_generation_prompt
-    rendered = [render(tokenizer, turns, add_generation_prompt=prompt) for turns in given]
+    rendered = [
+        render(tokenizer, turns, add_generation_prompt=prompt) for turns in conversation_turns
+    ]
     tokenized = _tokenize_rendered(tokenizer, rendered)
-    return [_only_learned(tokenizer, turns, one) for turns, one in zip(given, tokenized)]
+    return [
+        _only_learned(tokenizer, turns, tokenized_turns)
+        for turns, tokenized_turns in zip(conversation_turns, tokenized)
+    ]
 
 
-def _only_learned(tokenizer: Tokenizer, turns: Sequence[Turn], one: Tokenized) -> Tokenized:
+def _only_learned(tokenizer: Tokenizer, turns: Sequence[Turn], tokenized: Tokenized) -> Tokenized:
     """Return a conversation with a mask without the answers that are only seen."""
     answers = [turn.learned for turn in turns if turn.role == "assistant" and turn.text.strip()]
     if all(answers):
-        return one
-    ends = np.flatnonzero(one.learned & (one.ids == tokenizer.end_of_text))
-    kept = np.array([*answers, False])[np.searchsorted(ends, np.arange(len(one.ids)))]
-    return Tokenized(one.ids, one.learned & kept)
+        return tokenized
+    ends = np.flatnonzero(tokenized.learned & (tokenized.ids == tokenizer.end_of_text))
+    of_learned = np.array([*answers, False])[np.searchsorted(ends, np.arange(len(tokenized.ids)))]
+    return Tokenized(tokenized.ids, tokenized.learned & of_learned)
 
 
 def chat_template(tokenizer: Tokenizer) -> str:
@@ -225,9 +230,9 @@ def _tokenize_rendered(
     tokenized = []
     for _, spans in rendered:
         ids, before = next(encoded)
-        whole = len(ids)
+        tokens = len(ids)
         ids = tokenizer.start_document(ids)
-        learned = [False] * (before + len(ids) - whole) + [True] * (whole - before)
+        learned = [False] * (before + len(ids) - tokens) + [True] * (tokens - before)
         for _ in spans:
             piece_ids, before = next(encoded)
             ids += [tokenizer.end_of_text, *piece_ids]

@@ -72,20 +72,20 @@ class Conversation:
 def tidied(conversation: Conversation) -> Conversation:
     """Return a conversation without marks at the ends of its answers, and without messages that say
     nothing. An empty answer leaves with its question, unless another answer follows it."""
-    said = [without_end(message) for message in conversation.messages]
-    kept = said_in(said)
-    answers = {i for i, message in enumerate(said) if message["role"] == "assistant"}
+    messages = [without_end(message) for message in conversation.messages]
+    numbers = said_in(messages)
+    answers = {i for i, message in enumerate(messages) if message["role"] == "assistant"}
     notes = {
         "the mark at the end of an answer, such as <|im_end|>, is dropped": (
-            said != list(conversation.messages)
+            messages != list(conversation.messages)
         ),
-        "an empty answer is left out with its question": answers - set(kept),
+        "an empty answer is left out with its question": answers - set(numbers),
     }
     return replace(
         conversation,
-        messages=[said[i] for i in kept],
-        context=sum(i < conversation.context for i in kept),
-        seen=replace(conversation.seen, notes=tuple(words for words in notes if notes[words])),
+        messages=[messages[i] for i in numbers],
+        context=sum(i < conversation.context for i in numbers),
+        seen=replace(conversation.seen, notes=tuple(reason for reason in notes if notes[reason])),
     )
 
 
@@ -99,24 +99,24 @@ def without_end(message: Message) -> Message:
 
 def without_ends(text: str) -> str:
     """Return a text without the marks of an end after it. It takes time for its last marks only."""
-    kept = text.rstrip()
-    while (mark := _END.search(kept, max(0, len(kept) - _LONGEST_END))) is not None:
-        text = kept = kept[: mark.start()].rstrip()
+    shortened = text.rstrip()
+    while (mark := _END.search(shortened, max(0, len(shortened) - _LONGEST_END))) is not None:
+        text = shortened = shortened[: mark.start()].rstrip()
     return text
 
 
 def said_in(messages: Sequence[Message]) -> list[int]:
     """Return the numbers of the messages that say something, without questions whose answer says
     nothing. The last question may be without one."""
-    kept: list[int] = []
+    numbers: list[int] = []
     after = [*(message["role"] for message in messages[1:]), None]
     for number, message in enumerate(messages):
         if says_something(message):
-            kept.append(number)
+            numbers.append(number)
         elif message["role"] == "assistant" and after[number] not in ("assistant", None):
-            while kept and messages[kept[-1]]["role"] == "user":
-                kept.pop()
-    return kept
+            while numbers and messages[numbers[-1]]["role"] == "user":
+                numbers.pop()
+    return numbers
 
 
 def learnable(conversation: Conversation) -> Conversation:
@@ -126,11 +126,11 @@ def learnable(conversation: Conversation) -> Conversation:
     Raises:
         BadInput: nothing is learned.
     """
-    said = tidied(conversation)
-    answers = answers_in(said)
+    tidy = tidied(conversation)
+    answers = answers_in(tidy)
     if not answers:
         raise nothing_to_learn(conversation)
-    return replace(said, messages=said.messages[: answers[-1] + 1])
+    return replace(tidy, messages=tidy.messages[: answers[-1] + 1])
 
 
 def turns_of(conversation: Conversation) -> list[Turn]:
@@ -148,15 +148,15 @@ def nothing_to_learn(conversation: Conversation) -> BadInput:
     """Return the refusal of a conversation of which nothing is learned."""
     messages, where = conversation.messages, conversation.where
     answers = [message for message in messages if message["role"] == "assistant"]
-    said = [message for message in answers if says_something(without_end(message))]
+    not_empty = [message for message in answers if says_something(without_end(message))]
     why = "with no assistant turn"
-    if said and any(message.get("learned", True) for message in said):
+    if not_empty and any(message.get("learned", True) for message in not_empty):
         why = "whose answers only call tools, for which Pion's own template has no place"
-    elif said:
+    elif not_empty:
         why = "whose answers all have weight 0"
     elif answers:
-        one = len(answers) == 1
-        why = "whose answer is empty" if one else f"whose {len(answers)} answers are empty"
+        is_single = len(answers) == 1
+        why = "whose answer is empty" if is_single else f"whose {len(answers)} answers are empty"
     return BadInput(f"{where}: a conversation {why}: there is nothing to learn from it.")
 
 

@@ -40,15 +40,15 @@ def pack(conversations: Sequence[Tokenized], seq_len: int, pad: int) -> Packed:
     The result is a pure function of the arguments.
     """
     # The first token of a row is never a target, so a learned token there teaches nothing.
-    kept = [c for c in conversations if c.learned[1:seq_len].any()]
-    cut = [Tokenized(c.ids[:seq_len], c.learned[:seq_len]) for c in kept]
-    ids, flags = pack_items([[Sided(one, False)] for one in cut], seq_len, pad)
+    learnable = [c for c in conversations if c.learned[1:seq_len].any()]
+    cut = [Tokenized(c.ids[:seq_len], c.learned[:seq_len]) for c in learnable]
+    ids, flags = pack_items([[Sided(tokenized, False)] for tokenized in cut], seq_len, pad)
     return Packed(
         ids,
         flags,
-        conversations=len(kept),
-        cut=sum(len(c.ids) > seq_len for c in kept),
-        dropped=len(conversations) - len(kept),
+        conversations=len(learnable),
+        cut=sum(len(c.ids) > seq_len for c in learnable),
+        dropped=len(conversations) - len(learnable),
     )
 
 

@@ -135,22 +135,22 @@ class ChatTemplate:
         Raises:
             BadInput: the template refuses the messages, or can't be used.
         """
-        said = [message for message in messages if says_something(message)] or messages
-        given = Conversation(said, tools, "this conversation", options=options or {})
-        text = self._prompt(harmless(given, self._marks))
+        not_empty = [message for message in messages if says_something(message)] or messages
+        conversation = Conversation(not_empty, tools, "this conversation", options=options or {})
+        text = self._prompt(harmless(conversation, self._marks))
         (encoding,) = self._tokenizer.encode_with_specials([text])
         return self._started(encoding.ids)[0]
 
     @cached_property
     def call_form(self) -> CallForm | None:
         """How the template writes calls of tools; None if it does not, or in no known form."""
-        _, found = self._rendered(PROBE)
-        if isinstance(found, str):
+        _, rendered = self._rendered(PROBE)
+        if isinstance(rendered, str):
             return None
-        (turn,) = found.turns
+        (turn,) = rendered.turns
         start = turn.prompt[0]
-        answer = _joined(found.text, turn.turn)[start:]
-        return form_of(found.text[:start], answer, self._marks, self._stops)
+        answer = _joined(rendered.text, turn.turn)[start:]
+        return form_of(rendered.text[:start], answer, self._marks, self._stops)
 
     @property
     def thinks(self) -> bool:
@@ -168,19 +168,21 @@ class ChatTemplate:
             BadInput: the template can't be used at all: it has wrong syntax, needs more than a
                 gigabyte, or takes too long.
         """
-        given = list(conversations)
+        conversations_list = list(conversations)
         return [
             example
             if example.refused is None
             else replace(example, refused=self._explained(conversation, example.refused))
-            for conversation, example in zip(given, self._tokenized(given), strict=True)
+            for conversation, example in zip(
+                conversations_list, self._tokenized(conversations_list), strict=True
+            )
         ]
 
     def _explained(self, conversation: Conversation, refused: str) -> str:
         """Return which rule a refused conversation breaks; `refused` itself if none is known."""
-        words = broken_rule(conversation.messages, self._refuses)
-        said = f"{conversation.where}: the chat template refuses this conversation: {words}"
-        return refused if words is None else said
+        rule = broken_rule(conversation.messages, self._refuses)
+        refusal = f"{conversation.where}: the chat template refuses this conversation: {rule}"
+        return refused if rule is None else refusal
 
     def _refuses(self, probe: Probe) -> bool:
         """Return whether a conversation of messages by these roles is refused."""
@@ -242,12 +244,12 @@ class ChatTemplate:
         self, conversation: Conversation, rendered: Rendered, whole: EncodedText
     ) -> Examples:
         spans = [self._finder.span(whole, turn) for turn in rendered.turns]
-        found = [span for span in spans if span is not None]
+        answers = [span for span in spans if span is not None]
         counts = _counts(conversation, rendered)
-        if len(found) == len(spans):
-            if endless := self._endless(conversation, [whole.ids[end - 1] for _, end in found]):
+        if len(answers) == len(spans):
+            if endless := self._endless(conversation, [whole.ids[end - 1] for _, end in answers]):
                 return Examples(refused=endless)
-            return Examples((self._masked(whole, found),), **counts)
+            return Examples((self._masked(whole, answers),), **counts)
         texts = [_joined(rendered.text, turn.turn) for turn in rendered.turns]
         prompts = [_joined(rendered.text, turn.prompt) for turn in rendered.turns]
         examples, ends = [], []
@@ -325,8 +327,8 @@ def marks_of(source: str, tokenizer: Tokenizer) -> dict[str, int]:
 def _counts(conversation: Conversation, rendered: Rendered) -> dict[str, Any]:
     """Return what `Examples` counts of a conversation."""
     written = _words(rendered.text)
-    told = (m["content"] or "" for m in conversation.messages if m["role"] == "system")
-    systems = [_words(text) not in written for text in told]
+    system_texts = (m["content"] or "" for m in conversation.messages if m["role"] == "system")
+    systems = [_words(text) not in written for text in system_texts]
     thoughts = [
         _words(thought) not in _words(_joined(rendered.text, turn.turn)[turn.prompt[0] :])
         for turn, answer in zip(rendered.turns, answers_in(conversation), strict=True)
@@ -346,10 +348,10 @@ def _words(text: str) -> str:
     return " ".join(text.split())
 
 
-def _joined(whole: str, compared: tuple[int, str]) -> str:
+def _joined(text: str, compared: tuple[int, str]) -> str:
     """Return a text that the renderer compared with the whole one."""
     shared, rest = compared
-    return whole[:shared] + rest
+    return text[:shared] + rest
 
 
 def _refusal(conversation: Conversation, error: Refused) -> str:

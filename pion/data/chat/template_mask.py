@@ -103,33 +103,33 @@ class AnswerFinder:
         end = None if rest else self._ids_before(whole, shared)
         return None if end is None or end <= start else (start, end)
 
-    def _before_special(self, whole: str, turn: tuple[int, str]) -> tuple[int, str]:
+    def _before_special(self, text: str, turn: tuple[int, str]) -> tuple[int, str]:
         """Return the turn with its common beginning cut before a special token that begins in it.
 
         `<|end|>` and `<|return|>` have their first characters in common, and no id.
         """
         shared, rest = turn
         begin = max(0, shared - self._most)
-        around = whole[begin:shared] + rest[: self._most]
+        around = text[begin:shared] + rest[: self._most]
         for mark in self._marks.finditer(around) if rest else ():
             if mark.start() < shared - begin < mark.end():
                 cut = begin + mark.start()
-                return cut, whole[cut:shared] + rest
+                return cut, text[cut:shared] + rest
         return turn
 
-    def _ids_before(self, whole: EncodedText, position: int) -> int | None:
+    def _ids_before(self, encoded: EncodedText, position: int) -> int | None:
         """Return how many ids the first `position` characters have when they are alone.
 
         None if these ids do not begin the ids of the whole text.
         """
-        begun = [*whole.cuts, *((index + 1, end) for index, end in whole.special)]
-        before, begins = max(place for place in begun if place[1] <= position)
-        context = self._before(whole.text, begins)
-        if self._tokenizer.joint and (before - 1, begins) in whole.special:
-            context = self._tokenizer.decode([whole.ids[before - 1]], specials=True)
-        alone = self._ids_of(context + whole.text[begins:position])[len(self._ids_of(context)) :]
+        begun = [*encoded.cuts, *((index + 1, end) for index, end in encoded.special)]
+        before, begins = max(cut for cut in begun if cut[1] <= position)
+        context = self._before(encoded.text, begins)
+        if self._tokenizer.joint and (before - 1, begins) in encoded.special:
+            context = self._tokenizer.decode([encoded.ids[before - 1]], specials=True)
+        alone = self._ids_of(context + encoded.text[begins:position])[len(self._ids_of(context)) :]
         after = before + len(alone)
-        return after if list(whole.ids[before:after]) == alone else None
+        return after if list(encoded.ids[before:after]) == alone else None
 
     def _before(self, text: str, start: int) -> str:
         """Return what is encoded before the part of a text that begins at `start`, so that its ids

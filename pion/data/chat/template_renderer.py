@@ -78,8 +78,8 @@ class Renderer:
         """Return the text, with `prompt` up to where the next answer begins. Raises as above."""
         return str(self._render(conversation, {"answers": [], "prompt": prompt})["text"])
 
-    def _render(self, conversation: Conversation, asked: dict[str, Any]) -> dict[str, Any]:
-        request = {"messages": conversation.messages, "tools": conversation.tools, **asked}
+    def _render(self, conversation: Conversation, options: dict[str, Any]) -> dict[str, Any]:
+        request = {"messages": conversation.messages, "tools": conversation.tools, **options}
         request["options"] = conversation.options
         answer = self._exchange(request, conversation.where)
         if "refused" in answer:

@@ -23,7 +23,7 @@ def broken_rule(messages: Sequence[Message], refuses: Callable[[Probe], bool]) -
     `refuses` says whether the template refuses a conversation of messages by these roles.
     """
     roles = [message["role"] for message in messages]
-    return next((words for probe, words in _odd(roles) if refuses(probe)), None)
+    return next((rule for probe, rule in _odd(roles) if refuses(probe)), None)
 
 
 def _odd(roles: Sequence[str]) -> Iterator[tuple[Probe, str]]:

@@ -78,11 +78,11 @@ def with_settings(
         before.append(f"{{% if {name} is not defined %}}{{% set {name} = {text} %}}{{% endif %}}")
     if system is not None:
         message = {"role": "system", "content": defused(system.strip(), specials)}
-        told = json.dumps(message, ensure_ascii=False)
+        message_json = json.dumps(message, ensure_ascii=False)
         roles = "messages | map(attribute='role') | list"
         before.append(
             f"{{% if 'system' not in ({roles}) and 'developer' not in ({roles}) %}}"
-            f"{{% set messages = [{told}] + messages %}}{{% endif %}}"
+            f"{{% set messages = [{message_json}] + messages %}}{{% endif %}}"
         )
     # transformers drops the newline after a block, so the template's own text stays as it is.
     return "".join(f"{block}\n" for block in before) + template

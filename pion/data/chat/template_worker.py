@@ -58,21 +58,21 @@ class Rendering:
         with the whole text, and what follows them; and the same of the text with the answer.
         """
         last = request["answers"][-1]
-        whole = self.text(request, last + 1, prompt=False)
+        rendered = self.text(request, last + 1, prompt=False)
         turns = []
         for answer in request["answers"]:
             prompt = self.text(request, answer, prompt=True)
-            turn = whole if answer == last else self.text(request, answer + 1, prompt=False)
-            turns.append([_compared(prompt, whole), _compared(turn, whole)])
-        return {"text": whole, "turns": turns}
+            turn = rendered if answer == last else self.text(request, answer + 1, prompt=False)
+            turns.append([_compared(prompt, rendered), _compared(turn, rendered)])
+        return {"text": rendered, "turns": turns}
 
 
-def _compared(text: str, whole: str) -> tuple[int, str]:
+def _compared(text: str, longer: str) -> tuple[int, str]:
     """Return how many leading characters are equal, and the rest of `text`."""
-    if whole.startswith(text):  # nearly always
+    if longer.startswith(text):  # nearly always
         return len(text), ""
     # The first n of which n + 1 leading characters differ.
-    same = bisect_left(range(len(text)), True, key=lambda n: not whole.startswith(text[: n + 1]))
+    same = bisect_left(range(len(text)), True, key=lambda n: not longer.startswith(text[: n + 1]))
     return same, text[same:]
 
 

@@ -67,7 +67,7 @@ class CallForm:
         try:
             value = parse_json(text, "the call")
             every = value if isinstance(value, list) else [value]
-            return [Call(str(one[self.name]), dict(one[self.arguments])) for one in every]
+            return [Call(str(call[self.name]), dict(call[self.arguments])) for call in every]
         except (BadInput, TypeError, KeyError, ValueError):
             return None
 
@@ -90,8 +90,8 @@ class CallForm:
                 }
             )
         call = {"anyOf": calls}
-        whole = {"type": "array", "items": call, "minItems": 1} if self.listed else call
-        return {**whole, "$defs": shared}
+        schema = {"type": "array", "items": call, "minItems": 1} if self.listed else call
+        return {**schema, "$defs": shared}
 
 
 def form_of(
@@ -105,7 +105,7 @@ def form_of(
     at = answer.find(_NAME)
     if _NAME not in prompt or at < 0:
         return None
-    for begin in (place for place in range(at) if answer[place] in "[{"):
+    for begin in (index for index in range(at) if answer[index] in "[{"):
         try:
             value, end = json.JSONDecoder().raw_decode(answer, begin)
         except ValueError:

@@ -121,8 +121,8 @@ def text_documents(
     Paragraphs are separated by blank lines. Raises BadInput for text that is not UTF-8, a line of
     more than `longest` bytes, and a corpus without any text.
     """
-    found = (document for span in spans for document in texts_in(span, split, longest))
-    yield from at_least_one(found, f"{key}: the corpus is empty: no text in {_such(spans)}")
+    documents = (document for span in spans for document in texts_in(span, split, longest))
+    yield from at_least_one(documents, f"{key}: the corpus is empty: no text in {_such(spans)}")
 
 
 def texts_in(span: Span, split: str, longest: int = LONGEST_LINE) -> Iterator[Document]:
@@ -141,8 +141,8 @@ def jsonl_records(spans: Sequence[Span], key: str, longest: int = LONGEST_LINE) 
     Raises BadInput for a line that is not a JSON object or has more than `longest` bytes, naming
     the file and line, for a damaged file, and for a corpus without any line.
     """
-    found = (record for span in spans for record in lines_in(span, longest))
-    yield from at_least_one(found, f"{key}: the corpus is empty: no line in {_such(spans)}")
+    records = (record for span in spans for record in lines_in(span, longest))
+    yield from at_least_one(records, f"{key}: the corpus is empty: no line in {_such(spans)}")
 
 
 def lines_in(span: Span, longest: int = LONGEST_LINE) -> Iterator[Record]:
@@ -167,16 +167,16 @@ def object_of_line(line: bytes, where: str) -> dict[str, Any]:
     """
     file, _, number = where.rpartition(":")
     if number == "1" and (line.lstrip(b"\xef\xbb\xbf \t")[:1] == b"[" or line.strip() == b"{"):
-        what, how = ("a list", ".[]") if b"[" in line else ("an object", ".")
+        kind, how = ("a list", ".[]") if b"[" in line else ("an object", ".")
         raise NotJsonLines(
-            f"{file} is one JSON document ({what}), not JSON Lines, which have an object on each "
+            f"{file} is one JSON document ({kind}), not JSON Lines, which have an object on each "
             f"line. Convert it with: jq -c '{how}' FILE > NEW.jsonl"
         )
     value = json_of_line(line, where)
     if not isinstance(value, dict):
         raise BadInput(f"{where}: found a {type(value).__name__} instead of a JSON object")
-    if number == "1" and (words := table_in(value)) is not None:
-        raise NotJsonLines(f"{file} is one JSON object, not one on each line: {words}")
+    if number == "1" and (table := table_in(value)) is not None:
+        raise NotJsonLines(f"{file} is one JSON object, not one on each line: {table}")
     return value
 
 
@@ -241,8 +241,8 @@ def parquet_records(
     that is not parquet, for a text of more than `longest` bytes, naming the file and row, and for a
     corpus without any row.
     """
-    found = (record for span in spans for record in rows_in(span, columns, longest))
-    yield from at_least_one(found, f"{key}: the corpus is empty: no row in {_such(spans)}")
+    records = (record for span in spans for record in rows_in(span, columns, longest))
+    yield from at_least_one(records, f"{key}: the corpus is empty: no row in {_such(spans)}")
 
 
 def rows_in(span: Span, columns: Container[str], longest: int = LONGEST_LINE) -> Iterator[Record]:
@@ -306,9 +306,9 @@ def at_least_one(items: Iterable[T], otherwise: str) -> Iterator[T]:
 def plain(text: str, where: str, note: Note) -> str:
     """Return a text of `whole_characters`, without zero bytes, and with plain ends of lines."""
     text = whole_characters(text)
-    for odd, instead, words in _ODD:
+    for odd, instead, remark in _ODD:
         if odd in text:
-            note(words, where)
+            note(remark, where)
             text = text.replace(odd, instead)
     return text
 
@@ -316,10 +316,10 @@ def plain(text: str, where: str, note: Note) -> str:
 def separate(document: Document, note: Note) -> Iterator[Document]:
     """Yield the documents of a text, which it may cut by the marks of other programs, as `plain`
     text."""
-    found = _BETWEEN.split(plain(document.text, document.origin, note))
-    if found[1:]:
+    texts = _BETWEEN.split(plain(document.text, document.origin, note))
+    if texts[1:]:
         note("texts are cut where they spell a mark between documents", document.origin)
-    for text in filter(str.strip, found):
+    for text in filter(str.strip, texts):
         if mark := _MARK.search(text):
             note(SPELLED, f"{document.origin}: {mark[0]}")
         yield replace(document, text=text)
@@ -411,12 +411,12 @@ def parquet_rows(
     row = 0
     try:
         with parquet_file(file) as table:
-            there = table.schema_arrow.names
-            wanted = [name for name in there if name in columns]
+            columns_in_file = table.schema_arrow.names
+            wanted = [name for name in columns_in_file if name in columns]
             if not wanted:
-                yield dict.fromkeys(there, NOT_READ)
+                yield dict.fromkeys(columns_in_file, NOT_READ)
                 return
-            others = {name: NOT_READ for name in there if name not in columns}
+            others = {name: NOT_READ for name in columns_in_file if name not in columns}
             groups = range(table.num_row_groups)
             if span is not None:
                 groups = groups[span.start : span.end]

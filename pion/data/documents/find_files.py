@@ -84,20 +84,22 @@ def find_files(path: Path, suffixes: tuple[str, ...], key: str) -> tuple[list[Pa
         problem = f"no file matches {path}"
     else:
         named, problem = [], f"no such file or folder: {path}"
-        there = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-        if near := difflib.get_close_matches(path.name, there, 1):
+        neighbours = (
+            [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+        )
+        if near := difflib.get_close_matches(path.name, neighbours, 1):
             problem += f". Did you mean {path.with_name(near[0])}?"
-    files, words = without_hidden(named, _root(path))
+    files, remarks = without_hidden(named, _root(path))
     if not files:
-        raise BadInput(f"{key}: {'; '.join((problem, *words))}")
-    return files, words
+        raise BadInput(f"{key}: {'; '.join((problem, *remarks))}")
+    return files, remarks
 
 
 def files_below(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder. Links to folders are not followed."""
-    for place, _, names in os.walk(folder):
+    for directory, _, names in os.walk(folder):
         for name in names:
-            yield Path(place, name)
+            yield Path(directory, name)
 
 
 def without_hidden(named: Iterable[Path], root: Path) -> tuple[list[Path], list[str]]:
@@ -116,7 +118,7 @@ def without_hidden(named: Iterable[Path], root: Path) -> tuple[list[Path], list[
             target = real(each) if linked else os.path.join(real(each.parent), each.name)
             if files.setdefault(target, each) != each:
                 again.append(each)
-    words = [
+    remarks = [
         f"left out, {why}: {len(them):,}, such as {them[0]}"
         for them, why in (
             (again, "read already by another name"),
@@ -125,7 +127,7 @@ def without_hidden(named: Iterable[Path], root: Path) -> tuple[list[Path], list[
         )
         if them
     ]
-    return list(files.values()), words
+    return list(files.values()), remarks
 
 
 def refuse_unreadable(path: Path, key: str) -> None:
@@ -182,8 +184,8 @@ def by_splits(path: Path, files: Sequence[Path], *, records: bool) -> Splits:
         sure = {f: _split(f.relative_to(root), whole=True) if records else "" for f in files}
         if all(sure.values()) or not any(sure.values()):
             odd = [file for file, split in split_of.items() if split]
-            words = f"read like all others, because no file is called train: {_such(odd)}"
-            return Splits(tuple(files), words=words)
+            remark = f"read like all others, because no file is called train: {_such(odd)}"
+            return Splits(tuple(files), words=remark)
         split_of = sure
     held_out, test = ([f for f, s in split_of.items() if s == name] for name in (HELD_OUT, TEST))
     train = [file for file in files if file not in (*held_out, *test)]
@@ -209,8 +211,8 @@ def _root(path: Path) -> Path:
 
 def _split(relative: Path, *, whole: bool = False) -> str:
     """Return what a name says that a file is for; "" if nothing. `whole`: by its only word."""
-    found = re.findall(r"[^\W\d_]+", relative.name.lower())
-    words = [word for word in found if word not in _NO_WORDS]
+    parts = re.findall(r"[^\W\d_]+", relative.name.lower())
+    words = [word for word in parts if word not in _NO_WORDS]
     ends = () if whole and len(words) > 1 else (*words[-1:], *words[:1])
     folders = (part.lower() for part in relative.parts[-2::-1])
     return next((_SPLIT_OF[word] for word in (*ends, *folders) if word in _SPLIT_OF), "")

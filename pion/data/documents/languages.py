@@ -65,7 +65,7 @@ def language_of(text: str) -> str:
     if script != "LATIN":
         return SCRIPTS.get(script, OTHER)
     words = _WORDS.findall(beginning.lower())
-    hits = {name: sum(word in known for word in words) for name, known in _BY_WORD.items()}
+    hits = {name: sum(word in frequent for word in words) for name, frequent in _BY_WORD.items()}
     best = max(hits, key=lambda name: hits[name])
     return best if hits[best] >= max(1, LEAST_FREQUENT * len(words)) else OTHER
 

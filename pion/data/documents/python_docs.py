@@ -122,10 +122,10 @@ def letters_of(text: str) -> str:
 def definitions() -> Iterable[Definition]:
     """Return every documented definition of the standard library, each distinct docstring once."""
     in_source = (group for source in source_files() for group in source.groups)
-    found: dict[str, Definition] = {}
+    by_letters: dict[str, Definition] = {}
     for definition in chain.from_iterable(chain(in_source, _compiled_groups())):
-        found.setdefault(letters_of(definition.docstring), definition)
-    return found.values()
+        by_letters.setdefault(letters_of(definition.docstring), definition)
+    return by_letters.values()
 
 
 def _texts() -> Iterator[tuple[str, list[str]]]:
@@ -150,12 +150,12 @@ def source_files() -> Iterator[SourceFile]:
 
     Raises BadInput if there is none.
     """
-    library, found = sysconfig.get_path("stdlib"), False
+    library, any_file = sysconfig.get_path("stdlib"), False
     for path in sorted(_source_paths(library)):
         if (source := _source_file(library, path)) is not None:
-            found = True
+            any_file = True
             yield source
-    if not found:
+    if not any_file:
         raise BadInput(
             f"python-docs: {library} has no source files (this Python was installed without them). "
             "Use a Python from python.org, uv or your distribution, or a different data source"
@@ -348,7 +348,7 @@ def _lines_inside_strings(tree: ast.Module, marked: Sequence[int]) -> set[int]:
 def _is_code(text: str) -> bool:
     """Return whether a text is code: an example, or code that was commented out."""
     # Most texts begin with two words. No Python does, and to parse takes a hundred times as long.
-    if (words := TWO_WORDS.match(text)) and PYTHON_WORDS.isdisjoint(words.groups()):
+    if (pair := TWO_WORDS.match(text)) and PYTHON_WORDS.isdisjoint(pair.groups()):
         return False
     try:
         with warnings.catch_warnings(action="ignore"):

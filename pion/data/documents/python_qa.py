@@ -37,7 +37,7 @@ def dialogues() -> Iterator[Dialogue]:
     """Yield all dialogues, file by file; no question is asked twice."""
     topics = [topic for definition in definitions() if (topic := topic_of(definition))]
     described = Counter((topic.module, topic.summary) for topic in topics)
-    asked: set[str] = set()
+    questions: set[str] = set()
     for topic in named_once(topics):
         rng = random.Random(topic.full)
         candidates = [_about(topic, rng)]
@@ -46,16 +46,16 @@ def dialogues() -> Iterator[Dialogue]:
         rng.shuffle(others)
         candidates.append(next((turns for kind in others if (turns := kind(topic, rng))), []))
         for turns in filter(None, candidates):
-            if turns[0].text not in asked:
-                asked.add(turns[0].text)
+            if turns[0].text not in questions:
+                questions.add(turns[0].text)
                 yield Dialogue(topic.definition.origin, _introduced(turns, rng))
     yield from _methods(topics)
 
 
 def documents() -> Iterator[Document]:
     """Yield the dialogues of each file as one text."""
-    for origin, asked in groupby(dialogues(), attrgetter("origin")):
-        texts = ["\n".join(turn.text for turn in dialogue.turns) for dialogue in asked]
+    for origin, origin_dialogues in groupby(dialogues(), attrgetter("origin")):
+        texts = ["\n".join(turn.text for turn in dialogue.turns) for dialogue in origin_dialogues]
         yield Document("\n\n".join(texts), origin)
 
 
@@ -114,8 +114,8 @@ def _docstring(topic: Topic, rng: random.Random) -> list[Turn]:
 
 
 def _which(topic: Topic, rng: random.Random) -> list[Turn]:
-    words = len(topic.summary.split())
-    if topic.kind == "module" or topic.module == "builtins" or not 4 <= words <= 25:
+    length = len(topic.summary.split())
+    if topic.kind == "module" or topic.module == "builtins" or not 4 <= length <= 25:
         return []
     question = topic.ask(rng, wording.ASK["which"], summary=topic.summary)
     turns = _pair(question, rng.choice((f"That is {topic.full}.", f"It is `{topic.full}`.")))
@@ -172,11 +172,11 @@ def _methods(topics: list[Topic]) -> Iterator[Dialogue]:
         if topic.kind == "method":
             names.setdefault(topic.full.rpartition(".")[0], []).append(topic.short)
     for topic in topics:
-        own = names.pop(topic.full, [])[:8]
-        if len(own) > 1:
+        methods = names.pop(topic.full, [])[:8]
+        if len(methods) > 1:
             rng = random.Random(f"{topic.full} methods")
             turns = _pair(
-                topic.ask(rng, wording.ASK["methods"]), f"Its methods include {_listed(own)}."
+                topic.ask(rng, wording.ASK["methods"]), f"Its methods include {_listed(methods)}."
             )
             yield Dialogue(topic.definition.origin, _introduced(turns, rng))
 
@@ -215,10 +215,10 @@ def _listed(names: list[str]) -> str:
 
 def whole_paragraphs(text: str, limit: int) -> str:
     """Return as many whole paragraphs as fit into `limit` characters."""
-    kept = ""
+    paragraphs_so_far = ""
     for paragraph in text.split("\n\n"):
-        longer = f"{kept}\n\n{paragraph}" if kept else paragraph
+        longer = f"{paragraphs_so_far}\n\n{paragraph}" if paragraphs_so_far else paragraph
         if len(longer) > limit or paragraph.rstrip().endswith(":"):
             break
-        kept = longer
-    return kept
+        paragraphs_so_far = longer
+    return paragraphs_so_far

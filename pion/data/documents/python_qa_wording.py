@@ -166,8 +166,8 @@ class Topic:
         """Return one of the templates, with this definition's words filled in."""
         builtin = self.module == "builtins"
         template = rng.choice([t for t in templates if not (builtin and "{module}" in t)])
-        words = {name: getattr(self, name) for name in ("full", "short", "module", "kind", "call")}
-        return template.format(**words, **more)
+        fields = {name: getattr(self, name) for name in ("full", "short", "module", "kind", "call")}
+        return template.format(**fields, **more)
 
 
 def topic_of(definition: Definition) -> Topic | None:
@@ -213,10 +213,14 @@ def _sentences(docstring: str) -> list[str]:
         if re.fullmatch(r"[^.!?:;]+", text):
             text += "."
         parts = re.split(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)(?<=[.!?])\s+(?=[A-Z])", text)
-        whole = [part for part in parts if re.search(r"\w[)\]\"'`]*[.!?]$", part)]
-        if not whole or whole[0] != parts[0]:
+        sentences = [part for part in parts if re.search(r"\w[)\]\"'`]*[.!?]$", part)]
+        if not sentences or sentences[0] != parts[0]:
             return []
-        return whole if len(whole[0]) <= ANSWER_CHARS and len(whole[0].split()) >= 3 else []
+        return (
+            sentences
+            if len(sentences[0]) <= ANSWER_CHARS and len(sentences[0].split()) >= 3
+            else []
+        )
     return []
 
 
@@ -249,10 +253,10 @@ def _read_parameters(signature: str) -> tuple[tuple[str, str | None], ...] | Non
     positional = [*arguments.posonlyargs, *arguments.args]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults))
     defaults += [*arguments.defaults, *arguments.kw_defaults]
-    found = [
+    parameters = [
         (argument.arg, ast.unparse(default) if default is not None else None)
         for argument, default in zip([*positional, *arguments.kwonlyargs], defaults, strict=True)
     ]
-    found += [(f"*{arguments.vararg.arg}", None)] if arguments.vararg else []
-    found += [(f"**{arguments.kwarg.arg}", None)] if arguments.kwarg else []
-    return tuple(found)
+    parameters += [(f"*{arguments.vararg.arg}", None)] if arguments.vararg else []
+    parameters += [(f"**{arguments.kwarg.arg}", None)] if arguments.kwarg else []
+    return tuple(parameters)

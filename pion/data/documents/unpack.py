@@ -87,9 +87,9 @@ def unpacked(stream: io.BufferedReader, file: Path) -> Iterator[BinaryIO]:
 
 def other_than_text(beginning: bytes) -> str | None:
     """Return what a file is that begins so, and what to do, in words; None if it may be text."""
-    for pattern, what, advice in _OTHERS:
+    for pattern, kind, advice in _OTHERS:
         if pattern.match(beginning):
-            return f"{what}, not UTF-8 text. {advice}"
+            return f"{kind}, not UTF-8 text. {advice}"
     # Of Latin letters in UTF-16, each second byte is zero.
     zeros = sorted(beginning[at:_PEEKED:2].count(b"\0") for at in (0, 1))
     if len(beginning) >= 16 and 8 * zeros[0] < zeros[1] > len(beginning[:_PEEKED]) // 4:

@@ -64,12 +64,12 @@ class Index:
             hashes = words.run_hashes(first, length)
             likely = self._may_have(hashes)
             first, hashes = first[likely], hashes[likely]
-            found = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
-            own = _row_of(words.starts[first], row_starts)
+            positions = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+            first_rows = _row_of(words.starts[first], row_starts)
             end = _row_of(words.starts[first + length - 1], row_starts)
-            held = (self.hashes[found] == hashes) & (own == end)
-            rows.append(own[held])
-            grams.append(found[held])
+            held = (self.hashes[positions] == hashes) & (first_rows == end)
+            rows.append(first_rows[held])
+            grams.append(positions[held])
         return np.concatenate(rows), np.concatenate(grams)
 
     def _may_have(self, hashes: np.ndarray) -> np.ndarray:
@@ -84,13 +84,13 @@ def build_index(sets: Sequence[ItemSet]) -> Index:
     """Return the index of the items and controls of all sets, which may be none."""
     groups = [group for s in sets for group in (s.items, s.control)]
     firsts = list(accumulate(map(len, groups), initial=0))
-    found = [ngrams_of(group) for group in groups] or [ngrams_of([])]
-    hashes = np.concatenate([own.hashes for own in found])
-    owners = np.concatenate([own.items + np.int32(n) for own, n in zip(found, firsts)])
-    in_answer = np.concatenate([own.in_answer for own in found])
+    group_ngrams = [ngrams_of(group) for group in groups] or [ngrams_of([])]
+    hashes = np.concatenate([ngrams.hashes for ngrams in group_ngrams])
+    owners = np.concatenate([ngrams.items + np.int32(n) for ngrams, n in zip(group_ngrams, firsts)])
+    in_answer = np.concatenate([ngrams.in_answer for ngrams in group_ngrams])
     bitmap = np.zeros(2 ** (BITMAP_BITS - 3), dtype=np.uint8)
     _mark(bitmap, hashes)
-    _mark(bitmap, np.concatenate([own.prefixes for own in found]))
+    _mark(bitmap, np.concatenate([ngrams.prefixes for ngrams in group_ngrams]))
     order = np.argsort(hashes)
     hashes, offsets = _once(hashes[order])
     return Index(
@@ -101,7 +101,7 @@ def build_index(sets: Sequence[ItemSet]) -> Index:
         items=owners[order],
         in_answer=in_answer[order],
         sizes=np.bincount(owners, minlength=firsts[-1]).astype(np.int32),
-        lengths=tuple(sorted(set[int]().union(*(own.lengths for own in found)))),
+        lengths=tuple(sorted(set[int]().union(*(ngrams.lengths for ngrams in group_ngrams)))),
         bitmap=bitmap,
     )
 

@@ -43,14 +43,14 @@ class NGrams:
 
 def ngrams_of(items: Sequence[Item]) -> NGrams:
     """Return the n-grams of the items of one set, without templates."""
-    found, lengths = [], set[int]()
+    parts, lengths = [], set[int]()
     for block in _blocks(items):
-        found.append(_ngrams(block))
-        lengths |= {min(len(words), NGRAM_WORDS) for words in block.texts}
-    if not found:
+        parts.append(_ngrams(block))
+        lengths |= {min(len(item_words), NGRAM_WORDS) for item_words in block.texts}
+    if not parts:
         none = np.zeros(0, dtype=np.uint64)
         return NGrams(none, none, none.astype(np.int32), none.astype(bool), frozenset())
-    hashes, prefixes, owners, in_answer = (np.concatenate(part) for part in zip(*found))
+    hashes, prefixes, owners, in_answer = (np.concatenate(part) for part in zip(*parts))
     order = np.lexsort((~in_answer, owners, hashes))
     hashes, owners = hashes[order], owners[order]
     # Of an n-gram that an item has twice, one that reaches into the answer comes first.

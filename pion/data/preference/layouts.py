@@ -149,15 +149,15 @@ def _pair(fields: Fields, keys: tuple[str, str]) -> Pair:
 
 def _openai(fields: Fields, keys: tuple[str, str]) -> Pair:
     _require(fields, keys)
-    given, place = fields.take("input"), _place(fields, "input")
-    if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
+    inputs, where = fields.take("input"), _place(fields, "input")
+    if not isinstance(inputs, dict) or not isinstance(inputs.get("messages"), list):
         raise BadInput(
-            f"{place} must be an object with a list of messages under 'messages', "
-            f"not {shown(given)}"
+            f"{where} must be an object with a list of messages under 'messages', "
+            f"not {shown(inputs)}"
         )
-    prompt = turns_under(fields, given["messages"], f"{fields.where}: key 'input.messages'")
+    prompt = turns_under(fields, inputs["messages"], f"{fields.where}: key 'input.messages'")
     sides = [side(fields, fields.take(key), prompt, _place(fields, key)) for key in keys]
-    return _of_sides(fields, prompt, sides, keys, tools_of(fields, given.get("tools")))
+    return _of_sides(fields, prompt, sides, keys, tools_of(fields, inputs.get("tools")))
 
 
 def _corrected(fields: Fields) -> Pair:
@@ -260,13 +260,13 @@ def _place(fields: Fields, key: str) -> str:
 
 def _scores(fields: Fields) -> tuple[float, float] | None:
     for keys in SCORES:
-        found = {key: fields.take(key) for key in keys if key in fields.values}
-        for key, value in found.items():
+        scores = {key: fields.take(key) for key in keys if key in fields.values}
+        for key, value in scores.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not abs(value) < math.inf:
                 raise BadInput(f"{_place(fields, key)} must be a number, not {shown(value)}")
-        if len(found) == len(keys):
-            chosen, rejected = found.values()
+        if len(scores) == len(keys):
+            chosen, rejected = scores.values()
             return chosen, rejected
     return None
 
@@ -280,13 +280,13 @@ def _require(fields: Fields, keys: Sequence[str]) -> None:
 # ---------------------------------------------------------------- what both sides share
 
 
-def _answered(fields: Fields, said: list[Message], key: str) -> list[Message]:
+def _answered(fields: Fields, answer: list[Message], key: str) -> list[Message]:
     """Return the messages up to the last answer, which may be empty; others say something.
 
     Raises:
         BadInput: there is no answer.
     """
-    messages = [without_end(message) for message in with_system(fields, said)]
+    messages = [without_end(message) for message in with_system(fields, answer)]
     last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=None)
     if last is None:
         raise BadInput(f"{_place(fields, key)} has no message by the assistant, so no answer")
@@ -324,13 +324,13 @@ def _before_answer(prompt: Sequence[Message], messages: Sequence[Message], where
     Raises:
         BadInput: no message is by the user.
     """
-    asked = [i for i, message in enumerate(messages[:-1]) if message["role"] == "user"]
-    if not asked:
+    user_turns = [i for i, message in enumerate(messages[:-1]) if message["role"] == "user"]
+    if not user_turns:
         raise BadInput(f"{where}: there is no prompt: no message by the user before the answer")
     added = int(messages[0]["role"] == "system" and prompt[:1] != messages[:1])
     end = added + len(prompt)
     begins = end < len(messages) and list(messages[added:end]) == list(prompt)
-    return max(asked[-1] + 1, end if begins else 0)
+    return max(user_turns[-1] + 1, end if begins else 0)
 
 
 def _agree(prompt: Sequence[Message], context: Sequence[Message], where: str) -> None:
@@ -338,22 +338,22 @@ def _agree(prompt: Sequence[Message], context: Sequence[Message], where: str) ->
 
     One message may be any of the user's: data sets of long conversations give only one of them.
     """
-    given = [without_end(message) for message in prompt if message["role"] != "system"]
-    said = [given[i] for i in said_in(given)]
-    there = [message for message in context if message["role"] != "system"]
-    if len(said) == 1 and any(_equal(said[0], message) for message in there):
+    prompt_messages = [without_end(message) for message in prompt if message["role"] != "system"]
+    spoken = [prompt_messages[i] for i in said_in(prompt_messages)]
+    context_messages = [message for message in context if message["role"] != "system"]
+    if len(spoken) == 1 and any(_equal(spoken[0], message) for message in context_messages):
         return
-    if len(said) <= len(there) and all(map(_equal, said, there)):
+    if len(spoken) <= len(context_messages) and all(map(_equal, spoken, context_messages)):
         return
     raise BadInput(
         f"{where}: key 'prompt' and the messages before the answers disagree: the prompt is "
-        f"{shown(_text(said))}, the messages are {shown(_text(there))}"
+        f"{shown(_text(spoken))}, the messages are {shown(_text(context_messages))}"
     )
 
 
-def _equal(one: Message, other: Message) -> bool:
+def _equal(message_a: Message, other: Message) -> bool:
     """Return whether messages are equal but for space around their texts."""
-    stripped = [{**message, "content": _said(message)} for message in (one, other)]
+    stripped = [{**message, "content": _said(message)} for message in (message_a, other)]
     return stripped[0] == stripped[1]
 
 

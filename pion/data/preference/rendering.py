@@ -199,10 +199,10 @@ def surely_longer(conversation: Conversation, tokens: int, longest_token: int) -
     return size > _SHORTEST * tokens * longest_token
 
 
-def _up_to_answer(one: Tokenized) -> Tokenized:
+def _up_to_answer(tokenized: Tokenized) -> Tokenized:
     """Return the sequence without what templates write after the last end of turn: a newline."""
-    end = len(one.ids) - int(one.learned[::-1].argmax())
-    return Tokenized(one.ids[:end], one.learned[:end])
+    end = len(tokenized.ids) - int(tokenized.learned[::-1].argmax())
+    return Tokenized(tokenized.ids[:end], tokenized.learned[:end])
 
 
 # ---------------------------------------------------------------- for people

@@ -208,23 +208,23 @@ class Summary:
 
     def warnings(self) -> list[str]:
         """Return a sentence for each thing that will probably disappoint."""
-        found = []
+        warnings = []
         if self._dropped > MANY_DROPPED * self.tally.read:
             share = self._dropped / self.tally.read
-            found.append(
+            warnings.append(
                 f"{share:.1%} of the {self.what} are left out: {self.reasons}. {self._advice}"
             )
         longer = self.train.chosen_longer
         if longer is not None and longer > MANY_LONGER and self.train.items >= FEWEST_COMPARED:
-            found.append(
+            warnings.append(
                 f"the chosen answer is the longer one in {longer:.0%} of the pairs: the model will "
                 "learn to write longer. With loss dpo, use dpo-norm, which divides by the length"
             )
         if self.kind == "labels" and self.train.items:
             for side, name in ((self.train.preferred, "true"), (self.train.other, "false")):
                 if side is None:
-                    found.append(f"no label is {name}: there is nothing to compare with")
-        return found
+                    warnings.append(f"no label is {name}: there is nothing to compare with")
+        return warnings
 
     def in_words(self) -> list[str]:
         """Return what `check` shows, a line each."""
@@ -306,7 +306,7 @@ def summarize(
     rows = {name: sum(map(len, arrays)) for name, arrays in flags.items()}
     size = 2 if kind == "pairs" else 1
     lengths = np.concatenate(
-        [found.tokens.reshape(-1, size).sum(axis=1) for found in split.values()]
+        [sequences.tokens.reshape(-1, size).sum(axis=1) for sequences in split.values()]
     )
     return Summary(
         kind,
@@ -318,15 +318,18 @@ def summarize(
     )
 
 
-def _part(kind: Kind, found: Sequences, rows: int) -> Part:
-    chosen, rejected = found.targets[found.preferred], found.targets[~found.preferred]
-    items = len(found.tokens) // (2 if kind == "pairs" else 1)
+def _part(kind: Kind, sequences: Sequences, rows: int) -> Part:
+    chosen, rejected = (
+        sequences.targets[sequences.preferred],
+        sequences.targets[~sequences.preferred],
+    )
+    items = len(sequences.tokens) // (2 if kind == "pairs" else 1)
     longer = wins = None
     if kind == "pairs" and items:
         longer = float((chosen > rejected).mean())
         wins = longer + float((chosen == rejected).mean()) / 2
     return Part(
-        items, rows, int(found.tokens.sum()), _targets(chosen), _targets(rejected), longer, wins
+        items, rows, int(sequences.tokens.sum()), _targets(chosen), _targets(rejected), longer, wins
     )
 
 
@@ -343,7 +346,9 @@ def _keeping(lengths: np.ndarray, tally: Tally, seq_len: int) -> int:
 
 def _joined(flags: list[np.ndarray]) -> Sequences:
     """Return the sequences of several arrays. Their rows are numbered within each array."""
-    parts = [sequences_of(one) for one in flags] or [sequences_of(np.zeros((0, 1), np.uint8))]
+    parts = [sequences_of(shard_flags) for shard_flags in flags] or [
+        sequences_of(np.zeros((0, 1), np.uint8))
+    ]
     return Sequences(
         *(
             np.concatenate([getattr(part, name) for part in parts])

@@ -72,24 +72,28 @@ def parse_question(record: Any, where: str) -> Question:
     key = turns or next(iter(fields.there(*QUESTIONS)), None)
     if key is None:
         raise _no_prompt(fields)
-    place = f"{where}: key {key!r}"
-    said, words = (
-        prompt_of(fields) if turns is None else (turns_under(fields, fields.take(turns), place), "")
+    location = f"{where}: key {key!r}"
+    messages_read, layout = (
+        prompt_of(fields)
+        if turns is None
+        else (turns_under(fields, fields.take(turns), location), "")
     )
-    given = with_system(fields, said)
-    whole = [given[i] for i in said_in(given)]
-    asked = [n for n, message in enumerate(whole, 1) if message["role"] != "assistant"]
-    messages, cut = whole[: max(asked, default=0)], whole[max(asked, default=0) :]
+    with_system_prompt = with_system(fields, messages_read)
+    spoken = [with_system_prompt[i] for i in said_in(with_system_prompt)]
+    ends = [n for n, message in enumerate(spoken, 1) if message["role"] != "assistant"]
+    messages, cut = spoken[: max(ends, default=0)], spoken[max(ends, default=0) :]
     begun = cut[0]["content"] if cut and turns is None else ""
     if begun and len(cut) > 1:
-        raise BadInput(f"{place} ends with two answers, and one can be continued. Remove the first")
+        raise BadInput(
+            f"{location} ends with two answers, and one can be continued. Remove the first"
+        )
     if not any(message["role"] == "user" for message in messages):
-        raise BadInput(f"{place}: there is no prompt: the user says nothing before the answer")
+        raise BadInput(f"{location}: there is no prompt: the user says nothing before the answer")
     answer, found_in = _right_answer(record, where, cut[-1]["content"] if turns and cut else None)
     if cut:
-        words = f"the prompt is what is before the last answer in {key}"
-        words = f"the prompt in {key} begins the answer, which is continued" if begun else words
-    seen = seen_in(fields, ", ".join(filter(None, [words, found_in])))
+        layout = f"the prompt is what is before the last answer in {key}"
+        layout = f"the prompt in {key} begins the answer, which is continued" if begun else layout
+    seen = seen_in(fields, ", ".join(filter(None, [layout, found_in])))
     # Rewards may read all keys.
     asked_for = Conversation(messages, tools_of(fields), where, seen=replace(seen, unread=()))
     alone = turns is None and isinstance(record[key], str) and len(messages) == 1
@@ -103,14 +107,14 @@ def _right_answer(record: dict[str, Any], where: str, cut: str | None) -> tuple[
     `cut` is the text of the answer after the prompt. It counts if no key is filled.
     """
     model = record.get("reward_model")
-    given = {key: record[key] for key in RIGHT if key in record}
+    answers = {key: record[key] for key in RIGHT if key in record}
     if isinstance(model, dict) and "ground_truth" in model:
-        given = {"reward_model.ground_truth": model["ground_truth"], **given}
-    filled = [key for key in given if not is_blank(given[key])]
-    if not filled and (cut or not given):
+        answers = {"reward_model.ground_truth": model["ground_truth"], **answers}
+    filled = [key for key in answers if not is_blank(answers[key])]
+    if not filled and (cut or not answers):
         return cut, ""
-    key = (filled or list(given))[0]
-    value = given[key]
+    key = (filled or list(answers))[0]
+    value = answers[key]
     if not filled or value != value:  # NaN
         raise BadInput(f"{where}: key {key!r}: the right answer can't be {shown(value)}")
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -121,8 +125,8 @@ def _no_prompt(fields: Fields) -> BadInput:
     empty = [key for key in fields.names if key in (*TURNS, *QUESTIONS)]
     if empty:
         return BadInput(f"{fields.where}: not a prompt: key {empty[0]!r} is empty")
-    found = ", ".join(map(shown, fields.names)) or "no key"
+    names = ", ".join(map(shown, fields.names)) or "no key"
     return BadInput(
         f"{fields.where}: not a prompt: expected a text or messages under 'prompt' or 'question', "
-        f"or a list of turns under 'messages', found {found}"
+        f"or a list of turns under 'messages', found {names}"
     )

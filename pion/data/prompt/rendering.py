@@ -82,31 +82,33 @@ class EncodedPrompts:
 
         Raises BadInput, naming file and line, if the chat format can't write the prompt.
         """
-        asked = question.conversation
-        if asked.tools and self.written.call_form is None:
-            raise BadInput(f"{asked.where}: this model's chat template has no place for tools")
-        if surely_longer(asked, self.longest, self.longest_token):
+        conversation = question.conversation
+        if conversation.tools and self.written.call_form is None:
+            raise BadInput(
+                f"{conversation.where}: this model's chat template has no place for tools"
+            )
+        if surely_longer(conversation, self.longest, self.longest_token):
             return None
         try:
             ids = prompt_ids(self.written, question)
         except BadInput as error:
             why = str(error).removeprefix("this conversation: ")
-            raise BadInput(f"{asked.where}: {why}") from None
+            raise BadInput(f"{conversation.where}: {why}") from None
         return np.array(ids, np.int32) if len(ids) <= self.longest else None
 
 
 def prompt_ids(written: ChatFormat, question: Question) -> list[int]:
     """Return the ids that the model continues. Raises BadInput as `written` does."""
-    asked = question.conversation
-    ids = written.prompt_ids(asked.messages, asked.tools)
+    conversation = question.conversation
+    ids = written.prompt_ids(conversation.messages, conversation.tools)
     return ids + (written.tokenizer.encode_further(question.begun) if question.begun else [])
 
 
 def _line(question: Question) -> bytes:
     """Return what rewards get. Raises BadInput for a record that could not be read again."""
-    given = {"prompt": question.prompt, "answer": question.answer, "record": question.record}
-    given |= {"begun": question.begun} if question.begun else {}
-    line = json.dumps(given, ensure_ascii=False, default=str)
+    fields = {"prompt": question.prompt, "answer": question.answer, "record": question.record}
+    fields |= {"begun": question.begun} if question.begun else {}
+    line = json.dumps(fields, ensure_ascii=False, default=str)
     parse_json(line, question.conversation.where, strict=False)
     return f"{line}\n".encode()
 

@@ -65,16 +65,16 @@ class Fields:
 
         Raises BadInput if several are, because the record could mean two things.
         """
-        found = self.there(*names)
-        if any(self.values[name] != self.values[found[0]] for name in found):
-            keys = " and ".join(map(repr, found))
+        names_here = self.there(*names)
+        if any(self.values[name] != self.values[names_here[0]] for name in names_here):
+            keys = " and ".join(map(repr, names_here))
             raise BadInput(
                 f"{self.where}: the keys {keys} could all be the {what}. Keep one of them in the "
                 "data, or let `pion new` write a copy: it asks which one is meant"
             )
-        for name in found[1:]:
+        for name in names_here[1:]:
             self.take(name)
-        return found[0] if found else None
+        return names_here[0] if names_here else None
 
 
 def is_null(value: Any) -> bool:
@@ -106,7 +106,7 @@ def json_in(value: Any, where: str) -> Any:
 
 def yes_or_no(value: Any, where: str) -> bool:
     """Return true, 1, "1" and "true" as True, and the same of false. Raises BadInput for others."""
-    said = value.strip().lower() if isinstance(value, str) else value
-    if not isinstance(said, bool | int | float | str) or said not in (*_YES, *_NO):
+    answer = value.strip().lower() if isinstance(value, str) else value
+    if not isinstance(answer, bool | int | float | str) or answer not in (*_YES, *_NO):
         raise BadInput(f"{where} must be true or false, or 1 or 0, not {shown(value)}")
-    return said in _YES
+    return answer in _YES

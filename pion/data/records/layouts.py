@@ -92,8 +92,8 @@ def _kind(fields: Fields) -> Kind | None:
         return "pair"
     if (turns or answers) and any(_means(fields, label, True, False) for label in LABELS):
         return "label"
-    asked = turns or (answers and fields.there(*QUESTIONS)) or _marked(fields)
-    return "chat" if asked else None
+    is_chat = turns or (answers and fields.there(*QUESTIONS)) or _marked(fields)
+    return "chat" if is_chat else None
 
 
 def _marked(fields: Fields) -> bool:
@@ -139,9 +139,9 @@ def read_chat(record: Any, where: str) -> Conversation:
         messages = side(fields, value, prompt, f"{where}: key {key!r}")
         context = 0 if layout else len(prompt)
         layout = layout and f"{layout}, the answer in {key}"
-    whole = with_system(fields, messages)
-    context += len(whole) - len(messages) if context else 0
-    return Conversation(whole, tools_of(fields), where, context, seen_in(fields, layout))
+    with_prompt = with_system(fields, messages)
+    context += len(with_prompt) - len(messages) if context else 0
+    return Conversation(with_prompt, tools_of(fields), where, context, seen_in(fields, layout))
 
 
 def read_conversation(record: Any, where: str, *, own: bool = False) -> Conversation:
@@ -153,20 +153,22 @@ def read_conversation(record: Any, where: str, *, own: bool = False) -> Conversa
     conversation = read_chat(record, where)
     if not own:
         return learnable(conversation)
-    said = tidied(conversation)
-    if not any(turn.role == "assistant" and turn.learned for turn in turns_of(said)):
+    tidy = tidied(conversation)
+    if not any(turn.role == "assistant" and turn.learned for turn in turns_of(tidy)):
         raise nothing_to_learn(conversation)
-    return said
+    return tidy
 
 
 def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
     keys = ", ".join(map(shown, fields.names)) or "no key"
     if kind is not None:
-        what = "two answers, of which one is better" if kind == "pair" else "an answer with a label"
+        content = (
+            "two answers, of which one is better" if kind == "pair" else "an answer with a label"
+        )
         how = " with prefer.loss apo-zero" if kind == "label" else ""
         return BadInput(
-            f"{fields.where}: not a conversation: the record has {what} ({keys}). The stage prefer "
-            f"learns from these{how}: name the file under prefer.sources"
+            f"{fields.where}: not a conversation: the record has {content} ({keys}). The stage "
+            f"prefer learns from these{how}: name the file under prefer.sources"
         )
     wanted = (names for names in (TURNS, ANSWERS, QUESTIONS) if not fields.there(*names))
     empty = [name for names in wanted for name in names if name in fields.names]
@@ -202,8 +204,8 @@ def turns_under(fields: Fields, value: Any, place: str) -> list[Message]:
 def tools_of(fields: Fields, beside: Any = None) -> list[dict[str, Any]] | None:
     """Return the tools of a record, which may be `beside` its messages. Raises BadInput."""
     key = fields.one_of(TOOLS, "tools")
-    given = beside if key is None else fields.take(key)
-    return read_tools(given, f"{fields.where}: {key or 'tools'!r}")
+    tools = beside if key is None else fields.take(key)
+    return read_tools(tools, f"{fields.where}: {key or 'tools'!r}")
 
 
 def with_system(fields: Fields, messages: list[Message]) -> list[Message]:
@@ -214,11 +216,11 @@ def with_system(fields: Fields, messages: list[Message]) -> list[Message]:
     """
     key = fields.one_of(SYSTEMS, "system message")
     system = fields.values.get(key or "")
-    there = [m["content"] for m in messages if m["role"] == "system" and says_something(m)]
-    if key is None or (there and there != [system]):
+    system_texts = [m["content"] for m in messages if m["role"] == "system" and says_something(m)]
+    if key is None or (system_texts and system_texts != [system]):
         return messages
     system = text_of(fields.take(key), f"{fields.where}: key {key!r}")
-    return messages if there else [{"role": "system", "content": system}, *messages]
+    return messages if system_texts else [{"role": "system", "content": system}, *messages]
 
 
 # ---------------------------------------------------------------- prompts and answers
@@ -238,34 +240,34 @@ def prompt_of(fields: Fields) -> tuple[list[Message], str]:
     key = fields.one_of(questions, "question")
     if key is None:
         return history, ""
-    value, place = fields.take(key), f"{where}: key {key!r}"
+    value, location = fields.take(key), f"{where}: key {key!r}"
     if isinstance(value, str) and marked(value):
-        return [*history, *transcript(value, place, ends_open=True)], ""
+        return [*history, *transcript(value, location, ends_open=True)], ""
     if isinstance(value, int | float) or not isinstance(value, str | list | dict):
-        raise BadInput(f"{place} must be text or a list of messages, not {shown(value)}")
+        raise BadInput(f"{location} must be text or a list of messages, not {shown(value)}")
     if not isinstance(value, str):
-        return [*history, *turns_under(fields, value, place)], ""
-    words = f"the question is in {key}{f' after {HISTORY}' if history else ''}"
+        return [*history, *turns_under(fields, value, location)], ""
+    layout = f"the question is in {key}{f' after {HISTORY}' if history else ''}"
     below = next((c for c in fields.there(*CONTEXTS) if c != key), None)
     if below is not None and isinstance(fields.values[below], str):
         value = f"{value.strip()}\n\n{fields.take(below).strip()}"
-        words = f"{words} with {below} below it"
-    return [*history, {"role": "user", "content": value}], words
+        layout = f"{layout} with {below} below it"
+    return [*history, {"role": "user", "content": value}], layout
 
 
 def history_of(fields: Fields) -> list[Message]:
     """Return Alpaca's earlier turns: [question, answer] each, or messages. Raises BadInput."""
     if not fields.there(HISTORY):
         return []
-    place = f"{fields.where}: key {HISTORY!r}"
-    given = json_in(fields.take(HISTORY), place)
+    location = f"{fields.where}: key {HISTORY!r}"
+    turns_before = json_in(fields.take(HISTORY), location)
     turns: list[Any] = []
-    for turn in given if isinstance(given, list) else [given]:
+    for turn in turns_before if isinstance(turns_before, list) else [turns_before]:
         if isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) for t in turn):
             turns += map(_message, ("user", "assistant"), turn)
         else:
             turns.append(turn)
-    return turns_under(fields, turns, place)
+    return turns_under(fields, turns, location)
 
 
 def _message(role: str, text: str) -> Message:

@@ -55,25 +55,25 @@ def transcript(text: str, place: str, *, ends_open: bool = False) -> list[Messag
     before, *parts = marked(text)
     if parts[0] == "Human":
         _require_turns(parts[::2], place)
-    told = before.rpartition(">")[2].strip()
-    turns = [{"role": "system", "content": told}] if told else []
-    for name, given in zip(parts[::2], parts[1::2]):
-        said = without_ends(given).rstrip()
-        if (system := _SYSTEM.match(said)) is not None:
+    system_text = before.rpartition(">")[2].strip()
+    turns = [{"role": "system", "content": system_text}] if system_text else []
+    for name, part in zip(parts[::2], parts[1::2]):
+        content = without_ends(part).rstrip()
+        if (system := _SYSTEM.match(content)) is not None:
             turns.append({"role": "system", "content": system[1]})
-            said = said[system.end() :]
-        turns.append({"role": _ROLES.get(name, name), "content": said})
+            content = content[system.end() :]
+        turns.append({"role": _ROLES.get(name, name), "content": content})
     messages = read_turns(turns, place)
     if ends_open and messages[-1]["role"] == "assistant" and messages.pop()["content"]:
         raise BadInput(f'{place} must end with "{parts[-2]}:", without an answer')
     return messages
 
 
-def _require_turns(names: list[str], place: str) -> None:
+def _require_turns(names: list[str], where: str) -> None:
     for number, name in enumerate(names, 1):
         if name != ("Human", "Assistant")[(number - 1) % 2]:
             raise BadInput(
-                f"{place}: turn {number} is by {name} again: Human and Assistant must take turns"
+                f"{where}: turn {number} is by {name} again: Human and Assistant must take turns"
             )
     if names[-1] != "Assistant":
-        raise BadInput(f"{place} ends with a turn of Human, without an answer of Assistant")
+        raise BadInput(f"{where} ends with a turn of Human, without an answer of Assistant")

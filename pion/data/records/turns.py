@@ -45,8 +45,8 @@ def read_turns(value: Any, where: str) -> list[Message]:
     if not isinstance(turns, list):
         raise BadInput(f"{where} must be a list of turns, not {shown(turns)}")
     messages: list[Message] = []
-    for number, given in enumerate(turns, 1):
-        for turn in _round(given):
+    for number, raw_turn in enumerate(turns, 1):
+        for turn in _round(raw_turn):
             message = read_turn(turn, f"{where}: turn {number}")
             # ms-swift writes one turn for a text and for each call after it.
             if role_name(turn) in CALLS and messages and messages[-1]["role"] == "assistant":
@@ -86,10 +86,10 @@ def read_turn(turn: Any, where: str) -> Message:
         rest.setdefault("tool_calls", [rest.pop("function_call")])
     if not is_blank(calls := rest.pop("tool_calls", None)):
         rest["tool_calls"] = read_calls(calls, f"{where}: its calls")
-    said = {"role": role, "content": content}
+    message = {"role": role, "content": content}
     spellings = (*ROLE_KEYS, *TEXT_KEYS)
     rest = {key: value for key, value in rest.items() if key not in spellings}
-    return said | _learned_and_thought(rest, role, where)
+    return message | _learned_and_thought(rest, role, where)
 
 
 def _learned_and_thought(rest: Message, role: str, where: str) -> Message:
@@ -103,8 +103,8 @@ def _learned_and_thought(rest: Message, role: str, where: str) -> Message:
     flags = {k: yes_or_no(rest.pop(k), f"{where}: {k!r}") for k in FLAGS if k in rest}
     if role != "assistant" and (key := next((k for k in _LEARNS if flags.get(k)), None)):
         raise BadInput(f"{where}: {key!r} is true, and Pion learns nothing of the role {role}")
-    found = [rest.pop(key, None) for key in _THOUGHTS]
-    thoughts = [text for text in found if not is_blank(text)]
+    raw_thoughts = [rest.pop(key, None) for key in _THOUGHTS]
+    thoughts = [text for text in raw_thoughts if not is_blank(text)]
     if thoughts and not isinstance(thoughts[0], str):
         raise BadInput(f"{where}: its thoughts must be text, not {shown(thoughts[0])}")
     if role == "assistant" and not all(flags.values()):
@@ -116,14 +116,14 @@ def _learned_and_thought(rest: Message, role: str, where: str) -> Message:
 def role_said(turn: Any) -> str | None:
     """Return a turn's name of its role, as it is written; None if it has none."""
     keys = turn if isinstance(turn, dict) else {}
-    said = keys.get(_key_of(keys, ROLE_KEYS) or "")
-    return said if isinstance(said, str) else None
+    role = keys.get(_key_of(keys, ROLE_KEYS) or "")
+    return role if isinstance(role, str) else None
 
 
 def _key_of(turn: Mapping[str, Any], names: Sequence[str]) -> str | None:
     """Return the first of the names that is filled, or that is there if all are blank."""
-    there = (name for name in names if turn.get(name) is not None)
-    return min(there, key=lambda name: is_blank(turn[name]), default=None)
+    present = (name for name in names if turn.get(name) is not None)
+    return min(present, key=lambda name: is_blank(turn[name]), default=None)
 
 
 def role_name(turn: Any) -> str | None:
@@ -182,12 +182,12 @@ def read_calls(calls: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _arguments(function: dict[str, Any]) -> Any:
-    given = function.get("arguments", function.get("parameters", {}))
+    arguments = function.get("arguments", function.get("parameters", {}))
     try:
-        parsed = json_in(given or {}, "")
+        parsed = json_in(arguments or {}, "")
     except BadInput:  # what a model wrote may be no JSON
-        return given
-    return parsed if isinstance(parsed, dict) else given
+        return arguments
+    return parsed if isinstance(parsed, dict) else arguments
 
 
 def read_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:

@@ -20,7 +20,7 @@ _PANDAS = (
 def table_in(value: Mapping[str, Any]) -> str | None:
     """Return what a JSON object is, and how to make JSON Lines of it, if it is a whole table: a
     list of records under a key, or one of the layouts that pandas writes; else None."""
-    inner = [set(one) for one in value.values() if isinstance(one, Mapping)]
+    inner = [set(row) for row in value.values() if isinstance(row, Mapping)]
     if inner and len(inner) == len(value) and all(keys == inner[0] for keys in inner):
         if all(map(str.isdecimal, value)):
             return _PANDAS.format("index")

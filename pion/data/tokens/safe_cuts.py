@@ -71,19 +71,19 @@ def may_cut(settings: Mapping[str, Any]) -> bool:
     )
     only_special = all(token["special"] for token in settings["added_tokens"])
     normalizers = [step.get("type") for step in steps_of(settings.get("normalizer"))]
-    known = normalizers in ([], ["NFC"]) and known_pre_tokenizer(settings) is not None
-    return (plain_text or only_special) and known
+    supported = normalizers in ([], ["NFC"]) and known_pre_tokenizer(settings) is not None
+    return (plain_text or only_special) and supported
 
 
 def pieces(text: str) -> list[str]:
     """Return the pieces of a text: itself if the text is short, or has no safe place to cut."""
-    found, start = [], 0
+    parts, start = [], 0
     while len(text) - start > 2 * PIECE_CHARS and (
         cut := SAFE_CUT.search(text, start + PIECE_CHARS)
     ):
-        found.append(text[start : cut.start()])
+        parts.append(text[start : cut.start()])
         start = cut.start()
-    return [*found, text[start:]]
+    return [*parts, text[start:]]
 
 
 def known_pre_tokenizer(settings: Mapping[str, Any]) -> str | None:
@@ -101,7 +101,7 @@ def known_pre_tokenizer(settings: Mapping[str, Any]) -> str | None:
             {"type": "ByteLevel"} as level,
             # Without what the expression does not match: it matches all characters.
         ] if (behavior, bool(split.get("invert"))) in _WHOLE and expression in SPLITS.values():
-            name = next(name for name, known in SPLITS.items() if known == expression)
+            name = next(name for name, pattern in SPLITS.items() if pattern == expression)
             use_regex = False
         case _:
             return None

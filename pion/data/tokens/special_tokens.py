@@ -56,12 +56,12 @@ def read_special_tokens(
         stops.append(end_of_turn)
     if not stops:
         stops.append(_id_of(names.get("eos_token", tokenizer.end_of_text_token), tokenizer))
-    pad, known = names.get("pad_token", ""), tokenizer.special_ids
+    pad, ids = names.get("pad_token", ""), tokenizer.special_ids
     note = f"its pad_token {shown(pad)} is no special token of tokenizer.json, and is not needed"
     return SpecialTokens(
         tuple(dict.fromkeys(stops)),
-        known.get(pad, tokenizer.pad),
-        note if pad and pad not in known else "",
+        ids.get(pad, tokenizer.pad),
+        note if pad and pad not in ids else "",
     )
 
 
@@ -88,10 +88,10 @@ def _generation_stops(folder: Path, tokenizer: Tokenizer) -> list[int]:
 
 
 def _id_of(token: str, tokenizer: Tokenizer) -> int:
-    found = tokenizer.special_ids.get(token)
-    if found is None:
+    token_id = tokenizer.special_ids.get(token)
+    if token_id is None:
         raise BadInput(
             f"tokenizer_config.json names the token {token!r}, but tokenizer.json has no "
             "special token of this text. Are both files from the same model?"
         )
-    return found
+    return token_id

@@ -93,12 +93,12 @@ class ReplacedCharacters:
         if self._pattern is None:
             return
         for text in _texts(value):
-            found = self._pattern.findall(text)
-            if found and len(self.places) < MOST_NAMED:
-                line = text.count("\n", 0, text.index(found[0])) + 1
+            characters = self._pattern.findall(text)
+            if characters and len(self.places) < MOST_NAMED:
+                line = text.count("\n", 0, text.index(characters[0])) + 1
                 within = f", line {line:,} of this text" if "\n" in text else ""
-                self.places.append(f"{where}{within} (U+{ord(found[0]):04X})")
-            self.count += len(found)
+                self.places.append(f"{where}{within} (U+{ord(characters[0]):04X})")
+            self.count += len(characters)
 
     def add(self, count: int, places: Collection[str]) -> None:
         """Add what was counted elsewhere, in later texts."""

@@ -182,12 +182,12 @@ class Tokenizer:
     def encode_further(self, text: str, *, specials: bool = False) -> list[int]:
         """Return the ids of a text that continues another one. With ``specials``, those too."""
         texts = [self.joint, self.joint + text]
-        before, whole = (
+        before, longer = (
             (encoding.ids for encoding in self.encode_with_specials(texts))
             if specials
             else self.encode_batch(texts)
         )
-        return list(whole[len(before) :])
+        return list(longer[len(before) :])
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, using all cores.
@@ -402,9 +402,9 @@ def _end_of_text_token(special_ids: dict[str, int], folder: str | Path | None, w
     named = token_names(folder).get("eos_token") if folder is not None else None
     if named in special_ids:
         return str(named)
-    found = shown(", ".join(special_ids)) if special_ids else "none"
+    names = shown(", ".join(special_ids)) if special_ids else "none"
     raise BadInput(
         f"{where}: no end-of-text token: key added_tokens must contain a special token named one "
         f"of {', '.join(END_OF_TEXT_NAMES)}, or the eos_token of the tokenizer_config.json next to "
-        f"this file; it contains {found}."
+        f"this file; it contains {names}."
     )

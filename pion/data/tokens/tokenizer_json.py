@@ -166,7 +166,7 @@ def _other_step(settings: Mapping[str, Any]) -> str | None:
     normal, before, after = (
         steps_of(settings.get(key)) for key in ("normalizer", "pre_tokenizer", "decoder")
     )
-    known = {
+    checks = {
         "normalizer": normal in ([], [_SPACE], [{"type": "Prepend", "prepend": "▁"}, _SPACE]),
         "pre_tokenizer": before in ([], [_SPLIT])
         if normal
@@ -174,7 +174,7 @@ def _other_step(settings: Mapping[str, Any]) -> str | None:
         == [("Metaspace", "▁")],
         "decoder": after in (_TEXT, [*_TEXT, STRIP]),
     }
-    wrong = next((key for key in known if not known[key]), None) if in_pieces(settings) else None
+    wrong = next((key for key in checks if not checks[key]), None) if in_pieces(settings) else None
     return wrong and f"key {wrong} is {shown(settings.get(wrong))}"
 
 
@@ -213,7 +213,7 @@ def steps_of(step: Any) -> list[Mapping[str, Any]]:
     inside = [key for key in _INSIDE if isinstance(step.get(key), list)]
     if not inside:
         return [step]
-    return [found for key in inside for part in step[key] for found in steps_of(part)]
+    return [inner for key in inside for part in step[key] for inner in steps_of(part)]
 
 
 def _growth(step: Mapping[str, Any]) -> float:

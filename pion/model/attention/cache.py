@@ -199,8 +199,8 @@ class KVCache:
         tokens = max(self._reached[one], self._reached[other])
         for buffers in self._buffers:
             buffers.swap(one, other, tokens)
-        for kept in (self.lengths, self._reached):
-            kept[one], kept[other] = kept[other], kept[one]
+        for lengths in (self.lengths, self._reached):
+            lengths[one], lengths[other] = lengths[other], lengths[one]
 
     def copy(self, source: int, row: int, length: int) -> None:
         """Give a row the first `length` tokens of another, if `can_cut` says that it has them."""
@@ -269,8 +269,8 @@ class LayerCache(RowBuffers):
         with torch.no_grad():
             seen = self._extend_text(keys[:, :, :count], values[:, :, :count], place)
             new = keys[:, :, count:], values[:, :, count:]
-            kept = self.extra.extend(new, place.extra, place.rows)
-        return torch.cat([seen[0], kept[0]], dim=2), torch.cat([seen[1], kept[1]], dim=2)
+            extra = self.extra.extend(new, place.extra, place.rows)
+        return torch.cat([seen[0], extra[0]], dim=2), torch.cat([seen[1], extra[1]], dim=2)
 
     def _extend_text(self, keys: Tensor, values: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

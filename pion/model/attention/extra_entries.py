@@ -59,9 +59,9 @@ class RowBuffers(ABC):
         """Let two rows of at most so many tokens change places."""
         if self.both is not None:
             here = slice(self.entries_of(tokens))
-            kept = self.both[:, one, :, here].clone()
+            first = self.both[:, one, :, here].clone()
             self.both[:, one, :, here] = self.both[:, other, :, here]
-            self.both[:, other, :, here] = kept
+            self.both[:, other, :, here] = first
 
     def copy(self, source: int, row: int, tokens: int) -> None:
         """Give a row the first tokens of another."""

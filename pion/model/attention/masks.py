@@ -75,28 +75,28 @@ def build_masks(
         if kernel == "documents" and documents is not None:
             return {"full": Mask(documents=document_lengths(documents))}
         return {"full": build_mask(config, tokens, keys, documents, flex=kernel == "flex")}
-    found: Masks = {
+    masks: Masks = {
         reach: _window_mask(config, count, tokens, keys, documents, flex=kernel == "flex")
         for reach, count in window_blocks(windows, window).items()
         if reach in reaches(config)
     }
     if "full" in reaches(config):
-        found["full"] = build_mask(config, tokens, keys, documents, flex=kernel == "flex")
-    return found
+        masks["full"] = build_mask(config, tokens, keys, documents, flex=kernel == "flex")
+    return masks
 
 
 def build_cache_masks(config: ModelConfig, tokens: Tensor, place: Place, cache: KVCache) -> Masks:
     """Return the mask of each reach for `tokens` (B, T), which a cache has at `place`."""
-    found = Masks()
+    masks = Masks()
     for reach in sorted(reaches(config)):
         if (key := cache.key_positions(reach, place, tokens.device)) is not None:
-            found[reach] = _mask_by_positions(config, reach, place, key, cache.dtype)
+            masks[reach] = _mask_by_positions(config, reach, place, key, cache.dtype)
         elif config.windows is None or reach == "full":
-            found[reach] = build_mask(config, tokens, place.end, None)
+            masks[reach] = build_mask(config, tokens, place.end, None)
         else:  # the rows are equally long, and all their keys are there, in order
             count = window_blocks(config.windows)[reach]
-            found[reach] = _window_mask(config, count, tokens, place.end, None, flex=False)
-    return found
+            masks[reach] = _window_mask(config, count, tokens, place.end, None, flex=False)
+    return masks
 
 
 def _mask_by_positions(
@@ -218,12 +218,12 @@ def block_mask(
         partial = partial | (of_prompts & ~full)
     first = None
     if window is not None:
-        place = torch.arange(full.shape[1], device=device)
+        block = torch.arange(full.shape[1], device=device)
         # How far back blocks of keys begin. The whole of a block is near if its first key is in the
         # window of the last query, and some of it if its last key is in that of the first query.
-        back = (place[:, None] - place) * FLEX_BLOCK
-        whole, near = back + FLEX_BLOCK <= window, back - FLEX_BLOCK + 1 < window
-        full, partial = full & whole, near & (partial | (full & ~whole))
+        back = (block[:, None] - block) * FLEX_BLOCK
+        within, near = back + FLEX_BLOCK <= window, back - FLEX_BLOCK + 1 < window
+        full, partial = full & within, near & (partial | (full & ~within))
         # A number that changes from step to step would compile the kernels again.
         first = torch.arange(1 - window, tokens + 1 - window, device=device)
     return to_block_mask(full, partial, visible(documents, branches, first), tokens, FLEX_BLOCK)
@@ -279,8 +279,8 @@ def _window_mask(
         if documents is not None:
             allowed = (allowed & (documents[:, :, None] == documents[:, None]))[:, None]
         return Mask(allowed=allowed)
-    one = torch.zeros(1, keys, dtype=torch.int64, device=device)
-    numbers = one if documents is None else documents
+    single = torch.zeros(1, keys, dtype=torch.int64, device=device)
+    numbers = single if documents is None else documents
     full, partial = visited_blocks(numbers, count, block)
     if flex:
         return Mask(blocks=to_block_mask(full, partial, visible(documents), keys, block))
@@ -304,9 +304,9 @@ def visited_blocks(documents: Tensor, count: int, block: int) -> tuple[Tensor, T
     low, high = ranges_of_blocks(documents, block)
     place = torch.arange(low.shape[1], device=documents.device)
     past, here = place[:, None] > place, place[:, None] >= place
-    whole = (low[:, :, None] == high[:, None]) & (high[:, :, None] == low[:, None])
+    equal = (low[:, :, None] == high[:, None]) & (high[:, :, None] == low[:, None])
     touching = (low[:, :, None] <= high[:, None]) & (high[:, :, None] >= low[:, None])
-    full = past & whole
+    full = past & equal
     partial = here & touching & ~full
     left = (count - full.sum(dim=-1, keepdim=True)).clamp(min=1)
     return full & (_recency(full) < count), partial & (_recency(partial) <= left)

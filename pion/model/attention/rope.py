@@ -53,8 +53,8 @@ class Frequencies(NamedTuple):
             turning = torch.linspace(0, 1, self.head_dim // 4, dtype=torch.float32, device=device)
             plain = torch.cat((self.theta**-turning, torch.zeros_like(turning)))
         else:
-            whole = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
-            plain = self.theta ** -(whole / self.head_dim)
+            dimensions = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
+            plain = self.theta ** -(dimensions / self.head_dim)
         scaling = self.scaling
         if scaling is None or scaling.kind == "llama3":
             return plain if scaling is None else scaled(plain, scaling)
@@ -91,9 +91,9 @@ def frequencies_of(config: ModelConfig, *, windowed: bool = False) -> Frequencie
     window."""
     heads = config.heads or Heads()
     width, half = heads.rotary_width(config.head_dim), heads.rotary == "half"
-    own = config.windows.rope_theta if windowed and config.windows is not None else None
-    if own is not None:
-        return Frequencies(width, own, half)
+    window_theta = config.windows.rope_theta if windowed and config.windows is not None else None
+    if window_theta is not None:
+        return Frequencies(width, window_theta, half)
     scaling = config.rope_scaling
     long = scaling is not None and scaling.long_in(config.seq_len)
     return Frequencies(width, config.rope_theta, half, scaling, long)
@@ -155,15 +155,15 @@ def rotations(
         return Rotation(*(each[None, past : past + length, None] for each in table))
     if positions is None:
         positions = torch.arange(past, past + length, device=device)[None]
-    found = (
+    rotation = (
         rotation_at(positions, frequencies)
         if table is None
         else Rotation(*(each[positions][:, :, None] for each in table))
     )
     if scaling is None or not growth:
-        return found
+        return rotation
     contexts = (positions // scaling.original_max_position_embeddings).float()
-    return found._replace(growth=(1 + growth * contexts.log1p())[:, None, :, None])
+    return rotation._replace(growth=(1 + growth * contexts.log1p())[:, None, :, None])
 
 
 def tables_of(config: ModelConfig, device: torch.device) -> list[tuple[Tensor, Tensor] | None]:

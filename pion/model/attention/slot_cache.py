@@ -86,9 +86,9 @@ def cached_entries(slots: Slots, positions: Tensor, shown: int) -> Entries:
     """
     number = torch.arange(shown, device=positions.device)[None]
     end = (number // slots.per_segment + 1) * slots.segment - 1
-    found = _entries(slots, positions, end, number[0] % slots.per_segment)
-    document = torch.where(found.positions < 0, -1, 0)
-    return Entries(found.order, found.segment, found.queried, document, found.positions)
+    entries = _entries(slots, positions, end, number[0] % slots.per_segment)
+    document = torch.where(entries.positions < 0, -1, 0)
+    return Entries(entries.order, entries.segment, entries.queried, document, entries.positions)
 
 
 def _entries(slots: Slots, positions: Tensor, end: Tensor, which: Tensor) -> Entries:

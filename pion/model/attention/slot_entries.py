@@ -66,7 +66,7 @@ def entries_of(
     last = _places_of(ends, groups)  # (rows, groups): the last token of each full segment, or −1
     used, last = last >= 0, last.clamp(min=0)
     each = slots.per_segment
-    own = -2 - torch.arange(groups * each, device=device)  # unused slots see themselves only
+    unused = -2 - torch.arange(groups * each, device=device)  # unused slots see themselves only
     slot_time = time.gather(1, last).repeat_interleave(each, dim=1)
     slot_number = number.gather(1, last).repeat_interleave(each, dim=1)
     which = torch.arange(each, device=device).repeat(groups)
@@ -75,7 +75,7 @@ def entries_of(
         order=torch.cat([time * (each + 1), slot_time * (each + 1) + 1 + which], dim=1),
         segment=torch.cat([time // slots.segment, torch.full_like(slot_time, -1)], dim=1),
         queried=torch.cat([time, slot_time], dim=1) // slots.segment,
-        document=torch.cat([number, torch.where(is_used, slot_number, own)], dim=1),
+        document=torch.cat([number, torch.where(is_used, slot_number, unused)], dim=1),
         positions=torch.cat([places, places.gather(1, last).repeat_interleave(each, dim=1)], dim=1),
     )
 

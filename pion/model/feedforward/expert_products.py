@@ -123,12 +123,12 @@ def _sliced_mixture(
     products, parts = _products(x, matrices, order), _room(x, order, x.shape[1])
     on_host = ends.cpu().clone()
     d_ff = matrices[0].shape[1]
-    for own in _slices(x, weights, order, on_host):
-        gate_up, down = _matrices(matrices, own.expert, x.dtype)
+    for part in _slices(x, weights, order, on_host):
+        gate_up, down = _matrices(matrices, part.expert, x.dtype)
         # Padding is written where the next expert's rows will be.
-        both = torch.mm(x.index_select(0, own.tokens), gate_up.T, out=products[own.rows])
+        both = torch.mm(x.index_select(0, part.tokens), gate_up.T, out=products[part.rows])
         hidden = silu(both[:, :d_ff]).mul_(both[:, d_ff:])
-        torch.mm(hidden, down.T, out=parts[own.rows]).mul_(own.weights)
+        torch.mm(hidden, down.T, out=parts[part.rows]).mul_(part.weights)
     return _sum_of_choices(parts, order, weights.shape[1]), products, on_host
 
 
@@ -152,26 +152,26 @@ def _sliced_mixture_backward(
     parts, grad_weights = _room(x, order, x.shape[1]), torch.empty_like(weights)
     grad_gate, grad_up, grad_down = (_zeros_if_idle(matrix, ends) for matrix in matrices)
     d_ff = matrices[0].shape[1]
-    for own in _slices(x, weights, order, ends):
-        gate_up, down = _matrices(matrices, own.expert, x.dtype)
-        given, own_grad = x.index_select(0, own.tokens), grad.index_select(0, own.tokens)
-        gated, raised = products[own.rows].split(d_ff, dim=1)
+    for part in _slices(x, weights, order, ends):
+        gate_up, down = _matrices(matrices, part.expert, x.dtype)
+        inputs, own_grad = x.index_select(0, part.tokens), grad.index_select(0, part.tokens)
+        gated, raised = products[part.rows].split(d_ff, dim=1)
         activated = silu(gated)
         hidden = activated * raised
         grad_hidden = own_grad @ down  # of the hidden states times their weights
         by_choice = (grad_hidden * hidden).sum(dim=1)
-        grad_weights.view(-1)[own.choices] = by_choice[: len(own.choices)]
+        grad_weights.view(-1)[part.choices] = by_choice[: len(part.choices)]
         # Weights are multiplied into rows of d_model where possible: they are the shorter ones.
-        grad_down[own.expert] = own_grad.mul_(own.weights).T @ hidden
-        grad_hidden.mul_(own.weights)
-        grad_both = torch.empty_like(products[own.rows])
+        grad_down[part.expert] = own_grad.mul_(part.weights).T @ hidden
+        grad_hidden.mul_(part.weights)
+        grad_both = torch.empty_like(products[part.rows])
         torch.mul(activated, grad_hidden, out=grad_both[:, d_ff:])
         torch.ops.aten.silu_backward.grad_input(
             grad_hidden.mul_(raised), gated, grad_input=grad_both[:, :d_ff]
         )
-        grad_gate_up = grad_both.T @ given
-        grad_gate[own.expert], grad_up[own.expert] = grad_gate_up[:d_ff], grad_gate_up[d_ff:]
-        torch.mm(grad_both, gate_up, out=parts[own.rows])
+        grad_gate_up = grad_both.T @ inputs
+        grad_gate[part.expert], grad_up[part.expert] = grad_gate_up[:d_ff], grad_gate_up[d_ff:]
+        torch.mm(grad_both, gate_up, out=parts[part.rows])
     grad_x = _sum_of_choices(parts, order, weights.shape[1])
     return grad_x, grad_gate, grad_up, grad_down, grad_weights
 
@@ -196,9 +196,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    x, gate, up, down, weights, *kept = ctx.saved_tensors
+    x, gate, up, down, weights, *saved = ctx.saved_tensors
     grad_x, *grads, grad_weights = _sliced_mixture_backward(
-        grad.contiguous(), x, [gate, up, down], weights, kept
+        grad.contiguous(), x, [gate, up, down], weights, saved
     )
     return grad_x, grads, grad_weights, None, None
 

@@ -96,7 +96,7 @@ def _closeness(
     layers, last = [each.flatten(0, 1) for each in seen], states.flatten(0, 1)
     most = CPU_CHUNK_BYTES if last.device.type == "cpu" else CUDA_CHUNK_BYTES
     limit = min(most, 4 * vocab * len(last))
-    found = []
+    closeness = []
     size = rows_per_chunk(len(last), TENSORS * vocab, limit)
     for start in range(0, len(last), size):
         here = slice(start, start + size)
@@ -106,5 +106,5 @@ def _closeness(
             (weights * (final - predict(layer[here]).float().log_softmax(dim=-1))).sum(dim=-1)
             for layer in layers
         ]
-        found.append((-torch.stack(apart)).exp())
-    return torch.cat(found, dim=1).view(len(seen), *states.shape[:-1])
+        closeness.append((-torch.stack(apart)).exp())
+    return torch.cat(closeness, dim=1).view(len(seen), *states.shape[:-1])

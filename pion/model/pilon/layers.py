@@ -61,8 +61,8 @@ class Composed(FeedForward):
 
     def mixtures(self, mixing: Mixing) -> tuple[Mixture, Mixture]:
         """Return the mixtures of the layer's two recipes."""
-        band, top_k, rank, known = mixing
-        (up, down), *_ = known or (self.both_recipes(top_k),)
+        band, top_k, rank, recipes = mixing
+        (up, down), *_ = recipes or (self.both_recipes(top_k),)
         return band.up.mixture(up, rank), band.down.mixture(down, rank)
 
     def both_recipes(self, top_k: int) -> tuple[Recipe, Recipe]:

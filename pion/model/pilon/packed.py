@@ -97,7 +97,9 @@ def _a_band_for_each_layer(config: ModelConfig, state: State) -> tuple[ModelConf
     band_of = primitives.band_of()
     alone = {name: tensor for name, tensor in state.items() if not name.startswith("bands.")}
     for layer in range(config.n_layers):
-        band, own = f"bands.{band_of[layer]}.", f"bands.{layer}."
-        alone |= {own + n.removeprefix(band): t for n, t in state.items() if n.startswith(band)}
+        band, layer_prefix = f"bands.{band_of[layer]}.", f"bands.{layer}."
+        alone |= {
+            layer_prefix + n.removeprefix(band): t for n, t in state.items() if n.startswith(band)
+        }
     bands = tuple((layer,) for layer in range(config.n_layers))
     return replace(config, primitives=replace(primitives, bands=bands)), alone

@@ -136,8 +136,8 @@ class Bank(nn.Module):
         factors = every[chosen] if outlet is None else looked_up(every, chosen, outlet)
         ins, outs = factors.split(self.widths, dim=-1)
         if not self.settings.ternary:
-            one = ins.new_ones(1, 1)
-            return ins, outs, one, one
+            unit = ins.new_ones(1, 1)
+            return ins, outs, unit, unit
         of = self.settings.ternary_scale
         every_in, every_out = self.factors.split(self.widths, dim=-1)
         in_scale, out_scale = ternary_scales(every_in, ins, of), ternary_scales(every_out, outs, of)

@@ -53,7 +53,7 @@ class SharedBanks(SharedPart, nn.ModuleList):
         if now.trained and self.settings.stored is None:
             assert isinstance(block.feedforward, Composed | RoutedRecipes)
             each = block.feedforward.each()
-            recipes = tuple(self._with_outlets(one, layer, mixing, now) for one in each)
+            recipes = tuple(self._with_outlets(composed, layer, mixing, now) for composed in each)
             mixing = mixing._replace(recipes=recipes)
         return inputs._replace(feedforward=inputs.feedforward._replace(shared=mixing))
 

@@ -37,9 +37,9 @@ def run_backward(roots: list[Root]) -> None:
     node: Node = None
     while roots:
         node, slot, gradient = roots.pop()
-        own = gradients.setdefault(node, [None] * len(node._input_metadata))
-        own[slot] = _sum(own[slot], gradient)
-        del own, gradient
+        node_gradients = gradients.setdefault(node, [None] * len(node._input_metadata))
+        node_gradients[slot] = _sum(node_gradients[slot], gradient)
+        del node_gradients, gradient
     waiting = _count_uses(list(gradients))
     parents: dict[Node, list[Node]] = {}
     numbers = itertools.count()
@@ -49,23 +49,25 @@ def run_backward(roots: list[Root]) -> None:
     while ready:
         _, _, node = heapq.heappop(ready)
         held = parents.pop(node, None)
-        given = gradients.pop(node, None)
+        incoming = gradients.pop(node, None)
         edges = node.next_functions
-        results = [None] * len(edges) if given is None else _apply(node, given)
-        given = None
+        results = [None] * len(edges) if incoming is None else _apply(node, incoming)
+        incoming = None
         # Torch 2.11 does not let us hold a node that is written in Python: its parent does.
         for user, _ in edges:
             if isinstance(user, BackwardCFunction):
                 parents.setdefault(user, []).append(node)
         node = None
-        for place, (user, slot) in enumerate(edges):
+        for number, (user, slot) in enumerate(edges):
             if user is None:
                 continue
-            result, results[place] = results[place], None
+            result, results[number] = results[number], None
             if result is not None:
-                own = gradients.setdefault(user, [None] * len(user._input_metadata))
-                own[slot] = _sum(own[slot], _fitted(result, user._input_metadata[slot]))
-                del own
+                node_gradients = gradients.setdefault(user, [None] * len(user._input_metadata))
+                node_gradients[slot] = _sum(
+                    node_gradients[slot], _fitted(result, user._input_metadata[slot])
+                )
+                del node_gradients
             del result
             waiting[user] -= 1
             if not waiting[user]:
@@ -98,16 +100,20 @@ def _count_uses(roots: list[Node]) -> dict[Node, int]:
     return uses
 
 
-def _apply(node: Node, given: list[Tensor | None]) -> list[Tensor | None]:
+def _apply(node: Node, incoming: list[Tensor | None]) -> list[Tensor | None]:
     if node.name() == ACCUMULATE:
-        if given[0] is not None:
-            _add_gradient(node.variable, given[0])
+        if incoming[0] is not None:
+            _add_gradient(node.variable, incoming[0])
         return []
     # A function that is written in Python can't be called like the others.
     in_python = isinstance(node, BackwardCFunction)
-    result = node.apply(*given) if in_python else node(*given)
+    result = node.apply(*incoming) if in_python else node(*incoming)
     results = result if isinstance(result, tuple) else (result,)
-    return [one for some in results for one in (some if isinstance(some, list) else [some])]
+    return [
+        result_part
+        for some in results
+        for result_part in (some if isinstance(some, list) else [some])
+    ]
 
 
 def _fitted(gradient: Tensor, expected: Any) -> Tensor:

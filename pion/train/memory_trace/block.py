@@ -108,17 +108,17 @@ def measure_block(
     origins = Origins(fused=compiled)
 
     def pack(tensor: Tensor) -> Any:
-        if (found := origins.computed_again.get(tensor.untyped_storage())) is None:
+        if (origin := origins.computed_again.get(tensor.untyped_storage())) is None:
             return tensor.detach()
         # A product that reads the tensor later still changes what was found.
         form = tensor.shape, tensor.stride(), tensor.storage_offset()
-        return found, *form, tensor.dtype, tensor.device
+        return origin, *form, tensor.dtype, tensor.device
 
     def unpack(packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
-        found, shape, stride, offset, dtype, device = packed
-        for itself in found:
+        origin, shape, stride, offset, dtype, device = packed
+        for itself in origin:
             if isinstance(itself, Tensor):
                 return itself.as_strided(shape, stride, offset)
         return torch.empty_strided(shape, stride, dtype=dtype, device=device)
@@ -129,12 +129,12 @@ def measure_block(
     forward = max(live.history) - start
     roots = [root_of(each, torch.empty_like(each)) for each in results if each.requires_grad]
     del results
-    kept = live.live - start - sum(size_of(gradient) for _, _, gradient in roots)
+    retained = live.live - start - sum(size_of(gradient) for _, _, gradient in roots)
     begin, live.history = live.live, [live.live]
     run_backward(roots)
     backward = max(live.history) - begin
     live.history = history
-    return BlockMemory(kept, copies, max(0, forward - kept), backward)
+    return BlockMemory(retained, copies, max(0, forward - retained), backward)
 
 
 def _is_product(operation: Any) -> bool:
@@ -207,13 +207,13 @@ class _StandIn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         # Tensors come first: a node has edges for them only, in their order.
-        *given, trigger, kind, now, mask, inputs = arguments
+        *tensors, trigger, kind, now, mask, inputs = arguments
         memory, before, group = kind.memory, now.group(now.layer - 1), now.group(now.layer)
         ctx.memory, ctx.now, ctx.mask, ctx.groups = memory, now, mask, (before, group)
-        ctx.given = [(tensor.shape, tensor.dtype) for tensor in given[:inputs]]
-        ctx.sum = max(map(size_of, given[inputs:]), default=0)
+        ctx.given = [(tensor.shape, tensor.dtype) for tensor in tensors[:inputs]]
+        ctx.sum = max(map(size_of, tensors[inputs:]), default=0)
         ctx.device = trigger.device
-        ctx.save_for_backward(*given[:inputs])
+        ctx.save_for_backward(*tensors[:inputs])
         ctx.kept = _room(ctx, memory.kept)
         needed = memory.forward
         if now.shards:

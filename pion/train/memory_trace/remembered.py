@@ -63,12 +63,12 @@ def remembered_peaks(work: Workload, rows: int, *, recompute: bool, ranks: int =
     if work.sharded:
         key += f" {ranks}"
     with _ONE_TRACE:
-        known = _known(work)
-        if key not in known:
+        peaks = _known(work)
+        if key not in peaks:
             with _timed():
-                known[key] = _trace(work).peaks(rows, recompute=recompute, ranks=ranks)
-            _write(work, known)
-        return known[key]
+                peaks[key] = _trace(work).peaks(rows, recompute=recompute, ranks=ranks)
+            _write(work, peaks)
+        return peaks[key]
 
 
 def traced_seconds() -> float:
@@ -107,16 +107,16 @@ def _known(work: Workload) -> dict[str, Peaks]:
     from pion.train.memory_trace.live_bytes import Peaks  # imports much of torch
 
     try:
-        found = read_json(_file(work))
-        return {str(key): Peaks(*map(int, numbers)) for key, numbers in found.items()}
+        record = read_json(_file(work))
+        return {str(key): Peaks(*map(int, numbers)) for key, numbers in record.items()}
     except (BadInput, OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
 def _write(work: Workload, known: dict[str, Peaks]) -> None:
-    found = {key: dataclasses.astuple(peaks) for key, peaks in known.items()}
+    record = {key: dataclasses.astuple(peaks) for key, peaks in known.items()}
     with contextlib.suppress(BadInput):
-        write_atomically(_file(work), json.dumps(found).encode())
+        write_atomically(_file(work), json.dumps(record).encode())
 
 
 @lru_cache(maxsize=256)

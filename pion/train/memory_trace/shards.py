@@ -76,8 +76,8 @@ class Groups:
         """The bytes when the backward pass has ended: the gradients of all but the blocks are
         whole, and one group after the other sends its own."""
         last = (*self.tables, self.rest)
-        whole = sum(group.gradients for group in last)
-        return whole + max(group.leaving - group.gradients for group in last)
+        all_gradients = sum(group.gradients for group in last)
+        return all_gradients + max(group.leaving - group.gradients for group in last)
 
 
 NO_GROUPS = Groups([], [], NOTHING)
@@ -92,8 +92,8 @@ def groups_of(model: Decoder, ranks: int) -> Groups:
     roles = {model.get_parameter(name): role for name, role in parameter_roles(model).items()}
 
     def of(weights: Iterable[nn.Parameter]) -> Shards:
-        found = ((weight, roles[weight]) for weight in weights)
-        return shards_of([each for each in found if each[1] not in KEPT_WHOLE], ranks)
+        weight_roles = ((weight, roles[weight]) for weight in weights)
+        return shards_of([each for each in weight_roles if each[1] not in KEPT_WHOLE], ranks)
 
     return Groups(list(map(of, blocks)), list(map(of, tables)), of(rest))
 

@@ -75,7 +75,7 @@ class StepTrace:
             now.received = torch.empty(rest.gathered, dtype=torch.uint8, device=self._work.device)
             total = self._loss(partial(self._stand_in, now, {}), rows, now)
             forward = max(self._live.history)
-            kept = self._live.live - start
+            retained = self._live.live - start
             self._live.history = []
             roots = [root_of(total, torch.ones_like(total))]
             del total
@@ -86,7 +86,7 @@ class StepTrace:
             backward = max(self._live.history)
         # The loss of gates calls the model's `logits` inside of `losses`. Then FSDP2 frees the rest
         # after the forward pass, and gathers it again.
-        again = kept + rest.copied_out if self._work.config.gates else 0
+        again = retained + rest.copied_out if self._work.config.gates else 0
         return Peaks(
             now.activations + rest.gathered - start,
             max(forward - start + rest.gathered, rest.copied_out),
@@ -179,14 +179,14 @@ class StepTrace:
         return stand_in(kinds[structure], now, tensors, shared, inputs.attention.mask)
 
     def _measured(self, block: Block, leaves: list[Any], spec: TreeSpec) -> Kind:
-        given = [
+        stand_ins = [
             leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
             for leaf in leaves
         ]
         made: list[Any] = []
 
         def run() -> list[Tensor]:
-            results, form = tree_flatten(block(*tree_unflatten(given, spec)))
+            results, form = tree_flatten(block(*tree_unflatten(stand_ins, spec)))
             # What would be made of a result would keep it.
             likes = [
                 torch.empty(r.shape, dtype=r.dtype, device="meta", requires_grad=r.requires_grad)
@@ -228,10 +228,10 @@ def _let_the_engine_count_devices() -> None:
 def _structure_of(block: Block, leaves: list[Any], spec: TreeSpec) -> Any:
     """Return what equal blocks of a pass have in common."""
     weights = tuple((n, p.shape, p.dtype, p.requires_grad) for n, p in block.named_parameters())
-    given = tuple((t.shape, t.dtype, t.requires_grad) for t in leaves if isinstance(t, Tensor))
+    tensors = tuple((t.shape, t.dtype, t.requires_grad) for t in leaves if isinstance(t, Tensor))
     modules = [leaf for leaf in leaves if isinstance(leaf, nn.Module)]
     shared = tuple((p.shape, p.dtype, p.requires_grad) for m in modules for p in m.parameters())
-    return repr(block), weights, given, shared, str(spec)
+    return repr(block), weights, tensors, shared, str(spec)
 
 
 def _shared_weights(inputs: BlockInputs) -> list[Tensor]:
@@ -265,9 +265,9 @@ def model_of(work: Workload) -> Decoder:
         if work.only_apart:
             freeze(model, OTHER_ROLES)
         if work.sharded and work.dtype == "bfloat16":
-            whole = {id(weight) for weight in kept_whole(model)}
+            whole_weights = {id(weight) for weight in kept_whole(model)}
             for weight in model.blocks.parameters():
-                if id(weight) not in whole:
+                if id(weight) not in whole_weights:
                     weight.data = weight.data.to(torch.bfloat16)
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
@@ -279,21 +279,21 @@ def model_of(work: Workload) -> Decoder:
 def drop_gradients(module: nn.Module, model: Decoder) -> None:
     """Drop the gradients of a module of the model, but those of weights that each rank has whole:
     their gradients are there in all micro-batches."""
-    whole = {id(weight) for weight in kept_whole(model)}
+    whole_weights = {id(weight) for weight in kept_whole(model)}
     for weight in module.parameters():
-        if id(weight) not in whole:
+        if id(weight) not in whole_weights:
             weight.grad = None
 
 
 def batch_of(work: Workload, rows: int) -> Batch:
     """Return rows of zeros."""
     tokens = torch.zeros(rows, work.seq_len, dtype=torch.int64)
-    given = [torch.zeros_like(tokens) if work.documents else None for _ in range(2)]
+    zeros = [torch.zeros_like(tokens) if work.documents else None for _ in range(2)]
     sequences = None
     if work.sequences:
         numbers = torch.zeros(rows, columns_for(work.sequences, paired=True), dtype=torch.float64)
         sequences = Sequences(numbers, numbers.long(), numbers.to(torch.int8))
-    return Batch(tokens, torch.zeros_like(tokens), given[0], given[1], sequences)
+    return Batch(tokens, torch.zeros_like(tokens), zeros[0], zeros[1], sequences)
 
 
 def objective_of(work: Workload) -> Objective:

@@ -69,22 +69,22 @@ class Cleaned:
         first = self._firsts[source]
         # As bytes, which Python reads faster than numpy's numbers.
         verdicts = self.verdicts[first : self._firsts[source + 1]].tobytes()
-        found, number = self.inputs[source], -1
-        examples = [one for _, some in self.record["examples"] for one in some]
-        wanted = {place for one in examples for place in one[:2] if place != NONE}
+        source_input, number = self.inputs[source], -1
+        examples = [example for _, some in self.record["examples"] for example in some]
+        wanted = {position for example in examples for position in example[:2] if position != NONE}
 
         def kept(document: Document) -> bool:
             nonlocal number
             number += 1
             if number >= len(verdicts):
                 raise BadInput(
-                    f"{found.key}: the files have changed while they were prepared. Nothing was "
-                    "trained. Wait until they are complete, then run the same command again."
+                    f"{source_input.key}: the files have changed while they were prepared. Nothing "
+                    "was trained. Wait until they are complete, then run the same command again."
                 )
             if first + number in wanted:
                 self.shown[first + number] = {
                     "source": source,
-                    "document": place_of(found, document.origin),
+                    "document": place_of(source_input, document.origin),
                     "text": cut_short(document.text),
                 }
             return verdicts[number] == Verdict.KEPT
@@ -102,7 +102,7 @@ class Cleaned:
                 {
                     "rule": Verdict(verdict).words,
                     "documents": int(np.count_nonzero(self.verdicts == verdict)),
-                    "examples": [self._example(*one) for one in examples],
+                    "examples": [self._example(*example) for example in examples],
                 }
                 for verdict, examples in self.record["examples"]
             ],
@@ -112,20 +112,20 @@ class Cleaned:
 
     def require_text(self) -> None:
         """Raise BadInput for a source of which nothing is left."""
-        for number, found in enumerate(self.inputs):
-            own = self._of_source(number)
-            if not own["kept"]:
+        for number, source_input in enumerate(self.inputs):
+            counts = self._of_source(number)
+            if not counts["kept"]:
                 raise BadInput(
-                    f"{found.key}: data.clean leaves out all of its {own['documents']:,} "
-                    f"documents ({left_out_in_words(own['dropped'])}). Nothing was trained. "
+                    f"{source_input.key}: data.clean leaves out all of its {counts['documents']:,} "
+                    f"documents ({left_out_in_words(counts['dropped'])}). Nothing was trained. "
                     "Change a bound of data.clean, or remove this source"
                 )
 
     def _of_source(self, number: int) -> dict[str, Any]:
-        own = self.verdicts[self._firsts[number] : self._firsts[number + 1]]
-        counts = np.bincount(own, minlength=len(Verdict)).tolist()
+        verdicts = self.verdicts[self._firsts[number] : self._firsts[number + 1]]
+        counts = np.bincount(verdicts, minlength=len(Verdict)).tolist()
         dropped = {v.words: counts[v] for v in Verdict if v != Verdict.KEPT and counts[v]}
-        return {"documents": len(own), "kept": counts[Verdict.KEPT], "dropped": dropped}
+        return {"documents": len(verdicts), "kept": counts[Verdict.KEPT], "dropped": dropped}
 
     def _example(self, document: int, original: int, item: str) -> dict[str, Any]:
         example = dict(self.shown[document])
@@ -156,8 +156,8 @@ def clean(job: Job, inputs: Sequence[Input], folder: Path, say: Say) -> Cleaned:
         _keep(cleaned, folder)
         judged.file.unlink(missing_ok=True)
     cleaned.require_text()
-    kept = np.count_nonzero(cleaned.verdicts == Verdict.KEPT)
-    say(Note(f"data.clean keeps {kept:,} of {len(cleaned.verdicts):,} documents"))
+    count = np.count_nonzero(cleaned.verdicts == Verdict.KEPT)
+    say(Note(f"data.clean keeps {count:,} of {len(cleaned.verdicts):,} documents"))
     return cleaned
 
 
@@ -189,8 +189,8 @@ def _decide(job: Job, inputs: Sequence[Input], judged: Judged, index: Index, say
     if job.data.clean.exact:
         leave_out(exact_copies(entries["hash"], verdicts == Verdict.KEPT), Verdict.EXACT_COPY)
     if job.data.clean.near is not None:
-        kept = verdicts == Verdict.KEPT
-        near = near_copies(entries["signature"], kept, job.data.clean.near, compared)
+        is_kept = verdicts == Verdict.KEPT
+        near = near_copies(entries["signature"], is_kept, job.data.clean.near, compared)
         leave_out(near, Verdict.NEAR_COPY)
     record = {
         "documents": judged.counts,

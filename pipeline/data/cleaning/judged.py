@@ -136,9 +136,9 @@ def _judge(work: _Work, judged: Judged, file: BinaryIO) -> None:
 
 def _batches(work: _Work, counts: Sequence[int]) -> Iterator[tuple[int, list[tuple[bool, str]]]]:
     """Yield the source and the texts of documents that are not in the file, held out or not."""
-    for source, (found, done) in enumerate(zip(work.inputs, list(counts))):
-        left = islice(documents(work.job, found), done, None)
-        marked = ((is_held_out(work.job, one), one.text) for one in left)
+    for source, (source_input, done) in enumerate(zip(work.inputs, list(counts))):
+        left = islice(documents(work.job, source_input), done, None)
+        marked = ((is_held_out(work.job, document), document.text) for document in left)
         for batch in batches(marked, BATCH_CHARS):
             yield source, batch
 
@@ -165,8 +165,8 @@ def _look_for_items(
             entries[place]["item"] = of_sets.min()
             entries[place]["verdict"] = Verdict.EVALUATION
 
-    kept = np.flatnonzero((entries["verdict"] == Verdict.KEPT) & ~np.array(held_out))
-    searched = ((place, encoded[place]) for place in kept.tolist())
+    candidates = np.flatnonzero((entries["verdict"] == Verdict.KEPT) & ~np.array(held_out))
+    searched = ((place, encoded[place]) for place in candidates.tolist())
     search(index, searched, judged.found, on_overlap=note)
 
 

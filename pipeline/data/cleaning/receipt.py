@@ -51,8 +51,8 @@ def _item_in_words(index: Index, item: int) -> str:
         return ""
     group = int(np.searchsorted(index.firsts, item, side="right")) - 1
     of_set = index.sets[group // 2]
-    found = of_set.items[item - index.firsts[group]]
-    return f"{of_set.name}: {cut_short(f'{found.question} {found.answer}')}"
+    item_texts = of_set.items[item - index.firsts[group]]
+    return f"{of_set.name}: {cut_short(f'{item_texts.question} {item_texts.answer}')}"
 
 
 def judge(index: Index, found: Found) -> list[dict[str, Any]]:
@@ -68,24 +68,28 @@ def judge(index: Index, found: Found) -> list[dict[str, Any]]:
 
 def _judge_set(index: Index, found: Found, number: int) -> dict[str, Any]:
     first, of_control, end = index.firsts[2 * number : 2 * number + 3]
-    items, controls, own = slice(first, of_control), slice(of_control, end), index.sets[number]
+    items, controls, evaluation_set = (
+        slice(first, of_control),
+        slice(of_control, end),
+        index.sets[number],
+    )
     judged, enough = index.sizes > 0, found.overlapped(index)
 
     def share(which: slice, texts: list[Item], agrees: np.ndarray) -> Share | None:
-        passages = [item.passage for item, kept in zip(texts, judged[which]) if kept]
+        passages = [item.passage for item, is_judged in zip(texts, judged[which]) if is_judged]
         return share_of(agrees[which][judged[which]], passages)
 
-    overlapped = share(items, list(own.items), enough)
-    control = share(controls, list(own.control), enough)
+    overlapped = share(items, list(evaluation_set.items), enough)
+    control = share(controls, list(evaluation_set.control), enough)
     shares = {
         "overlapped": overlapped,
-        "with_answer": share(items, list(own.items), found.with_answer),
+        "with_answer": share(items, list(evaluation_set.items), found.with_answer),
         "control": control,
     }
     return {
-        "name": own.name,
-        "digest": own.digest,
-        "items": len(own.items),
+        "name": evaluation_set.name,
+        "digest": evaluation_set.digest,
+        "items": len(evaluation_set.items),
         "unjudged": int(np.count_nonzero(~judged[items])),
         **{name: None if of is None else of._asdict() for name, of in shares.items()},
         "verdict": verdict(overlapped, control, found.rows),

@@ -46,10 +46,12 @@ def with_control(job: Job, sets: Sequence[ItemSet], inputs: Sequence[Input]) -> 
     """
     if not sets:
         return []
-    held_out = [text for found in inputs for text in _held_out_texts(job, found)]
+    held_out = [text for source_input in inputs for text in _held_out_texts(job, source_input)]
     return [
-        dataclasses.replace(one, control=draw_control(one.items, held_out, seed=job.seed))
-        for one in sets
+        dataclasses.replace(
+            evaluation_set, control=draw_control(evaluation_set.items, held_out, seed=job.seed)
+        )
+        for evaluation_set in sets
     ]
 
 
@@ -75,8 +77,8 @@ def draw_control(
             continue
         row = int(rows[chance.integers(len(rows))])
         first = int(chance.integers(sizes[row] - length + 1))
-        words = split_words(held_out[row])[first : first + length]
-        text = b" ".join(words).decode(errors="replace")
+        chosen = split_words(held_out[row])[first : first + length]
+        text = b" ".join(chosen).decode(errors="replace")
         excerpts.append(Item(question=text, answer="", passage=f"row {row}"))
     return excerpts
 
@@ -96,7 +98,10 @@ def _held_out_texts(job: Job, found: Input) -> Iterator[bytes]:
 def _of_file(path: Path) -> list[ItemSet]:
     if path.is_dir() or path.suffix == ".zip":
         return [ItemSet(task.label, _items_of_task(task)) for task in read_bundle(path).tasks]
-    items = [Item(one.context, one.choices[one.answer]) for one in read_questions(path)]
+    items = [
+        Item(question.context, question.choices[question.answer])
+        for question in read_questions(path)
+    ]
     return [ItemSet(path.stem, items)]
 
 

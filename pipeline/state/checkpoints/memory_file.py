@@ -45,8 +45,8 @@ class MemoryFile:
         except OSError:
             return None
         about = os.fstat(fd)
-        found = (about.st_dev, about.st_ino, about.st_size)
-        if found == (self.device, self.inode, self.size) and about.st_uid == os.geteuid():
+        identity = (about.st_dev, about.st_ino, about.st_size)
+        if identity == (self.device, self.inode, self.size) and about.st_uid == os.geteuid():
             return fd
         os.close(fd)
         return None

@@ -68,17 +68,17 @@ class _Channel:
         import torch
         import torch.distributed as dist
 
-        said = torch.tensor(word)
-        dist.broadcast(said, src=0, group=self.said)
-        return int(said)
+        signal = torch.tensor(word)
+        dist.broadcast(signal, src=0, group=self.said)
+        return int(signal)
 
     def tell(self, about: Any) -> Any:
         """Return what rank 0 tells."""
         import torch.distributed as dist
 
-        told = [about]
-        dist.broadcast_object_list(told, src=0, group=self.said)
-        return told[0]
+        message = [about]
+        dist.broadcast_object_list(message, src=0, group=self.said)
+        return message[0]
 
     def of_all_ranks(self, mine: Any) -> list[Any]:
         """Return what each rank has."""
@@ -157,8 +157,8 @@ class CopiesForRankZero(_Channel):
 
     def follow(self) -> None:
         """Copy whenever rank 0 asks, until rank 0 goes on."""
-        while (said := self.say(GO_ON)) != GO_ON:
-            if said == USE_MEMORY:
+        while (signal := self.say(GO_ON)) != GO_ON:
+            if signal == USE_MEMORY:
                 self._use(*self.tell(None))
             else:
                 self._copy()

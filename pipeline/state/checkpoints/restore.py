@@ -117,10 +117,10 @@ def check_entry(
         return f"{MANIFEST} is missing"
     except Damaged:
         return f"{MANIFEST} is damaged"
-    found = model_sha256(files)
-    if found is None:
+    sha256 = model_sha256(files)
+    if sha256 is None:
         return f"{MANIFEST} lists no weights"
-    if found != entry.model_sha256:
+    if sha256 != entry.model_sha256:
         return OTHER_WEIGHTS
     wanted = {name: about for name, about in files.items() if optimizer or name != OPTIMIZER}
     return workspace.fetch(entry.key, wanted, once=once)
@@ -144,7 +144,7 @@ def _unlisted(
     latest step first."""
     if not workspace.remote:
         return
-    found: list[tuple[CheckpointEntry, Files]] = []
+    saves: list[tuple[CheckpointEntry, Files]] = []
     for path in workspace.folder(f"checkpoints/{stage}").glob(f"*/{MANIFEST}"):
         try:
             data = read_file(path)
@@ -161,7 +161,7 @@ def _unlisted(
             for epoch, steps in head.restores.items()
         )
         if save.digest == digest and descends and not rewound and model_sha256(files):
-            found.append((save.entry(files), files))
-    for entry, files in sorted(found, key=lambda item: -item[0].step):
+            saves.append((save.entry(files), files))
+    for entry, files in sorted(saves, key=lambda item: -item[0].step):
         if workspace.local_problem(entry.key, files) is None:
             yield entry

@@ -128,12 +128,12 @@ def sweep_abandoned(claim: Claim) -> list[str]:
     are deleted at once. Returns the folders' keys.
     """
     sweep_unused(claim)
-    known = claim.head.listed() | {item.key for item in claim.head.trash}
+    listed = claim.head.listed() | {item.key for item in claim.head.trash}
     folders = {
         entry.key.removeprefix(claim.state.key("")).rpartition("/")[0]
         for entry in claim.store.list(claim.state.key("checkpoints/"))
     }
-    abandoned = sorted(folder for folder in folders - known if _epoch_of(folder) < claim.epoch)
+    abandoned = sorted(folder for folder in folders - listed if _epoch_of(folder) < claim.epoch)
     if abandoned:
         now = claim.store_now()
         claim.commit(lambda head: head.with_trash(abandoned, now))

@@ -78,8 +78,8 @@ class Snapshot:
         have the rest. The memory has all tensors after `wait`. Raises `StoreError` like `reserve`.
         """
         self.reserve(model, optimizer, pieces)
-        whole = (*model.items(), *optimizer.items())
-        pairs = [(self._views[name], tensor) for name, tensor in whole if not tensor.is_meta]
+        tensors = (*model.items(), *optimizer.items())
+        pairs = [(self._views[name], tensor) for name, tensor in tensors if not tensor.is_meta]
         pairs += [(piece.within(self._views[piece.name]), piece.values) for piece in pieces]
         if self.others is not None:
             self.others.begin(self.fd, self.places)

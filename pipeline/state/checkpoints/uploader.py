@@ -67,8 +67,8 @@ class SaveRequest:
     @classmethod
     def from_json(cls, text: str) -> SaveRequest:
         """Return the request that was written as JSON."""
-        asked = json.loads(text)
-        return cls(**asked | {"provenance": Provenance(**asked["provenance"])})
+        fields = json.loads(text)
+        return cls(**fields | {"provenance": Provenance(**fields["provenance"])})
 
 
 @dataclass(frozen=True)
@@ -98,17 +98,17 @@ def save(store: Store, request: SaveRequest, memory: Mapping[str, Content]) -> S
 def _write(store: Store, request: SaveRequest, contents: Mapping[str, Content]) -> Files:
     """Write the files to the folder on this machine, or else to the store; return them."""
     folder = request.local_folder
-    place: Store = store if folder is None else FileStore(folder)
+    target: Store = store if folder is None else FileStore(folder)
     prefix = f"{request.key}/" if folder is None else ""
     with ThreadPoolExecutor(2) as pool:
         hashes = pool.map(lambda data: hashlib.sha256(data).hexdigest(), contents.values())
         for name, data in contents.items():
             mark("save")
-            place.write(prefix + name, data)
+            target.write(prefix + name, data)
         files = {
             name: (len(data), sha256) for (name, data), sha256 in zip(contents.items(), hashes)
         }
-    place.write(prefix + MANIFEST, request.provenance.manifest(files))
+    target.write(prefix + MANIFEST, request.provenance.manifest(files))
     return files
 
 
@@ -158,10 +158,10 @@ def _difference(path: Path, written: Content) -> str | None:
     try:
         for piece in read_directly(path):
             for start in range(0, len(piece), COMPARED_AT_ONCE):
-                found = piece[start : start + COMPARED_AT_ONCE].tobytes()
-                if found != expected[position : position + len(found)].tobytes():
+                part = piece[start : start + COMPARED_AT_ONCE].tobytes()
+                if part != expected[position : position + len(part)].tobytes():
                     return f"{path.name} differs from the written data at byte {position:,}"
-                position += len(found)
+                position += len(part)
     except OSError as error:
         return f"{path.name} can't be read ({error.strerror})"
     if position < len(expected):

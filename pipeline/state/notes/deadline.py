@@ -36,8 +36,8 @@ class Asked:
 
     def describe(self) -> str:
         """Return `deadline.hours 42` or `deadline.at 2026-12-01 18:00:00 UTC`, with the margin."""
-        what = f"at {moment(self.at)}" if self.at is not None else f"hours {self.hours or 0:g}"
-        return f"deadline.{what}, with a margin of {duration(self.margin)}"
+        setting = f"at {moment(self.at)}" if self.at is not None else f"hours {self.hours or 0:g}"
+        return f"deadline.{setting}, with a margin of {duration(self.margin)}"
 
 
 @closed_record

@@ -81,8 +81,8 @@ def pending_stop(
     Files that can't be read as requests are reported to `note` and ignored, because they must not
     end a run. Raises `StoreError`.
     """
-    found = _requests(run, note).values()
-    obeyed = (r for r in found if launch_id is None or r.except_launch != launch_id)
+    requests = _requests(run, note).values()
+    obeyed = (r for r in requests if launch_id is None or r.except_launch != launch_id)
     return max(obeyed, key=lambda request: request.at, default=None)
 
 
@@ -115,7 +115,7 @@ def _delete(run: RunState, keys: list[str]) -> int:
 
 def _requests(run: RunState, note: Note = lambda text: None) -> dict[str, StopRequest]:
     """Return the requests that can be read, by key."""
-    found = {}
+    requests = {}
     for entry in run.store.list(run.key(REQUESTS)):
         try:
             request, _ = _file(run, entry.key).read()
@@ -123,8 +123,8 @@ def _requests(run: RunState, note: Note = lambda text: None) -> dict[str, StopRe
             note(f"a request was ignored: {error}")
         else:
             if request is not None:  # else it was cleared meanwhile
-                found[entry.key] = request
-    return found
+                requests[entry.key] = request
+    return requests
 
 
 def _file(run: RunState, key: str) -> RecordFile[StopRequest]:

@@ -52,8 +52,8 @@ class Joiner:
 
     def _files(self) -> list[Segment]:
         """Return all files with numbers of this and earlier epochs."""
-        found = (parse(entry, self._folder) for entry in self._store.list(self._folder))
-        return [s for s in found if s is not None and s.first >= 0 and s.epoch <= self._epoch]
+        parsed = (parse(entry, self._folder) for entry in self._store.list(self._folder))
+        return [s for s in parsed if s is not None and s.first >= 0 and s.epoch <= self._epoch]
 
     def _groups(self, files: Sequence[Segment], level: int) -> Iterator[list[Segment]]:
         """Yield the groups of neighbours to join into an object of this level."""

@@ -40,8 +40,8 @@ class _RowLog:
             if not rows:
                 return
             if self._next is None:
-                found = segments(self._store, self._log, Unreadable(), f"{self._epoch}/")
-                self._next = 1 + max((segment.last for segment in found), default=-1)
+                written = segments(self._store, self._log, Unreadable(), f"{self._epoch}/")
+                self._next = 1 + max((segment.last for segment in written), default=-1)
             key = f"{self._folder}/{self._next:06d}.jsonl"
             # Use a new number even if this write fails: the failed write may still land later.
             self._next += 1

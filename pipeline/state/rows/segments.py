@@ -74,15 +74,15 @@ def found_in(
 
     Counts in `unreadable` like `segments`.
     """
-    found = []
+    segments = []
     for entry in entries:
         if entry.key.endswith(".jsonl"):
             segment = parse(entry, folder)
             if segment is None:
                 unreadable.add_file(f"{url}/{entry.key}")
             else:
-                found.append(segment)
-    return found
+                segments.append(segment)
+    return segments
 
 
 def parse(entry: Entry, folder: str) -> Segment | None:
@@ -98,13 +98,13 @@ def parse(entry: Entry, folder: str) -> Segment | None:
         return Segment(epoch, first, first, 0, entry.key, entry.size)
     last, level = int(numbers["last"]), int(numbers["level"])
     # A copy of the store may have been cut short. Its parts may still be whole.
-    whole = first <= last and int(numbers["bytes"]) == entry.size
-    return Segment(epoch, first, last, level, entry.key, entry.size) if whole else None
+    is_complete = first <= last and int(numbers["bytes"]) == entry.size
+    return Segment(epoch, first, last, level, entry.key, entry.size) if is_complete else None
 
 
 def without_parts(found: Iterable[Segment]) -> list[Segment]:
     """Return the files in the order of their rows, without those that another one contains."""
-    kept: list[Segment] = []
+    segments: list[Segment] = []
     around: Segment | None = None
     # An object comes before its parts.
     for segment in sorted(found, key=lambda s: (s.epoch, s.first, -s.last, -s.level, s.key)):
@@ -112,8 +112,8 @@ def without_parts(found: Iterable[Segment]) -> list[Segment]:
             continue
         if segment.level:
             around = segment
-        kept.append(segment)
-    return kept
+        segments.append(segment)
+    return segments
 
 
 def lines_of(store: Store, key: str) -> list[bytes] | None:

@@ -55,8 +55,8 @@ def row_seconds(row: Mapping[str, Any]) -> float:
     """Return the seconds of a row's steps, divided by the tokens in a row of training data;
     infinite if it does not say."""
     if "stands_for" in row:
-        known: float | None = row["stands_for"]["row_seconds"]
-        return math.inf if known is None else known
+        seconds: float | None = row["stands_for"]["row_seconds"]
+        return math.inf if seconds is None else seconds
     first, stop = row.get("rows") or (0, 0)
     speed = row.get("tokens_per_second") or 0.0
     return (stop - first) / speed if stop > first and speed else math.inf
@@ -82,8 +82,8 @@ def _thinned(rows: Sequence[Row], ranges: int, tail: int) -> dict[int, Row]:
     """Return by their numbers the rows that stay: of each of `ranges`, the last `tail`, and those
     that must."""
     ends = _ends_of_reports(rows)
-    kept = _kept(rows, ranges, tail)
-    kept |= {ends[i] for i in kept}
+    chosen = _kept(rows, ranges, tail)
+    chosen |= {ends[i] for i in chosen}
     result: dict[int, Row] = {}
     waiting: list[Row] = []
     for i, row in enumerate(rows):
@@ -91,7 +91,7 @@ def _thinned(rows: Sequence[Row], ranges: int, tail: int) -> dict[int, Row]:
             result[i] = row
             continue
         waiting.append(row)
-        if i not in kept:
+        if i not in chosen:
             continue
         if ends[i] > i:  # the end of its report stands for it
             result[i] = {**row, "stands_for": _stands_for([])}
@@ -130,18 +130,18 @@ def _ends_of_reports(rows: Sequence[Row]) -> list[int]:
 def _kept(rows: Sequence[Row], ranges: int, tail: int) -> set[int]:
     """Return the numbers of the rows that stay."""
     losses = [i for i, row in enumerate(rows) if "loss" in row]
-    kept = {*losses[:1], *losses[-tail:]}
+    chosen = {*losses[:1], *losses[-tail:]}
     # The last before a row without a loss, which is an evaluation and takes its own time.
-    kept |= {i for i in losses if i + 1 < len(rows) and "loss" not in rows[i + 1]}
+    chosen |= {i for i in losses if i + 1 < len(rows) and "loss" not in rows[i + 1]}
     width = max(1, -(-len(losses) // ranges))
     for start in range(0, len(losses), width):
         some = losses[start : start + width]
-        if known := [i for i in some if rows[i]["loss"] is not None]:
-            kept.add(min(known, key=lambda i: rows[i]["loss"]))
-            kept.add(max(known, key=lambda i: rows[i]["loss"]))
-        if known := [i for i in some if rows[i].get("grad_norm") is not None]:
-            kept.add(max(known, key=lambda i: rows[i]["grad_norm"]))
-    return kept
+        if finite := [i for i in some if rows[i]["loss"] is not None]:
+            chosen.add(min(finite, key=lambda i: rows[i]["loss"]))
+            chosen.add(max(finite, key=lambda i: rows[i]["loss"]))
+        if finite := [i for i in some if rows[i].get("grad_norm") is not None]:
+            chosen.add(max(finite, key=lambda i: rows[i]["grad_norm"]))
+    return chosen
 
 
 # ---------------------------------------------------------------- files
@@ -153,8 +153,8 @@ def thin_of(store: Store, parts: Sequence[Segment], contents: Sequence[bytes]) -
     rows: dict[int, Row] = {}
     for part, content in zip(parts, contents):
         rows |= (read_thin(store, part) if part.level else None) or _rows_of(content.splitlines())
-    kept = thinned([*rows.values()])
-    lines = [finite_json({"rows": len(kept)}), *map(finite_json, kept)]
+    thin_rows = thinned([*rows.values()])
+    lines = [finite_json({"rows": len(thin_rows)}), *map(finite_json, thin_rows)]
     thin = "".join(f"{line}\n" for line in lines).encode()
     return thin if len(thin) <= WORTH * sum(map(len, contents)) else None
 
@@ -185,8 +185,8 @@ def _fewer(rows: Mapping[int, Row | None], ranges: int) -> dict[int, Row | None]
     """Return the rows of a file with None in place of those that are left out. Their hashes stay,
     by which a row that a later file has again is recognized."""
     lines = [line for line, row in rows.items() if row is not None]
-    kept = _thinned([row for row in rows.values() if row is not None], ranges, tail=1)
-    return {**dict.fromkeys(rows), **{lines[i]: row for i, row in kept.items()}}
+    chosen = _thinned([row for row in rows.values() if row is not None], ranges, tail=1)
+    return {**dict.fromkeys(rows), **{lines[i]: row for i, row in chosen.items()}}
 
 
 class ThinReader:
@@ -224,8 +224,8 @@ class ThinReader:
         for _ in range(LISTS):
             wanted = self._listed()
             new = [segment for segment in wanted if segment.key not in self._rows]
-            found = zip(new, read_all(self._read, new))
-            self._rows |= {segment.key: rows for segment, rows in found if rows is not None}
+            segment_rows = zip(new, read_all(self._read, new))
+            self._rows |= {segment.key: rows for segment, rows in segment_rows if rows is not None}
             gone = [segment.key for segment in wanted if segment.key not in self._rows]
             if not gone:
                 break
@@ -250,8 +250,10 @@ class ThinReader:
                     self._rows[key] = _fewer(self._rows[key], self._most_ranges)
                     self._ranges[key] = self._most_ranges
             # Rows that no object has joined yet don't count: leaving out others doesn't help there.
-            kept = sum(row is not None for key in joined[:-1] for row in self._rows[key].values())
-            if kept <= MOST_ROWS or self._most_ranges == 1:
+            row_count = sum(
+                row is not None for key in joined[:-1] for row in self._rows[key].values()
+            )
+            if row_count <= MOST_ROWS or self._most_ranges == 1:
                 return
             self._most_ranges = max(1, self._most_ranges // 2)
 

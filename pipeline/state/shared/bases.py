@@ -62,11 +62,11 @@ def write_pin(run: RunState, base: Base, *, replace: bool = False) -> None:
     def pinned(present: Base | None) -> Base:
         return base if present is None or (replace and present.hash != base.hash) else present
 
-    found = _pin(run, base.source).change(pinned, None)
-    if found.hash != base.hash:
+    pinned_base = _pin(run, base.source).change(pinned, None)
+    if pinned_base.hash != base.hash:
         raise BadInput(
-            f"model.from: another start of run {run.name} has just begun with {found}, and this "
-            f"one found {base}. Nothing was started. Run the same command again"
+            f"model.from: another start of run {run.name} has just begun with {pinned_base}, and "
+            f"this one found {base}. Nothing was started. Run the same command again"
         )
 
 

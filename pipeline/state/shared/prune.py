@@ -75,8 +75,8 @@ def list_shared(store: Store, clock: Clock) -> list[Listed]:
             prepared_by=None if writer is None else writer.run,
         )
 
-    found = [one for one in read_all(look, list(stored.items())) if one is not None]
-    return sorted(found, key=lambda item: (item.state.at, item.fingerprint))
+    shared_items = [shared for shared in read_all(look, list(stored.items())) if shared is not None]
+    return sorted(shared_items, key=lambda item: (item.state.at, item.fingerprint))
 
 
 def mark(store: Store, fingerprints: Iterable[str], clock: Clock) -> list[str]:
@@ -96,11 +96,13 @@ def mark(store: Store, fingerprints: Iterable[str], clock: Clock) -> list[str]:
         folder = state.folder if state.delete_after is None else None
         if folder is not None and data_key(fingerprint, folder) not in used():
             result = dataclasses.replace(result, delete_after=after)
-        known = {state.folder, *(item.folder for item in state.unneeded)}
+        folders_known = {state.folder, *(item.folder for item in state.unneeded)}
         writer = preparing(store, state, Owner.me(), clock)
         if writer is not None:
-            known.add(writer.folder)
-        left = (f for f in folders if f not in known and data_key(fingerprint, f) not in used())
+            folders_known.add(writer.folder)
+        left = (
+            f for f in folders if f not in folders_known and data_key(fingerprint, f) not in used()
+        )
         unneeded = (*state.unneeded, *(Unneeded(folder, after) for folder in left))
         result = dataclasses.replace(result, writer=writer, unneeded=unneeded)
         if result != dataclasses.replace(state, writer=writer):
@@ -153,32 +155,32 @@ def _change_all(
 
     The HEADs are read after all the states: see the module's docstring.
     """
-    found: dict[str, DataState] = {}
+    changed: dict[str, DataState] = {}
     while fingerprints:
         read = partial(read_state, store)
         states = zip(fingerprints, read_all(read, fingerprints))
         used = functools.cache(lambda: keys_in_use(runs_in(store)))
         again = []
         for fingerprint, (state, version) in states:
-            found[fingerprint] = wanted = change(fingerprint, state, used)
+            changed[fingerprint] = wanted = change(fingerprint, state, used)
             if wanted != state and not swap_state(store, fingerprint, wanted, version):
                 again.append(fingerprint)
         fingerprints = again
-    return found
+    return changed
 
 
 def _stored_folders(store: Store, fingerprint: str = "") -> dict[str, dict[str, int]]:
     """Return the bytes in each folder, by fingerprint and folder, as the store has them; of one
     fingerprint, or of all."""
-    found: dict[str, dict[str, int]] = {}
+    by_fingerprint: dict[str, dict[str, int]] = {}
     for entry in store.list(f"{SHARED}/{fingerprint}/" if fingerprint else f"{SHARED}/"):
         parts = entry.key.split("/")
         if len(parts) == 3 and parts[2] == "state.json" and is_sha256(parts[1]):
-            found.setdefault(parts[1], {})
+            by_fingerprint.setdefault(parts[1], {})
         if len(parts) > 3 and is_data_key("/".join(parts[:3])):
-            sizes = found.setdefault(parts[1], {})
+            sizes = by_fingerprint.setdefault(parts[1], {})
             sizes[parts[2]] = sizes.get(parts[2], 0) + entry.size
-    return found
+    return by_fingerprint
 
 
 def _let_go_if_unused(now: float, fingerprint: str, state: DataState, used: Used) -> DataState:

@@ -107,8 +107,8 @@ def find_rows(store: Store, rows: str) -> tuple[str, int] | None:
     """Return the key of data that has the rows with a fingerprint, and the number of the source
     there; None: there is none. The data may be deleted by now. Raises StoreError."""
     pattern = re.compile(rf"({SHARED}/[0-9a-f]{{64}}/)rows-{rows}-([0-9]{{1,9}})-([0-9a-f]{{32}})")
-    found = (pattern.fullmatch(entry.key) for entry in store.list(f"{SHARED}/"))
-    return next(((m[1] + m[3], int(m[2])) for m in found if m), None)
+    matches = (pattern.fullmatch(entry.key) for entry in store.list(f"{SHARED}/"))
+    return next(((m[1] + m[3], int(m[2])) for m in matches if m), None)
 
 
 def new_folder() -> str:

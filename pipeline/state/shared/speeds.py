@@ -63,8 +63,8 @@ def read_train_speeds(store: Store, model: Mapping[str, Any]) -> list[PastSpeed]
     StoreError."""
     keys = [entry.key for entry in store.list(_folder(model)) if entry.key.endswith(".json")]
     kind = strictly(PastSpeed)
-    found = read_all(lambda key: RecordFile(store, key, kind).read_if_readable()[0], keys[:MOST])
-    return sorted((s for s in found if s is not None), key=lambda speed: -speed.at)
+    speeds = read_all(lambda key: RecordFile(store, key, kind).read_if_readable()[0], keys[:MOST])
+    return sorted((s for s in speeds if s is not None), key=lambda speed: -speed.at)
 
 
 def about_speed(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,11 +68,11 @@ class EarlyUpload:
         if not self._workspace.remote:
             return
         if self._thread is None:
-            kept = self._workspace.kept(self._key)
+            uploaded = self._workspace.kept(self._key)
             earlier = sorted(
                 files_below(self._own), key=lambda p: (p.parent != self._own, p.stat().st_mtime_ns)
             )
-            self._missing = [p for p in earlier if p != path and self._name(p) not in kept]
+            self._missing = [p for p in earlier if p != path and self._name(p) not in uploaded]
             self._thread = threading.Thread(target=self._upload, name="early upload", daemon=True)
             self._thread.start()
         with self._changed:
@@ -125,10 +125,14 @@ class EarlyUpload:
 
     def _set_apart(self) -> None:
         """Put last what is in the store elsewhere: another machine finds it there."""
-        there = {_name(entry): entry.size for entry in _unfinished(self._store, self._fingerprint)}
+        stored_sizes = {
+            _name(entry): entry.size for entry in _unfinished(self._store, self._fingerprint)
+        }
         with self._changed:
-            found = [p for p in self._missing if p.parent != self._own]
-            self._elsewhere = [p for p in found if there.get(self._name(p), -1) == _size(p)]
+            of_others = [p for p in self._missing if p.parent != self._own]
+            self._elsewhere = [
+                p for p in of_others if stored_sizes.get(self._name(p), -1) == _size(p)
+            ]
             self._missing = [p for p in self._missing if p not in self._elsewhere]
 
     def _next(self) -> list[Path]:
@@ -204,12 +208,12 @@ def _unfinished(store: Store, fingerprint: str) -> Sequence[Entry]:
     for entry in store.list(f"{SHARED}/{fingerprint}/"):
         if len(parts := entry.key.split("/", 3)) > 3:
             folders.setdefault(parts[2], {})[parts[3]] = entry
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for files in sorted(folders.values(), key=len):
         if FILES not in files:
-            found |= files
-    found.pop(DATASET, None)
-    return list(found.values())
+            entries |= files
+    entries.pop(DATASET, None)
+    return list(entries.values())
 
 
 def _download(store: Store, entry: Entry, own: Path) -> None:
@@ -245,7 +249,7 @@ def _recorded(path: Path) -> str | None:
     """Return the hash of a shard, or of its flags, by its record; None if there is no record."""
     shard = path.with_name(path.name.replace(".flags.npy", ".npy"))
     try:
-        found = read_json(shard.with_suffix(".json"))["shard"]
-        return str(found["sha256" if shard == path else "flags_sha256"])
+        shard_record = read_json(shard.with_suffix(".json"))["shard"]
+        return str(shard_record["sha256" if shard == path else "flags_sha256"])
     except (OSError, BadInput, KeyError, TypeError):
         return None

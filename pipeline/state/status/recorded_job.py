@@ -145,4 +145,8 @@ def _job_files(name: str | None) -> Iterator[Path]:
         for file in sorted(files):
             if file == name or (name is None and file.endswith((".yaml", ".yml"))):
                 yield Path(folder) / file
-    yield from (own for own in sorted((OWN / "jobs").glob("*.yaml")) if name in (None, own.name))
+    yield from (
+        job_file
+        for job_file in sorted((OWN / "jobs").glob("*.yaml"))
+        if name in (None, job_file.name)
+    )

@@ -86,8 +86,8 @@ def last_end_in_words(end: Mapping[str, Any]) -> str:
     """Return when, where and why an attempt ended."""
     step = f" step {end['step']:,}" if "step" in end else ""
     where = f"exit code {end['code']}" + (f", in {end['stage']}{step}" if "stage" in end else "")
-    words = f"the last attempt ended at {moment(end['at'])} with {where}: {end['message']}"
-    return printable(words)
+    sentence = f"the last attempt ended at {moment(end['at'])} with {where}: {end['message']}"
+    return printable(sentence)
 
 
 # ---------------------------------------------------------------- its deadline
@@ -130,14 +130,14 @@ def deadline_of(
         "watched": not silent,
         "at_risk_from": beat.risk_at if beat is not None and silent and not over else None,
     }
-    words = f"deadline: {record.describe(now)}"
+    sentence = f"deadline: {record.describe(now)}"
     if record.at is None:
-        return as_json, [f"{words}; {record.describe_author()}"]
+        return as_json, [f"{sentence}; {record.describe_author()}"]
     if finished_at is not None:
         met = end_in_words(record.at, finished_at)
         return as_json, [f"deadline: {moment(record.at)}, {met}"]
-    words += f", margin {duration(record.margin)}; {record.describe_author()}"
-    return as_json, [words, *_watcher_lines(state, beat, now)]
+    sentence += f", margin {duration(record.margin)}; {record.describe_author()}"
+    return as_json, [sentence, *_watcher_lines(state, beat, now)]
 
 
 def end_in_words(at: float, finished_at: float) -> str:
@@ -155,14 +155,14 @@ def _in_words(saw: Saw | None) -> str:
     """Say what a watcher that knows deadlines saw."""
     if saw is None:
         return "the watcher requests nothing for the deadline: its window says why"
-    words = state_in_words(saw["state"])
+    sentence = state_in_words(saw["state"])
     if saw["work_left"] > 0:
         slack = f"{duration(saw['slack'])} of slack" if saw["slack"] > 0 else "no slack"
-        words += (
+        sentence += (
             f"; {duration(saw['work_left'])} of work left, {slack}, "
             f"{duration(saw['reserve'])} kept in reserve"
         )
-    return words
+    return sentence
 
 
 def _watcher_lines(state: RunState, beat: WatcherBeat | None, now: float) -> list[str]:

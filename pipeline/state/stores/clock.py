@@ -89,17 +89,17 @@ class StoreClock:
 
     def _measure(self) -> None:
         for _ in range(_TRIES):
-            said = None
+            service_time = None
             with contextlib.suppress(StoreError):
-                said = self._store.service_time()
+                service_time = self._store.service_time()
             arrived = self._clock.monotonic()
             if not self._has_jumped():
-                if said is not None:
-                    self._offset = said - arrived
+                if service_time is not None:
+                    self._offset = service_time - arrived
                 break
             self._offset = None  # the machine slept, perhaps after the service said its time
-        known = self._offset is not None
-        self._due = self._clock.monotonic() + (EVERY_SECONDS if known else AGAIN_SECONDS)
+        is_measured = self._offset is not None
+        self._due = self._clock.monotonic() + (EVERY_SECONDS if is_measured else AGAIN_SECONDS)
 
     def _has_jumped(self) -> bool:
         """Return whether one of this machine's clocks has moved against the other since the last

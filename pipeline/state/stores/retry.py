@@ -60,8 +60,8 @@ def retrying(
             if failures == TRIES or left <= 0 or not is_transient(error):
                 raise
             backoff = uniform(0.0, min(CAP_SECONDS, BASE_SECONDS * 2 ** (failures - 1)))
-            asked = parse_retry_after(retry_after(error), now())
-        sleep(max(min(backoff, left), min(asked, LONGEST_RETRY_AFTER)))
+            service_seconds = parse_retry_after(retry_after(error), now())
+        sleep(max(min(backoff, left), min(service_seconds, LONGEST_RETRY_AFTER)))
     raise AssertionError("the last try returns or raises")
 
 

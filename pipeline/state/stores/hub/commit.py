@@ -144,12 +144,12 @@ class Commit:
                 continue
             missing = [c for c in self._changes if not c.is_made(present.get(c.key))]
             if put is not None:
-                found = present.get(put.key)
-                if self._unanswered and not missing and put.is_made(found):
+                file = present.get(put.key)
+                if self._unanswered and not missing and put.is_made(file):
                     return  # an earlier try was made; only its acknowledgement was lost
-                if (found.blob_id if found else None) != self._expected:
+                if (file.blob_id if file else None) != self._expected:
                     raise Conflict(put.key, self._repo.url)
-                if not put.is_made(found):
+                if not put.is_made(file):
                     missing.append(put)
             if not missing or self._made(missing, parent):
                 return

@@ -60,17 +60,17 @@ ERRORS = (OSError, httpx.TransportError, RuntimeError, ValueError)
 
 def cause_of(error: BaseException) -> BaseException:
     """Return the error behind the client's wrappers."""
-    found: BaseException | None = error
-    own = HfHubHTTPError | httpx.TransportError | OfflineModeIsEnabled
-    while found is not None and not isinstance(found, own):
-        found = found.__cause__
-    return error if found is None else found
+    cause: BaseException | None = error
+    hub_errors = HfHubHTTPError | httpx.TransportError | OfflineModeIsEnabled
+    while cause is not None and not isinstance(cause, hub_errors):
+        cause = cause.__cause__
+    return error if cause is None else cause
 
 
 def status_of(error: BaseException) -> int:
     """Return the HTTP status of the answer; 0 if the error is not an answer of the Hub."""
-    found = cause_of(error)
-    return found.response.status_code if isinstance(found, HfHubHTTPError) else 0
+    cause = cause_of(error)
+    return cause.response.status_code if isinstance(cause, HfHubHTTPError) else 0
 
 
 def _is_untrusted(error: BaseException) -> bool:
@@ -82,22 +82,22 @@ def is_transient(error: Exception) -> bool:
     """Return whether the same request may succeed later."""
     if status := status_of(error):
         return status in (408, 409, 429) or status >= 500
-    found = cause_of(error)
-    passing = isinstance(found, httpx.TransportError | ConnectionError | TimeoutError)
-    return passing and not (isinstance(found, OfflineModeIsEnabled) or _is_untrusted(found))
+    cause = cause_of(error)
+    passing = isinstance(cause, httpx.TransportError | ConnectionError | TimeoutError)
+    return passing and not (isinstance(cause, OfflineModeIsEnabled) or _is_untrusted(cause))
 
 
 def is_outage(error: Exception) -> bool:
     """Return whether the error passes by itself or with a new token, though perhaps not soon."""
-    found = cause_of(error)
-    passing = is_transient(error) or status_of(error) == 401 or isinstance(found, RuntimeError)
-    return passing and not isinstance(found, RepositoryNotFoundError)
+    cause = cause_of(error)
+    passing = is_transient(error) or status_of(error) == 401 or isinstance(cause, RuntimeError)
+    return passing and not isinstance(cause, RepositoryNotFoundError)
 
 
 def retry_after(error: Exception) -> str | None:
     """Return the Retry-After header of the answer."""
-    found = cause_of(error)
-    return found.response.headers.get("Retry-After") if isinstance(found, HfHubHTTPError) else None
+    cause = cause_of(error)
+    return cause.response.headers.get("Retry-After") if isinstance(cause, HfHubHTTPError) else None
 
 
 def explain(error: Exception, url: str, create: str) -> str:
@@ -106,8 +106,8 @@ def explain(error: Exception, url: str, create: str) -> str:
     The reason contains nothing that was sent to the Hub, and no addresses, because they may be
     signed.
     """
-    found = cause_of(error)
-    match found:
+    cause = cause_of(error)
+    match cause:
         case OfflineModeIsEnabled():
             return "HF_HUB_OFFLINE is set; unset HF_HUB_OFFLINE"
         case GatedRepoError():
@@ -125,32 +125,32 @@ def explain(error: Exception, url: str, create: str) -> str:
                 "repository"
             )
         case HfHubHTTPError():
-            return _explain_answer(found)
+            return _explain_answer(cause)
         case NotFromTheHub():
             return (
                 "several responses did not come from the Hub, or not whole; check HF_ENDPOINT, and "
                 "any proxy on the way"
             )
-        case httpx.ConnectError() if _is_untrusted(found):
+        case httpx.ConnectError() if _is_untrusted(cause):
             return (
                 "this machine does not trust the Hub's certificate; set SSL_CERT_FILE to the file "
                 "with the certificate of the authority that signed it"
             )
         case httpx.TimeoutException():
-            return f"the Hub does not answer ({type(found).__name__}); check the network"
+            return f"the Hub does not answer ({type(cause).__name__}); check the network"
         case httpx.TransportError() | ConnectionError():
-            return f"the Hub sent no complete response ({type(found).__name__}); check the network"
+            return f"the Hub sent no complete response ({type(cause).__name__}); check the network"
         case RuntimeError():  # its text may contain a signed address
             return "the upload was interrupted; check the network"
-        case OSError() if found.strerror:
-            return found.strerror
-    return str(found).strip().partition("\n")[0] or type(found).__name__
+        case OSError() if cause.strerror:
+            return cause.strerror
+    return str(cause).strip().partition("\n")[0] or type(cause).__name__
 
 
 def _explain_answer(error: HfHubHTTPError) -> str:
     status = error.response.status_code
     message = (error.server_message or "").strip().partition("\n")[0].rstrip(". ")
-    said = f" ({message})" if message else ""
+    detail = f" ({message})" if message else ""
     match status:
         case 401:
             return (
@@ -159,19 +159,19 @@ def _explain_answer(error: HfHubHTTPError) -> str:
                 f"({TOKENS_PAGE})"
             )
         case 403 if _FULL.search(message):
-            return f"there is no room left{said}; delete what nobody needs, or get more storage"
+            return f"there is no room left{detail}; delete what nobody needs, or get more storage"
         case 403 if _SUSPENDED.search(message):
-            return f"the Hub has suspended this account{said}; ask the Hub why"
+            return f"the Hub has suspended this account{detail}; ask the Hub why"
         case 403:
             return (
-                f"the Hub denied access{said}; set HF_TOKEN to a token with write access "
+                f"the Hub denied access{detail}; set HF_TOKEN to a token with write access "
                 f"({TOKENS_PAGE})"
             )
         case 429:
-            return f"the Hub's rate limit is reached{said}; the limit resets within the hour"
+            return f"the Hub's rate limit is reached{detail}; the limit resets within the hour"
         case _ if status >= 500 or status == 408:
-            return f"the Hub answered {status}{said}"
-    return f"the Hub refused the request with {status}{said}"
+            return f"the Hub answered {status}{detail}"
+    return f"the Hub refused the request with {status}{detail}"
 
 
 def _token() -> str:
@@ -190,39 +190,39 @@ def explain_reading(
 
     `page` is the address of the repository's page, where its terms are accepted.
     """
-    what = f"{repository}, file {file}" if file else repository
+    name = f"{repository}, file {file}" if file else repository
     chain = list(causes(error))
     for cause in chain:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         match cause:
             case RevisionNotFoundError():
-                return BadInput(f"{what}: there is no such revision")
+                return BadInput(f"{name}: there is no such revision")
             case RemoteEntryNotFoundError():
-                return BadInput(f"{what}: there is no such file")
+                return BadInput(f"{name}: there is no such file")
             case GatedRepoError():
                 return BadInput(f"{repository}: it is gated. {_terms_advice(page)}")
             case HFValidationError():
-                return BadInput(f"{what}: not the name of a Hub repository (user/name): {cause}")
+                return BadInput(f"{name}: not the name of a Hub repository (user/name): {cause}")
             case RepositoryNotFoundError():
                 hidden = get_token() is None or status == 401
                 private = f" If the repository is private: {_token_advice()}" if hidden else ""
-                return BadInput(f"{what}: there is no such repository; check its name.{private}")
+                return BadInput(f"{name}: there is no such repository; check its name.{private}")
             case _ if status in (401, 403):
-                return BadInput(f"{what}: the Hub denied access ({status}). {_token_advice()}")
+                return BadInput(f"{name}: the Hub denied access ({status}). {_token_advice()}")
     if any("scripts are no longer supported" in str(cause) for cause in chain):
-        return BadInput(f"{what}: it is a program that writes data, and Pion does not run it")
+        return BadInput(f"{name}: it is a program that writes data, and Pion does not run it")
     if any(type(cause).__name__ == "DatasetNotFoundError" for cause in chain):
-        return BadInput(f"{what}: there is no such data set, or it is private. {_token_advice()}")
+        return BadInput(f"{name}: there is no such data set, or it is private. {_token_advice()}")
     for cause in chain:
         first_line = (str(cause) or type(cause).__name__).strip().partition("\n")[0]
         match cause:
             case HTTPError() | LocalEntryNotFoundError() | ConnectionError():
                 return PionError(
-                    f"{what}: the Hub can't be reached or does not answer ({first_line}).{AGAIN}"
+                    f"{name}: the Hub can't be reached or does not answer ({first_line}).{AGAIN}"
                 )
             case ValueError() | FileNotFoundError():
                 # datasets' own complaints: unknown split or subset, no readable files
-                return BadInput(f"{what}: {first_line}")
+                return BadInput(f"{name}: {first_line}")
     return None
 
 

@@ -78,9 +78,9 @@ def _client() -> httpx.Client:
     def limit(request: httpx.Request) -> None:
         if not _may_get_token(request.url):
             request.headers.pop("Authorization", None)
-        asked = request.extensions.get("timeout", {})
+        timeouts = request.extensions.get("timeout", {})
         request.extensions["timeout"] = {
-            name: asked.get(name) or seconds for name, seconds in TIMEOUT.as_dict().items()
+            name: timeouts.get(name) or seconds for name, seconds in TIMEOUT.as_dict().items()
         }
 
     client = default_client_factory()
@@ -146,8 +146,8 @@ class HubRepo:
 
     def refs(self) -> dict[str, str]:
         """Return the commit ids of all branches and tags."""
-        found = self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type)
-        return {ref.name: ref.target_commit for ref in [*found.tags, *found.branches]}
+        refs = self.api.list_repo_refs(self.repo_id, repo_type=self.repo_type)
+        return {ref.name: ref.target_commit for ref in [*refs.tags, *refs.branches]}
 
     def main(self) -> str:
         """Return the commit that main is at."""
@@ -170,12 +170,12 @@ class HubRepo:
 
     def folders(self, commit: str) -> list[str]:
         """Return the names of the folders at the top of the repository at that commit."""
-        found = []
+        folders = []
         for number, entry in enumerate(self._tree(commit, "", recursive=False), 1):
             check_count(number, self.url, "another repository")
             if isinstance(entry, RepoFolder):
-                found.append(entry.path)
-        return found
+                folders.append(entry.path)
+        return folders
 
     def _tree(
         self, commit: str, folder: str, *, recursive: bool
@@ -192,15 +192,15 @@ class HubRepo:
 
     def entries(self, commit: str, paths: Sequence[str]) -> dict[str, RepoFile]:
         """Return the files among `paths` at that commit, by path."""
-        found = {}
+        entries = {}
         for start in range(0, len(paths), _PATHS_PER_REQUEST):
             some = list(paths[start : start + _PATHS_PER_REQUEST])
             for entry in self.api.get_paths_info(
                 self.repo_id, some, revision=commit, repo_type=self.repo_type
             ):
                 if isinstance(entry, RepoFile):
-                    found[entry.path] = entry
-        return found
+                    entries[entry.path] = entry
+        return entries
 
     def read(self, path: str, limit: int) -> bytes:
         """Return a file's bytes on main. Raises `Damaged` if there are more than `limit`."""
@@ -228,23 +228,23 @@ class HubRepo:
 
     def locate(self, path: str, revision: str) -> Located:
         """Return where a file's bytes can be fetched. Later commits don't change these bytes."""
-        found = self.api.get_hf_file_metadata(url=self.file_url(path, revision))
-        if found.commit_hash is None or found.etag is None or found.size is None:
+        metadata = self.api.get_hf_file_metadata(url=self.file_url(path, revision))
+        if metadata.commit_hash is None or metadata.etag is None or metadata.size is None:
             raise errors.NotFromTheHub("no X-Repo-Commit, ETag or size")
-        here = self._is_at_the_hub(found.location)
-        location = self.file_url(path, found.commit_hash) if here else found.location
-        return Located(location, found.commit_hash, found.etag, found.size)
+        here = self._is_at_the_hub(metadata.location)
+        location = self.file_url(path, metadata.commit_hash) if here else metadata.location
+        return Located(location, metadata.commit_hash, metadata.etag, metadata.size)
 
     def locate_again(self, path: str, before: Located) -> Located:
         """Return a fresh address of the same bytes. Raises `StoreError` if they are gone."""
         try:
-            found = self.locate(path, before.commit)
+            located = self.locate(path, before.commit)
         except RevisionNotFoundError:  # squashed away
-            found = self.locate(path, BRANCH)
-        if found.etag != before.etag:
+            located = self.locate(path, BRANCH)
+        if located.etag != before.etag:
             reason = "the file was replaced during the download; run the same command again"
             raise StoreError("read", f"{self.url}/{path}", reason, outage=True)
-        return found
+        return located
 
     def fetch(self, location: str, start: int, stop: int) -> Iterator[bytes]:
         """Yield bytes `start` up to `stop` of the file at `location`.

@@ -153,10 +153,10 @@ class HubStore(Store):
             return download_parallel(
                 lambda start, stop: [content[start:stop]], len(content), path, repo.retry
             )
-        found = repo.request("read", key, lambda: repo.locate(key, BRANCH))
-        if limit is not None and found.size > limit:
+        located = repo.request("read", key, lambda: repo.locate(key, BRANCH))
+        if limit is not None and located.size > limit:
             raise too_large(f"{self.url}/{key}", limit)
-        location = found.location
+        location = located.location
 
         def fetch(start: int, stop: int) -> Iterable[bytes]:
             nonlocal location
@@ -165,11 +165,11 @@ class HubStore(Store):
             except HfHubHTTPError as error:
                 if errors.status_of(error) not in (401, 403, 404, 410):
                     raise
-                location = repo.locate_again(key, found).location
+                location = repo.locate_again(key, located).location
                 raise ConnectionError("its address had expired") from None
 
         try:
-            return download_parallel(fetch, found.size, path, repo.retry)
+            return download_parallel(fetch, located.size, path, repo.retry)
         except errors.ERRORS as error:
             raise repo.explained(error, "read", key) from None
 
@@ -189,8 +189,8 @@ class HubStore(Store):
         return [Entry(k, sizes[k]) for k in sorted(sizes) if k.startswith(prefix) and is_key(k)]
 
     def folders(self) -> Names:
-        look = partial(at_main, self._repo, self._repo.folders)
-        names = set(self._repo.request("list", "", look))
+        list_folders = partial(at_main, self._repo, self._repo.folders)
+        names = set(self._repo.request("list", "", list_folders))
         for change in self._changes():
             name, slash, _ = change.key.partition("/")
             if slash and not isinstance(change, Delete):

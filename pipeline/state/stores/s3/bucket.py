@@ -167,9 +167,9 @@ class Bucket:
 
         version = self.request("write", key, send)
         if not self.checksums:
-            found, its_version = self.read_versioned(key, len(data))
+            stored, its_version = self.read_versioned(key, len(data))
             # After a conditional write, another writer may have replaced what we wrote.
-            if found != data and (not condition or its_version == version):
+            if stored != data and (not condition or its_version == version):
                 raise self.altered(key)
         return version
 

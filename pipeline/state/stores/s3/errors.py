@@ -122,8 +122,8 @@ def is_outage(error: Exception) -> bool:
 def refuses_checksums(error: Exception) -> bool:
     """Return whether the service refused a request because of a checksum's header, as Backblaze
     B2 does. Some services do not name the header that they can't handle."""
-    said = str(_answer(error).get("Error", {}).get("Message")).lower()
-    named = "checksum" in said or (code_of(error) == "NotImplemented" and "header" in said)
+    message = str(_answer(error).get("Error", {}).get("Message")).lower()
+    named = "checksum" in message or (code_of(error) == "NotImplemented" and "header" in message)
     return named and status_of(error) in (400, 501) and not is_transient(error)
 
 
@@ -171,7 +171,7 @@ def explain(error: Exception, bucket: str, endpoint: str, rights: str = ALL_RIGH
 def _explain_answer(error: ClientError, bucket: str, rights: str) -> str:
     code, status = code_of(error), status_of(error)
     message = str(error.response.get("Error", {}).get("Message") or "").rstrip(". ")
-    said = f": {message}" if message else ""
+    detail = f": {message}" if message else ""
     match code:
         case "NoSuchBucket":
             return f"bucket {bucket} does not exist; create it with `aws s3 mb s3://{bucket}`"
@@ -182,7 +182,7 @@ def _explain_answer(error: ClientError, bucket: str, rights: str) -> str:
         case "InvalidToken":
             return f"the session token is not valid (AWS_SESSION_TOKEN); {_KEYS}"
         case "NotImplemented":
-            return f"the store can't do that ({code}{said})"
+            return f"the store can't do that ({code}{detail})"
         case _ if code in EXPIRED:
             return (
                 "the credentials have expired; put new ones into ~/.aws/credentials (a running job "
@@ -194,18 +194,18 @@ def _explain_answer(error: ClientError, bucket: str, rights: str) -> str:
             return f"bucket {bucket} is in a different region; set AWS_REGION to that region"
         case _ if code in _NO_ROOM:
             return (
-                f"there is no room left in bucket {bucket} or its account ({code}{said}); delete "
+                f"there is no room left in bucket {bucket} or its account ({code}{detail}); delete "
                 "what nobody needs, or have the quota raised"
             )
         case _ if code in _SUSPENDED:
-            return f"the service has suspended this account ({code}{said}); ask the service why"
+            return f"the service has suspended this account ({code}{detail}); ask the service why"
         case _ if status == 403:
             return (
-                f"access was denied ({code}{said}); the credentials need {rights} on bucket "
+                f"access was denied ({code}{detail}); the credentials need {rights} on bucket "
                 f"{bucket}"
             )
         case _ if _is_unreadable(code, status):
             return (
                 f"the store repeatedly answered {status} without a reason; check AWS_ENDPOINT_URL"
             )
-    return f"the store answered {status} {code}{said}"
+    return f"the store answered {status} {code}{detail}"

@@ -199,13 +199,13 @@ class S3Store(Store):
             names = [field(folder, "Prefix")[skip:].rstrip("/") for folder in below]
             return names, len(names) + len(page.get("Contents", []))
 
-        found: Names = []
+        folder_names: Names = []
         seen = 0
         for names, count in self._bucket.pages("", read, Delimiter="/"):
-            found += names
+            folder_names += names
             seen += count
             check_count(seen, self.url, f"{self.url}/runs")
-        return sorted(name for name in found if is_key(name))
+        return sorted(name for name in folder_names if is_key(name))
 
     def service_time(self) -> float | None:
         """Return Unix seconds by the service's clock; None if its answer has no readable date.
@@ -292,12 +292,12 @@ class S3Store(Store):
     def _entries(self, page: Mapping[str, Any]) -> Entries:
         """Return the objects of a page of a list."""
         root = self._bucket.root
-        found = (
+        entries = (
             Entry(field(item, "Key").removeprefix(root), field(item, "Size"))
             for item in page.get("Contents", [])
         )
         # Consoles mark folders with empty objects.
-        return [entry for entry in found if entry.key and not entry.key.endswith("/")]
+        return [entry for entry in entries if entry.key and not entry.key.endswith("/")]
 
 
 def _condition(expected: str | None, *, bare: bool) -> dict[str, str]:
