@@ -70,10 +70,10 @@ class BoundedLoader(yaml.SafeLoader):
                 raise TooMuch(None, None, "an alias contains itself", mark)
             self._count(self._sizes[id(node)][1], mark)
             return node
-        own = len(event.value) if isinstance(event, yaml.ScalarEvent) else 0
+        length = len(event.value) if isinstance(event, yaml.ScalarEvent) else 0
         nodes, characters, deepest = self._nodes, self._characters, self._deepest
         self._deepest = 0
-        self._count(_Size(1, own, 1), mark)
+        self._count(_Size(1, length, 1), mark)
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -160,5 +160,5 @@ def unreadable(error: yaml.MarkedYAMLError, where: str) -> BadInput:
     """Return the error for a text that can't be read, with its line and column if known."""
     mark = error.problem_mark or error.context_mark
     at = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    what = "" if isinstance(error, TooMuch) else "not YAML: "
-    return BadInput(f"{where}{at}: {what}{error.problem or error.context}")
+    prefix = "" if isinstance(error, TooMuch) else "not YAML: "
+    return BadInput(f"{where}{at}: {prefix}{error.problem or error.context}")

@@ -136,9 +136,9 @@ def no_room(error: OSError, path: Path, needs: int = 0) -> str | None:
 
 def _amounts(free: int | None, needs: int) -> str:
     """Return the sizes, as far as they explain the failure: somebody may have made room since."""
-    known = [f"this file needs {_size(needs)}"] if needs else []
-    known += [f"{_size(free)} are free"] if free is not None and free < needs else []
-    return f" ({', '.join(known)})" if known else ""
+    amounts = [f"this file needs {_size(needs)}"] if needs else []
+    amounts += [f"{_size(free)} are free"] if free is not None and free < needs else []
+    return f" ({', '.join(amounts)})" if amounts else ""
 
 
 def _size(count: int) -> str:

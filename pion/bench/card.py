@@ -80,8 +80,8 @@ def shipped_results() -> list[Path]:
 
 def require_torch() -> None:
     """Raise BadInput if torch is older than Pion needs."""
-    found = tuple(int(n) for n in re.findall(r"\d+", str(torch.__version__))[:2])
-    if found < OLDEST_TORCH:
+    installed = tuple(int(n) for n in re.findall(r"\d+", str(torch.__version__))[:2])
+    if installed < OLDEST_TORCH:
         needed = ".".join(map(str, OLDEST_TORCH))
         raise BadInput(
             f"torch {torch.__version__} is too old: Pion needs {needed} or newer. Nothing was "
@@ -102,8 +102,8 @@ def _driver() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    found = re.match(r"[\d.]+", done.stdout)
-    return found[0] if found else None
+    match = re.match(r"[\d.]+", done.stdout)
+    return match[0] if match else None
 
 
 def _version() -> str:
@@ -117,7 +117,7 @@ def _version() -> str:
 
 def _code() -> str:
     """Return a short hash of the Python files of the package `pion`."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
-        found.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
-    return found.hexdigest()[:12]
+        digest.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -68,11 +68,11 @@ def chosen_tasks(bench: Bench, only: Sequence[str]) -> list[Task]:
     Raises BadInput for a name that no row has.
     """
     tasks = every_task(bench)
-    known = [task.name for task in tasks]
+    names = [task.name for task in tasks]
     for name in only:
-        if not any(_is_under(row, name) for row in known):
+        if not any(_is_under(row, name) for row in names):
             raise BadInput(
-                f"--only {name}: the bench has no such row{closest(name, known) or '.'} --names "
+                f"--only {name}: the bench has no such row{closest(name, names) or '.'} --names "
                 "lists all rows. Nothing was measured"
             )
     return [task for task in tasks if not only or any(_is_under(task.name, n) for n in only)]
@@ -83,15 +83,15 @@ def _is_under(row: str, name: str) -> bool:
 
 
 def _measurements(bench: Bench) -> dict[str, Callable[[], Outcome]]:
-    found: dict[str, Callable[[], Outcome]] = {}
-    for place, (name, config) in enumerate(measured_presets(bench.tiny).items()):
-        found |= {
+    measurements: dict[str, Callable[[], Outcome]] = {}
+    for number, (name, config) in enumerate(measured_presets(bench.tiny).items()):
+        measurements |= {
             f"{TRAIN}{name}/{how}": partial(measure_training, bench, name, config, how)
             for how in get_args(How)
         }
-        if place == 0:
-            found[f"{SAVE}{name}"] = partial(measure_saving, bench, config)
-            found |= {
+        if number == 0:
+            measurements[f"{SAVE}{name}"] = partial(measure_saving, bench, config)
+            measurements |= {
                 f"generate/{name}/{n}": partial(measure_generating, bench, config, n) for n in TEXTS
             }
-    return found
+    return measurements

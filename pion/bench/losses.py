@@ -38,17 +38,17 @@ def check_losses(bench: Bench, family: str, dtype: Dtype) -> Outcome:
     """
     expected = _on_cpu(family, bench.tiny)
     model = twin(scrambled(check_model(family, bench.tiny)), bench.device)
-    found = _losses(model, family, bench, dtype)
+    losses = _losses(model, family, bench, dtype)
     limit = max(LIMITS[dtype], ROUNDING_LIMIT if model.config.mixed else 0.0)
-    apart = [abs(a - b) / b for a, b in zip(found, expected, strict=True)]
+    apart = [abs(a - b) / b for a, b in zip(losses, expected, strict=True)]
     return judged(
         all(share <= limit for share in apart),
         f"largest difference {max(apart):.1e} of the loss, at most {limit:.0e}; "
         f"loss {expected[0]:.2f} → {expected[-1]:.2f}",
         largest=max(apart),
         limit=limit,
-        first_loss=found[0],
-        last_loss=found[-1],
+        first_loss=losses[0],
+        last_loss=losses[-1],
     )
 
 

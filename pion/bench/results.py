@@ -95,8 +95,8 @@ def read_results(path: Path) -> Results:
         datetime.fromisoformat(results.date)
     except ValueError:
         raise _bad(where, "date", "a date") from None
-    found = [_row(row, where, f"rows.{i}.") for i, row in enumerate(rows)]
-    return dataclasses.replace(results, rows=tuple(found))
+    checked = [_row(row, where, f"rows.{i}.") for i, row in enumerate(rows)]
+    return dataclasses.replace(results, rows=tuple(checked))
 
 
 def _row(raw: Any, where: str, under: str) -> Row:
@@ -176,9 +176,9 @@ def train_speeds(results: Results) -> Iterator[TrainSpeed]:
             continue
         try:
             measures = {"documents": False} | row.measures
-            found = _record(TrainSpeed, {name: measures[name] for name in names}, "", "")
+            speed = _record(TrainSpeed, {name: measures[name] for name in names}, "", "")
         except (KeyError, BadInput):
             continue
-        numbers = [value for value in vars(found).values() if not isinstance(value, bool | str)]
-        if all(0 < number < math.inf for number in numbers) and found.mfu <= 1:
-            yield found
+        numbers = [value for value in vars(speed).values() if not isinstance(value, bool | str)]
+        if all(0 < number < math.inf for number in numbers) and speed.mfu <= 1:
+            yield speed

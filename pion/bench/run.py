@@ -47,22 +47,22 @@ def bench(options: Options, folder: Path, say: Say) -> int:
     be met; then nothing was measured.
     """
     require_torch()
-    place = Bench(torch.device("cpu") if options.names else _device(options), options.tiny)
-    tasks = chosen_tasks(place, options.only)
+    bench_settings = Bench(torch.device("cpu") if options.names else _device(options), options.tiny)
+    tasks = chosen_tasks(bench_settings, options.only)
     if options.names:
         say("\n".join(task.name for task in tasks))
         return 0
-    card = describe(place.device)
+    card = describe(bench_settings.device)
     path = options.out or options.resume or folder / file_name(card.card)
     results = _begin(options, card, say)
     write_results(path, results)  # a file that can't be written fails before anything is measured
     say(heading(card))
     before = torch.get_num_threads()
     # Tiny models compute on one core: more threads would mostly wait for each other.
-    threads = 1 if place.tiny and not place.on_cuda else before
+    threads = 1 if bench_settings.tiny and not bench_settings.on_cuda else before
     try:
         with _cold_compiler(), temporarily(torch.set_num_threads, threads, before):
-            results = _run(tasks, results, path, place, options, say)
+            results = _run(tasks, results, path, bench_settings, options, say)
     except KeyboardInterrupt:
         say(f"interrupted. The rows so far are in {path}. To continue, add --resume {path}")
         raise
@@ -97,19 +97,19 @@ def _begin(options: Options, card: Card, say: Say) -> Results:
     fresh = Results(card, datetime.now(UTC).isoformat(timespec="seconds"), options.tiny)
     if options.resume is None:
         return fresh
-    found = read_results(options.resume)
-    if found.card.card != card.card and options.out is None:
+    earlier = read_results(options.resume)
+    if earlier.card.card != card.card and options.out is None:
         raise BadInput(
-            f"{options.resume} has the result of {found.card.card}, and this is {card.card}. The "
+            f"{options.resume} has the result of {earlier.card.card}, and this is {card.card}. The "
             "file was not changed. Name another file with --out"
         )
-    difference = card.difference(found.card)
-    if difference is None and found.tiny != options.tiny:
-        difference = "tiny models" if found.tiny else "models that are not tiny"
+    difference = card.difference(earlier.card)
+    if difference is None and earlier.tiny != options.tiny:
+        difference = "tiny models" if earlier.tiny else "models that are not tiny"
     if difference is not None:
         say(f"no row of {options.resume} is kept: they are from {difference}")
         return fresh
-    return dataclasses.replace(found, rows=tuple(r for r in found.rows if r.verdict != "wrong"))
+    return dataclasses.replace(earlier, rows=tuple(r for r in earlier.rows if r.verdict != "wrong"))
 
 
 @contextlib.contextmanager
@@ -131,13 +131,13 @@ def _run(
 ) -> Results:
     """Add the rows of `tasks` to `results` and to the file, row by row, and return all rows."""
     width = max((len(task.name) for task in tasks), default=0)
-    kept = {row.name: row for row in results.rows}
+    earlier = {row.name: row for row in results.rows}
     limit = math.inf if options.only else 60 * options.minutes
     usual = {} if options.tiny else usual_seconds(shipped_results())
     started, spent, late = time.monotonic(), Counter[str](), list[str]()
     for task in tasks:
-        if task.name in kept:
-            say(_line(kept[task.name], width, kept=True))
+        if task.name in earlier:
+            say(_line(earlier[task.name], width, kept=True))
             continue
         end = time.monotonic() - started + usual.get(task.name, 0.0 if options.tiny else UNKNOWN)
         if end >= limit:
@@ -155,7 +155,7 @@ def _run(
                 f"are in {path}. Restart the process: python -m pion.bench --resume {path}"
             )
     if spent:
-        say(f"took {', '.join(f'{seconds:,} s for {what}' for what, seconds in spent.items())}")
+        say(f"took {', '.join(f'{seconds:,} s for {part}' for part, seconds in spent.items())}")
     if late:
         say(
             f"{len(late)} rows were not reached in {options.minutes:g} minutes: {', '.join(late)}. "
@@ -166,11 +166,11 @@ def _run(
 
 def usual_seconds(paths: Sequence[Path]) -> dict[str, float]:
     """Return the seconds that each row has taken at most on a card that was measured."""
-    found: dict[str, float] = {}
+    longest: dict[str, float] = {}
     for path in paths:
         for row in read_results(path).rows:
-            found[row.name] = max(found.get(row.name, 0.0), row.seconds)
-    return found
+            longest[row.name] = max(longest.get(row.name, 0.0), row.seconds)
+    return longest
 
 
 def _row_of(task: Task) -> Row:
@@ -218,8 +218,8 @@ def _line(row: Row, width: int, *, kept: bool = False) -> str:
     `kept` marks a row that an earlier run has measured.
     """
     took = "  kept" if kept else f"{row.seconds:5.1f}s"
-    said = f"{row.verdict}: {row.words}" if row.verdict in ("wrong", "left out") else row.words
-    return f"{_SIGNS[row.verdict]} {row.name:<{width}} {took}  {said}"
+    sentence = f"{row.verdict}: {row.words}" if row.verdict in ("wrong", "left out") else row.words
+    return f"{_SIGNS[row.verdict]} {row.name:<{width}} {took}  {sentence}"
 
 
 def heading(card: Card) -> str:

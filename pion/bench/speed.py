@@ -206,9 +206,9 @@ def measure_saving(bench: Bench, config: ModelConfig) -> Outcome:
             next_to_a_copy = statistics.median(_saved_step(trainer, pairs) for _ in range(COPIES))
     stall, count = statistics.median(seconds), sum(t.nbytes for t in tensors)
     copied = f"{count / 1e9:.3g} GB, copied at {count / stall / 1e9:.3g} GB/s"
-    words = f"training stops for {stall:.3f} s; {copied}"
+    sentence = f"training stops for {stall:.3f} s; {copied}"
     if alone is not None and next_to_a_copy is not None:
-        words = (
+        sentence = (
             f"{copied} in {stall:.3f} s; a step of one row takes {alone:.3f} s, and next to a copy "
             f"{next_to_a_copy:.3f} s"
         )
@@ -219,7 +219,7 @@ def measure_saving(bench: Bench, config: ModelConfig) -> Outcome:
         "step_seconds": alone,
         "step_seconds_next_to_a_copy": next_to_a_copy,
     }
-    return Outcome("measured", words, measures)
+    return Outcome("measured", sentence, measures)
 
 
 def _saved_step(trainer: Trainer, pairs: list[tuple[Tensor, Tensor]]) -> float:
@@ -233,8 +233,8 @@ def _saved_step(trainer: Trainer, pairs: list[tuple[Tensor, Tensor]]) -> float:
 def _copy(bench: Bench, pairs: list[tuple[Tensor, Tensor]]) -> float:
     """Return the seconds of one copy, as a checkpoint makes it."""
     started = time.perf_counter()
-    for place, tensor in pairs:
-        place.copy_(tensor, non_blocking=True)
+    for target, tensor in pairs:
+        target.copy_(tensor, non_blocking=True)
     if bench.on_cuda:
         torch.cuda.synchronize(bench.device)
     return time.perf_counter() - started

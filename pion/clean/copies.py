@@ -80,10 +80,10 @@ def _keys(signatures: np.ndarray, kept: np.ndarray, bands: range, rows: int) -> 
     keys = [np.empty(np.count_nonzero(kept), dtype=np.uint64) for _ in bands]
     done = 0
     for places in _chunks(signatures):
-        own = signatures[places][kept[places]]
+        chosen = signatures[places][kept[places]]
         for of_band, band in zip(keys, bands):
-            of_band[done : done + len(own)] = band_keys(own, band, rows)
-        done += len(own)
+            of_band[done : done + len(chosen)] = band_keys(chosen, band, rows)
+        done += len(chosen)
     return keys
 
 

@@ -49,15 +49,15 @@ def measure(texts: Sequence[str]) -> MeasuredText:
     # For each length, the hashes of all runs of so many words, and their documents.
     runs = {n: [(np.zeros(0, np.uint64), np.zeros(0, np.int64))] for n in _LENGTHS}
     for some in together(parts, lambda one: one[1]):
-        found = words_of(b"\n".join(part for _, part in some))
+        part_words = words_of(b"\n".join(part for _, part in some))
         sizes = np.array([len(part) + 1 for _, part in some])
-        places = np.searchsorted(np.cumsum(sizes) - sizes, found.starts, side="right") - 1
+        places = np.searchsorted(np.cumsum(sizes) - sizes, part_words.starts, side="right") - 1
         owners = np.array([number for number, _ in some])[places]
         words += np.bincount(owners, minlength=len(texts))
         for length in _LENGTHS:
             if len(places) >= length:
                 inside = places[: len(places) - length + 1] == places[length - 1 :]
-                hashes = found.run_hashes(slice(None), length)[inside]
+                hashes = part_words.run_hashes(slice(None), length)[inside]
                 runs[length].append((hashes, owners[: len(inside)][inside]))
     shingles, ngrams = ([np.concatenate(part) for part in zip(*runs[n])] for n in _LENGTHS)
     return MeasuredText(
@@ -93,18 +93,18 @@ def _signatures(words: np.ndarray, shingles: np.ndarray, owners: np.ndarray) -> 
     counts = np.bincount(owners, minlength=len(words))
     # A long text of which each part is one word has words, and no pairs.
     enough = (words >= LEAST_WORDS) & (counts > 0)
-    own = np.zeros((len(words), HASHES), dtype=np.uint16)
+    result = np.zeros((len(words), HASHES), dtype=np.uint16)
     if enough.any():
-        own[enough] = signatures(shingles[enough[owners]], counts[enough])
-    return own
+        result[enough] = signatures(shingles[enough[owners]], counts[enough])
+    return result
 
 
 def _repeated(documents: int, hashes: np.ndarray, owners: np.ndarray) -> np.ndarray:
     """Return the share of runs that came earlier in the same document."""
     # Runs of different documents are never equal after this.
-    own = hashes ^ (owners.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    order = np.argsort(own)
-    again = own[order[1:]] == own[order[:-1]]
-    found = np.bincount(owners[order[1:]][again], minlength=documents)
-    shares: np.ndarray = found / np.maximum(np.bincount(owners, minlength=documents), 1)
+    keys = hashes ^ (owners.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    order = np.argsort(keys)
+    again = keys[order[1:]] == keys[order[:-1]]
+    repeated = np.bincount(owners[order[1:]][again], minlength=documents)
+    shares: np.ndarray = repeated / np.maximum(np.bincount(owners, minlength=documents), 1)
     return shares

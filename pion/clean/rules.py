@@ -73,7 +73,7 @@ def judge_alone(rules: Rules, texts: Sequence[str], measured: MeasuredText) -> n
     if rules.max_repetition is not None:
         leave_out(measured.repeated > rules.max_repetition, Verdict.REPETITION)
     if rules.languages:
-        for place in np.flatnonzero(verdicts == Verdict.KEPT).tolist():
-            if language_of(texts[place]) not in rules.languages:
-                verdicts[place] = Verdict.LANGUAGE
+        for index in np.flatnonzero(verdicts == Verdict.KEPT).tolist():
+            if language_of(texts[index]) not in rules.languages:
+                verdicts[index] = Verdict.LANGUAGE
     return verdicts

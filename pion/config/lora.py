@@ -202,16 +202,16 @@ def read_record(folder: Path) -> Adapter | None:
 
 
 def _section(record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = record.get(name)
-    if not isinstance(found, dict):
-        raise BadInput(f"{name} is {shown(found)}; it must be an object")
-    return found
+    section = record.get(name)
+    if not isinstance(section, dict):
+        raise BadInput(f"{name} is {shown(section)}; it must be an object")
+    return section
 
 
 def _lora(fields: Mapping[str, Any]) -> Lora:
-    known = {field.name for field in dataclasses.fields(Lora)}
-    if fields.keys() != known:
-        raise BadInput(f"lora has the fields {shown(sorted(fields))}, not {shown(sorted(known))}")
+    names = {field.name for field in dataclasses.fields(Lora)}
+    if fields.keys() != names:
+        raise BadInput(f"lora has the fields {shown(sorted(fields))}, not {shown(sorted(names))}")
     targets = fields["targets"]
     if isinstance(targets, list):
         if not all(isinstance(name, str) for name in targets):

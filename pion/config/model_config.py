@@ -109,8 +109,8 @@ class ModelConfig:
         for name, kind in PARTS.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, build_part(kind, getattr(self, name), name))
-        whole = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len")
-        for name in (*whole, "head_multiple"):
+        integers = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len")
+        for name in (*integers, "head_multiple"):
             self._require_positive(name, int)
         if self.head_dim is None:
             if self.d_model % self.n_heads:

@@ -179,9 +179,9 @@ class Primitives(FeedForwardPart):
         # A record can claim any number of layers, so the first that is missing ends this.
         for layer in range(model.n_layers):
             if layers.count(layer) != 1:
-                what = "twice" if layer in layers else "in no band"
+                problem = "twice" if layer in layers else "in no band"
                 raise BadInput(
-                    f"primitives.bands has layer {layer} {what}; each of the {model.n_layers} "
+                    f"primitives.bands has layer {layer} {problem}; each of the {model.n_layers} "
                     "layers must be in one band"
                 )
         if max(layers) >= model.n_layers:
@@ -203,7 +203,7 @@ class Primitives(FeedForwardPart):
 
 def _bands(value: object) -> tuple[tuple[int, ...], ...]:
     bands = require_list("primitives.bands", value)
-    found: Sequence[tuple[int, ...]] = [layer_numbers("primitives.bands", band) for band in bands]
-    if not found or not all(found):
+    numbers: Sequence[tuple[int, ...]] = [layer_numbers("primitives.bands", band) for band in bands]
+    if not numbers or not all(numbers):
         raise BadInput(f"primitives.bands is {shown(value)}; each band needs at least one layer")
-    return tuple(found)
+    return tuple(numbers)

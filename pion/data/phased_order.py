@@ -134,8 +134,8 @@ class PhasedOrder:
         if phase.mix is None:
             self.shares.append(self.shares[-1])
         else:
-            known = {name: one.total_rows for name, one in longer.items()}
-            self.shares.append(shares_of(phase.mix, known, rows))
+            row_counts = {name: one.total_rows for name, one in longer.items()}
+            self.shares.append(shares_of(phase.mix, row_counts, rows))
         return MixtureOrder(
             list(longer.values()),
             list(self.shares[-1].values()),

@@ -202,8 +202,8 @@ class RowStream:
         targets = torch.from_numpy(np.stack([row.targets for row in rows]))
         positions = documents = None
         if self._has_conversations:
-            whole = np.arange(tokens.shape[1])
-            placed = [whole if row.positions is None else row.positions for row in rows]
+            row_positions = np.arange(tokens.shape[1])
+            placed = [row_positions if row.positions is None else row.positions for row in rows]
             positions = torch.from_numpy(np.stack(placed))
         if self._has_conversations or self._end_of_text is not None:
             documents = torch.from_numpy(np.stack([self._documents(row) for row in rows]))

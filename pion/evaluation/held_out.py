@@ -86,13 +86,13 @@ class Evaluation:
 
 def mean_of_sources(found: Mapping[str, Evaluation]) -> Evaluation:
     """Return the plain mean of what was measured on each source."""
-    loss, sem = plain_mean([(one.loss, one.sem) for one in found.values()])
+    loss, sem = plain_mean([(evaluation.loss, evaluation.sem) for evaluation in found.values()])
     return Evaluation(
         loss,
         sem,
-        tokens=sum(one.tokens for one in found.values()),
-        rows=sum(one.rows for one in found.values()),
-        by_source={name: one.loss for name, one in found.items()},
+        tokens=sum(evaluation.tokens for evaluation in found.values()),
+        rows=sum(evaluation.rows for evaluation in found.values()),
+        by_source={name: evaluation.loss for name, evaluation in found.items()},
     )
 
 
@@ -151,8 +151,8 @@ def by_document(
 
     Where all targets are of one document, the sums are those of the rows.
     """
-    found, places = np.unique(documents[counted], return_inverse=True)
-    if len(found) < 2:
+    numbers, places = np.unique(documents[counted], return_inverse=True)
+    if len(numbers) < 2:
         return [np.where(counted, amount, 0).sum(axis=1) for amount in amounts]
     return [np.bincount(places.ravel(), amount[counted]) for amount in amounts]
 
@@ -292,9 +292,9 @@ def _score_batches(
 
     def compute(part: range) -> None:
         batch = stream.batch([rows[i] for i in part])
-        found = token_nll(scorer.model, batch, scorer.vocab_size, scorer.dtype)
+        scores = token_nll(scorer.model, batch, scorer.vocab_size, scorer.dtype)
         # In one copy, so that we wait for the GPU only once. Ids below 2**24 are exact in fp32.
-        nll, ids, confidence = torch.stack([each.float() for each in found]).cpu()
+        nll, ids, confidence = torch.stack([each.float() for each in scores]).cpu()
         keep(part, nll, batch.targets, ids.long(), confidence)
 
     with evaluating(scorer.model):
@@ -308,8 +308,8 @@ def lacks_a_batch(rows: int, rank: int, world_size: int, micro_batch: int) -> bo
 
     The ranks of a sharded model compute together, so it computes one that does not count.
     """
-    most, own = len(range(0, rows, world_size)), len(range(rank, rows, world_size))
-    return -(-own // micro_batch) < -(-most // micro_batch)
+    most, rows_here = len(range(0, rows, world_size)), len(range(rank, rows, world_size))
+    return -(-rows_here // micro_batch) < -(-most // micro_batch)
 
 
 def in_batches(
@@ -335,9 +335,9 @@ def in_batches(
             continue
         except torch.cuda.OutOfMemoryError as error:
             if len(part) == 1 or fixed:
-                what = "a single sequence" if len(part) == 1 else f"{len(part)} sequences"
+                amount = "a single sequence" if len(part) == 1 else f"{len(part)} sequences"
                 raise PionError(
-                    f"evaluation ran out of GPU memory on {what} ({error}). The "
+                    f"evaluation ran out of GPU memory on {amount} ({error}). The "
                     "checkpoints are safe. Free GPU memory, or continue on a larger GPU."
                 ) from None
         micro_batch = len(part) // 2  # outside `except`: its traceback keeps the tensors alive

@@ -66,8 +66,8 @@ def item_scores(
     sizes: np.ndarray | None = None,
 ) -> ItemScores:
     """Return the scores of questions; questions with equal `clusters` are about one passage."""
-    known = None if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    return ItemScores(np.asarray(scores, dtype=np.float64), known, sizes)
+    cluster_numbers = None if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    return ItemScores(np.asarray(scores, dtype=np.float64), cluster_numbers, sizes)
 
 
 def pack(items: ItemScores) -> dict[str, Any]:

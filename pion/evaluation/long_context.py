@@ -43,15 +43,15 @@ def long_context(
     - `copies`: by the distance, how many bits a token saves where a text is read a second time.
     """
     documents = stream.document_numbers(rows, end_of_text)
-    found = score(scorer, stream, rows)
+    scores = score(scorer, stream, rows)
     tokens = np.stack([stream.row(i).tokens for i in rows])
-    before = np.where(found.targets == IGNORED, 0, _tokens_before(documents))
+    before = np.where(scores.targets == IGNORED, 0, _tokens_before(documents))
     counted, worth = int((before > short).sum()), (math.nan, math.nan)
     by_distance: dict[str, tuple[float, float]] = {}
     if counted >= FEWEST_TOKENS:
-        worth, by_distance = _worth(scorer, found, (tokens, documents, before), short, token_bytes)
-    begun = found.targets[:, :short] != IGNORED
-    loss = ratio(*by_document(documents[:, :short], begun, found.nll[:, :short], begun))
+        worth, by_distance = _worth(scorer, scores, (tokens, documents, before), short, token_bytes)
+    begun = scores.targets[:, :short] != IGNORED
+    loss = ratio(*by_document(documents[:, :short], begun, scores.nll[:, :short], begun))
     copies = {
         str(NEAREST << n): _copied(scorer, tokens, documents[:, 0], NEAREST << n)
         for n in range(32)
@@ -67,14 +67,14 @@ def long_context(
 
 def _tokens_before(documents: np.ndarray) -> np.ndarray:
     """Return how many tokens of its document each target (R, L) has before it in its row."""
-    place = np.arange(documents.shape[1])
+    position = np.arange(documents.shape[1])
     begins = np.diff(documents, axis=1, prepend=-1) != 0
-    return place - np.maximum.accumulate(np.where(begins, place, 0), axis=1) + 1
+    return position - np.maximum.accumulate(np.where(begins, position, 0), axis=1) + 1
 
 
 def _worth(
     scorer: Scorer,
-    found: Scores,
+    scores: Scores,
     rows: tuple[np.ndarray, np.ndarray, np.ndarray],
     short: int,
     token_bytes: np.ndarray,
@@ -90,18 +90,18 @@ def _worth(
 
     # The first half of a window is the second half of the one before, with more context there.
     scored = (windows(before) > short) & (np.arange(short) >= short // 2)
-    kept = np.flatnonzero(scored.any(axis=1))
+    chosen = np.flatnonzero(scored.any(axis=1))
     # Before these targets, a window has no other document, so that none must be masked.
-    targets = np.where(scored, windows(found.targets), IGNORED)[kept]
-    less = score(scorer, OwnRows(windows(tokens)[kept], targets, kept), range(len(kept)))
-    bits = (less.nll - windows(found.nll)[kept]) / math.log(2)
+    targets = np.where(scored, windows(scores.targets), IGNORED)[chosen]
+    less = score(scorer, OwnRows(windows(tokens)[chosen], targets, chosen), range(len(chosen)))
+    bits = (less.nll - windows(scores.nll)[chosen]) / math.log(2)
     sizes = target_bytes(targets, token_bytes)
-    units, known = windows(documents)[kept], np.where(scored, windows(before), 0)[kept]
+    units, context = windows(documents)[chosen], np.where(scored, windows(before), 0)[chosen]
 
     def between(low: int, high: int) -> tuple[float, float]:
-        return ratio(*by_document(units, (known > low) & (known <= high), bits, sizes))
+        return ratio(*by_document(units, (context > low) & (context <= high), bits, sizes))
 
-    ends = [short << n for n in range(32) if (known > short << n).any()]
+    ends = [short << n for n in range(32) if (context > short << n).any()]
     return between(short, tokens.shape[1]), {str(n): between(n, 2 * n) for n in ends}
 
 

@@ -55,8 +55,13 @@ def multiple_choice(scorer: Scorer, tokenizer: Tokenizer, questions: Sequence[Qu
         lengths = [len(choice.ids) for choice in choices]
         longest_first(scorer, lengths, model.config.seq_len, compute)
     ends = np.cumsum([len(question.choices) for question in questions])
-    best = [own == own.max() for own in np.split(scores, ends[:-1])]
-    credit = [float(own[q.answer]) / max(int(own.sum()), 1) for q, own in zip(questions, best)]
+    best = [
+        question_scores == question_scores.max() for question_scores in np.split(scores, ends[:-1])
+    ]
+    credit = [
+        float(question_scores[q.answer]) / max(int(question_scores.sum()), 1)
+        for q, question_scores in zip(questions, best)
+    ]
     accuracy = float(np.mean(credit))
     record = {
         "accuracy": accuracy,

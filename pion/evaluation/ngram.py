@@ -64,13 +64,13 @@ class NGram:
             contexts = _contexts(windows, unigram=level is self.levels[0])
             windows = _lookup(level.keys, contexts, rows, self.vocab_size)
             count = np.where(windows == UNSEEN, 0, level.counts[windows])
-            known = contexts != UNSEEN
+            has_context = contexts != UNSEEN
             # A context that occurs only at the end of rows has no token after it.
-            known[known] = level.totals[contexts[known]] > 0
-            h = contexts[known]
-            backed_off = level.discount * level.kinds[h] * probability[known]
-            kept = np.maximum(count[known] - level.discount, 0)
-            probability[known] = (kept + backed_off) / level.totals[h]
+            has_context[has_context] = level.totals[contexts[has_context]] > 0
+            h = contexts[has_context]
+            backed_off = level.discount * level.kinds[h] * probability[has_context]
+            discounted = np.maximum(count[has_context] - level.discount, 0)
+            probability[has_context] = (discounted + backed_off) / level.totals[h]
         return -np.log(probability[:, 1:])
 
 

@@ -94,7 +94,7 @@ def _independent(agrees: np.ndarray, clusters: Sequence[str]) -> float:
     n = len(agrees)
     if not any(clusters):
         return n
-    names = [cluster or f"\0{place}" for place, cluster in enumerate(clusters)]
+    names = [cluster or f"\0{index}" for index, cluster in enumerate(clusters)]
     _, which = np.unique(names, return_inverse=True)
     sizes = np.bincount(which)
     share, error = ratio(np.bincount(which, agrees), sizes)

@@ -35,11 +35,11 @@ def never_stops(embedding: Tensor, specials: Mapping[int, str]) -> str | None:
 
     `embedding` is the base's, (vocab_size, d_model). Raises IndexError as `untrained_rows` does.
     """
-    found = untrained_rows(embedding, specials)
-    if not found:
+    untrained = untrained_rows(embedding, specials)
+    if not untrained:
         return None
     return (
-        f"the model seems never to have seen {', '.join(specials[token] for token in found)}, and "
-        "LoRA does not train the embedding, so the model may never stop. Start from the Instruct "
-        "model, or train all weights (without sft.lora)"
+        f"the model seems never to have seen {', '.join(specials[token] for token in untrained)}, "
+        "and LoRA does not train the embedding, so the model may never stop. Start from the "
+        "Instruct model, or train all weights (without sft.lora)"
     )

@@ -53,13 +53,13 @@ def _with_block(model: Decoder, folder: Path) -> Decoder:
     record = read_settings(path, "a draft block")
     config = _config(record, model.config, path)
     trunk = record.get("trunk_sha256")
-    found = tensors_sha256(Tensors(saved_model_tensors(folder)))
+    sha256 = tensors_sha256(Tensors(saved_model_tensors(folder)))
     if not isinstance(trunk, str):
         raise BadInput(f"{path}: trunk_sha256 is {shown(trunk)}; it must be a hash")
-    if trunk != found:
+    if trunk != sha256:
         raise BadInput(
             f"{path}: this draft block learned from a model with the tensors {shown(trunk[:12])}…, "
-            f"but the model in {folder} has the tensors {found[:12]}…, so its guesses would be of "
+            f"but the model in {folder} has the tensors {sha256[:12]}…, so its guesses would be of "
             "no use"
         )
     read = read_tensors(tensors_path, absent=f"{folder / FOLDER} has no {TENSORS}")

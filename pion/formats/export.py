@@ -128,8 +128,10 @@ def _sampling(tokenizer: str | Path | ModelTokenizer) -> dict[str, Any]:
     if not isinstance(tokenizer, ModelTokenizer):
         return dict(GENERATION)
     # Without a length, transformers ends an answer after 20 tokens.
-    kept = {name: tokenizer.generation[name] for name in _SAMPLING if name in tokenizer.generation}
-    return {"max_new_tokens": GENERATION["max_new_tokens"], **kept}
+    settings = {
+        name: tokenizer.generation[name] for name in _SAMPLING if name in tokenizer.generation
+    }
+    return {"max_new_tokens": GENERATION["max_new_tokens"], **settings}
 
 
 def exported_rows(config: ModelConfig, tokenizer: Tokenizer) -> int:
@@ -214,8 +216,8 @@ def rounding_cost(
             continue
         logits: list[Tensor] = [m(given)[0, :, :vocab_size].float() for m in (model, after)]
         worst = max(worst, float((logits[0] - logits[1]).abs().max()))
-        for number, found in enumerate(logits):
-            nats[number] += float(cross_entropy(found, targets, reduction="sum"))
+        for number, model_logits in enumerate(logits):
+            nats[number] += float(cross_entropy(model_logits, targets, reduction="sum"))
         tokens += len(targets)
         length += int(sizes[targets.numpy()].sum())
     if not length:

@@ -71,15 +71,15 @@ class SavedTensors:
         import torch
 
         parts = self._parts[name][1]
-        found, begin = [], 0
+        slices, begin = [], 0
         for part in parts:
             end = begin + part.numel()
             if begin < stop and start < end:
-                found.append(part[max(start - begin, 0) : stop - begin])
+                slices.append(part[max(start - begin, 0) : stop - begin])
             begin = end
-        if len(found) == 1:
-            return found[0]
-        return torch.cat(found) if found else parts[0][:0]
+        if len(slices) == 1:
+            return slices[0]
+        return torch.cat(slices) if slices else parts[0][:0]
 
 
 def saved_model_tensors(folder: Path) -> SavedTensors:

@@ -154,13 +154,13 @@ def our_names(
     """
     ours = {module: name for name, module in _their_modules(config, adapter.lora).items()}
     ends = {end: name for name, end in _ENDS.items()}
-    found = {}
+    tensors_by_name = {}
     for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
         if match is None or match[1] not in ours:
             raise BadInput(f"unexpected tensor {shown(name)}: the base has no such projection")
-        found[f"{ours[match[1]]}.{ends[match[2] + '.weight']}"] = tensor
-    return found
+        tensors_by_name[f"{ours[match[1]]}.{ends[match[2] + '.weight']}"] = tensor
+    return tensors_by_name
 
 
 def require_adaptable(config: ModelConfig, lora: Lora) -> None:
@@ -181,7 +181,7 @@ def _their_modules(config: ModelConfig, lora: Lora) -> dict[str, str]:
     _, written = architecture.write(config, dict(state))
     theirs = {id(tensor): name for name, tensor in written.items()}
     targets = lora.targets_of(config)
-    found = {}
+    modules = {}
     for name, tensor in state.items():
         module = name.removesuffix(".weight")
         if module.rpartition(".")[2] not in targets or not name.endswith(".weight"):
@@ -191,15 +191,15 @@ def _their_modules(config: ModelConfig, lora: Lora) -> dict[str, str]:
                 f"{architecture.name} in transformers has no projection {module}, so peft can't "
                 "load an adapter of this model. Publish the merged model"
             )
-        found[module] = theirs[id(tensor)].removesuffix(".weight")
-    return found
+        modules[module] = theirs[id(tensor)].removesuffix(".weight")
+    return modules
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
     fields = read_settings(path, "an adapter")
     for name, allowed in _REQUIRED.items():
         value = fields.get(name, allowed[0])
-        if not any(value is known or value == known for known in allowed):
+        if not any(value is constant or value == constant for constant in allowed):
             raise BadInput(f"{path}: {name} is {shown(value)}; only {shown(allowed[0])} is read")
     for name, value in fields.items():
         if name not in _HARMLESS and value not in (None, False, {}, [], ""):

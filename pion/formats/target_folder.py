@@ -82,10 +82,12 @@ def check_replaceable(out: str | Path) -> None:
         raise BadInput(f"{out} is a file. Name a folder for the model.")
     if any(out.iterdir()) and not is_export(out):
         foreign = _foreign(out)
-        found = f" ({', '.join(foreign[:5])}{', …' if len(foreign) > 5 else ''})" if foreign else ""
+        listed = (
+            f" ({', '.join(foreign[:5])}{', …' if len(foreign) > 5 else ''})" if foreign else ""
+        )
         raise BadInput(
-            f"{out} contains files that are not part of a Pion export{found}. Nothing was changed. "
-            "Name a different folder, or move these files away."
+            f"{out} contains files that are not part of a Pion export{listed}. Nothing was "
+            "changed. Name a different folder, or move these files away."
         )
 
 

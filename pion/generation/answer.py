@@ -118,11 +118,13 @@ def logprobs_of_prompt(
     model: Decoder, hidden: Tensor, following: Sequence[int], count: int
 ) -> list[Logprobs]:
     """Return the log-probability of each id that follows hidden states (T, d_model)."""
-    found: list[Logprobs] = []
+    logprobs: list[Logprobs] = []
     for begin in range(0, len(following), ROWS):
         ids = following[begin : begin + ROWS]
-        found += _of_rows(model.logits(hidden[begin : begin + len(ids)]).float().cpu(), ids, count)
-    return found
+        logprobs += _of_rows(
+            model.logits(hidden[begin : begin + len(ids)]).float().cpu(), ids, count
+        )
+    return logprobs
 
 
 def _of_rows(logits: Tensor, ids: Sequence[int], count: int) -> list[Logprobs]:
@@ -130,4 +132,4 @@ def _of_rows(logits: Tensor, ids: Sequence[int], count: int) -> list[Logprobs]:
     drawn = every.gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
     values, top = every.topk(min(count, every.shape[1]))
     rows = zip(drawn, top.tolist(), values.tolist(), strict=True)
-    return [Logprobs(one, tuple(zip(*likeliest, strict=True))) for one, *likeliest in rows]
+    return [Logprobs(logprob, tuple(zip(*likeliest, strict=True))) for logprob, *likeliest in rows]

@@ -64,7 +64,7 @@ class AnswerReader:
     def push(self, text: str, *, end: bool = False) -> tuple[str, str, list[Call]]:
         """Return what a text adds to text, thoughts and calls. With `end`, nothing follows."""
         self._held += text
-        said: dict[Place, str] = {"text": "", "thought": ""}
+        parts: dict[Place, str] = {"text": "", "thought": ""}
         calls: list[Call] = []
         before = None
         while (place := self._place, self._held) != before:
@@ -72,11 +72,11 @@ class AnswerReader:
             if place == "call":
                 calls += self._calls(end)
             else:
-                said[place] += self._words(end)
+                parts[place] += self._words(end)
         calls = calls[: self._most]
         self._most -= len(calls)
         self.called = self.called or bool(calls)
-        return said["text"], said["thought"], calls
+        return parts["text"], parts["thought"], calls
 
     def _words(self, end: bool) -> str:
         """Return the text or thought up to the next mark, and follow the mark."""
@@ -101,7 +101,7 @@ class AnswerReader:
         assert self._form is not None
         held, closing = self._held, self._form.closing
         # A text in a call may have the closing, too.
-        ends = [found.start() for found in re.finditer(re.escape(closing) or "(?!)", held)]
+        ends = [match.start() for match in re.finditer(re.escape(closing) or "(?!)", held)]
         for at in [*ends, len(held)] if end else ends:
             if calls := self._form.calls(held[:at]):
                 self._held, self._place, self._blank = held[at + len(closing) :], "text", True

@@ -52,15 +52,15 @@ def published_sampling(path: Path) -> dict[str, float]:
 
     Raises BadInput for a damaged file, and for a value outside its bounds.
     """
-    given = read_optional(path)
-    found: dict[str, float] = {}
+    settings = read_optional(path)
+    sampling: dict[str, float] = {}
     for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty"):
-        if (value := given.get(name)) is None:
+        if (value := settings.get(name)) is None:
             continue
         wrong = isinstance(value, bool) or not isinstance(value, int | float)
         if wrong or (name == "top_k" and value != int(value)) or not BOUNDS[name].has(value):
             raise BadInput(f"{path}: {name} is {shown(value)}; it must be {BOUNDS[name]}")
-        found[name] = int(value) if name == "top_k" else float(value)
-    if given.get("do_sample") is False:
-        found["temperature"] = 0.0
-    return found
+        sampling[name] = int(value) if name == "top_k" else float(value)
+    if settings.get("do_sample") is False:
+        sampling["temperature"] = 0.0
+    return sampling

@@ -89,9 +89,9 @@ def find_candidates(
     if changed is not logits:
         highest = logits.amax(dim=1, keepdim=True)
     lowest = logits.amin(dim=1, keepdim=True)
-    least, most, *found = _bring_to_host((lowest, highest, best, likeliest, ids, totals))
+    least, most, *parts = _bring_to_host((lowest, highest, best, likeliest, ids, totals))
     finite = np.isfinite(least[:, 0]) & np.isfinite(most[:, 0])
-    return Candidates(finite, found[0], found[1], found[2], found[3], count >= changed.shape[1])
+    return Candidates(finite, parts[0], parts[1], parts[2], parts[3], count >= changed.shape[1])
 
 
 def _bring_to_host(parts: Sequence[Tensor]) -> list[Array]:
@@ -151,7 +151,7 @@ def find_by_numpy(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     blocks = logits.shape[1] // BLOCK
     rows = np.arange(len(logits))[:, None]
     if blocks <= 2 * count:
-        found = _places_of_highest(logits.numpy(), count)
+        indices = _places_of_highest(logits.numpy(), count)
     else:
         chosen = _places_of_highest(_maxima(logits, blocks).numpy(), count)
         ids = np.empty((len(logits), BLOCK * count + logits.shape[1] % BLOCK), dtype=np.int64)
@@ -159,10 +159,10 @@ def find_by_numpy(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         np.add(chosen[:, None], np.arange(0, blocks * BLOCK, blocks)[:, None], out=in_blocks)
         ids[:, BLOCK * count :] = np.arange(blocks * BLOCK, logits.shape[1])
         among = logits.gather(1, torch.from_numpy(ids)).numpy()
-        found = ids[rows, _places_of_highest(among, count)]
-    values = logits.numpy()[rows, found]
+        indices = ids[rows, _places_of_highest(among, count)]
+    values = logits.numpy()[rows, indices]
     order = values.argsort(axis=1)[:, ::-1]
-    return torch.from_numpy(values[rows, order]), torch.from_numpy(found[rows, order])
+    return torch.from_numpy(values[rows, order]), torch.from_numpy(indices[rows, order])
 
 
 def _places_of_highest(values: Array, count: int) -> Array:

@@ -157,9 +157,9 @@ class Decoding:
 
     def _pass(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Read the next tokens of all texts; return hidden states and logits, each (B, T, …)."""
-        found = self.graphs.step([ids[0] for ids in rows]) if len(rows[0]) == 1 else None
-        if found is not None:
-            return found
+        graphed = self.graphs.step([ids[0] for ids in rows]) if len(rows[0]) == 1 else None
+        if graphed is not None:
+            return graphed
         hidden = cache_tokens(self.model, rows, self._cache)
         return hidden, every_logits(self.model, hidden)
 

@@ -65,8 +65,8 @@ class Record:
             self._estimate()
 
     def _estimate(self) -> None:
-        known = sum(self._recent) + self._expected * EXPECTED_OF
-        self.chance = known / (len(self._recent) + EXPECTED_OF)
+        guesses = sum(self._recent) + self._expected * EXPECTED_OF
+        self.chance = guesses / (len(self._recent) + EXPECTED_OF)
 
 
 class LookUp:
@@ -148,8 +148,8 @@ def best_number(texts: Sequence[Possible], token: float, guess: float) -> int:
             text.chance**k for text, count in zip(texts, counts) for k in range(1, count + 1)
         )
         width = 1 + max(counts)
-        asked = max((n for text, n in zip(texts, counts) if text.by_block), default=0)
-        time = 1 + token * (len(texts) * width - 1) + guess * asked
+        longest = max((n for text, n in zip(texts, counts) if text.by_block), default=0)
+        time = 1 + token * (len(texts) * width - 1) + guess * longest
         return (len(texts) + right) / time
 
     return max(range(1 + max(text.most for text in texts)), key=speed)
@@ -232,24 +232,24 @@ class DraftedDecoding(Decoding):
         draftings = [self._of_text[id(text)] for text in texts]
         possible = []
         for drafting, text in zip(draftings, texts):
-            own = max(0, min(self._most, room, text.room - len(text.ids) - 1))
-            drafting.begin(text.ids, own)
+            length = max(0, min(self._most, room, text.room - len(text.ids) - 1))
+            drafting.begin(text.ids, length)
             by_block = not drafting.guess and self._block is not None
-            count = min(own, self._block[0].steps) if by_block and self._block else 0
+            count = min(length, self._block[0].steps) if by_block and self._block else 0
             possible.append(Possible(count or len(drafting.guess), drafting.chance, by_block))
         count = best_number(possible, self._token_share, self._guess_share)
         self._pause = 0 if count else len(texts) // 2
         for drafting in draftings:
             drafting.guess = drafting.guess[:count]
-        asked = [row for row, text in enumerate(possible) if text.by_block and text.most]
-        if count and asked and self._block is not None:
-            known = [draftings[row].known for row in asked]
-            states = torch.stack([every[of, at] for every, of, at in filter(None, known)])
-            last = torch.tensor([texts[row].ids[-1] for row in asked]).to(
+        block_rows = [row for row, text in enumerate(possible) if text.by_block and text.most]
+        if count and block_rows and self._block is not None:
+            drafting_states = [draftings[row].known for row in block_rows]
+            states = torch.stack([every[of, at] for every, of, at in filter(None, drafting_states)])
+            last = torch.tensor([texts[row].ids[-1] for row in block_rows]).to(
                 states.device, non_blocking=True
             )
             block, trunk = self._block
-            for row, guess in zip(asked, block.guess(states, last, trunk, count)):
+            for row, guess in zip(block_rows, block.guess(states, last, trunk, count)):
                 draftings[row].guess = guess[: possible[row].most]
         return [drafting.guess for drafting in draftings]
 

@@ -137,8 +137,10 @@ class Engine:
     def _send(self) -> None:
         """Deliver the events since the last call."""
         events, self._events = self._events, []
-        if kept := [(answer.listener, event) for answer, event in events if not answer.cancelled]:
-            self._deliver(kept)
+        if deliverable := [
+            (answer.listener, event) for answer, event in events if not answer.cancelled
+        ]:
+            self._deliver(deliverable)
 
     def _step(self) -> None:
         """Read at most one piece of prompts, and draw one token of each answer in a slot."""
@@ -173,9 +175,9 @@ class Engine:
                 group.append(self._waiting.popleft())
         if self._reading is not None:
             answer = self._reading.answer
-            found = self._decoding.begin(answer.text, reuse=not answer.scores_prompt)
+            cached = self._decoding.begin(answer.text, reuse=not answer.scores_prompt)
             if len(answer.text.ids) == answer.text.given:  # else it was paused
-                answer.cached_tokens = found
+                answer.cached_tokens = cached
         if group:
             self._arriving = group
             logits = self._decoding.read_together([answer.text for answer in group])
@@ -214,22 +216,22 @@ class Engine:
         drawn = draw_together([answer.text for answer in answers], logits)
         for row, (answer, token) in enumerate(zip(answers, drawn, strict=True)):
             if isinstance(token, Exception):  # the other answers are sound
-                asked = isinstance(token, BadInput)
+                is_bad_input = isinstance(token, BadInput)
                 bug = f"no token could be drawn: {type(token).__name__}: {token}"
-                self._fail(answer, str(token) if asked else bug, asked=asked)
+                self._fail(answer, str(token) if is_bad_input else bug, asked=is_bad_input)
             else:
                 self._report(answer, token, logits[row])
 
     def _report(self, answer: Answer, token: int | None, logits: Tensor) -> None:
         """Report an answer's drawn token, or its end, with the probabilities it asks for."""
-        text, found = answer.text, None
+        text, logprobs = answer.text, None
         drawn = text.stop_id if token is None and answer.scores_prompt else token
         if drawn is not None and answer.top_logprobs is not None:
-            found = logprobs_of(logits[: text.vocab_size], drawn, answer.top_logprobs)
+            logprobs = logprobs_of(logits[: text.vocab_size], drawn, answer.top_logprobs)
         if token is not None:
-            self._events.append((answer, Drawn(token, found)))
+            self._events.append((answer, Drawn(token, logprobs)))
         if text.ended:
-            stop = None if token is not None or drawn is None else Drawn(drawn, found)
+            stop = None if token is not None or drawn is None else Drawn(drawn, logprobs)
             self._events.append((answer, Ended(text.stopped, stop)))
 
     def _forget_cancelled(self) -> None:

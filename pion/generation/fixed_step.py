@@ -59,10 +59,10 @@ class FixedStep:
     def write(self, tokens: Sequence[int]) -> None:
         """Write the next token of each row where `compute` reads it. Nothing waits for the GPU."""
         rows = self._shape.rows
-        given = [list(tokens), self._cache.lengths[:rows]]
+        columns = [list(tokens), self._cache.lengths[:rows]]
         if self._shape.fills:
-            given.append(_filled(self._cache, rows))
-        self._given.copy_(torch.tensor(given), non_blocking=True)
+            columns.append(_filled(self._cache, rows))
+        self._given.copy_(torch.tensor(columns), non_blocking=True)
 
     @torch.inference_mode()
     def compute(self) -> tuple[Tensor, Tensor]:
@@ -75,8 +75,8 @@ class FixedStep:
         filled = segments[0] if segments else positions[:, :0]
         of_step = extra and extra.place_of_step(filled, shape.entries)
         # As if each row were as long as it may be. The real positions are in a tensor.
-        place = Place(0, (shape.entries - 1,) * shape.rows, 1, positions, of_step)
-        hidden = self._model.hidden_at(tokens, self._cache, place)
+        cache_place = Place(0, (shape.entries - 1,) * shape.rows, 1, positions, of_step)
+        hidden = self._model.hidden_at(tokens, self._cache, cache_place)
         return hidden, self._model.logits(hidden).float()
 
 

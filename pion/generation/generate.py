@@ -124,21 +124,23 @@ def _continued_batch(
 
     def draw_rows(rows: Sequence[int], logits: Tensor) -> list[int | None]:
         together = [decoding.texts[row] for row in rows]
-        found: list[int | None] = []
+        continued: list[int | None] = []
         for row, text, token in zip(rows, together, draw_together(together, logits)):
             if isinstance(token, Exception):
                 raise token
             new.extend([] if token is None else [(numbers[row], token)])
             new.extend([(numbers[row], None)] if text.ended else [])
-            found.append(None if text.ended else token)
-        return found
+            continued.append(None if text.ended else token)
+        return continued
 
     while waiting or numbers:
         if waiting and decoding.free:
             group = _next_group(waiting, decoding)
             together = [text for _, text in group]
-            one = len(group) == 1
-            logits = decoding.read_alone(together[0]) if one else decoding.read_together(together)
+            is_alone = len(group) == 1
+            logits = (
+                decoding.read_alone(together[0]) if is_alone else decoding.read_together(together)
+            )
             first = len(numbers)
             numbers += [number for number, _ in group]
             draw_rows(range(first, len(numbers)), logits)

@@ -64,9 +64,9 @@ class Grammar:
         found."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
-        found = torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._rows]).bool()
-        found[self._end_of_text] = False  # `may_end` says it, for all ids that end a text
-        return found
+        mask = torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._rows]).bool()
+        mask[self._end_of_text] = False  # `may_end` says it, for all ids that end a text
+        return mask
 
     def take(self, token: int) -> None:
         """Continue with an id that was drawn. Raises BadInput if it is not allowed."""

@@ -87,35 +87,35 @@ class Sampler:
 
     def sample(self, prompts: Sequence[Prompt]) -> list[list[Rollout]]:
         """Return the answers to each prompt. Raises BadInput if the model predicts NaN."""
-        found: list[list[Rollout]] = []
+        rollouts: list[list[Rollout]] = []
         for first in range(0, len(prompts), self._together):
-            found += self._sample_together(prompts[first : first + self._together])
-        return found
+            rollouts += self._sample_together(prompts[first : first + self._together])
+        return rollouts
 
     def _sample_together(self, prompts: Sequence[Prompt]) -> list[list[Rollout]]:
         sampling = self._sampling
-        found = [[Rollout() for _ in range(sampling.answers)] for _ in prompts]
-        rows = [answer for answers in found for answer in answers]
+        rollouts = [[Rollout() for _ in range(sampling.answers)] for _ in prompts]
+        rows = [answer for answers in rollouts for answer in answers]
         keys = [(prompt.row, n) for prompt in prompts for n in range(sampling.answers)]
         numbers = [uniform_numbers(sampling.seed, *key, sampling.max_tokens) for key in keys]
         uniform = torch.from_numpy(np.stack(numbers)).to(self._model.embed.weight.device)
         logits = self._read(prompts)
-        for place in range(sampling.max_tokens):
-            drawn = draw(logits, uniform[:, place], sampling.vocab_size).tolist()
+        for position in range(sampling.max_tokens):
+            drawn = draw(logits, uniform[:, position], sampling.vocab_size).tolist()
             for answer, (token, log_prob) in zip(rows, drawn, strict=True):
                 if not answer.finished:
                     _add(answer, int(token), log_prob, sampling.stop_ids)
             running = sum(not answer.finished for answer in rows)
-            if not running or place + 1 == sampling.max_tokens:
-                return found
+            if not running or position + 1 == sampling.max_tokens:
+                return rollouts
             if 2 * running <= len(rows):
-                kept = _kept([answer.finished for answer in rows], running)
-                for row, before in enumerate(kept):
+                unfinished = _kept([answer.finished for answer in rows], running)
+                for row, before in enumerate(unfinished):
                     self._cache.swap(row, before)
-                rows, uniform = [rows[row] for row in kept], uniform[kept]
-                drawn = [drawn[row] for row in kept]
+                rows, uniform = [rows[row] for row in unfinished], uniform[unfinished]
+                drawn = [drawn[row] for row in unfinished]
             logits = self._next([int(token) for token, _ in drawn])
-        return found
+        return rollouts
 
     def _read(self, prompts: Sequence[Prompt]) -> Tensor:
         """Read each prompt, into a row for each answer; return the logits (B, vocab) after them."""
@@ -135,8 +135,8 @@ class Sampler:
 
     def _next(self, tokens: Sequence[int]) -> Tensor:
         """Read the next token of each row; return the fp32 logits (B, vocab) after it."""
-        if (found := self._graphs.step(tokens)) is not None:
-            return found[1][:, 0]
+        if (graphed := self._graphs.step(tokens)) is not None:
+            return graphed[1][:, 0]
         hidden = cache_tokens(self._model, [[token] for token in tokens], self._cache)
         return every_logits(self._model, hidden)[:, 0]
 
@@ -197,6 +197,6 @@ def _reached(shares: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
     ends = shares @ torch.ones(count, count, dtype=shares.dtype, device=shares.device).triu()
     places = torch.arange(count, device=shares.device)
     last = (places * (shares > 0)).amax(dim=1)
-    place = torch.minimum((ends <= number[:, None]).sum(dim=1), last)
-    before = (ends - shares).gather(1, place[:, None])[:, 0]
-    return place, (number - before).clamp(min=0)
+    index = torch.minimum((ends <= number[:, None]).sum(dim=1), last)
+    before = (ends - shares).gather(1, index[:, None])[:, 0]
+    return index, (number - before).clamp(min=0)

@@ -132,7 +132,7 @@ def sample_rows(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
     samplings = [draw.sampling for draw in draws]
     greedy = [sampling.greedy for sampling in samplings]
     few = all(alone or 0 < s.top_k < FEW for s, alone in zip(samplings, greedy))
-    found = find_candidates(
+    candidates = find_candidates(
         logits,
         changed,
         count=FEW if few else CANDIDATES,
@@ -140,10 +140,10 @@ def sample_rows(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         greedy=greedy,
         needs_totals=not few and any(map(_is_open, samplings)),
     )
-    finite = found.finite.tolist()
+    finite = candidates.finite.tolist()
     random = [row for row in range(len(draws)) if finite[row] and not greedy[row]]
     drawn = [
-        int(found.best[row, 0]) if finite[row] and greedy[row] else None
+        int(candidates.best[row, 0]) if finite[row] and greedy[row] else None
         for row in range(len(draws))
     ]
     if not random:
@@ -152,14 +152,14 @@ def sample_rows(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         torch.rand((), dtype=torch.float64, generator=draws[row].randomness).item()
         for row in random
     ]
-    of_random = found if len(random) == len(draws) else found.rows(random)
+    of_random = candidates if len(random) == len(draws) else candidates.rows(random)
     among = draw_among(of_random, [samplings[row] for row in random], numbers)
-    if undecided := [place for place, token in enumerate(among) if token is None]:
-        whole = torch.stack([changed[random[place]] for place in undecided]).cpu()
-        for place, values in zip(undecided, whole):
-            sampling = samplings[random[place]]
-            floor = float(of_random.likeliest[place, -1])
-            among[place] = draw_from_all(values, sampling, numbers[place], floor)
+    if undecided := [index for index, token in enumerate(among) if token is None]:
+        undecided_logits = torch.stack([changed[random[index]] for index in undecided]).cpu()
+        for index, values in zip(undecided, undecided_logits):
+            sampling = samplings[random[index]]
+            floor = float(of_random.likeliest[index, -1])
+            among[index] = draw_from_all(values, sampling, numbers[index], floor)
     for row, token in zip(random, among):
         drawn[row] = token
     return drawn
@@ -208,9 +208,9 @@ def draw_among(
     target = np.array(numbers) * np.where(decided, end, total)
     decided |= open_ & (top_p == 1) & (target < end)
     last = width - 1 - (weights > 0)[:, ::-1].argmax(axis=1)
-    place = np.minimum((cumulative <= target[:, None]).sum(axis=1), last)
-    ids = found.ids[rows, by_id[rows, place]]
-    return [int(token) if known else None for token, known in zip(ids, decided)]
+    choice = np.minimum((cumulative <= target[:, None]).sum(axis=1), last)
+    ids = found.ids[rows, by_id[rows, choice]]
+    return [int(token) if is_decided else None for token, is_decided in zip(ids, decided)]
 
 
 def draw_from_all(logits: Tensor, sampling: Sampling, number: float, floor: float) -> int:
@@ -224,22 +224,22 @@ def draw_from_all(logits: Tensor, sampling: Sampling, number: float, floor: floa
     if 0 < sampling.top_k < len(logits):
         least = logits.topk(sampling.top_k).values[-1].clamp(min=LOWEST)
     least = least.clamp(min=_least_of_min_p(sampling.min_p))
-    kept = (logits >= least).nonzero().squeeze(1)
-    probabilities = logits[kept].softmax(dim=0)
+    ids = (logits >= least).nonzero().squeeze(1)
+    probabilities = logits[ids].softmax(dim=0)
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(descending=True, stable=True)
         before = ordered.cumsum(dim=0) - ordered
         # In the order of the ids: rounding exchanges the places of ids that are as likely.
         within = order[before < sampling.top_p].sort().values
-        kept, probabilities = kept[within], probabilities[within]
+        ids, probabilities = ids[within], probabilities[within]
     elif not sampling.cuts:
         limit = (torch.tensor(floor) - best).double() / sampling.temperature
-        candidate = logits[kept] > limit
+        candidate = logits[ids] > limit
         order = torch.cat((candidate.nonzero(), (~candidate).nonzero())).squeeze(1)
-        kept, probabilities = kept[order], probabilities[order]
+        ids, probabilities = ids[order], probabilities[order]
     cumulative = probabilities.cumsum(dim=0)
-    place = torch.searchsorted(cumulative, number * cumulative[-1], right=True)
-    return int(kept[place.clamp(max=len(kept) - 1)])
+    index = torch.searchsorted(cumulative, number * cumulative[-1], right=True)
+    return int(ids[index.clamp(max=len(ids) - 1)])
 
 
 def _is_open(sampling: Sampling) -> bool:
@@ -252,18 +252,23 @@ def _least_of_min_p(min_p: float) -> float:
     return LOWEST if min_p == 0 else float(np.float32(math.log(min_p)))
 
 
-def _leave_out(weights: Array, found: Candidates, total: Array, top_p: Array) -> None:
+def _leave_out(weights: Array, candidates: Candidates, total: Array, top_p: Array) -> None:
     """Set to 0 what `top_p` leaves out of the candidates' weights (B, count), the highest first.
 
     Of ids that are as likely, those with the lowest numbers remain.
     """
     shares = weights / total
-    kept = (shares.cumsum(axis=1) - shares < top_p) | (top_p == 1)
+    within_top_p = (shares.cumsum(axis=1) - shares < top_p) | (top_p == 1)
     # The last id that remains is as likely as the first that does not.
-    tied = kept[:, :-1] & ~kept[:, 1:] & (weights[:, :-1] == weights[:, 1:]) & (weights[:, 1:] > 0)
-    for row, place in zip(*tied.nonzero()) if tied.any() else ():
-        group = np.flatnonzero(weights[row] == weights[row, place])
-        remaining = kept[row, group].sum()
-        kept[row, group] = False
-        kept[row, group[np.argsort(found.ids[row, group])][:remaining]] = True
-    weights *= kept
+    tied = (
+        within_top_p[:, :-1]
+        & ~within_top_p[:, 1:]
+        & (weights[:, :-1] == weights[:, 1:])
+        & (weights[:, 1:] > 0)
+    )
+    for row, column in zip(*tied.nonzero()) if tied.any() else ():
+        group = np.flatnonzero(weights[row] == weights[row, column])
+        remaining = within_top_p[row, group].sum()
+        within_top_p[row, group] = False
+        within_top_p[row, group[np.argsort(candidates.ids[row, group])][:remaining]] = True
+    weights *= within_top_p

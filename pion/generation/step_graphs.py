@@ -111,17 +111,17 @@ class StepGraphs:
     def _computed(self, shape: Shape, tokens: Sequence[int]) -> Results | None:
         """Return what a replay gives: also where the step was computed to prove the graph, because
         the bits must not depend on how long this process lives."""
-        found = self._by_shape.pop(shape, None) or self._captured(shape, tokens)
-        self._by_shape[shape] = found
-        found.step.write(tokens)
-        expected = None if found.proven else found.step.compute()
-        results = found.graph.replay()
+        captured = self._by_shape.pop(shape, None) or self._captured(shape, tokens)
+        self._by_shape[shape] = captured
+        captured.step.write(tokens)
+        expected = None if captured.proven else captured.step.compute()
+        results = captured.graph.replay()
         self.replays += 1
         if expected is not None:
             if not _largest_share(results[1], expected[1]) <= LIMIT:  # or there is a NaN
                 self._refuse("a replayed step differs from the same step without a graph")
                 return None
-            found.proven = True
+            captured.proven = True
         return results
 
     def _captured(self, shape: Shape, tokens: Sequence[int]) -> _Captured:

@@ -118,12 +118,12 @@ class Text:
 
     def _allowed(self, grammar: Grammar) -> Tensor:
         """Return which ids may be drawn, (vocab,) bool. Raises BadInput if there are none."""
-        found = grammar.allowed()
+        mask = grammar.allowed()
         if grammar.may_end:
-            found[[token for token in self._stop_ids if token < len(found)]] = True
-        if not found.any():
+            mask[[token for token in self._stop_ids if token < len(mask)]] = True
+        if not mask.any():
             raise BadInput("the schema allows no token here")
-        return found
+        return mask
 
     def _bias_of(self, bias: Mapping[int, float] | None) -> ById | None:
         """Return the ids and what is added to their logits. Raises BadInput for other ids."""
@@ -142,23 +142,23 @@ def draw_together(texts: Sequence[Text], logits: Tensor) -> list[int | Exception
     instead of raising it, because the other texts are sound: BadInput if the logits are not finite
     or the grammar allows no id.
     """
-    found: list[int | Exception | None] = [None] * len(texts)
+    outcomes: list[int | Exception | None] = [None] * len(texts)
     draws: dict[int, Draw] = {}
     for row, text in enumerate(texts):
         try:
             if not text.ended:
                 draws[row] = text.next_draw()
         except Exception as error:
-            found[row] = error
+            outcomes[row] = error
     if not draws:
-        return found
+        return outcomes
     chosen = logits if len(draws) == len(texts) else torch.stack([logits[row] for row in draws])
     for row, token in zip(draws, sample_rows(chosen, list(draws.values())), strict=True):
         try:
-            found[row] = texts[row].take(token)
+            outcomes[row] = texts[row].take(token)
         except Exception as error:
-            found[row] = error
-    return found
+            outcomes[row] = error
+    return outcomes
 
 
 def checked_prompt(ids: Sequence[int], config: ModelConfig) -> list[int]:

@@ -87,11 +87,13 @@ class TextStream:
             new, self._strips = new.removeprefix(" "), False
         self._decoded += len(new)
         self._held += new
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if found:
+        stop_positions = [
+            position for stop in self._stops if (position := self._held.find(stop)) >= 0
+        ]
+        if stop_positions:
             self.stopped = True
-            self._decoded -= len(self._held) - min(found)
-            self._held = self._held[: min(found)]
+            self._decoded -= len(self._held) - min(stop_positions)
+            self._held = self._held[: min(stop_positions)]
 
     def _take(self, length: int) -> Piece:
         """Return the first characters of the held text, with the tokens that begin in them."""

@@ -72,12 +72,12 @@ class Preference:
     def _refuse_ignored(self) -> None:
         """Raise BadInput for values that the loss ignores."""
         weighted = self.desirable_weight != 1 or self.undesirable_weight != 1
-        for name, given, losses in (
+        for name, is_set, losses in (
             ("margin", self.margin is not None, ("simpo",)),
             ("label_smoothing", self.label_smoothing > 0, SMOOTHED),
             ("unpaired", self.unpaired, ("apo-zero",)),
         ):
-            if given and self.loss not in losses:
+            if is_set and self.loss not in losses:
                 whose = ", ".join(losses)
                 raise BadInput(f"{name}: the loss {self.loss} ignores it. It is for {whose}")
         if weighted and self.paired:

@@ -59,9 +59,9 @@ def check_sums(sums: np.ndarray, where: str) -> None:
     """Raise BadInput, naming `where`, for what is no sum of log-probabilities."""
     wrong = ~np.isfinite(sums) | (sums > MOST)
     if wrong.any():
-        place = int(wrong.argmax())
+        index = int(wrong.argmax())
         raise BadInput(
-            f"{where}: number {place:,} is {sums[place]}; a sum of log-probabilities is finite, "
+            f"{where}: number {index:,} is {sums[index]}; a sum of log-probabilities is finite, "
             "and at most 0"
         )
 
@@ -115,9 +115,9 @@ def check_reference(
     dtype = max(plan.dtype, computed_in or plan.dtype, key=lambda name: TOLERANCE[name])
     assert batch.sequences is not None
     with unchanged(model):
-        found = sums_of(model, batch, plan)
+        row_sums = sums_of(model, batch, plan)
     worst = 0.0
-    for row, sums in enumerate(found):
+    for row, sums in enumerate(row_sums):
         stored = batch.sequences.reference[row].tolist()
         tokens = batch.sequences.tokens[row].tolist()
         for number, ours in enumerate(sums):

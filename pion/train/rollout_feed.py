@@ -163,8 +163,8 @@ class RolloutFeed:
         Raises BadInput if there are fewer rows in a step than ranks, or the model predicts NaN.
         """
         rows, after = step_rows(next_row, self._global_batch, skipped)
-        (own,) = rank_rows(rows, self._rank, self._plan.world_size, len(rows))
-        groups = self.sampled(self._prompts, own)
+        (rank_share,) = rank_rows(rows, self._rank, self._plan.world_size, len(rows))
+        groups = self.sampled(self._prompts, rank_share)
         size, learned = self._plan.micro_batch, self._learned(groups)
         windows = self._model.config.windows
         packed = pack(
@@ -189,27 +189,29 @@ class RolloutFeed:
 
     def _learned(self, groups: Groups) -> list[Learned]:
         """Return the answers of groups with a signal. So many as fit a row share their prompt."""
-        found: list[Learned] = []
+        learned: list[Learned] = []
         hides = self._model.config.hides_in(self._prompts.seq_len)
         advantages = self._learning.advantages(groups.judged.rewards)
         for prompt, group, weights in zip(groups.prompts, groups.answers, advantages, strict=True):
             room = self._prompts.seq_len - len(prompt.ids) + 1
             alone = [[number] for number in range(len(group))]
             shared = best_fit_decreasing([len(answer.ids) for answer in group], room)
-            found += [
-                Learned(prompt.ids, [(group[n], float(weights[n])) for n in own])
-                for own in (alone if hides else shared)
+            learned += [
+                Learned(prompt.ids, [(group[n], float(weights[n])) for n in members])
+                for members in (alone if hides else shared)
                 if weights.any()
             ]
-        return found
+        return learned
 
     def sampled(self, prompts: Prompts, rows: Sequence[int]) -> Groups:
         """Return the answers of the model's weights of now to the prompts of rows."""
         # Held-out rows have numbers that no training row has.
-        asked = [Prompt(-1 - row if prompts.held_out else row, prompts.ids(row)) for row in rows]
+        questions = [
+            Prompt(-1 - row if prompts.held_out else row, prompts.ids(row)) for row in rows
+        ]
         refresh(self._twin, self._model)
-        answers = self._sampler.sample(asked)
-        return Groups(asked, answers, prompts.judge(rows, answers))
+        answers = self._sampler.sample(questions)
+        return Groups(questions, answers, prompts.judge(rows, answers))
 
     def objective(self, batch: StepBatch, targets: Tensor) -> Objective:
         """Return the loss of answers. `targets` is how many tokens were sampled in the step."""
@@ -230,13 +232,13 @@ class RolloutFeed:
         """
         if not rows:
             raise BadInput("there are no held-out prompts: raise reinforce.held_out")
-        own = []
+        means_here = []
         mine = rows[self._rank :: self._ranks.world_size]
         for first in range(0, len(mine), TOGETHER):
             groups = self.sampled(prompts, mine[first : first + TOGETHER])
-            own.append(groups.means(prompts.pass_at))
+            means_here.append(groups.means(prompts.pass_at))
             on_batch()
-        parts = [means for each in self._ranks.gathered(own) for means in each]
+        parts = [means for each in self._ranks.gathered(means_here) for means in each]
         every = {name: torch.cat([means[name] for means in parts]) for name in parts[0]}
         measures = {name: float(each.mean()) for name, each in every.items()}
         tokens = measures["answer_tokens"]
@@ -269,9 +271,9 @@ def _in_dtype(model: Decoder, dtype: torch.dtype) -> Decoder:
 @torch.no_grad()
 def refresh(twin: Decoder, model: Decoder) -> None:
     """Copy the weights to where graphs of the twin read them."""
-    for own, param in zip(twin.parameters(), model.parameters(), strict=True):
-        if own.data_ptr() != param.data_ptr():
-            own.copy_(param)
+    for copy, param in zip(twin.parameters(), model.parameters(), strict=True):
+        if copy.data_ptr() != param.data_ptr():
+            copy.copy_(param)
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,7 @@ def pack(learned: Sequence[Learned], seq_len: int, multiple: int = 1, *, block: 
     is at least one row: the ranks of a group compute together. A document begins at a multiple of
     `block`, as when it was sampled: windows are blocks of the row.
     """
-    sizes = [min(one.count + -one.count % block, seq_len) for one in learned]
+    sizes = [min(item.count + -item.count % block, seq_len) for item in learned]
     bins = best_fit_decreasing(sizes, seq_len)
     shape = max(1, -(-len(bins) // multiple)) * multiple, seq_len
     tokens, positions, branches = torch.zeros(3, *shape, dtype=torch.int64)
@@ -303,14 +305,14 @@ def pack(learned: Sequence[Learned], seq_len: int, multiple: int = 1, *, block: 
     weights, log_probs = torch.zeros(2, *shape)
     for row, members in enumerate(bins):
         end = 0
-        for document, one in enumerate(learned[member] for member in members):
-            *shared, last = one.prompt
+        for document, item in enumerate(learned[member] for member in members):
+            *shared, last = item.prompt
             start = end + -end % block
             end = start + len(shared)
             tokens[row, start:end] = torch.tensor(shared, dtype=torch.int64)
             positions[row, start:end] = torch.arange(len(shared))
-            documents[row, start : start + one.count] = document
-            for branch, (answer, weight) in enumerate(one.answers, start=1):
+            documents[row, start : start + item.count] = document
+            for branch, (answer, weight) in enumerate(item.answers, start=1):
                 start, end = end, end + len(answer.ids)
                 tokens[row, start:end] = torch.tensor([last, *answer.ids[:-1]])
                 positions[row, start:end] = torch.arange(len(shared), len(shared) + end - start)

@@ -62,8 +62,8 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         rates = ("embedding_lr", "head_lr", "vector_lr")
-        given = [name for name in rates if getattr(self, name) is not None]
-        for name in ("steps", "global_batch", "lr", "muon_lr", "eps", *given):
+        set_rates = [name for name in rates if getattr(self, name) is not None]
+        for name in ("steps", "global_batch", "lr", "muon_lr", "eps", *set_rates):
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
         for name in ("warmup_steps", "weight_decay", "primitive_weight_decay", "clip"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
@@ -76,14 +76,14 @@ class TrainSettings:
         share, spike = self.decay_fraction, self.max_spike
         _require(0 < share <= 1, "decay_fraction", share, "must be in (0, 1]")
         _require(spike is None or spike > 1, "max_spike", spike, "must be above 1")
-        for name, known in (
+        for name, allowed in (
             ("schedule", ("wsd", "cosine", "constant")),
             ("decay_shape", ("cosine", "linear")),
             ("optimizer", OPTIMIZERS),
             ("window_schedule", ("constant", "cubic")),
         ):
             value = getattr(self, name)
-            _require(value in known, name, value, f"must be one of {', '.join(known)}")
+            _require(value in allowed, name, value, f"must be one of {', '.join(allowed)}")
         check_phases(self.phases, self.steps)
 
 
@@ -122,8 +122,8 @@ class ComputePlan:
             value = getattr(self, name)
             _require(value is None or 0 < value < 2**63, name, value, "must be from 1 to 2^63")
         for name in ("dtype", "residual"):
-            known = getattr(self, name) in ("float32", "bfloat16")
-            _require(known, name, getattr(self, name), "must be one of float32, bfloat16")
+            is_allowed = getattr(self, name) in ("float32", "bfloat16")
+            _require(is_allowed, name, getattr(self, name), "must be one of float32, bfloat16")
         fits = self.residual in ("float32", self.dtype)
         _require(fits, "residual", self.residual, "must be float32 if dtype is")
         several = not self.sharded or self.world_size > 1
@@ -139,8 +139,8 @@ class ComputePlan:
 
         Return None if the plan has a field of a newer version of Pion.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**values_before(cls) | record) if record.keys() <= known else None
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**values_before(cls) | record) if record.keys() <= names else None
 
 
 def _require(condition: bool, name: str, value: object, rule: str) -> None:

@@ -80,8 +80,8 @@ class Shards:
         self._own = {name: own_part(p.detach()) for name, p in self._params.items()}
         self._own |= dict(model.named_buffers())
         self.held = {
-            name: _held(self._params.get(name, own), own, rank, ranks)
-            for name, own in self._own.items()
+            name: _held(self._params.get(name, part), part, rank, ranks)
+            for name, part in self._own.items()
         }
         self.learned = OwnParts(
             {
@@ -105,21 +105,21 @@ class Shards:
 
     def hand_over_gradients(self) -> None:
         """Give the rank's parts of the gradients to `learned`."""
-        for name, own in self.learned.params.items():
+        for name, part in self.learned.params.items():
             param = self._params[name]
             if isinstance(param, DTensor) and param.grad is not None:
-                own.grad, param.grad = own_part(param.grad), None
+                part.grad, param.grad = own_part(param.grad), None
 
     def norm(self, params: Iterable[nn.Parameter]) -> Tensor:
         """Return the norm of the gradients of all ranks, the same on each of them.
 
         `params` are some of `learned`. Every rank calls this.
         """
-        whole = {id(param) for param in self.kept_whole()}
+        undivided = {id(param) for param in self.kept_whole()}
         kinds: dict[bool, list[Tensor]] = {True: [], False: []}
         for param in params:
             if param.grad is not None and param.grad.numel():
-                kinds[id(param) in whole].append(param.grad)
+                kinds[id(param) in undivided].append(param.grad)
         alone, over_ranks = (self._square_norm(kinds[kind]) for kind in (True, False))
         dist.all_reduce(over_ranks)
         return (alone + over_ranks).sqrt()
@@ -173,8 +173,8 @@ def sharded(model: Decoder, weights: Saved | None, plan: ComputePlan, rank: int)
     shards = Shards(model, device, dtype, rank, plan.world_size)
     if weights is not None:
         layout = weights.layout()
-        known = (layout.keys() & shards.held.keys()) | shards.without_values
-        check_tensors(placeholders(layout), shards.placeholders(known), "weights")
+        names = (layout.keys() & shards.held.keys()) | shards.without_values
+        check_tensors(placeholders(layout), shards.placeholders(names), "weights")
         shards.fill(weights, layout)
     # FSDP makes what it gathers into. In inference mode, it would be of no use later.
     with torch.no_grad(), shards.measuring():
@@ -194,8 +194,8 @@ def _shard(
     ranks: int,
 ) -> None:
     roles = {model.get_parameter(name): role for name, role in parameter_roles(model).items()}
-    whole = {param for param, role in roles.items() if role in KEPT_WHOLE}
-    for param in whole:
+    undivided = {param for param, role in roles.items() if role in KEPT_WHOLE}
+    for param in undivided:
         if not param.is_meta:
             param.data = param.data.to(device)
     fp32 = MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -203,7 +203,7 @@ def _shard(
     blocks = MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False)
     settings: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (ranks,)),
-        "ignored_params": whole,
+        "ignored_params": undivided,
         "shard_placement_fn": lambda param: Shard(sharded_dim(param.shape, ranks, roles[param])),
     }
     for block in model.layers:

@@ -68,14 +68,14 @@ def step_down(
             return StepDown(plan, fewer, why)
         if not plan.recompute:
             return StepDown(plan, dataclasses.replace(plan, recompute=True), why)
-        whole = plan.world_size > 1 and not plan.sharded
-        if whole and may_divide:
+        undivided = plan.world_size > 1 and not plan.sharded
+        if undivided and may_divide:
             # A part of a model leaves room for more rows, so their number is chosen again.
             divided = dataclasses.replace(
                 plan, sharded=True, micro_batch=AS_MANY_AS_FIT, recompute=False
             )
             return StepDown(plan, divided, why)
-        divide = ", or set hardware.fsdp: true, and the GPUs divide the model" if whole else ""
+        divide = ", or set hardware.fsdp: true, and the GPUs divide the model" if undivided else ""
         raise StepTooLarge(
             "the model does not fit: training on one row with recomputed activations ran out of "
             f"the GPU's memory{_numbers(plan)}. Everything committed is safe. Use a larger GPU, a "

@@ -273,19 +273,21 @@ class Trainer:
             if not counts and self._shards is None:
                 continue
             micro_batch, last = batch.micro_batches[max(i, 0)], max(i, 0) == count - 1
-            found = self._gradients.add(micro_batch, objective, options, last=last, counts=counts)
+            computed = self._gradients.add(
+                micro_batch, objective, options, last=last, counts=counts
+            )
             if not counts:
                 continue
-            loss = loss + found.loss
+            loss = loss + computed.loss
             share = len(micro_batch.tokens) * batch.length / self.settings.global_batch
-            for name, value in found.stats.items():
+            for name, value in computed.stats.items():
                 stats[name] = stats.get(name, 0.0) + value * share
-            for name, value in found.measures.items():
+            for name, value in computed.measures.items():
                 measures[name] = measures.get(name, 0.0) + value
         self._gradients.sum_over_ranks()
         of_all_ranks, measures = (
-            {name: self._ranks.sum(value) for name, value in own.items()}
-            for own in (stats, measures)
+            {name: self._ranks.sum(value) for name, value in sums.items()}
+            for sums in (stats, measures)
         )
         return self._ranks.sum(loss), of_all_ranks, measures
 

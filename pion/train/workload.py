@@ -58,8 +58,8 @@ class Workload:
 
         Whether bfloat16 has the exact values of LoRA's base is seen only when the base is loaded.
         """
-        asked = self.lora is not None and self.lora.base_dtype == "bfloat16"
-        return 2 if asked and self.width == 2 else 4
+        wants_bf16 = self.lora is not None and self.lora.base_dtype == "bfloat16"
+        return 2 if wants_bf16 and self.width == 2 else 4
 
     def flops(self) -> TokenFlops:
         """Return the FLOPs of training on a token."""

@@ -45,8 +45,8 @@ def one_of(*arguments: Argument) -> Argument:
 
     def add(parser: argparse.ArgumentParser) -> None:
         group = parser.add_mutually_exclusive_group()
-        for one in arguments:
-            one(group)
+        for argument in arguments:
+            argument(group)
 
     return add
 

@@ -69,8 +69,8 @@ class Conversation:
         if that is less. Raises BadInput, and adds nothing, if the text by itself fills the context
         or if the model's template refuses it.
         """
-        asked = {"role": "user", "content": text}
-        messages = [*self.messages, asked] if self.template else [asked]
+        question = {"role": "user", "content": text}
+        messages = [*self.messages, question] if self.template else [question]
         room = min(answer_tokens, self.seq_len // 2)
         dropped = 0
         while len(ids := self._ids(messages)) + room > self.seq_len and len(messages) > 1:
@@ -93,8 +93,8 @@ class Conversation:
     def _ids(self, messages: list[Message]) -> list[int]:
         if not self.template:
             return self.chat_format.tokenizer.prompt(messages[-1]["content"])
-        told = [{"role": "system", "content": self.system}] if self.system else []
-        return self.chat_format.prompt_ids([*told, *messages])
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return self.chat_format.prompt_ids([*system, *messages])
 
 
 def prompt_ids(
@@ -136,11 +136,11 @@ def answer_once(
     """Print `prompt` and its continuation, or with `as_chat` only the answer to it."""
     ids = prompt_ids(model, chat_format, prompt, settings, as_chat=as_chat)
     tell_replaced(chat_format.tokenizer, prompt, "the prompt")
-    given, last = "" if as_chat else prompt, ""
+    prompt_shown, last = "" if as_chat else prompt, ""
     for last in _pieces(model, chat_format, ids, settings, continues=not as_chat):
-        print(printable(given + last), end="", flush=True)
-        given = ""  # printed with the first token: nothing may be printed before an error
-    print(printable(given), end="" if last.endswith("\n") else "\n")
+        print(printable(prompt_shown + last), end="", flush=True)
+        prompt_shown = ""  # printed with the first token: nothing may be printed before an error
+    print(printable(prompt_shown), end="" if last.endswith("\n") else "\n")
 
 
 def chat(

@@ -281,8 +281,8 @@ def _chat(args: argparse.Namespace) -> None:
     from pipeline.commands.chat import chat
     from pipeline.commands.sampling import settings_of
 
-    found, model, chat_format = _load_to_generate(args)
-    chat(model, chat_format, found, settings_of(args))
+    found_model, model, chat_format = _load_to_generate(args)
+    chat(model, chat_format, found_model, settings_of(args))
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -424,10 +424,10 @@ def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, Ch
     from pipeline.models.find import find_model
     from pipeline.serve.options import load_as_asked
 
-    found = find_model(args.model)  # before torch is imported, so a wrong name fails at once
+    found_model = find_model(args.model)  # before torch is imported, so a wrong name fails at once
     with importing():
-        model, chat_format = load_as_asked(found, args, args.skip_above)
-    return found, model.joined(), chat_format
+        model, chat_format = load_as_asked(found_model, args, args.skip_above)
+    return found_model, model.joined(), chat_format
 
 
 # ---------------------------------------------------------------- try

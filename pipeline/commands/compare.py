@@ -35,14 +35,14 @@ def show_comparison(runs: Sequence[str], *, as_json: bool) -> None:
             "--compare needs two or more runs: pion status A B --compare. Nothing was read."
         )
     states = [read_run(run)[0] for run in runs]  # a missing run is found before long reads
-    found = [read_history(state) for state in states]
-    settings = differing([history.known_job for history in found])
-    measures = [_measures(state, history) for state, history in zip(states, found)]
+    histories = [read_history(state) for state in states]
+    settings = differing([history.known_job for history in histories])
+    measures = [_measures(state, history) for state, history in zip(states, histories)]
     changes = [compare(measures[0], other) for other in measures[1:]]
     if as_json:
-        print(finite_json(_as_json(found, settings, changes), indent=1))
+        print(finite_json(_as_json(histories, settings, changes), indent=1))
     else:
-        show_table(_table(found, settings, changes))
+        show_table(_table(histories, settings, changes))
 
 
 def _measures(state: RunState, run: RunHistory) -> dict[str, Measure]:
@@ -113,9 +113,9 @@ def _setting_rows(
 ) -> dict[str, list[str]]:
     if settings is None:
         return {"not known: the job of a run can't be read": []}
-    known = [run.known_job is not None for run in runs]
+    has_job = [run.known_job is not None for run in runs]
     return {
-        path: [_value(v) if k else UNKNOWN for v, k in zip(values, known)]
+        path: [_value(v) if k else UNKNOWN for v, k in zip(values, has_job)]
         for path, values in settings.items()
     } or {"none": []}
 
@@ -141,35 +141,35 @@ def _data(run: RunHistory) -> dict[str, Any]:
 
 def _data_rows(runs: Sequence[RunHistory]) -> dict[str, list[str]]:
     data = [_data(run) for run in runs]
-    rows = {"digest": [one.get("digest", "not prepared") for one in data]}
-    parts = dict.fromkeys(part for one in data for part in one.get("train_tokens", {}))
+    rows = {"digest": [run_data.get("digest", "not prepared") for run_data in data]}
+    parts = dict.fromkeys(part for run_data in data for part in run_data.get("train_tokens", {}))
     for part in parts:
-        counts = [one.get("train_tokens", {}).get(part) for one in data]
+        counts = [run_data.get("train_tokens", {}).get(part) for run_data in data]
         rows[f"{part} tokens"] = [UNKNOWN if n is None else amount(n) for n in counts]
     return rows
 
 
 def _losses(run: RunHistory) -> dict[str, dict[str, Any]]:
     """Return each stage's newest loss and held-out loss, each with its step."""
-    found: dict[str, dict[str, Any]] = {}
+    by_stage: dict[str, dict[str, Any]] = {}
     for stage, rows in run.metrics.items():
         for kind in ("loss", "held_out_loss"):
             row = next((row for row in reversed(rows) if row.get(kind) is not None), None)
             if row is not None:
-                found.setdefault(stage, {})[kind] = {"value": row[kind], "step": row["step"]}
-    return found
+                by_stage.setdefault(stage, {})[kind] = {"value": row[kind], "step": row["step"]}
+    return by_stage
 
 
 def _loss_rows(runs: Sequence[RunHistory]) -> dict[str, list[str]]:
     losses = [_losses(run) for run in runs]
     rows = {}
-    for stage in dict.fromkeys(stage for one in losses for stage in one):
-        for kind, words in (("loss", "training"), ("held_out_loss", "held out")):
-            found = [one.get(stage, {}).get(kind) for one in losses]
-            if any(found):
-                rows[f"{stage}, {words}"] = [
+    for stage in dict.fromkeys(stage for run_losses in losses for stage in run_losses):
+        for kind, label in (("loss", "training"), ("held_out_loss", "held out")):
+            values = [run_losses.get(stage, {}).get(kind) for run_losses in losses]
+            if any(values):
+                rows[f"{stage}, {label}"] = [
                     UNKNOWN if f is None else f"{f['value']:.4f} at step {f['step']:,}"
-                    for f in found
+                    for f in values
                 ]
     return rows or {"no step was trained": []}
 
@@ -178,8 +178,8 @@ def _measured_rows(changes: Sequence[Sequence[Compared]]) -> dict[str, list[str]
     """Return the values of each measure, with the differences from the first run."""
     by_name = [{row.name: row for row in rows} for rows in changes]
     cells: dict[str, list[str]] = {}
-    for name in dict.fromkeys(name for one in by_name for name in one):
-        rows = [one.get(name) for one in by_name]
+    for name in dict.fromkeys(name for measured_of_run in by_name for name in measured_of_run):
+        rows = [measured_of_run.get(name) for measured_of_run in by_name]
         first = next(row.values[0] for row in rows if row is not None)
         cells[name] = [
             number_or_dash(first, 4),

@@ -28,15 +28,23 @@ def completion(shell: str, parser: Parser) -> str:
         first = f"complete -c pion -n __fish_use_subcommand -fa {shlex.quote(' '.join(options))}"
         seen = "complete -c pion -n '__fish_seen_subcommand_from {}' -l {}".format
         return "\n".join(
-            [first, *(seen(name, word[2:]) for name, words in options.items() for word in words)]
+            [
+                first,
+                *(
+                    seen(name, word[2:])
+                    for name, options_of_command in options.items()
+                    for word in options_of_command
+                ),
+            ]
         )
     cases = "\n".join(
-        f'    {name}) words="{" ".join(words)}" ;;' for name, words in options.items()
+        f'    {name}) words="{" ".join(options_of_command)}" ;;'
+        for name, options_of_command in options.items()
     )
     return (_ZSH if shell == "zsh" else "") + _BASH.format(cases=cases, commands=" ".join(options))
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
     """Return the long options that the usage of a command names."""
-    words = parser.format_usage().replace("[", " ").replace("]", " ").replace("|", " ").split()
-    return sorted({word for word in words if word.startswith("--")} | {"--help"})
+    usage = parser.format_usage().replace("[", " ").replace("]", " ").replace("|", " ").split()
+    return sorted({word for word in usage if word.startswith("--")} | {"--help"})

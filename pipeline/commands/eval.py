@@ -67,18 +67,21 @@ def eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> tuple[dict[st
             f"(chance {record['chance']:.1%}, {record['questions']:,} questions)"
         )
     texts = (
-        [one.text for one in record_documents(jsonl_records([Span(path)], "eval"), "text", "eval")]
+        [
+            document.text
+            for document in record_documents(jsonl_records([Span(path)], "eval"), "text", "eval")
+        ]
         if lines
         else [_text_of(path)]
     )
     for text in texts:
         tell_replaced(tokenizer, text, str(path))
-    found = measure_texts(model, tokenizer, texts, rows_at_once)
-    return found, (
-        f"bits per byte {measured(found['bits_per_byte'], found['bits_per_byte_sem'], 4)}, "
-        f"loss {measured(found['loss'], found['loss_sem'], 4)}, perplexity "
-        f"{found['perplexity']:.2f} ({found['tokens']:,} tokens, {found['bytes']:,} bytes), "
-        f"likeliest tokens {calibration_in_brief(found['calibration'])}"
+    measures = measure_texts(model, tokenizer, texts, rows_at_once)
+    return measures, (
+        f"bits per byte {measured(measures['bits_per_byte'], measures['bits_per_byte_sem'], 4)}, "
+        f"loss {measured(measures['loss'], measures['loss_sem'], 4)}, perplexity "
+        f"{measures['perplexity']:.2f} ({measures['tokens']:,} tokens, {measures['bytes']:,} "
+        f"bytes), likeliest tokens {calibration_in_brief(measures['calibration'])}"
     )
 
 

@@ -46,8 +46,8 @@ def export(
             f"--type {gguf_type} is for GGUF files, and {target} is a folder. Name a file "
             f"such as {target}{GGUF}, or leave out --type."
         )
-    found = find_model(model)
-    load_tokenizer(found)  # before torch is imported: it may be missing
+    found_model = find_model(model)
+    load_tokenizer(found_model)  # before torch is imported: it may be missing
     if to_gguf:
         kind: Type = "f16"
         program = None
@@ -57,19 +57,19 @@ def export(
             program = find_quantizer(model, Path(target))
         elif gguf_type is not None:
             kind = gguf_type
-        _export_file(found, Path(target), model_type, embeddings, kind, program)
+        _export_file(found_model, Path(target), model_type, embeddings, kind, program)
     else:
-        difference = _export_folder(found, _load(found, embeddings), target, model_type)
+        difference = _export_folder(found_model, _load(found_model, embeddings), target, model_type)
         show(
-            f"{target}: {found.label}; loaded again with transformers, "
+            f"{target}: {found_model.label}; loaded again with transformers, "
             f"logits differ by at most {difference:.1e}"
         )
 
 
-def _load(found: FoundModel, embeddings: str) -> Decoder:
+def _load(found_model: FoundModel, embeddings: str) -> Decoder:
     from pion.model.parameters import round_to_bfloat16, vocabulary_rows
 
-    decoder = load_model(found)
+    decoder = load_model(found_model)
     if embeddings == "bfloat16":
         # The export then has half as many bytes for them.
         round_to_bfloat16(decoder, vocabulary_rows(decoder))
@@ -77,21 +77,21 @@ def _load(found: FoundModel, embeddings: str) -> Decoder:
 
 
 def _export_folder(
-    found: FoundModel, decoder: Decoder, folder: str | Path, model_type: str | None
+    found_model: FoundModel, decoder: Decoder, folder: str | Path, model_type: str | None
 ) -> float:
     """Write the folder, and return how far its logits are from the model's."""
     from pion.formats.export import export_model
     from pion.formats.huggingface.tokenizer_files import exported_tokenizer
     from pion.formats.verify import verify_export
 
-    assert found.tokenizer is not None
-    tokenizer = exported_tokenizer(found.tokenizer, imported=decoder.config.imported)
+    assert found_model.tokenizer is not None
+    tokenizer = exported_tokenizer(found_model.tokenizer, imported=decoder.config.imported)
     export_model(decoder, tokenizer, folder, model_type=model_type)
     return verify_export(folder, decoder, tokenizer, _TEXTS, model_type=model_type)
 
 
 def _export_file(
-    found: FoundModel,
+    found_model: FoundModel,
     out: Path,
     model_type: str | None,
     embeddings: str,
@@ -103,23 +103,25 @@ def _export_file(
     from pion.formats.gguf.four_bits import quantize
 
     check_file(out)
-    assert found.tokenizer is not None
-    decoder = _load(found, embeddings)
-    require_convertible(decoder.config, found.tokenizer, model_type)
+    assert found_model.tokenizer is not None
+    decoder = _load(found_model, embeddings)
+    require_convertible(decoder.config, found_model.tokenizer, model_type)
     folder = out.with_name(f".{out.name}.export")
     try:
-        _export_folder(found, decoder, folder, model_type)
+        _export_folder(found_model, decoder, folder, model_type)
         del decoder
         # Other programs show this name: of a folder, without the folders above it.
-        name = Path(found.label).name if Path(found.label).exists() else found.label
-        whole = out if program is None else folder / f"whole{GGUF}"
-        written = convert(folder, whole, kind, name=name)
-        bytes_ = written.size if program is None else quantize(program, whole, out)
+        name = (
+            Path(found_model.label).name if Path(found_model.label).exists() else found_model.label
+        )
+        unquantized = out if program is None else folder / f"whole{GGUF}"
+        written = convert(folder, unquantized, kind, name=name)
+        bytes_ = written.size if program is None else quantize(program, unquantized, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     show(
-        f"{out}: {found.label}; {kind} for the architecture {written.architecture} of llama.cpp, "
-        f"{size(bytes_)}; read back, and all {written.tensors} tensors are the model's"
+        f"{out}: {found_model.label}; {kind} for the architecture {written.architecture} of "
+        f"llama.cpp, {size(bytes_)}; read back, and all {written.tensors} tensors are the model's"
         f"{'' if kind == 'f32' else ' within the rounding of ' + kind}"
         f"{'' if program is None else f'. {program} then rounded them to 4 bits (Q4_K_M)'}"
     )

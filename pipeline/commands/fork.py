@@ -144,10 +144,10 @@ def fork_for(job: Job, source: RunState, target: RunState, *, at: int, stage: st
 def _refuse_to_overwrite(target: RunState) -> None:
     """Raise BadInput if the run exists, or is left without HEAD by more than a cut fork."""
     with before_work("Nothing was forked."):
-        there = target.read()
-        if there is None:
+        head = target.read()
+        if head is None:
             refuse_remains(target, but_of_epoch=EPOCH)
-    if there is not None:
+    if head is not None:
         raise BadInput(
             f"{target.store.url}/{target.name} exists already. Nothing was changed. Give the fork "
             "a different name."
@@ -162,9 +162,9 @@ def choose(source: RunState, head: Head, at: int | None, stage: str | None) -> C
         if stage in (None, entry.stage) and at in (None, entry.step) and entry.stage in STAGES
     ]
     if not entries:
-        there = ", ".join(f"{e.stage} {e.step:,}" for e in head.checkpoints) or "none"
+        listed = ", ".join(f"{e.stage} {e.step:,}" for e in head.checkpoints) or "none"
         wanted = f"{f' of {stage}' if stage else ''}{f' at step {at:,}' if at is not None else ''}"
-        raise BadInput(f"{source.name} has no checkpoint{wanted}. Its checkpoints are: {there}.")
+        raise BadInput(f"{source.name} has no checkpoint{wanted}. Its checkpoints are: {listed}.")
     stages = sorted({entry.stage for entry in entries}, key=STAGES.index)
     if at is not None and len(stages) > 1:
         raise BadInput(
@@ -216,13 +216,15 @@ class _Copy:
         rows = [row for row in rows if row["step"] <= chosen.step]
         self._write_rows(f"metrics/{chosen.stage}", rows)
         self._write_event(chosen, now)
-        kept = {stage: head.skipped[stage] for stage in before if stage in head.skipped}
-        own = [rows for rows in head.skipped.get(chosen.stage, ()) if rows.step <= chosen.step]
+        skipped_before = {stage: head.skipped[stage] for stage in before if stage in head.skipped}
+        skipped_rows = [
+            rows for rows in head.skipped.get(chosen.stage, ()) if rows.step <= chosen.step
+        ]
         return dataclasses.replace(
             new.with_data(data),
             owner=None,
             forked=entry.key,
-            skipped=kept | ({chosen.stage: tuple(own)} if own else {}),
+            skipped=skipped_before | ({chosen.stage: tuple(skipped_rows)} if skipped_rows else {}),
         )
 
     def _copy_data(self, head: Head) -> dict[str, str]:
@@ -273,8 +275,8 @@ class _Copy:
         """Copy the job files, the inputs that were kept, and what the stages' digests are of."""
         store = self.source.store
         folders = ("jobs/", "inputs/", "stages/")
-        found = [entry for each in folders for entry in store.list(self.source.key(each))]
-        for entry in found:
+        entries = [entry for each in folders for entry in store.list(self.source.key(each))]
+        for entry in entries:
             path = entry.key.removeprefix(self.source.key(""))
             if path.count("/") == (2 if path.startswith("stages/") else 1):
                 self.target.store.write(self.target.key(path), store.read(entry.key, entry.size))

@@ -63,12 +63,16 @@ def sections() -> tuple[Section, ...]:
 
 def about(topic: str) -> list[Section]:
     """Return the page, or the section with what is in it; nothing if there is no such topic."""
-    starts = {n: one for n, one in enumerate(sections()) if topic in (one.topic, one.page)}
-    pages = {n: one for n, one in starts.items() if one.level == 1}
+    starts = {
+        n: section for n, section in enumerate(sections()) if topic in (section.topic, section.page)
+    }
+    pages = {n: section for n, section in starts.items() if section.level == 1}
     if len(pages or starts) != 1:
         return []
     first, *rest = sections()[min(pages or starts) :]
-    inner = takewhile(lambda one: one.page == first.page and one.level > first.level, rest)
+    inner = takewhile(
+        lambda section: section.page == first.page and section.level > first.level, rest
+    )
     return [first, *inner]
 
 
@@ -102,10 +106,10 @@ def print_topic(topic: str | None) -> None:
 
 
 def _topic_of_link(link: re.Match[str]) -> str:
-    words, page = link.groups()
+    label, page = link.groups()
     command = f"`pion help {page}`"
-    bare = words == "more" or page in words or "pion help" in words
-    return command if bare else f"{words} ({command})"
+    bare = label == "more" or page in label or "pion help" in label
+    return command if bare else f"{label} ({command})"
 
 
 def search(words: Iterable[str]) -> None:

@@ -31,8 +31,8 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
     """
     from pion.data.tokens.tokenizer import Tokenizer
 
-    found = find_model(str(file))
-    if found.kind != "seed":
+    found_model = find_model(str(file))
+    if found_model.kind != "seed":
         raise BadInput(
             f"{file} is not a .pt checkpoint of an original {ORIGINALS}. Pion can load it without "
             "an import"
@@ -40,9 +40,9 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
     refuse_current_folder(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput(f"{folder} exists and is not empty. Choose a different folder")
-    source = tokenizer_file or found.tokenizer
+    source = tokenizer_file or found_model.tokenizer
     tokenizer = Tokenizer.from_file(source) if source else None
-    model = load_model(found)
+    model = load_model(found_model)
     if tokenizer is not None:
         tokenizer.fits(model.config.vocab_size, where=str(source))
         _require_all_ids(tokenizer, str(source), file)
@@ -50,7 +50,7 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(partial, model, tokenizer, chat=found.chat)
+        _write(partial, model, tokenizer, chat=found_model.chat)
         partial.rename(folder)  # fails unless `folder` is still absent or empty
     except OSError as error:
         raise BadInput(

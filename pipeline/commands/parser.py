@@ -46,13 +46,13 @@ class Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(first, self.commands, 1, 0.4)
             hint = f"; did you mean {close[0]}?" if close else ""
             self.error(f"there is no command {first!r}{hint} (pion --help lists them)")
-        found, unknown = self.parse_known_args(args, namespace)
+        namespace_read, unknown = self.parse_known_args(args, namespace)
         if unknown:
             if not any(word.startswith("-") for word in unknown):
                 self._refuse_gone(f"{first} RUN RUN")
             of_command = Parser(prog=f"{self.prog} {first}") if first in self.commands else self
             of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return found
+        return namespace_read
 
     def _refuse_gone(self, *asked: str) -> None:
         """Exit with what replaces a command or an option, if one of those that are `asked` for is
@@ -88,10 +88,10 @@ def version_line() -> str:
 
 def without_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
     """Return the overrides in `argv`, and the rest. The value of `--vary` looks like one."""
-    found: tuple[list[str], list[str]] = ([], [])
+    arguments: tuple[list[str], list[str]] = ([], [])
     for before, word in zip(["", *argv], argv):
-        found[before == "--vary" or not _is_override(word)].append(word)
-    return found
+        arguments[before == "--vary" or not _is_override(word)].append(word)
+    return arguments
 
 
 def _is_override(argument: str) -> bool:

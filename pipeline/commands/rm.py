@@ -24,29 +24,31 @@ def remove_runs(runs: Sequence[str], *, yes: bool, take_over: bool) -> None:
     """
     states = {run.url: run for run in map(open_run, runs)}
     with before_work("Nothing was deleted."), told(after=" Nothing was deleted."):
-        found = [find_removable(run, take_over=take_over) for run in states.values()]
-    for one in found:
-        show(f"{one.run.url}: {size(one.bytes)}")
+        removables = [find_removable(run, take_over=take_over) for run in states.values()]
+    for removable in removables:
+        show(f"{removable.run.url}: {size(removable.bytes)}")
     if not yes:
-        what = "this run" if len(found) == 1 else f"these {len(found)} runs"
-        ask_to_delete(f"Delete {what} for good?", f"This would delete {what}")
-    for one in found:
-        _remove(one)
-    if any(one.has_base for one in found):
+        which_runs = "this run" if len(removables) == 1 else f"these {len(removables)} runs"
+        ask_to_delete(f"Delete {which_runs} for good?", f"This would delete {which_runs}")
+    for removable in removables:
+        _remove(removable)
+    if any(removable.has_base for removable in removables):
         show(
             "The models that runs start from stay in _bases: `pion help fine-tune` says when one "
             "may be deleted."
         )
-    for store in {one.run.store.url: one.run.store for one in found}.values():
+    for store in {
+        removable.run.store.url: removable.run.store for removable in removables
+    }.values():
         _say_unused(store)
 
 
-def _remove(one: Removable) -> None:
+def _remove(removable: Removable) -> None:
     try:
-        left = remove(one)
+        left = remove(removable)
     except StoreError as error:
-        raise verdict(error, PionError, f"A part of {one.run.url} may be left.") from error
-    show(f"removed {one.run.url}: {size(one.bytes)} freed. Published models stay.")
+        raise verdict(error, PionError, f"A part of {removable.run.url} may be left.") from error
+    show(f"removed {removable.run.url}: {size(removable.bytes)} freed. Published models stay.")
     if left:
         show(f"{left} files stay there, because Pion does not write files with such names.")
 

@@ -46,8 +46,8 @@ def convert(name: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not bounds.has(value):
-        whole = "a whole number, " if kind is int else ""
-        raise BadInput(f"{name.replace('_', ' ')} must be {whole}{bounds}, not {text[:40]!r}")
+        kind_words = "a whole number, " if kind is int else ""
+        raise BadInput(f"{name.replace('_', ' ')} must be {kind_words}{bounds}, not {text[:40]!r}")
     return value
 
 

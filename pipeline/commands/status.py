@@ -27,8 +27,8 @@ OF_TRY = "-try-"
 def show_statuses(runs: Sequence[str], *, as_json: bool) -> None:
     """Print the status of each run: for a person, or as JSON (several runs as a list)."""
     if as_json:
-        found = [_status_json(run) for run in runs]
-        print(json.dumps(found if len(found) > 1 else found[0], indent=1))
+        statuses = [_status_json(run) for run in runs]
+        print(json.dumps(statuses if len(statuses) > 1 else statuses[0], indent=1))
         return
     for number, run in enumerate(runs):
         if number:
@@ -119,7 +119,7 @@ def _stage_in_words(about: dict[str, Any]) -> str:
     state = "done" if about["state"] == "done" else "in progress"
     result = about.get("result", {})
     measured = [
-        f", {words} {result[name]:.3f}" for name, words in _MEASURES.items() if name in result
+        f", {label} {result[name]:.3f}" for name, label in _MEASURES.items() if name in result
     ]
     return f"{state}{step}, {moment(about['at'])}{''.join(measured[:1])}"
 
@@ -156,12 +156,12 @@ def _progress_in_words(progress: Mapping[str, Any]) -> str:
         return ""
     steps, loss = progress.get("steps"), progress.get("loss")
     speed = progress.get("tokens_per_second")
-    words = [
+    parts = [
         f"; {progress.get('stage')} step {progress['step']:,}" + (f"/{steps:,}" if steps else ""),
         "" if loss is None else f"loss {loss:.4f}",
         f"{speed:,.0f} tokens/s" if speed else "",
     ]
-    return ", ".join(filter(None, words))
+    return ", ".join(filter(None, parts))
 
 
 def _cost_lines(costs: Costs) -> list[str]:
@@ -176,10 +176,10 @@ def _cost_lines(costs: Costs) -> list[str]:
 
 
 def _machine_in_words(machine: MachineCost) -> str:
-    words = [f"{machine.describe()}: {duration(3600 * machine.hours)}"]
+    parts = [f"{machine.describe()}: {duration(3600 * machine.hours)}"]
     if machine.dollars is not None:
-        words.append(f"{money(machine.dollars)} at {money(machine.price or 0.0)}/h")
+        parts.append(f"{money(machine.dollars)} at {money(machine.price or 0.0)}/h")
     if machine.to_first_step is not None:
         waited = f"first step {duration(machine.to_first_step)} after billing began"
-        words.append(waited + machine.phases_in_words())
-    return ", ".join(words)
+        parts.append(waited + machine.phases_in_words())
+    return ", ".join(parts)

@@ -56,14 +56,14 @@ def hub_inputs(job: Job) -> list[str]:
     """Return the repositories that the job reads from the Hub."""
     from pipeline.models.find import HUB_REPO
 
-    found = [s.repo for _, s in job.sources() if isinstance(s, HubDataset | HubNpyShards)]
+    repositories = [s.repo for _, s in job.sources() if isinstance(s, HubDataset | HubNpyShards)]
     if job.tokenizer is not None and job.tokenizer.hub is not None:
-        found.append(job.tokenizer.hub)
+        repositories.append(job.tokenizer.hub)
     base = job.model.base or ""
     is_repo = HUB_REPO.fullmatch(base) is not None and not job.input_path(base).exists()
     if is_repo or base.startswith("hf://"):
-        found.append(base)
-    return list(dict.fromkeys(found))
+        repositories.append(base)
+    return list(dict.fromkeys(repositories))
 
 
 def names_given(
@@ -130,12 +130,12 @@ def refuse_recorded_secrets(
             raise BadInput(_move(where, f"envs.{name} is a secret", str(name)))
     refuse_endpoints({str(name): str(value) for name, value in variables.items()})
     written = {k: v for k, v in secrets_written(config).items() if len(v) >= LEAST_CHARACTERS}
-    known = known_secrets(environment) | written
+    secrets = known_secrets(environment) | written
     for key, text in texts_in({k: v for k, v in config.items() if k != _SECRETS}):
         if holds_userinfo(text):
             raise userinfo_refused(f"{where}: {key}", text)
-        if found := secret_in(text, known):
-            raise BadInput(_move(where, f"{key} has {found}", "the variable"))
+        if secret := secret_in(text, secrets):
+            raise BadInput(_move(where, f"{key} has {secret}", "the variable"))
         for assigned in _ASSIGNED.finditer(text) if key in ("run", "setup") else ():
             if names_secret(name := assigned[1] or assigned[2]):
                 raise BadInput(_move(where, f"{key} has a value of {name}", name))

@@ -18,8 +18,8 @@ def init(names: Sequence[str]) -> None:
     written then.
     """
     if not names:
-        for kind, what in KINDS.items():
-            show(f"{what}s: {' '.join(own_names(kind))}")
+        for kind, label in KINDS.items():
+            show(f"{label}s: {' '.join(own_names(kind))}")
         show("`pion init NAME` writes NAME.yaml, a copy to change, into this folder.")
         return
     texts: dict[Path, str] = {}
@@ -42,8 +42,8 @@ def _copy_of(name: str) -> dict[Path, str]:
     folder = OWN / kind
     text = (folder / f"{stem}.yaml").read_text(encoding="utf-8")
     named = [path for path in folder.glob("*.json") if path.name in text]
-    found = {Path(path.name): path.read_text(encoding="utf-8") for path in named}
-    return {Path(f"{stem}.yaml"): _rental(text) if kind == "sky" else text, **found}
+    files = {Path(path.name): path.read_text(encoding="utf-8") for path in named}
+    return {Path(f"{stem}.yaml"): _rental(text) if kind == "sky" else text, **files}
 
 
 def _rental(text: str) -> str:

@@ -122,18 +122,20 @@ def core_in_brief(core: Mapping[str, Any]) -> str:
 
 def task_in_words(task: Mapping[str, Any]) -> str:
     """Return a line about a task: how many answers are right, and what to know about them."""
-    asked = f"{task['items']:,} of {counted(task['of_items'], 'item')}"
+    amount = f"{task['items']:,} of {counted(task['of_items'], 'item')}"
     if task["not_finite"]:
         odd = counted(task["not_finite"], "item")
-        return f"{task['label']}: not finite: the model's logits of {odd} are not numbers ({asked})"
+        return (
+            f"{task['label']}: not finite: the model's logits of {odd} are not numbers ({amount})"
+        )
     guessing = f"guessing {task['baseline']:.1%}, "
     if _at_chance(task):
         guessing = f"at chance, {task['baseline']:.1%}; "
-    words = [
+    parts = [
         f"{task['label']}: {share_with_error(task['accuracy'], task['sem'])} right "
-        f"({guessing}{asked}), centred {number_with_error(task['centred'], task['centred_sem'])}"
+        f"({guessing}{amount}), centred {number_with_error(task['centred'], task['centred_sem'])}"
     ]
-    return "; ".join([*words, *_notes(task)])
+    return "; ".join([*parts, *_notes(task)])
 
 
 def _rows(core: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -157,18 +159,18 @@ def _rows(core: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _notes(task: Mapping[str, Any]) -> list[str]:
-    words = []
+    notes = []
     if task["cropped"]:
-        words.append(f"{task['cropped']:.0%} of rows cropped")
+        notes.append(f"{task['cropped']:.0%} of rows cropped")
     if task["commonest"] is not None and task["commonest_place"] is not None:
-        words.append(f"choice {task['commonest_place'] + 1} in {task['commonest']:.0%}")
+        notes.append(f"choice {task['commonest_place'] + 1} in {task['commonest']:.0%}")
     counts = {
         "did not fit": task["unscored"],
         "odd": task["odd_items"],
         "with a joined token": task["joined_tokens"],
         "tied": task["ties"],
     }
-    return words + [f"{count:,} {what}" for what, count in counts.items() if count]
+    return notes + [f"{count:,} {label}" for label, count in counts.items() if count]
 
 
 def _at_chance(task: Mapping[str, Any]) -> bool:
@@ -186,13 +188,13 @@ def _within_chance(value: float | None, sem: float | None) -> bool:
 def lm_eval_blocks(results: Mapping[str, Any], *, code: str) -> list[Block]:
     """Return what lm-evaluation-harness measured, and how it asked; `code` formats stop texts."""
     tasks: Mapping[str, Mapping[str, Any]] = results.get("lm_eval", {})
-    asked = {task: metrics[ASKED] for task, metrics in tasks.items() if metrics.get(ASKED)}
+    forms_of_tasks = {task: metrics[ASKED] for task, metrics in tasks.items() if metrics.get(ASKED)}
     blocks: list[Block] = []
     if rows := [row for task, metrics in tasks.items() for row in _metric_rows(task, metrics)]:
         blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), rows, 2)]
-    if asked:
-        forms = [_asked_row(task, form, code) for task, form in asked.items()]
-        blocks += [_asked_in_words(list(asked.values())), Table(ASKED_COLUMNS, forms, 3)]
+    if forms_of_tasks:
+        forms = [_asked_row(task, form, code) for task, form in forms_of_tasks.items()]
+        blocks += [_asked_in_words(list(forms_of_tasks.values())), Table(ASKED_COLUMNS, forms, 3)]
     return blocks
 
 
@@ -206,9 +208,9 @@ def _metric_rows(task: str, metrics: Mapping[str, Any]) -> list[tuple[str, str, 
         # The error of `acc,none` is `acc_stderr,none`.
         error = metrics.get(f"{metric}_stderr{comma}{filter_name}")
         if isinstance(value, int | float) and "_stderr" not in name and name != ASKED:
-            known = error if isinstance(error, int | float) else None
+            known_error = error if isinstance(error, int | float) else None
             shown = f"{task}{_form(metrics.get(ASKED, {}))}"
-            rows.append((shown, name.removesuffix(",none"), measured(value, known)))
+            rows.append((shown, name.removesuffix(",none"), measured(value, known_error)))
     return rows
 
 

@@ -42,9 +42,17 @@ def _template(job: Job) -> list[str]:
     if not job.uses_model_template:
         return ["Conversations are written in Pion's own chat template."]
     section = job.conversations(job.template_stage)
-    told = [] if section.system is None else [f"the system message “{section.system.strip()}”"]
-    told += [f"`{name}: {json.dumps(value)}`" for name, value in section.template_options.items()]
-    settings = f", with {' and '.join(told)} unless a caller gives another" if told else ""
+    settings_told = (
+        [] if section.system is None else [f"the system message “{section.system.strip()}”"]
+    )
+    settings_told += [
+        f"`{name}: {json.dumps(value)}`" for name, value in section.template_options.items()
+    ]
+    settings = (
+        f", with {' and '.join(settings_told)} unless a caller gives another"
+        if settings_told
+        else ""
+    )
     day = f" In training, its date was {job.base.date}." if job.base.date else ""
     return [f"Its chat template is that of the base model{settings}.{day}"]
 

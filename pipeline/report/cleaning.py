@@ -26,7 +26,7 @@ def cleaning_in_words(text: Mapping[str, Any]) -> str:
     if cleaned is None:
         return ""
     documents, left_out = cleaned["documents"], cleaned["documents"] - cleaned["kept"]
-    rules = ", ".join(f"{one['rule']} {one['documents']:,}" for one in cleaned["dropped"])
+    rules = ", ".join(f"{rule['rule']} {rule['documents']:,}" for rule in cleaned["dropped"])
     share = f"{100 * left_out / max(documents, 1):.1f} %"
     return f"{left_out:,} of {documents:,} documents were left out ({share})" + (
         f": {rules}" if rules else ""
@@ -38,15 +38,15 @@ def cleaning_sections(text: Mapping[str, Any]) -> list[dict[str, Any]]:
     cleaned = text.get("cleaned")
     if cleaned is None:
         return []
-    names = [one.get("name", NO_NAME) for one in text.get("sources", [])]
+    names = [source.get("name", NO_NAME) for source in text.get("sources", [])]
     read = f"{size(cleaned['bytes'])} of text were read in {duration(cleaned['seconds'])}."
     blocks: list[dict[str, Any]] = [
         text_block(f"{cleaning_in_words(text)}. {read}"),
         table_block(
             ("source", "documents", "kept"),
             [
-                (_name(names, number), f"{one['documents']:,}", f"{one['kept']:,}")
-                for number, one in enumerate(cleaned["sources"])
+                (_name(names, number), f"{source['documents']:,}", f"{source['kept']:,}")
+                for number, source in enumerate(cleaned["sources"])
             ],
         ),
     ]
@@ -60,16 +60,16 @@ def cleaning_sections(text: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _examples(names: Sequence[str], dropped: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a list: under each rule, some of the documents that it left out."""
     entries = []
-    for one in dropped:
+    for rule in dropped:
         lines = []
-        for example in one["examples"]:
+        for example in rule["examples"]:
             lines.append(f"{_where(names, example)}: {example['text']}")
             if "like" in example:
                 like = example["like"]
                 lines.append(f"↳ is like {_where(names, like)}: {like['text']}")
             if "item" in example:
                 lines.append(f"↳ holds {example['item']}")
-        entries.append((f"{one['rule']}: {one['documents']:,}", lines))
+        entries.append((f"{rule['rule']}: {rule['documents']:,}", lines))
     return {"entries": entries}
 
 
@@ -82,19 +82,30 @@ def _searched(sets: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     )
     rows = [
         (
-            one["name"],
-            f"{one['items']:,}",
-            f"{one['unjudged']:,}",
-            *map(_share, (one["overlapped"], one["with_answer"], one["control"])),
-            one["verdict"],
+            evaluation_set["name"],
+            f"{evaluation_set['items']:,}",
+            f"{evaluation_set['unjudged']:,}",
+            *map(
+                _share,
+                (
+                    evaluation_set["overlapped"],
+                    evaluation_set["with_answer"],
+                    evaluation_set["control"],
+                ),
+            ),
+            evaluation_set["verdict"],
         )
-        for one in sets
+        for evaluation_set in sets
     ]
     return [text_block(note, faint=True), table_block(SETS, rows)]
 
 
-def _share(found: Mapping[str, float] | None) -> str:
-    return "–" if found is None else interval_in_words(found["share"], found["low"], found["high"])
+def _share(interval: Mapping[str, float] | None) -> str:
+    return (
+        "–"
+        if interval is None
+        else interval_in_words(interval["share"], interval["low"], interval["high"])
+    )
 
 
 def _where(names: Sequence[str], shown: Mapping[str, Any]) -> str:

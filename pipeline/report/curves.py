@@ -32,25 +32,25 @@ Point = tuple[int, float, float]
 
 def names_of(rows: Iterable[Row]) -> list[str]:
     """Return the names of all curves that the rows of a stage have, in the order of the rows."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for row in rows:
         for key, value in row.items():
             if (
-                key not in found
+                key not in names
                 and key not in _NO_CURVE
                 and len(key) <= LONGEST_NAME
                 and key.isascii()
                 and key.isidentifier()
             ):
                 if _is_number(value):
-                    found[key] = None
+                    names[key] = None
                 elif isinstance(value, list) and key != "rows" and any(map(_is_number, value)):
-                    found |= dict.fromkeys((key, key + LOWEST, key + HIGHEST))
+                    names |= dict.fromkeys((key, key + LOWEST, key + HIGHEST))
                 elif key == BY_SOURCE:
-                    found |= dict.fromkeys((key, *(f"{key}.{source}" for source in value)))
-        if len(found) >= MOST_NAMES:
+                    names |= dict.fromkeys((key, *(f"{key}.{source}" for source in value)))
+        if len(names) >= MOST_NAMES:
             break
-    return list(found)[:MOST_NAMES]
+    return list(names)[:MOST_NAMES]
 
 
 def curves_of(
@@ -61,7 +61,7 @@ def curves_of(
     Without `names`, these are all curves. With `steps`, curves have the points of these steps, and
     one before and after them, with which lines to the points begin and end.
     """
-    found = {}
+    curves = {}
     times = times_of(rows)
     for name in names_of(rows) if names is None else names:
         points = [
@@ -71,11 +71,11 @@ def curves_of(
         ]
         points = points if steps is None else list(_within(points, steps))
         if points:
-            found[name] = [
+            curves[name] = [
                 (step, float(f"{value:.{DIGITS}g}"), round(at, 1))
                 for step, value, at in thin(points)
             ]
-    return found
+    return curves
 
 
 def value_of(row: Row, name: str) -> float | None:
@@ -85,10 +85,10 @@ def value_of(row: Row, name: str) -> float | None:
     if key == BY_SOURCE and value is not None:
         value, dot = value.get(which) if dot else list(value.values()), ""
     if isinstance(value, list):
-        known = [each for each in value if _is_number(each)]
-        if not known or not dot:
-            return sum(known) / len(known) if known else None
-        return float(min(known) if dot + which == LOWEST else max(known))
+        numbers = [each for each in value if _is_number(each)]
+        if not numbers or not dot:
+            return sum(numbers) / len(numbers) if numbers else None
+        return float(min(numbers) if dot + which == LOWEST else max(numbers))
     return float(value) if value is not None and _is_number(value) and not dot else None
 
 
@@ -145,12 +145,12 @@ def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
         width *= 2
     while 2 * len({point[0] // width for point in points}) + 2 > most:
         width *= 2
-    kept = {0, len(points) - 1}
+    chosen = {0, len(points) - 1}
     for _, same_range in groupby(range(len(points)), key=lambda i: points[i][0] // width):
         numbers = list(same_range)
-        kept.add(min(numbers, key=lambda i: points[i][1]))
-        kept.add(max(numbers, key=lambda i: points[i][1]))
-    return [points[i] for i in sorted(kept)]
+        chosen.add(min(numbers, key=lambda i: points[i][1]))
+        chosen.add(max(numbers, key=lambda i: points[i][1]))
+    return [points[i] for i in sorted(chosen)]
 
 
 def _within(points: Sequence[Point], steps: range) -> Sequence[Point]:

@@ -112,11 +112,11 @@ class RunHistory:
 
     def measured(self, key: str) -> dict[str, list[Row]]:
         """Return the rows of steps that measured `key`, of each stage that has such rows."""
-        found = {
+        rows_of_stages = {
             stage: [row for row in self.steps(stage) if row.get(key)]
             for stage in self.job.train_stages
         }
-        return {stage: rows for stage, rows in found.items() if rows}
+        return {stage: rows for stage, rows in rows_of_stages.items() if rows}
 
     def samples(self) -> list[Row]:
         """Return the texts that the model wrote while it was trained, in order.
@@ -186,7 +186,7 @@ class RunHistory:
             *([f"asked to stop: {describe_stop(stop)}"] if stop else []),
             *self.warnings(),
             *self._worse(),
-            *(f"left out: {words}" for _, words in self.left_out()),
+            *(f"left out: {sentence}" for _, sentence in self.left_out()),
             *self.status["notes"],
             *([missing] if missing else []),
         ]
@@ -200,7 +200,7 @@ class RunHistory:
 
     def hops(self) -> list[tuple[str, list[str]]]:
         """Return (when, lines of the receipt) of each change of machine, with both prices."""
-        found = []
+        receipts = []
         for event in self.of_kind("hop"):
             receipt = list(event["receipt"])
             after = self.costs.machine_of(event["epoch"])
@@ -208,8 +208,8 @@ class RunHistory:
             before = next((m for m in owners if m not in (None, after)), None)
             if before and after and (before.price or after.price):
                 receipt.append(f"price: {_price(before)} → {_price(after)}")
-            found.append((moment(event["at"]), receipt))
-        return found
+            receipts.append((moment(event["at"]), receipt))
+        return receipts
 
     def seconds_of(self, stage: str) -> float | None:
         """Return how long the current work of `stage` took; None if that is not known.
@@ -238,15 +238,15 @@ def differing(jobs: Sequence[Job | None]) -> dict[str, list[Any]] | None:
     """
     dumped = [None if job is None else job.model_dump(mode="json", by_alias=True) for job in jobs]
     runs = [dict(_paths(settings or {})) for settings in dumped]
-    known = [run for run in runs if run]
-    if len(known) < 2:
+    known_jobs = [run for run in runs if run]
+    if len(known_jobs) < 2:
         return None
-    found = {}
-    for path in dict.fromkeys(path for one in known for path in one):
-        values = [one.get(path) for one in known]
+    differences = {}
+    for path in dict.fromkeys(path for one in known_jobs for path in one):
+        values = [one.get(path) for one in known_jobs]
         if path not in _NAMES and any(value != values[0] for value in values):
-            found[path] = [run.get(path) for run in runs]
-    return found
+            differences[path] = [run.get(path) for run in runs]
+    return differences
 
 
 def _paths(values: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, Any]]:

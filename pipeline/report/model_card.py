@@ -121,18 +121,21 @@ def source_lines(job: Job) -> list[str]:
         if section == "data" and not job.pretrain:
             continue
         if source.kind in DEMO:
-            what = DEMO[source.kind]
+            source_words = DEMO[source.kind]
         elif source.kind in ("hub", "hub-npy"):
             subset = f", {source.subset}" if getattr(source, "subset", None) else ""
-            what = f"[{source.repo}](https://huggingface.co/datasets/{source.repo}){subset}"
-            what += f" ({TERMS[source.repo]})" if source.repo in TERMS else ""
+            source_words = f"[{source.repo}](https://huggingface.co/datasets/{source.repo}){subset}"
+            source_words += f" ({TERMS[source.repo]})" if source.repo in TERMS else ""
         else:
-            what = f"`{PurePath(source.path).name}` ({source.kind} files)"
+            source_words = f"`{PurePath(source.path).name}` ({source.kind} files)"
         share = f", weight {source.weight:g}" if source.weight != 1 else ""
         share += f", called {source.name}" if section == "data" and job.mixes else ""
-        lines.append(f"{what} ({LEARNED_BY[section]}{share})")
+        lines.append(f"{source_words} ({LEARNED_BY[section]}{share})")
     phases = phases_in_words(job)
-    return [*lines, *(f"pretraining from step {step:,} on: {words}" for step, words in phases)]
+    return [
+        *lines,
+        *(f"pretraining from step {step:,} on: {mix_words}" for step, mix_words in phases),
+    ]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> str:
@@ -179,12 +182,12 @@ def _introduction(job: Job, config: ModelConfig, parameters: int, extra: CardExt
     assert job.publish is not None
     base = job.base
     start = f"from {base_in_words(base.source, base.commit)}" if base else "from random weights"
-    what = "A conversational" if job.converses else "A base"
+    article = "A conversational" if job.converses else "A base"
     steps = " and ".join(f"{STAGE_NAMES[stage]}" for stage in job.train_stages)
     tokens = short_amount(sum(job.trained_tokens(stage) or 0 for stage in job.train_stages))
     sentence = (
-        f"{what} language model of **{short_amount(parameters)} parameters**, trained {start} by "
-        f"{steps} on {tokens} tokens. {_runs_in(config)}"
+        f"{article} language model of **{short_amount(parameters)} parameters**, trained {start} "
+        f"by {steps} on {tokens} tokens. {_runs_in(config)}"
     )
     if extra.adapter is not None:
         sentence = (
@@ -359,7 +362,7 @@ def _training(history: RunHistory, *, with_cost: bool) -> str:
         )
     header = ("stage", "steps", "batch (sequences × tokens)", "tokens", "optimizer, learning rate")
     hardware = "; ".join(hardware_lines(history.attempts()))
-    left_out = "; ".join(words for _, words in history.left_out())
+    left_out = "; ".join(sentence for _, sentence in history.left_out())
     cost = history.costs.describe()
     cleaned = cleaning_in_words(history.text)
     parts = [

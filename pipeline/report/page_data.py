@@ -286,17 +286,17 @@ def _newest(history: RunHistory) -> Row:
 
     The owner's heartbeat or the last row of metrics may be newer. Empty before the first step.
     """
-    kept, head = history.metrics, history.head
-    stage = next((stage for stage, rows in reversed([*kept.items()]) if rows), None)
-    rows = kept.get(stage or "", ())
-    found = {**next((row for row in reversed(rows) if "loss" in row), {}), "stage": stage}
+    metrics, head = history.metrics, history.head
+    stage = next((stage for stage, rows in reversed([*metrics.items()]) if rows), None)
+    rows = metrics.get(stage or "", ())
+    newest = {**next((row for row in reversed(rows) if "loss" in row), {}), "stage": stage}
     if head.owner is not None and rows and stage not in head.stages:
-        found = _at_resume(history, rows, found)
+        newest = _at_resume(history, rows, newest)
     beat = history.status["progress"] or {}
-    if head.owner is not None and beat.get("stage") in kept and "step" in beat:
-        begun = stage == beat["stage"] and found.get("step", 0) >= beat["step"]
-        found = {**beat, **found} if begun else dict(beat)
-    return {**found, "steps": found.get("steps") or _steps_of(history, found["stage"])}
+    if head.owner is not None and beat.get("stage") in metrics and "step" in beat:
+        begun = stage == beat["stage"] and newest.get("step", 0) >= beat["step"]
+        newest = {**beat, **newest} if begun else dict(beat)
+    return {**newest, "steps": newest.get("steps") or _steps_of(history, newest["stage"])}
 
 
 def _steps_of(history: RunHistory, stage: str | None) -> int | None:
@@ -339,26 +339,26 @@ def _deadline(history: RunHistory) -> dict[str, Any] | None:
 
     Returns None if no deadline holds.
     """
-    known, end = history.deadline or {}, history.finished_at
-    if known.get("at") is None:
+    deadline, end = history.deadline or {}, history.finished_at
+    if deadline.get("at") is None:
         return None
-    saw = (known.get("watcher") or {}).get("saw")
+    saw = (deadline.get("watcher") or {}).get("saw")
     if end is not None:
-        return {"at": known["at"], "ended": end_in_words(known["at"], end), "saw": None}
+        return {"at": deadline["at"], "ended": end_in_words(deadline["at"], end), "saw": None}
     if saw is not None:
         numbers = {name: saw[name] for name in ("slack", "reserve", "work_left")}
-        saw = {"at": known["watcher"]["at"], "words": state_in_words(saw["state"]), **numbers}
-    return {"at": known["at"], "ended": None, "saw": saw}
+        saw = {"at": deadline["watcher"]["at"], "words": state_in_words(saw["state"]), **numbers}
+    return {"at": deadline["at"], "ended": None, "saw": saw}
 
 
 def _deadline_notes(history: RunHistory) -> list[str]:
     """Return what a person should know about the deadline; nothing if all is well."""
-    known = history.deadline or {}
-    if "error" in known:
-        return [f"the deadline can't be read: {known['error']}"]
-    if known.get("at_risk_from") is None or history.finished_at is not None:
+    deadline = history.deadline or {}
+    if "error" in deadline:
+        return [f"the deadline can't be read: {deadline['error']}"]
+    if deadline.get("at_risk_from") is None or history.finished_at is not None:
         return []
     return [
-        f"nobody watches: the deadline is at risk from {moment(known['at_risk_from'])}, unless "
+        f"nobody watches: the deadline is at risk from {moment(deadline['at_risk_from'])}, unless "
         "somebody runs `pion watch`"
     ]

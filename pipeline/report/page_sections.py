@@ -50,7 +50,7 @@ def record_sections(history: RunHistory, published: Mapping[str, Any]) -> list[S
             "Stages": [_stages(history)],
             "Where this start's time went": _phases(history.of_kind("phase")),
             "Attempts": _attempts(history.attempts()),
-            "Rows left out": _dated([(at, [words]) for at, words in history.left_out()]),
+            "Rows left out": _dated([(at, [sentence]) for at, sentence in history.left_out()]),
             "Hops": _dated(history.hops()),
             "What the watcher did": _dated(watched),
             "Changes of code": _dated(
@@ -102,8 +102,8 @@ def _means(rows: Sequence[Row], key: str, digits: int) -> list[str]:
     """Return each layer's mean over the last rows."""
     means = []
     for layer in zip(*(row.get(key, ()) for row in rows[-LAST_STEPS:])):
-        known = [value for value in layer if value is not None]
-        means.append(number_or_dash(sum(known) / len(known) if known else None, digits))
+        numbers = [value for value in layer if value is not None]
+        means.append(number_or_dash(sum(numbers) / len(numbers) if numbers else None, digits))
     return means
 
 
@@ -166,8 +166,8 @@ def _phases(phases: Sequence[Row]) -> list[Block]:
         if phase["epoch"] != newest:
             continue
         if phase.get("total"):
-            known = sum(seconds for _, seconds in rows)
-            rows += [(ELSE, seconds - known)] if seconds > known else []
+            total = sum(seconds for _, seconds in rows)
+            rows += [(ELSE, seconds - total)] if seconds > total else []
             name = f"from the start to the {name}"
         rows.append((name, seconds))
     bars = [(name, duration(seconds), seconds) for name, seconds in rows]

@@ -75,7 +75,7 @@ def read_measures(run: RunState, head: Head, model: str) -> dict[str, Measure]:
         raw = parse_record(run.store.read(key), where)
     except Missing:
         return {}
-    found: dict[str, Measure] = {}
+    measures: dict[str, Measure] = {}
     for name, packed in raw.items():
         of, _, measure = name.partition(".")
         if of != model:
@@ -83,10 +83,10 @@ def read_measures(run: RunState, head: Head, model: str) -> dict[str, Measure]:
         if not isinstance(packed, dict) or not isinstance(packed.get("key"), dict):
             raise damaged(where, f"{name} has no form")
         try:
-            found[measure] = packed["key"], unpack(packed)
+            measures[measure] = packed["key"], unpack(packed)
         except ValueError as error:
             raise damaged(where, f"{name}: {error}") from None
-    return found
+    return measures
 
 
 def compare(before: Mapping[str, Measure], after: Mapping[str, Measure]) -> list[Compared]:
@@ -156,12 +156,12 @@ def _core_of(measures: Mapping[str, Measure]) -> float | None:
 
 def _with_verdicts(tasks: Sequence[Compared]) -> list[Compared]:
     """Say of each task whether its difference is more than chance, over all tasks together."""
-    known = [row for row in tasks if row.z is not None]
-    by_chance = sorted(known, key=lambda row: -abs(row.z or 0.0))
+    tested = [row for row in tasks if row.z is not None]
+    by_chance = sorted(tested, key=lambda row: -abs(row.z or 0.0))
     real: set[str] = set()
-    for place, row in enumerate(by_chance):
+    for index, row in enumerate(by_chance):
         chance = math.erfc(abs(row.z or 0.0) / math.sqrt(2))
-        if chance > FALSE_ALARMS / (len(by_chance) - place):
+        if chance > FALSE_ALARMS / (len(by_chance) - index):
             break
         real.add(row.name)
     return [

@@ -11,16 +11,16 @@ def phases_in_words(job: Job | None) -> list[tuple[int, str]]:
     nothing if that is not known."""
     if job is None or job.pretrain is None or not job.pretrain.steps_are_known:
         return []
-    found, section = [], job.pretrain
-    for phase, given in zip(job.mix_phases, section.phases):
-        words = [
-            "" if given.mix is None else _mix_in_words(given.mix),
-            "" if given.seq_len is None else f"rows of {given.seq_len:,} tokens",
-            "" if given.rope_theta is None else f"θ {given.rope_theta:,.0f}",
+    steps, section = [], job.pretrain
+    for phase, changes in zip(job.mix_phases, section.phases):
+        parts = [
+            "" if changes.mix is None else _mix_in_words(changes.mix),
+            "" if changes.seq_len is None else f"rows of {changes.seq_len:,} tokens",
+            "" if changes.rope_theta is None else f"θ {changes.rope_theta:,.0f}",
         ]
         step = phase.start // section.global_batch + 1
-        found.append((step, ", ".join(filter(None, words)) or "as before"))
-    return found
+        steps.append((step, ", ".join(filter(None, parts)) or "as before"))
+    return steps
 
 
 def _mix_in_words(mix: Mix) -> str:

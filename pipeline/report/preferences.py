@@ -118,10 +118,10 @@ def _length_blocks(record: Result) -> list[Block]:
             f"In no pair the chosen answer is the {other} one ({rules[which]:,} times it is the "
             f"{which} one), so nobody can tell whether the model judges answers or their lengths.",
         ]
-    by, what = ("normalized", "mean") if record["of_means"] else ("raw", "sum")
+    by, total_kind = ("normalized", "mean") if record["of_means"] else ("raw", "sum")
     models = {
-        f"before training, by the {what}": record["before"].get(by),
-        f"after training, by the {what}": record["after"].get(by),
+        f"before training, by the {total_kind}": record["before"].get(by),
+        f"after training, by the {total_kind}": record["after"].get(by),
         "after training, by what the loss compares": record["after"]["margin"],
     }
     measures = dict(AGREEMENT)
@@ -173,14 +173,14 @@ def preference_training(job: Job, results: Mapping[str, Any], head: Head, url: s
 
 def _loss_in_words(section: Prefer) -> str:
     name = "λ" if section.loss == "orpo" else "β"
-    words = f"`{section.loss}` with {name} {section.learning.strength:g}"
+    sentence = f"`{section.loss}` with {name} {section.learning.strength:g}"
     if section.learning.least_margin:
-        words += f" and γ {section.learning.least_margin:g}"
+        sentence += f" and γ {section.learning.least_margin:g}"
     if section.label_smoothing:
-        words += f", label smoothing {section.label_smoothing:g}"
+        sentence += f", label smoothing {section.label_smoothing:g}"
     if section.sft_weight:
-        words += f", plus {section.sft_weight:g} × the cross-entropy of the chosen answers"
-    return words
+        sentence += f", plus {section.sft_weight:g} × the cross-entropy of the chosen answers"
+    return sentence
 
 
 def _reference(job: Job, results: Mapping[str, Any]) -> str:

@@ -50,5 +50,5 @@ def weights_sha256(folder: Path) -> str | None:
 
 def is_still_there(result: Mapping[str, Any], folder: Path) -> bool:
     """Return whether the folder has the weights that a run published."""
-    found = weights_sha256(folder)
-    return found is not None and found == result.get("sha256")
+    sha256 = weights_sha256(folder)
+    return sha256 is not None and sha256 == result.get("sha256")

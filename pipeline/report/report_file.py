@@ -91,9 +91,9 @@ def report_html(history: RunHistory) -> bytes:
         f"{data.translate(_ESCAPED)}</script>",
     }
     html = page.html.decode()
-    for place, text in inside.items():
-        before, found, after = html.partition(place)
-        assert found, place
+    for placeholder, text in inside.items():
+        before, mark, after = html.partition(placeholder)
+        assert mark, placeholder
         html = before + text + after
     return html.encode(errors="backslashreplace")  # half a surrogate pair is no character
 

@@ -69,7 +69,7 @@ def result_blocks(
     `code` is the format of names and hashes. `brief` leaves out the single tasks of CORE.
     """
     blocks = [
-        *(f"{words}." for words in made_worse(results)),
+        *(f"{sentence}." for sentence in made_worse(results)),
         _chosen_checkpoint(results),
         *before_after_blocks(job, results, code=code),
         *preference_blocks(results, brief=brief),
@@ -235,8 +235,8 @@ def calibration_blocks(results: Results) -> list[Block]:
     records = [
         ((title, text), record)
         for model, title in {**TRAINED, "base": BEFORE}.items()
-        for text, place in (("held-out text", model), ("other text", f"{model}.text"))
-        if (record := _record_at(results, f"{place}.calibration"))
+        for text, path in (("held-out text", model), ("other text", f"{model}.text"))
+        if (record := _record_at(results, f"{path}.calibration"))
     ]
     if not records:
         return []
@@ -246,9 +246,9 @@ def calibration_blocks(results: Results) -> list[Block]:
     return [ABOUT_CALIBRATION, table, _calibration_in_words(title, text, last)]
 
 
-def _record_at(results: Results, place: str) -> Results:
+def _record_at(results: Results, path: str) -> Results:
     """Return the record at a dotted place, such as `sft.text.calibration`; {} if there is none."""
-    for name in place.split("."):
+    for name in path.split("."):
         results = results.get(name) or {}
     return results
 
@@ -293,9 +293,9 @@ def part_blocks(results: Results) -> list[Block]:
     blocks: list[Block] = []
     for part in RESULTS.values():
         records = [
-            ((title, words), record)
+            ((title, label), record)
             for model, title in TRAINED.items()
-            for entry, words in part.entries.items()
+            for entry, label in part.entries.items()
             if (record := _record_at(results, f"{model}.{part.name}.{entry}"))
         ]
         if records:

@@ -270,8 +270,8 @@ def result_of(kind: type[Result], head: Head, stage: str, run: str) -> Result:
     Raises `Damaged`.
     """
     record = head.stages.get(stage)
-    found = {} if record is None else record.result
-    return build(kind, found, f"{run}/HEAD.json", under=f"stages.{stage}.result")
+    result = {} if record is None else record.result
+    return build(kind, result, f"{run}/HEAD.json", under=f"stages.{stage}.result")
 
 
 def numbers_of(results: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

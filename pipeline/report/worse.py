@@ -31,9 +31,9 @@ def made_worse(results: Mapping[str, Any]) -> list[str]:
     trained = [stage for stage in TRAINING if results.get(stage)]
     sentences = []
     for stage in trained:
-        name, what, sign = LEARNED[stage]
+        name, measure_words, sign = LEARNED[stage]
         places = _sides(results, stage, last=stage == trained[-1])
-        before, after, change = (f"{place}.{name}" for place in places)
+        before, after, change = (f"{path}.{name}" for path in places)
         if before not in numbers or after not in numbers:
             continue
         more, error = (numbers.get(change + end, math.nan) for end in ("", "_sem"))
@@ -43,7 +43,7 @@ def made_worse(results: Mapping[str, Any]) -> list[str]:
         lost = math.isfinite(numbers[before]) and math.isnan(numbers[after])
         if lost or sign * more > ERRORS_OF_A_DIFFERENCE * error:
             shown = " → ".join(_shown(numbers, side) for side in (before, after))
-            sentences.append(f"{stage} made the model worse: {shown} {what}")
+            sentences.append(f"{stage} made the model worse: {shown} {measure_words}")
     return sentences
 
 

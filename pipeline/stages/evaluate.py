@@ -63,7 +63,7 @@ def evaluate_run(
     with closing(Measures(job, trained, on_batch=lambda: sleep(0.0))) as measures:
         evaluation = _Evaluation(measures, parts, sleep, start)
         results = evaluation.results()
-    items = {of: kept for of, kept in evaluation.items.items() if kept["n"] <= MOST_ITEMS}
+    items = {of: packed for of, packed in evaluation.items.items() if packed["n"] <= MOST_ITEMS}
     if items and parts.load(BY_ITEM) is None:
         parts.save(BY_ITEM, items)
     return results
@@ -105,8 +105,8 @@ class _Evaluation:
         if self.start is not None:
             results |= self._compared(self.start)
         for stage in trained.starts:
-            found = LEARNED[stage](measures, self.part, self.parts.say)
-            results[stage] |= self._without_items(stage, found) | self._text_change(stage)
+            measured = LEARNED[stage](measures, self.part, self.parts.say)
+            results[stage] |= self._without_items(stage, measured) | self._text_change(stage)
         if "pretrain" in trained.data:
             if self.start is None:  # else the weights before training are those of the start
                 label = "untrained model on held-out text"
@@ -233,7 +233,7 @@ class _Evaluation:
         measures, job = self.measures, self.measures.job
         section = job.evaluate.lm_eval
         path = None if section.include_path is None else job.kept_path(section.include_path)
-        own = "" if path is None else f".{digest_of(dict(content_of(path)))}"
+        digest = "" if path is None else f".{digest_of(dict(content_of(path)))}"
         with tempfile.TemporaryDirectory(prefix="pion-export-") as folder:
             exported = Path(folder).resolve() / "model"
 
@@ -257,18 +257,18 @@ class _Evaluation:
                     tuned=job.converses,
                 )
                 say = self.parts.say
-                found = run_task(
+                result = run_task(
                     *(request, job.folder, self.sleep),
                     say=lambda progress: say(Note(f"{label}: {progress}")),
                 )
-                if reason := found.get("skipped"):
+                if reason := result.get("skipped"):
                     say(Note(f"{label} is skipped: {reason}"))
-                return found
+                return result
 
             final = list(measures.trained.models)[-1]
             return {
                 task: self.part(
-                    f"lm_eval.{task}{own}", f"lm-eval task {task}", partial(run, task), of=final
+                    f"lm_eval.{task}{digest}", f"lm-eval task {task}", partial(run, task), of=final
                 )
                 for task in section.tasks
             }

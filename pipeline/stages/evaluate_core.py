@@ -114,11 +114,11 @@ def _measure(measures: Measures, stage: str, task: Task, limit: int | None) -> R
 
     context = measures.job.model_config_resolved().seq_len
     scorer = measures.row_scorer(stage, min(USUAL_ROW, context))
-    found = measure_task(scorer, measures.tokenizer, task, limit)
-    packed = pack(item_scores(found.credits, passages_of(task, found.record["items"])))
-    form = _key(task, limit) | {"baseline": found.record["baseline"]}
+    result = measure_task(scorer, measures.tokenizer, task, limit)
+    packed = pack(item_scores(result.credits, passages_of(task, result.record["items"])))
+    form = _key(task, limit) | {"baseline": result.record["baseline"]}
     items = {f"core.{task.label}": {"key": form, **packed}}
-    return {**found.record, DTYPE: str(scorer.dtype).removeprefix("torch."), BY_ITEM: items}
+    return {**result.record, DTYPE: str(scorer.dtype).removeprefix("torch."), BY_ITEM: items}
 
 
 def _key(task: Task, limit: int | None) -> Inputs:

@@ -85,15 +85,17 @@ class _Answers:
             from pion.train.held_out_answers import sums_of_answers
 
             scorer = self.measures.row_scorer(model, self.measures.job.seq_len(STAGE))
-            found = sums_of_answers(
+            sums = sums_of_answers(
                 *(scorer.model, stream, rows, scorer.micro_batch, scorer.dtype),
                 on_batch=scorer.on_batch,
             )
-            return {"sums": found.tolist()}
+            return {"sums": sums.tolist()}
 
-        kept = self.part(f"{model}.preferences", f"{model} model on held-out preferences", compute)
+        record = self.part(
+            f"{model}.preferences", f"{model} model on held-out preferences", compute
+        )
         # A sum that is not finite is kept as null.
-        return np.array(kept["sums"], dtype=np.float64)
+        return np.array(record["sums"], dtype=np.float64)
 
     def _with_reference(self, stream: RowStream) -> tuple[RowStream, Result]:
         """Return the rows with the stored numbers, and the sha256 of the model that they are of.
@@ -131,21 +133,21 @@ def _written(
     """Return what the answers of both models are like, and the scores of the trained one's."""
     from pion.evaluation.greedy_answers import askable
 
-    asked, most = askable(prompts, measures.job.model_config_resolved().seq_len)
-    if not asked:
+    askable_prompts, most = askable(prompts, measures.job.model_config_resolved().seq_len)
+    if not askable_prompts:
         return {}, {}
     sides = [
         part(
             f"{model}.answers",
-            f"answers of the {model} model to {len(asked)} held-out prompts",
-            partial(_answer, measures, model, asked, most),
+            f"answers of the {model} model to {len(askable_prompts)} held-out prompts",
+            partial(_answer, measures, model, askable_prompts, most),
         )
         for model in (STAGE, start.name)
     ]
     sides.reverse()
     scores = [{name: _scores(side[name], name) for name in _OF_ANSWERS} for side in sides]
     answers = {
-        "prompts": len(asked),
+        "prompts": len(askable_prompts),
         "most_tokens": most,
         **before_and_after(*scores),
         "shown": [
@@ -156,19 +158,19 @@ def _written(
     return {"answers": answers}, {new: scores[1][name] for name, new in _OF_ANSWERS.items()}
 
 
-def _answer(measures: Measures, model: str, asked: list[list[int]], most: int) -> Result:
+def _answer(measures: Measures, model: str, prompts: list[list[int]], most: int) -> Result:
     from pion.data.chat.chat_format import ChatFormat
     from pion.evaluation.greedy_answers import greedy_answers
 
     decoder = measures.row_scorer(model, measures.job.seq_len(STAGE)).model.joined()
     with closing(ChatFormat(measures.chat_path, measures.tokenizer)) as chat_format:
         try:
-            found = greedy_answers(decoder, chat_format, asked, most, measures.on_batch)
+            answers = greedy_answers(decoder, chat_format, prompts, most, measures.on_batch)
         except BadInput:  # it predicts NaN or infinity, and its other results say so
-            unknown = {name: [None] * len(asked) for name in _OF_ANSWERS}
-            texts = [(chat_format.tokenizer.decode(ids), "–") for ids in asked[:SHOWN]]
+            unknown = {name: [None] * len(prompts) for name in _OF_ANSWERS}
+            texts = [(chat_format.tokenizer.decode(ids), "–") for ids in prompts[:SHOWN]]
             return {**unknown, "texts": texts}
-    return found | {"texts": found["texts"][:SHOWN]}
+    return answers | {"texts": answers["texts"][:SHOWN]}
 
 
 def _scores(values: list[float | None], name: str) -> ItemScores:

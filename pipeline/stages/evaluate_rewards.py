@@ -81,20 +81,20 @@ def _sampled(measures: Measures, model: str, of_start: list[list[int]] | None = 
     assert job.reinforce is not None
     decoder = measures.row_scorer(model, job.seq_len(STAGE)).model
     rows = range(min(job.evaluate.final_rows, MOST_PROMPTS, stream.total_rows))
-    found: dict[str, Any] = {name: [] for name in (*SAMPLED, "shown", "ids")}
+    sampled: dict[str, Any] = {name: [] for name in (*SAMPLED, "shown", "ids")}
     with open_feed(job, measures.data[STAGE], decoder, "held_out", stream) as (feed, prompts):
         for first in range(0, len(rows), TOGETHER):
             groups = feed.sampled(prompts, rows[first : first + TOGETHER])
             means = groups.means(prompts.pass_at)
             for name in SAMPLED:
-                found[name] += means[name].tolist()
-            found["ids"] += [answer.ids for answer, *_ in groups.answers]
-            found["shown"] += [
-                {"prompt": prompt[:LONGEST_SHOWN], "text": said[:LONGEST_SHOWN]}
-                for prompt, ((_, said), *_) in prompts.said()
+                sampled[name] += means[name].tolist()
+            sampled["ids"] += [answer.ids for answer, *_ in groups.answers]
+            sampled["shown"] += [
+                {"prompt": prompt[:LONGEST_SHOWN], "text": answer_text[:LONGEST_SHOWN]}
+                for prompt, ((_, answer_text), *_) in prompts.said()
             ]
             measures.on_batch()
-        ids = (of_start or found["ids"])[:SCORED]
+        ids = (of_start or sampled["ids"])[:SCORED]
         nats = [answer_nats(decoder, prompts.ids(row), answer) for row, answer in zip(rows, ids)]
-    shown = found["shown"][:SHOWN]
-    return found | {"shown": shown, "ids": ids, "nats": nats, "answers": job.reinforce.answers}
+    shown = sampled["shown"][:SHOWN]
+    return sampled | {"shown": shown, "ids": ids, "nats": nats, "answers": job.reinforce.answers}

@@ -118,19 +118,19 @@ def run_task(
         answer = out / ANSWER
         if process.returncode or not answer.exists():
             return _skipped(_reason(errors.read_text(errors="replace"), process.returncode))
-        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
-        return found
+        metrics: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        return metrics
 
 
 def _skipped(reason: str) -> dict[str, Any]:
     return {"skipped": reason, BY_ITEM: {}}
 
 
-def _command(asked: TaskRequest, out: Path) -> list[str]:
+def _command(task_request: TaskRequest, out: Path) -> list[str]:
     from pion.formats.huggingface.bundled_code import runs_only_our_code
 
-    trusted = runs_only_our_code(Path(asked.model))
-    request = dataclasses.replace(asked, trusted=trusted, out=str(out))
+    trusted = runs_only_our_code(Path(task_request.model))
+    request = dataclasses.replace(task_request, trusted=trusted, out=str(out))
     # -P: modules in the working folder, which is the user's, must not replace others.
     return [PYTHON, "-P", "-m", "pipeline.stages.lm_eval_driver", request.to_json()]
 
@@ -212,13 +212,13 @@ def wait_for(
 ) -> None:
     """Wait for the end of a task. After each LOOKS sleeps, `say` gets `120 of 1,319 requests`, if
     that has changed in `errors`, the task's standard error."""
-    looks, said = 0, ""
+    looks, last_progress = 0, ""
     while process.poll() is None:
         sleep(POLL_SECONDS)
         looks += 1
-        if looks % LOOKS == 0 and (now := progress_of(errors)) not in ("", said):
-            said = now
-            say(now)
+        if looks % LOOKS == 0 and (progress := progress_of(errors)) not in ("", last_progress):
+            last_progress = progress
+            say(progress)
 
 
 def progress_of(errors: Path) -> str:

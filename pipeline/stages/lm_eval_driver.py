@@ -73,14 +73,14 @@ def run(request: TaskRequest) -> dict[str, Any]:
     if form == "chat":
         _require_chat_format(request)
     places = {name: drawn(len(task.eval_docs), request.limit) for name, task in tasks.items()}
-    samples = {name: found for name, found in places.items() if found is not None}
+    samples = {name: results for name, results in places.items() if results is not None}
     about = {
         "device": request.device,
         "batch_size": BATCH_SIZE,
         "trust_remote_code": request.trusted,
     }
     with closing(CheckedModel(request.model, Path(request.tokenizer), about)) as model:
-        found = simple_evaluate(
+        results = simple_evaluate(
             model,
             tasks=list(tasks.values()) if group is None else [group],
             samples=samples or None,
@@ -90,11 +90,11 @@ def run(request: TaskRequest) -> dict[str, Any]:
             task_manager=manager,
         )
         counts = model.counts
-    metrics = metrics_of(found["results"][request.task])
+    metrics = metrics_of(results["results"][request.task])
     if not metrics:
         raise BadInput(f"lm-eval reported no metric for {request.task}")
-    asked = asked_of(found, request.task, form, counts, drawn=bool(samples))
-    return metrics | {ASKED: asked, BY_ITEM: items_of(found, form, counts.longest)}
+    form_record = asked_of(results, request.task, form, counts, drawn=bool(samples))
+    return metrics | {ASKED: form_record, BY_ITEM: items_of(results, form, counts.longest)}
 
 
 def form_of(task: str, kinds: Mapping[str, str], chat: Chat, tuned: bool) -> Form:
@@ -104,10 +104,11 @@ def form_of(task: str, kinds: Mapping[str, str], chat: Chat, tuned: bool) -> For
     task that can't be asked as a chat, and for a group that has tasks of both forms.
     """
     if chat is True:
-        if whole := [name for name, kind in kinds.items() if kind == WHOLE_TEXTS]:
+        if whole_text_tasks := [name for name, kind in kinds.items() if kind == WHOLE_TEXTS]:
             raise BadInput(
-                f"{whole[0]} can't be asked as a chat: it scores whole texts ({WHOLE_TEXTS}). "
-                "Remove it from evaluate.lm_eval.tasks, or set evaluate.lm_eval.chat: auto"
+                f"{whole_text_tasks[0]} can't be asked as a chat: it scores whole texts "
+                f"({WHOLE_TEXTS}). Remove it from evaluate.lm_eval.tasks, or set "
+                "evaluate.lm_eval.chat: auto"
             )
         return "chat"
     if chat is False or not tuned:
@@ -135,9 +136,9 @@ def _require_chat_format(request: TaskRequest) -> None:
 def _manager(request: TaskRequest) -> TaskManager:
     """Return what finds tasks. For a task of the user's own, lm-eval's own files are not read."""
     if request.include_path is not None:
-        own = TaskManager(include_path=request.include_path, include_defaults=False)
-        if request.task in own.all_subtasks:
-            return own
+        manager = TaskManager(include_path=request.include_path, include_defaults=False)
+        if request.task in manager.all_subtasks:
+            return manager
     return TaskManager(include_path=request.include_path, metadata={"pretrained": request.model})
 
 

@@ -72,7 +72,7 @@ def asked_of(
     questions = [found["n-samples"][leaf] for leaf in found["configs"]]
     shots = {found["n-shot"].get(leaf) for leaf in found["configs"]}
     of_task = found["versions"].get(task)
-    kept: dict[str, Any] = {
+    record: dict[str, Any] = {
         "form": form,
         "shots": shots.pop() if len(shots) == 1 else None,
         "version": None if of_task is None else str(of_task),
@@ -82,16 +82,16 @@ def asked_of(
         "of": sum(count["original"] for count in questions),
     }
     if drawn:
-        kept["sample_seed"] = SAMPLE_SEED
+        record["sample_seed"] = SAMPLE_SEED
     if counts.prompts:
-        kept["cropped"] = counts.cropped / counts.prompts
+        record["cropped"] = counts.cropped / counts.prompts
     if counts.longest:
-        kept |= {
+        record |= {
             "until": _stops(found["configs"].values()),
             "max_gen_toks": counts.longest,
             "cut_off": counts.cut_off / max(1, counts.answers),
         }
-    return kept
+    return record
 
 
 def items_of(found: Mapping[str, Any], form: Form, longest: int) -> dict[str, Any]:
@@ -120,9 +120,9 @@ def items_of(found: Mapping[str, Any], form: Form, longest: int) -> dict[str, An
                 "rule": rules[name],
                 "questions": hashlib.sha256("\n".join(hashes[name]).encode()).hexdigest(),
             },
-            **pack(item_scores(own)),
+            **pack(item_scores(task_scores)),
         }
-        for name, own in scores.items()
+        for name, task_scores in scores.items()
     }
 
 

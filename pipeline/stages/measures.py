@@ -221,7 +221,7 @@ class Measures:
         short, length = self.job.data.seq_len, self.job.mix_phases[-1].length
         most = self.job.evaluate.final_rows
         stream, by_source = held_out_rows(self.job, self.data["pretrain"], most, length)
-        rows = [i for own in by_source.values() for i in own]
+        rows = [i for source_rows in by_source.values() for i in source_rows]
         ends, token_bytes = self.tokenizer.end_of_text, self.tokenizer.token_bytes()
         scorer = self.row_scorer(stage, length * short)
         return long_context(scorer, stream, rows, short, token_bytes, ends) if rows else {}
@@ -232,10 +232,10 @@ class Measures:
         from pion.evaluation.multiple_choice import multiple_choice
         from pion.evaluation.questions import digest_of_questions
 
-        found = multiple_choice(self.row_scorer(stage), self.tokenizer, questions)
+        result = multiple_choice(self.row_scorer(stage), self.tokenizer, questions)
         key = {"questions": digest_of_questions(questions)}
-        items = {name: {"key": key, **pack(item_scores(found.credits))}}
-        return {**found.record, BY_ITEM: items}
+        items = {name: {"key": key, **pack(item_scores(result.credits))}}
+        return {**result.record, BY_ITEM: items}
 
     def row_scorer(self, stage: str, seq_len: int | None = None) -> Scorer:
         """Return how the model of `stage` is measured on rows of `seq_len` tokens, or of its whole
@@ -312,8 +312,8 @@ class Measures:
         nll = np.zeros(targets.shape)  # the last target of a row is never counted
         nll[:, :-1] = model.nll(np.stack([row.tokens for row in measured]))
         documents = held_out.document_numbers(numbers, self.tokenizer.end_of_text)
-        found = self._text(nll, targets, documents, sources)
-        return {"order": model.order, **found, "train_tokens": model.train_tokens}
+        scores = self._text(nll, targets, documents, sources)
+        return {"order": model.order, **scores, "train_tokens": model.train_tokens}
 
     # ------------------------------------------------------------ data and machine
 

@@ -113,7 +113,7 @@ def prepare_part(
         data = open_data(ready)
         report = data.report | ({"tokenizer": origin(job)} if by_job else {})
         check_fits(job, Tokenizer.from_file(data.tokenizer_path), data.tokenizer_path, by_job)
-    names = tuple(found.name for found in inputs)
+    names = tuple(source_input.name for source_input in inputs)
     # Whoever prepared the data may have other names for the same sources.
     named = zip(report.get("sources", ()), names, inputs, strict=False)
     sources = [{**one, "name": name, "files": files_digest(it)} for one, name, it in named]

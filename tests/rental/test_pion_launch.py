@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import yaml
 
 from pipeline.rent.managed.names import rental_name
 from pipeline.state.notes.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
+from tests.paths import REPOSITORY
 from tests.rental.loopback_runpod import rent
 from tests.rental.rented import ENDLESS, JOB, OVERRIDES, RUN, wait_until
 from tests.rental.window import window
@@ -42,6 +44,22 @@ def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(rent
         (machine,) = json.loads(rentals.text)["rentals"]
     assert (machine["id"], machine["state"], machine["job"]) == (pod.id, "gone", job)
     assert machine["dollars"] > 0
+
+
+def test_a_machine_that_costs_more_than_the_file_allows_is_ended_and_not_replaced(rented, tmp_path):
+    config = yaml.safe_load((REPOSITORY / "sky" / "runpod-a40.yaml").read_text())
+    config["resources"]["max_hourly_cost"] = 0.45  # the A40 costs 0.40 in the price list
+    limited = tmp_path / "limited.yaml"
+    limited.write_text(yaml.safe_dump(config))
+    rented.loopback.runpod.times_dearer = 1.15
+    with window(
+        rented, "launch", JOB, "--on", limited, f"store={rented.store}", *OVERRIDES
+    ) as launch:
+        launch.wait_for("costs $0.46 per hour, 1.15 times the planned $0.40")
+        launch.ends_with(4)
+    (pod,) = rented.machines
+    assert "max_hourly_cost of the SkyPilot file is 0.45. Nothing was started" in pod.job_log()
+    wait_until(lambda: not pod.alive, "the end of the machine")
 
 
 def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented):

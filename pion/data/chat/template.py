@@ -194,14 +194,21 @@ class ChatTemplate:
 
     def _tokenized(self, conversations: Sequence[Conversation]) -> list[Examples]:
         rendered = [self._rendered(conversation) for conversation in conversations]
-        wholes = [found for _, found in rendered if isinstance(found, Rendered)]
-        prompts = [[t.prompt[0] for t in found.turns if not t.prompt[1]] for found in wholes]
-        encoded = iter(self._finder.encode([found.text for found in wholes], prompts))
+        wholes = [
+            rendered_text for _, rendered_text in rendered if isinstance(rendered_text, Rendered)
+        ]
+        prompts = [
+            [t.prompt[0] for t in rendered_text.turns if not t.prompt[1]]
+            for rendered_text in wholes
+        ]
+        encoded = iter(
+            self._finder.encode([rendered_text.text for rendered_text in wholes], prompts)
+        )
         return [
-            Examples(refused=found)
-            if isinstance(found, str)
-            else self._examples(conversation, found, next(encoded))
-            for conversation, found in rendered
+            Examples(refused=rendered_text)
+            if isinstance(rendered_text, str)
+            else self._examples(conversation, rendered_text, next(encoded))
+            for conversation, rendered_text in rendered
         ]
 
     def _rendered(self, conversation: Conversation) -> tuple[Conversation, Rendered | str]:
@@ -241,15 +248,17 @@ class ChatTemplate:
         raise BadInput(refusals[0])
 
     def _examples(
-        self, conversation: Conversation, rendered: Rendered, whole: EncodedText
+        self, conversation: Conversation, rendered: Rendered, encoded_text: EncodedText
     ) -> Examples:
-        spans = [self._finder.span(whole, turn) for turn in rendered.turns]
+        spans = [self._finder.span(encoded_text, turn) for turn in rendered.turns]
         answers = [span for span in spans if span is not None]
         counts = _counts(conversation, rendered)
         if len(answers) == len(spans):
-            if endless := self._endless(conversation, [whole.ids[end - 1] for _, end in answers]):
+            if endless := self._endless(
+                conversation, [encoded_text.ids[end - 1] for _, end in answers]
+            ):
                 return Examples(refused=endless)
-            return Examples((self._masked(whole, answers),), **counts)
+            return Examples((self._masked(encoded_text, answers),), **counts)
         texts = [_joined(rendered.text, turn.turn) for turn in rendered.turns]
         prompts = [_joined(rendered.text, turn.prompt) for turn in rendered.turns]
         examples, ends = [], []

@@ -64,10 +64,12 @@ def language_of(text: str) -> str:
     script = scripts.most_common(1)[0][0]
     if script != "LATIN":
         return SCRIPTS.get(script, OTHER)
-    words = _WORDS.findall(beginning.lower())
-    hits = {name: sum(word in frequent for word in words) for name, frequent in _BY_WORD.items()}
+    first_words = _WORDS.findall(beginning.lower())
+    hits = {
+        name: sum(word in frequent for word in first_words) for name, frequent in _BY_WORD.items()
+    }
     best = max(hits, key=lambda name: hits[name])
-    return best if hits[best] >= max(1, LEAST_FREQUENT * len(words)) else OTHER
+    return best if hits[best] >= max(1, LEAST_FREQUENT * len(first_words)) else OTHER
 
 
 def in_words(found: Counter[str]) -> str:

@@ -81,16 +81,16 @@ def _blocks(items: Sequence[Item]) -> Iterator[_Block]:
     """Yield the items that have enough words, as many at a time as `words_of` takes."""
     block, size = _Block([], [], []), 0
     for number, item in enumerate(items):
-        words, answer = counted_words(item)
-        if len(words) < LEAST_WORDS:
+        item_words, answer = counted_words(item)
+        if len(item_words) < LEAST_WORDS:
             continue
-        words = [word[:_LONGEST_WORD] for word in words]
-        length = sum(map(len, words)) + len(words)
+        item_words = [word[:_LONGEST_WORD] for word in item_words]
+        length = sum(map(len, item_words)) + len(item_words)
         if size + length > MOST_BYTES:
             yield block
             block, size = _Block([], [], []), 0
         block.items.append(number)
-        block.texts.append(words)
+        block.texts.append(item_words)
         block.answers.append(answer)
         size += length
     if block.items:

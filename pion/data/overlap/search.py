@@ -38,8 +38,8 @@ def _held(index: Index, some: Rows) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the number of each row that holds n-grams, and the n-grams, each once."""
     if len(some) == 1:
         row, text = some[0]
-        whole = np.zeros(1, dtype=np.int64)
-        grams = [index.find(words_of(piece), whole)[1] for piece in pieces(text)]
+        row_starts = np.zeros(1, dtype=np.int64)
+        grams = [index.find(words_of(piece), row_starts)[1] for piece in pieces(text)]
         held = np.unique(np.concatenate(grams))
         if len(held):
             yield row, held

@@ -39,12 +39,12 @@ def together(
     some: list[T] = []
     size = 0
     for text in texts:
-        own = len(bytes_of(text))
-        if some and size + own + 1 > MOST_BYTES:
+        text_size = len(bytes_of(text))
+        if some and size + text_size + 1 > MOST_BYTES:
             yield some
             some, size = [], 0
         some.append(text)
-        size += own + 1
+        size += text_size + 1
     if some:
         yield some
 

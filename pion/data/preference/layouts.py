@@ -127,12 +127,12 @@ def parse_preference(record: Any, where: str) -> Preference:
         return _corrected(fields)
     if fields.there(*LABELS, "completion"):
         return _labelled(fields)
-    found = ", ".join(map(shown, fields.names)) or "no key"
+    names = ", ".join(map(shown, fields.names)) or "no key"
     raise BadInput(
         f"{where}: not a preference: expected the keys 'chosen' and 'rejected' (with 'prompt', or "
         "lists of messages), 'messages' and 'rejected_response', 'preferred_output' and "
         "'non_preferred_output' (with 'input'), or 'prompt', 'completion' and 'label', found "
-        f"{found}"
+        f"{names}"
     )
 
 
@@ -196,7 +196,7 @@ def _of_sides(
 ) -> Pair:
     """Return the pair whose sides have been read from these keys."""
     where = fields.where
-    chosen, rejected = (_answered(fields, said, key) for said, key in zip(sides, keys))
+    chosen, rejected = (_answered(fields, answer, key) for answer, key in zip(sides, keys))
     context = _shared_messages(chosen, rejected, where)
     _agree(prompt, chosen[:context], where)
     # What differs only in the space around it is the same.
@@ -217,8 +217,8 @@ def _labelled(fields: Fields) -> Labelled:
     if label is None:
         raise BadInput(f"{where}: key 'label' is missing; it belongs to 'completion'")
     desired = yes_or_no(fields.take(label), _place(fields, label))
-    key, prompt, said = _one_answer(fields, label)
-    messages, tools = _answered(fields, said, key), tools_of(fields)
+    key, prompt, turns = _one_answer(fields, label)
+    messages, tools = _answered(fields, turns, key), tools_of(fields)
     context = _before_answer(prompt, messages, where)
     _agree(prompt, messages[:context], where)
     answer = Conversation(messages, tools, where, context, seen_in(fields))

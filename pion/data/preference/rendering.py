@@ -101,9 +101,9 @@ class PreferenceFormat:
             BadInput: the chat template can't be used at all.
         """
         early = [self._before_encoding(preference) for preference in preferences]
-        rest = [one for one, dropped in zip(preferences, early) if dropped is None]
-        encoded = iter(self.encode([side for one in rest for side in one.conversations]))
-        written = iter([[next(encoded) for _ in one.conversations] for one in rest])
+        rest = [usable for usable, dropped in zip(preferences, early) if dropped is None]
+        encoded = iter(self.encode([side for usable in rest for side in usable.conversations]))
+        written = iter([[next(encoded) for _ in usable.conversations] for usable in rest])
         return [
             self._outcome(preference, next(written)) if dropped is None else dropped
             for preference, dropped in zip(preferences, early)

@@ -241,7 +241,7 @@ class Tokenizer:
 
         This uses all cores and avoids the cost of listing every offset.
         """
-        found = []
+        results = []
         encoded = self._encode(self._plain.encode_batch, list(texts))
         for encoding, start in zip(encoded, starts, strict=True):
             ids = encoding.ids
@@ -250,8 +250,8 @@ class Tokenizer:
                 before = len(ids)
             elif (span := encoding.token_to_chars(before)) and span[0] < start:
                 before += 1
-            found.append((ids, before))
-        return found
+            results.append((ids, before))
+        return results
 
     def encode_with_specials(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         """Encode texts in which special tokens give their special ids, using all cores.

@@ -87,10 +87,10 @@ def too_short(context: int) -> str | None:
 
 def task_result(task: Task, answers: Sequence[Answer]) -> Scored:
     """Return what the answers to the task's first items say."""
-    asked = [one.asked for one in answers]
-    credits = np.array([one.credit for one in answers])
-    choices = [one.choice for one in answers]
-    not_finite = sum(not one.finite for one in answers)
+    item_rows = [answer.asked for answer in answers]
+    credits = np.array([answer.credit for answer in answers])
+    choices = [answer.choice for answer in answers]
+    not_finite = sum(not answer.finite for answer in answers)
     passages = passages_of(task, len(answers))
     accuracy, sem = _accuracy(credits, passages)
     if not_finite:
@@ -113,11 +113,11 @@ def task_result(task: Task, answers: Sequence[Answer]) -> Scored:
         "centred_sem": sem / (1 - v1),
         "centred_v2": (accuracy - v2) / (1 - v2),
         "centred_v2_sem": sem / (1 - v2),
-        "cropped": sum(one.cropped for one in asked) / rows,
-        "unscored": sum(one.unscored for one in asked),
-        "odd_items": sum(one.odd for one in asked),
-        "joined_tokens": sum(one.joined for one in asked),
-        "ties": sum(one.tied for one in answers),
+        "cropped": sum(answer.cropped for answer in item_rows) / rows,
+        "unscored": sum(answer.unscored for answer in item_rows),
+        "odd_items": sum(answer.odd for answer in item_rows),
+        "joined_tokens": sum(answer.joined for answer in item_rows),
+        "ties": sum(answer.tied for answer in answers),
         "commonest": votes[0][1] / len(choices) if votes else None,
         "commonest_place": votes[0][0] if votes else None,
         "passages": None if passages is None else len(set(passages)),
@@ -172,15 +172,15 @@ def _accuracy(credits: np.ndarray, passages: Sequence[str] | None) -> tuple[floa
         return accuracy, share_sem(accuracy, units)
     if passages is None or units < 2:
         return accuracy, share_sem(accuracy, len(credits))
-    _, place = np.unique(passages, return_inverse=True)
-    return ratio(np.bincount(place, credits), np.bincount(place))
+    _, passage = np.unique(passages, return_inverse=True)
+    return ratio(np.bincount(passage, credits), np.bincount(passage))
 
 
 def _mean_sem(tasks: Sequence[Scored], baseline: str) -> float:
     """Return the standard error of the mean of the centred accuracies."""
     return mean_sem(
         [
-            TaskScores(one["sem"], one[baseline], one["data_digest"], credits)
-            for one, credits in tasks
+            TaskScores(record["sem"], record[baseline], record["data_digest"], credits)
+            for record, credits in tasks
         ]
     )

@@ -39,15 +39,17 @@ def prompts_of(task: Task, number: int) -> tuple[tuple[str, ...], str]:
     """
     item = task.items[number]
     drawn = (task.items[i] for i in draw_examples(len(task.items), number, task.shots))
-    examples = "".join(_text(task, *one.options[one.gold]) + AFTER_EXAMPLE for one in drawn)
-    whole = tuple(examples + _text(task, *option) for option in item.options)
+    examples = "".join(
+        _text(task, *example.options[example.gold]) + AFTER_EXAMPLE for example in drawn
+    )
+    prompts = tuple(examples + _text(task, *option) for option in item.options)
     if task.task_type == "schema":
-        return whole, ""
+        return prompts, ""
     before = examples + _text(task, item.options[0][0], "")
     if task.task_type == "language_modeling":
         # Otherwise, the space before the answer would be a token that the whole text does not have.
         before = before.rstrip()
-    return whole, before
+    return prompts, before
 
 
 def _text(task: Task, context: str, continuation: str) -> str:
@@ -101,62 +103,62 @@ def ask(task: Task, numbers: Sequence[int], tokenizer: Tokenizer, context: int) 
     prompts = [prompts_of(task, number) for number in numbers]
     start = tokenizer.before_document
     encoded = iter(tokenizer.encode_batch([text for texts, _ in prompts for text in texts]))
-    whole = [[[start, *next(encoded)] for _ in texts] for texts, _ in prompts]
+    prompt_ids = [[[start, *next(encoded)] for _ in texts] for texts, _ in prompts]
     # Few items need the text before the answer as tokens.
-    needing = [i for i, ids in enumerate(whole) if _needs_before(task, ids)]
+    needing = [i for i, ids in enumerate(prompt_ids) if _needs_before(task, ids)]
     encoded = iter(tokenizer.encode_batch([prompts[i][1] for i in needing]))
     before = {i: [start, *next(encoded)] for i in needing}
-    return [_asked(task, ids, before.get(i, []), context) for i, ids in enumerate(whole)]
+    return [_asked(task, ids, before.get(i, []), context) for i, ids in enumerate(prompt_ids)]
 
 
-def _needs_before(task: Task, whole: list[Ids]) -> bool:
+def _needs_before(task: Task, prompts: list[Ids]) -> bool:
     if task.task_type == "multiple_choice":
-        return common_prefix(whole) == min(map(len, whole))
+        return common_prefix(prompts) == min(map(len, prompts))
     return task.task_type == "language_modeling"
 
 
-def _asked(task: Task, whole: list[Ids], before: Ids, context: int) -> ItemRows:
+def _asked(task: Task, prompts: list[Ids], before: Ids, context: int) -> ItemRows:
     """Return an item as rows, from the tokens of the whole text of each option, and of the text
     before the answer."""
-    starts, odd, joined = _starts(task, whole, before)
-    crops = [max(0, len(ids) - context) for ids in whole]
+    starts, odd, joined = _starts(task, prompts, before)
+    crops = [max(0, len(ids) - context) for ids in prompts]
     cropped = sum(crop > 0 for crop in crops)
-    spans = zip(starts, crops, map(len, whole), strict=True)
+    spans = zip(starts, crops, map(len, prompts), strict=True)
     if not all(crop < start < length for start, crop, length in spans):
         return ItemRows((), (), cropped, unscored=True, odd=odd, joined=joined)
-    one_token = all(len(ids) == starts[0] + 1 for ids in whole)
+    one_token = all(len(ids) == starts[0] + 1 for ids in prompts)
     if task.task_type == "multiple_choice" and one_token:
         # One row gives the scores of all options: they differ in the token after it alone.
-        candidates = tuple(ids[-1] for ids in whole)
-        ids = whole[0][crops[0] : -1]
+        candidates = tuple(ids[-1] for ids in prompts)
+        ids = prompts[0][crops[0] : -1]
         rows = (TokenRow(np.array(ids, np.int32), len(ids), candidates),)
-        place = tuple((0, option) for option in range(len(whole)))
-        return ItemRows(rows, place, cropped, unscored=False, odd=odd, joined=joined)
+        places = tuple((0, option) for option in range(len(prompts)))
+        return ItemRows(rows, places, cropped, unscored=False, odd=odd, joined=joined)
     # Equal options have one row, so that they tie.
     numbers: dict[tuple[int, ...], int] = {}
     different: list[TokenRow] = []
-    for ids, start, crop in zip(whole, starts, crops, strict=True):
+    for ids, start, crop in zip(prompts, starts, crops, strict=True):
         if numbers.setdefault(tuple(ids), len(different)) == len(different):
             different.append(TokenRow(np.array(ids[crop:], np.int32), start - crop))
-    place = tuple((numbers[tuple(ids)], 0) for ids in whole)
-    return ItemRows(tuple(different), place, cropped, unscored=False, odd=odd, joined=joined)
+    places = tuple((numbers[tuple(ids)], 0) for ids in prompts)
+    return ItemRows(tuple(different), places, cropped, unscored=False, odd=odd, joined=joined)
 
 
-def _starts(task: Task, whole: list[Ids], before: Ids) -> tuple[list[int], bool, bool]:
+def _starts(task: Task, prompts: list[Ids], before: Ids) -> tuple[list[int], bool, bool]:
     """Return where each option's scored tokens start, and whether the item is odd or joined."""
-    shortest = min(map(len, whole))
+    shortest = min(map(len, prompts))
     if task.task_type == "language_modeling":
-        start = common_prefix([whole[0], before])
+        start = common_prefix([prompts[0], before])
         return [_inside(start, shortest)], False, start < len(before)
     if task.task_type == "schema":
-        suffix = common_prefix([ids[::-1] for ids in whole])
+        suffix = common_prefix([ids[::-1] for ids in prompts])
         # Of equal contexts, all tokens are common, and the first can't be predicted.
-        return [max(1, len(ids) - suffix) for ids in whole], suffix == shortest, False
-    start = common_prefix(whole)
+        return [max(1, len(ids) - suffix) for ids in prompts], suffix == shortest, False
+    start = common_prefix(prompts)
     if start < shortest:
-        return [start] * len(whole), False, False
-    end = min(common_prefix([ids, before]) for ids in whole)
-    return [_inside(end, shortest)] * len(whole), True, False
+        return [start] * len(prompts), False, False
+    end = min(common_prefix([ids, before]) for ids in prompts)
+    return [_inside(end, shortest)] * len(prompts), True, False
 
 
 def _inside(start: int, length: int) -> int:
@@ -168,7 +170,7 @@ def common_prefix(sequences: Sequence[Ids] | Sequence[str]) -> int:
     """Return how many tokens, or characters, all sequences begin with."""
     # What the first and the last in order have in common, all have.
     first, last = min(sequences), max(sequences)
-    differ = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    differ = (index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return next(differ, len(first))
 
 

@@ -67,16 +67,16 @@ def answer_task(
 
     Raises PionError if not even one row fits in the GPU's memory.
     """
-    found: list[Answer] = []
+    answers: list[Answer] = []
     with evaluating(scorer.model):
         for first in range(0, count, ITEMS_AT_ONCE):
             numbers = range(first, min(first + ITEMS_AT_ONCE, count))
-            asked = ask(task, numbers, tokenizer, scorer.model.config.seq_len)
-            scores = iter(_score_rows(scorer, [row for one in asked for row in one.rows]))
-            for number, one in zip(numbers, asked, strict=True):
-                found.append(_answer(task, number, one, [next(scores) for _ in one.rows]))
-            on_items(len(found))
-    return found
+            items = ask(task, numbers, tokenizer, scorer.model.config.seq_len)
+            scores = iter(_score_rows(scorer, [row for item in items for row in item.rows]))
+            for number, item in zip(numbers, items, strict=True):
+                answers.append(_answer(task, number, item, [next(scores) for _ in item.rows]))
+            on_items(len(answers))
+    return answers
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,20 @@ class _Scored:
 _Compute = Callable[[Scorer, Sequence[TokenRow]], list[_Scored]]
 
 
-def _answer(task: Task, number: int, asked: ItemRows, rows: Sequence[_Scored]) -> Answer:
-    if asked.unscored:
-        return Answer(asked, (), NO_CHOICE, 0.0)
-    nats = tuple(rows[row].nats[candidate] for row, candidate in asked.place)
+def _answer(task: Task, number: int, item: ItemRows, rows: Sequence[_Scored]) -> Answer:
+    if item.unscored:
+        return Answer(item, (), NO_CHOICE, 0.0)
+    nats = tuple(rows[row].nats[candidate] for row, candidate in item.place)
     finite = bool(np.isfinite(nats).all())
     if task.task_type == "language_modeling":
         right = finite and rows[0].greedy
-        return Answer(asked, nats, 0 if right else NO_CHOICE, float(right), finite=finite)
+        return Answer(item, nats, 0 if right else NO_CHOICE, float(right), finite=finite)
     if not finite:
-        return Answer(asked, nats, NO_CHOICE, 0.0, finite=False)
-    best = [option for option, own in enumerate(nats) if own == min(nats)]
+        return Answer(item, nats, NO_CHOICE, 0.0, finite=False)
+    best = [option for option, option_nats in enumerate(nats) if option_nats == min(nats)]
     credit = 1 / len(best) if task.items[number].gold in best else 0.0
     tied = len(best) > 1
-    return Answer(asked, nats, NO_CHOICE if tied else best[0], credit, tied=tied)
+    return Answer(item, nats, NO_CHOICE if tied else best[0], credit, tied=tied)
 
 
 def _score_rows(scorer: Scorer, rows: Sequence[TokenRow]) -> list[_Scored]:
@@ -128,14 +128,15 @@ def _score_rows(scorer: Scorer, rows: Sequence[TokenRow]) -> list[_Scored]:
 def _continuations(scorer: Scorer, rows: Sequence[TokenRow]) -> list[_Scored]:
     """Return the mean nats of each row's tokens from its start on."""
     batch = scored_ends([(row.ids, len(row.ids) - row.start) for row in rows])
-    found = token_nll(scorer.model, batch, scorer.vocab_size, scorer.dtype)
+    token_scores = token_nll(scorer.model, batch, scorer.vocab_size, scorer.dtype)
     # In one copy, so that we wait for the GPU only once. Ids below 2**24 are exact in fp32.
-    nll, likeliest = torch.stack([each.float() for each in found[:2]]).cpu()
+    nll, likeliest = torch.stack([each.float() for each in token_scores[:2]]).cpu()
     # Sums in fp64 do not depend on the padding of a row.
     means = nll.double().sum(dim=1).numpy() / [len(row.ids) - row.start for row in rows]
     greedy = (likeliest.long() == batch.targets).logical_or(batch.targets == IGNORED).all(dim=1)
     return [
-        _Scored((float(mean),), bool(own)) for mean, own in zip(means, greedy.tolist(), strict=True)
+        _Scored((float(mean),), bool(is_greedy))
+        for mean, is_greedy in zip(means, greedy.tolist(), strict=True)
     ]
 
 
@@ -154,8 +155,8 @@ def _candidates(scorer: Scorer, rows: Sequence[TokenRow]) -> list[_Scored]:
     nats: list[Tensor] = []
     # Each chunk of logits has a copy for each candidate.
     chunk = max(1, LOGITS_AT_ONCE // scorer.vocab_size)
-    for own, wanted in zip(of_row.split(chunk), every.split(chunk), strict=True):
-        logits = model.logits_in_fp32(states[own], scorer.vocab_size)
+    for positions, wanted in zip(of_row.split(chunk), every.split(chunk), strict=True):
+        logits = model.logits_in_fp32(states[positions], scorer.vocab_size)
         nats.append(F.cross_entropy(logits, wanted, reduction="none"))
     scores = iter(torch.cat(nats).double().tolist())
     return [_Scored(tuple(next(scores) for _ in row.candidates), greedy=False) for row in rows]

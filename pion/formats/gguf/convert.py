@@ -118,10 +118,10 @@ def convert(folder: str | Path, out: str | Path, kind: Type, *, name: str) -> Co
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-    kept = [tensor.name for tensor, stored in planned if kind == "q8_0" and stored == "f16"]
+    in_f16 = [tensor.name for tensor, stored in planned if kind == "q8_0" and stored == "f16"]
     normalized = Tokenizer.from_file(folder / "tokenizer.json").normalization is not None
     caveat = OF_NFC if normalized else ""
-    return Converted(architecture.name, len(planned), out.stat().st_size, tuple(kept), caveat)
+    return Converted(architecture.name, len(planned), out.stat().st_size, tuple(in_f16), caveat)
 
 
 def require_convertible(
@@ -185,15 +185,15 @@ def _compare(
     path: Path, entries: Mapping[str, Any], planned: Sequence[tuple[Tensor, Type]]
 ) -> None:
     """Raise PionError unless the file at `path` has these entries and tensors."""
-    found = GGUFReader(path)
-    read = {key: found.fields[key].contents() for key in entries if key in found.fields}
+    reader = GGUFReader(path)
+    read = {key: reader.fields[key].contents() for key in entries if key in reader.fields}
     for key, value in entries.items():
         expected = float(np.float32(value)) if isinstance(value, float) else value
         if read.get(key) != expected:
             raise _differs(path, f"its entry {key} is not what was written")
-    if [tensor.name for tensor in found.tensors] != [tensor.name for tensor, _ in planned]:
+    if [tensor.name for tensor in reader.tensors] != [tensor.name for tensor, _ in planned]:
         raise _differs(path, "it has other tensors than the model")
-    for (tensor, kind), stored in zip(planned, found.tensors, strict=True):
+    for (tensor, kind), stored in zip(planned, reader.tensors, strict=True):
         described = (stored.tensor_type, tuple(reversed(stored.shape.tolist())))
         if described != (_STORED[kind], tensor.shape):
             raise _differs(path, f"its tensor {tensor.name} has another type or shape")
@@ -240,10 +240,10 @@ def worst(values: np.ndarray, stored: np.ndarray, kind: Type) -> float:
 
     At most 1 is right; NaN is not. f32 must be exact.
     """
-    found = dequantize(stored, _STORED[kind]).reshape(values.shape)
-    difference = np.abs(found - values)
+    dequantized = dequantize(stored, _STORED[kind]).reshape(values.shape)
+    difference = np.abs(dequantized - values)
     if kind == "f32":
-        return 0.0 if np.array_equal(found, values) else float("inf")
+        return 0.0 if np.array_equal(dequantized, values) else float("inf")
     if kind == "f16":
         return float((difference / (np.abs(values) * 2.0**-11 + _F16_STEP / 2)).max(initial=0))
     largest = np.abs(values).reshape(-1, BLOCK).max(axis=1, keepdims=True)

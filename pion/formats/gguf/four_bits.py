@@ -21,15 +21,15 @@ KIND = "q4_k_m"
 def find_quantizer(model: str, out: Path) -> str:
     """Return the path of llama.cpp's program. Raises BadInput, with the commands that need no such
     program on this machine, if PATH has none."""
-    found = shutil.which(PROGRAM)
-    if found is None:
-        whole = out.with_name(f"{out.stem}-f16.gguf")
+    program = shutil.which(PROGRAM)
+    if program is None:
+        unquantized = out.with_name(f"{out.stem}-f16.gguf")
         raise BadInput(
             f"--type {KIND} needs {PROGRAM}, a program of llama.cpp, and PATH has none. Nothing "
-            f"was written. Install llama.cpp, or run pion export {model} {whole}, and then, where "
-            f"llama.cpp is, {PROGRAM} {whole} {out} {KIND.upper()}."
+            f"was written. Install llama.cpp, or run pion export {model} {unquantized}, and then, "
+            f"where llama.cpp is, {PROGRAM} {unquantized} {out} {KIND.upper()}."
         )
-    return found
+    return program
 
 
 def quantize(program: str, whole: Path, out: Path) -> int:

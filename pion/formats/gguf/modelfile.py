@@ -41,7 +41,7 @@ def modelfile(folder: Path, file: str, seq_len: int) -> str:
     """
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     with closing(ChatFormat(folder / "tokenizer.json", tokenizer)) as chat:
-        own, stop_ids = chat.own, chat.stop_ids
+        own_format, stop_ids = chat.own, chat.stop_ids
     stops = [tokenizer.decode([number], specials=True) for number in stop_ids]
     for stop in stops:
         if not _PLAIN.fullmatch(stop):
@@ -50,7 +50,7 @@ def modelfile(folder: Path, file: str, seq_len: int) -> str:
     template = _OTHERS
     if find_template(folder) is None:
         template = f"TEMPLATE {_quoted('{{ .Prompt }}')}"
-    elif own:
+    elif own_format:
         template = f"TEMPLATE {_quoted(go_template(stops[0]))}"
     parameters = [
         *(f"stop {json.dumps(stop)}" for stop in stops),

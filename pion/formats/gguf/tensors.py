@@ -90,9 +90,9 @@ def require_expressible(config: ModelConfig, model_type: str | None = None) -> L
     """
     architecture = architecture_of(config, model_type)
     row = ARCHITECTURES.get(architecture.model_type)
-    own = nearest_misfit(config) or "it was exported with its own code (--as pion)"
+    misfit = nearest_misfit(config) or "it was exported with its own code (--as pion)"
     if not architecture.stock:
-        reason = f"llama.cpp has only stock architectures, and {own}"
+        reason = f"llama.cpp has only stock architectures, and {misfit}"
     elif row is None:
         reason = f"Pion does not write {architecture.name} as GGUF yet"
     elif (unlike := next((why for wrong, why in _unlike(config, row) if wrong), None)) is None:

@@ -85,9 +85,9 @@ def sampling(folder: Path) -> dict[str, Any]:
     `min_p` and the penalty of repetitions are there even where the folder has none: llama.cpp's
     own defaults would change the model's answers.
     """
-    given = published_sampling(folder / GENERATION_CONFIG)
-    given = {"min_p": 0.0, "repetition_penalty": 1.0, **given}
-    return {f"general.sampling.{_SAMPLING[ours]}": value for ours, value in given.items()}
+    settings = published_sampling(folder / GENERATION_CONFIG)
+    settings = {"min_p": 0.0, "repetition_penalty": 1.0, **settings}
+    return {f"general.sampling.{_SAMPLING[ours]}": value for ours, value in settings.items()}
 
 
 def _tokens(settings: Mapping[str, Any], rows: int) -> tuple[list[str], list[int]]:
@@ -144,14 +144,16 @@ def pre_tokenizer(settings: Mapping[str, Any]) -> str:
     kinds = ", ".join(str(step.get("type")) for step in steps) or "none"
     # llama.cpp takes a whole piece that is in the vocabulary before it merges, but only with
     # "llama-bpe". "dbrx" has the same regular expression.
-    whole = bool(settings["model"].get("ignore_merges"))
-    if name == "llama-bpe" and not whole:
+    ignores_merges = bool(settings["model"].get("ignore_merges"))
+    if name == "llama-bpe" and not ignores_merges:
         name = "dbrx"
-    wrong_whole = f"key model.ignore_merges is {str(whole).lower()}, which llama.cpp has otherwise"
+    wrong_whole = (
+        f"key model.ignore_merges is {str(ignores_merges).lower()}, which llama.cpp has otherwise"
+    )
     reasons = (
         _refused_step(settings),
         f"llama.cpp has no such pre-tokenizer: {kinds}" if name is None else None,
-        wrong_whole if whole != (name == "llama-bpe") else None,
+        wrong_whole if ignores_merges != (name == "llama-bpe") else None,
     )
     reason = next((reason for reason in reasons if reason is not None), None)
     if reason is not None or name is None:

@@ -85,8 +85,8 @@ def _text_tensors(saved: SavedTensors) -> SavedTensors:
 def nearest_misfit(config: ModelConfig) -> str | None:
     """Return why the architecture that the model came as can't compute the model. Of another
     model, return this of the stock architecture that lacks the least."""
-    own = [_TYPES[name] for name in config.came_from if name in _TYPES]
-    stock = own or [QWEN3_ROW, QWEN3_MOE, *FIRST]
+    of_origin = [_TYPES[name] for name in config.came_from if name in _TYPES]
+    stock = of_origin or [QWEN3_ROW, QWEN3_MOE, *FIRST]
     return min(stock, key=lambda architecture: len(architecture.lacks(config))).misfit(config)
 
 

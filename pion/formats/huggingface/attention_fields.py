@@ -76,19 +76,19 @@ class Rotary:
         rope = objects.get(FULL) or {n: v for n, v in objects.items() if n != SLIDING}
         share = _first(*(where.get(_SHARE) for where in (rope, hf_config)), self.share, 1)
         theta = _first(rope.get("rope_theta"), hf_config.get("rope_theta"), self.theta)
-        found: dict[str, Any] = {"rope_theta": theta}
+        fields: dict[str, Any] = {"rope_theta": theta}
         if self.share is None:
             require({_SHARE: share}, _SHARE, (1,))
         else:
-            found["heads.rotary_share"] = share
+            fields["heads.rotary_share"] = share
         if self.window is not None:
             sliding, (name, default) = objects.get(SLIDING) or {}, self.window
             require({"rope_type": _kind(sliding)}, "rope_type", ("default",))
             theta = _first(sliding.get("rope_theta"), hf_config.get(name), default)
-            found["windows.rope_theta"] = theta
+            fields["windows.rope_theta"] = theta
         kind = _kind(rope)
         require({"rope_type": kind}, "rope_type", self.kinds)
-        return found if kind == "default" else found | self._scaling(kind, rope, hf_config)
+        return fields if kind == "default" else fields | self._scaling(kind, rope, hf_config)
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """Return the fields.
@@ -100,9 +100,15 @@ class Rotary:
         rope: dict[str, Any] = {"rope_type": "default"}
         fields: dict[str, Any] = {} if theta == self.theta else {"rope_theta": theta}
         if scaling is not None:
-            own = ((name, getattr(scaling, our)) for name, our in self._names(scaling.kind))
+            scaling_fields = (
+                (name, getattr(scaling, our)) for name, our in self._names(scaling.kind)
+            )
             rope = {"rope_type": scaling.kind, "factor": scaling.factor}
-            rope |= {n: list(v) if isinstance(v, tuple) else v for n, v in own if v is not None}
+            rope |= {
+                n: list(v) if isinstance(v, tuple) else v
+                for n, v in scaling_fields
+                if v is not None
+            }
             # transformers reads the context of longrope from outside the object.
             outside = {_ORIGINAL: rope[_ORIGINAL]} if scaling.kind == "longrope" else {}
             fields |= {"rope_theta": theta, "rope_scaling": rope, **outside}
@@ -146,10 +152,10 @@ class Rotary:
             amplitude = math.sqrt(1 + math.log(max(factor, 1)) / math.log(max(original, 2)))
             values = {"amplitude": amplitude} | values
         scaling = RopeScaling(**values)
-        found: dict[str, Any] = {"rope_scaling": scaling}
+        fields: dict[str, Any] = {"rope_scaling": scaling}
         if scaling.short_factors != scaling.long_factors:
-            found["seq_len"] = min(context, original)  # the context of the short factors
-        return found
+            fields["seq_len"] = min(context, original)  # the context of the short factors
+        return fields
 
     def _names(self, kind: str) -> Iterable[tuple[str, str]]:
         return {**_KINDS[kind], **self.more}.items()
@@ -182,26 +188,26 @@ class Layers:
         """
         layers, context = hf_config["num_hidden_layers"], hf_config["max_position_embeddings"]
         kinds = self._kinds(hf_config, layers)
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         if self.unrotated == "no_rope_layers":
             rotated = hf_config.get("no_rope_layers") or _every(
                 hf_config.get("no_rope_layer_interval", 4), layers, False, True
             )
             every = enumerate(_of_layers("no_rope_layers", rotated, layers))
-            found["heads.unrotated_layers"] = [layer for layer, rotates in every if not rotates]
+            fields["heads.unrotated_layers"] = [layer for layer, rotates in every if not rotates]
         if self.windows == "no":
             require(hf_config, "use_sliding_window", (False,))
-            return found
+            return fields
         window = hf_config.get("sliding_window")
         full = [layer for layer, kind in enumerate(kinds) if kind == FULL]
         if self.unrotated == "windows" and window is not None:
-            found["heads.unrotated_layers"] = full
+            fields["heads.unrotated_layers"] = full
         alike = theta is None and self.unrotated != "windows"
         sizes = is_whole(window) and is_whole(context)
         if window is None or len(full) == len(kinds) or (alike and sizes and window >= context):
-            return found  # a window of the whole context hides nothing
-        found |= {"windows.tokens": window, "windows.block": 1, "windows.full_layers": full}
-        return found | ({} if theta is None else {"windows.rope_theta": theta})
+            return fields  # a window of the whole context hides nothing
+        fields |= {"windows.tokens": window, "windows.block": 1, "windows.full_layers": full}
+        return fields | ({} if theta is None else {"windows.rope_theta": theta})
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """Return the fields."""
@@ -229,13 +235,13 @@ class Layers:
         if kinds is None and self.recurrent:
             raise BadInput("config.json has no layer_types, so its layers are recurrent")
         if kinds is not None:
-            known = (FULL,) if self.windows == "no" or self.recurrent else (FULL, SLIDING)
+            computable = (FULL,) if self.windows == "no" or self.recurrent else (FULL, SLIDING)
             named = _of_layers("layer_types", kinds, layers)
             kinds = [FULL if kind == "attention" else kind for kind in named]
-            for other in (kind for kind in kinds if kind not in known):
+            for other in (kind for kind in kinds if kind not in computable):
                 raise BadInput(
                     f"config.json: layer_types has {shown(other)} in {kinds.count(other)} of "
-                    f"{layers} layers; only {' and '.join(map(repr, known))} can be computed"
+                    f"{layers} layers; only {' and '.join(map(repr, computable))} can be computed"
                 )
         if kinds is None or self.windows == "all":
             every = self.full_every and (hf_config.get("sliding_window_pattern") or self.full_every)

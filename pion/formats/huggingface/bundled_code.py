@@ -106,7 +106,7 @@ def runs_only_our_code(folder: Path) -> bool:
     settings name no other code.
     """
     try:
-        found = {str(path.relative_to(folder)): read_file(path) for path in folder.rglob("*.py")}
+        files = {str(path.relative_to(folder)): read_file(path) for path in folder.rglob("*.py")}
         config, tokenizer = (
             parse_object(read_file(folder / name), str(folder / name))
             for name in ("config.json", "tokenizer_config.json")
@@ -114,7 +114,7 @@ def runs_only_our_code(folder: Path) -> bool:
     except (BadInput, OSError):
         return False
     ours = {name: text.encode() for name, text in modelling_files().items()}
-    return found == ours and config.get("auto_map") == AUTO_MAP and "auto_map" not in tokenizer
+    return files == ours and config.get("auto_map") == AUTO_MAP and "auto_map" not in tokenizer
 
 
 def flat_copy(package: Path, module: str) -> dict[str, str]:
@@ -155,10 +155,10 @@ def _made_relative(package: Path, module: str) -> tuple[str, list[str]]:
                 lines[node.lineno - 1] = line.replace(f"from {name} import ", relative)
                 imported.append(name)
     copied = "".join(lines)
-    found = sorted(set(_FOUND_BY_TRANSFORMERS.findall(copied)))
-    if found != sorted({name.rpartition(".")[2] for name in imported}):
+    imports = sorted(set(_FOUND_BY_TRANSFORMERS.findall(copied)))
+    if imports != sorted({name.rpartition(".")[2] for name in imported}):
         raise ValueError(
-            f"{path}: transformers would find the imports {found} in the copy. Start a line with "
+            f"{path}: transformers would find the imports {imports} in the copy. Start a line with "
             f"each `from {package.name}.…` import, and no line of a text with `from .`"
         )
     return copied, imported

@@ -77,15 +77,15 @@ class Qwen3Moe(Row):
 
     def sources(self, config: ModelConfig, ours: Iterable[str]) -> dict[str, list[Rows]]:
         """Return of which rows of its tensors each of `ours` is made: experts are stacks."""
-        found = super().sources(config, ours)
+        sources = super().sources(config, ours)
         assert config.experts is not None
         for layer in range(config.n_layers):
             for name in _WIDTH:
                 experts = f"model.layers.{layer}.mlp.experts"
-                found[f"blocks.{layer}.feedforward.{name}"] = [
+                sources[f"blocks.{layer}.feedforward.{name}"] = [
                     Rows(f"{experts}.{e}.{name}.weight") for e in range(config.experts.n)
                 ]
-        return found
+        return sources
 
 
 QWEN3_MOE = Qwen3Moe(

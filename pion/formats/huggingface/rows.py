@@ -186,9 +186,9 @@ class Row(Architecture):
             **self.written,
         }
         for name, value in self._values():
-            found = value.theirs(attrgetter(value.path.split()[0])(config))
-            if name not in self.absent and (found is not None or value.theirs is _same):
-                hf_config[name] = found
+            their_value = value.theirs(attrgetter(value.path.split()[0])(config))
+            if name not in self.absent and (their_value is not None or value.theirs is _same):
+                hf_config[name] = their_value
         return hf_config
 
     def write(self, config: ModelConfig, state: State) -> tuple[dict[str, Any], State]:
@@ -216,23 +216,23 @@ class Row(Architecture):
         hf_config = {**DEFAULTS, **self.defaults, **hf_config}
         for name, wanted in self.required.items():
             require(hf_config, name, (wanted,))
-        found: dict[str, Any] = {"imported": True, **self.fixed}
+        fields: dict[str, Any] = {"imported": True, **self.fixed}
         try:
             for name, value in self._values():
                 if value.only:
                     require(hf_config, name, value.only)
-                found |= dict.fromkeys(value.path.split(), value.ours(hf_config[name]))
+                fields |= dict.fromkeys(value.path.split(), value.ours(hf_config[name]))
             rotary = self.rotary.read(hf_config)
             layers = self.layers.read(hf_config, rotary.pop("windows.rope_theta", None))
-            found |= rotary | layers
+            fields |= rotary | layers
         except KeyError as missing:
             raise BadInput(f"config.json has no {missing}") from None
-        if self.scaled and is_whole(found["d_model"]):
-            found["scales.embeddings"] = found["d_model"] ** 0.5
-        if found["n_kv_heads"] is None:
-            found["n_kv_heads"] = found["n_heads"]
+        if self.scaled and is_whole(fields["d_model"]):
+            fields["scales.embeddings"] = fields["d_model"] ** 0.5
+        if fields["n_kv_heads"] is None:
+            fields["n_kv_heads"] = fields["n_heads"]
         settings: dict[str, Any] = {}
-        for path, setting in found.items():
+        for path, setting in fields.items():
             part, _, last = path.rpartition(".")
             (settings.setdefault(part, {}) if part else settings)[last] = setting
         return ModelConfig.from_dict(settings)
@@ -264,7 +264,7 @@ class Row(Architecture):
 
     def sources(self, config: ModelConfig, ours: Iterable[str]) -> dict[str, list[Rows]]:
         """Return of which rows of its tensors each of `ours` is made: of one, or of a stack."""
-        found = {name: [Rows(self._their_name(name))] for name in ours}
+        sources = {name: [Rows(self._their_name(name))] for name in ours}
         shapes = without_values(config).state_dict() if self.fused else {}
         heads = config.n_heads if self.by_heads else 1
         fused = itertools.product(range(config.n_layers), self.fused.items(), ("weight", "bias"))
@@ -275,8 +275,8 @@ class Row(Architecture):
             for name, first, count in zip(names, starts, counts):
                 every = (head * starts[-1] + first for head in range(heads))
                 matrix = f"{self.blocks}.{layer}.{theirs}.{kind}"
-                found[name] = [Rows(matrix, start, start + count) for start in every]
-        return found
+                sources[name] = [Rows(matrix, start, start + count) for start in every]
+        return sources
 
     def _values(self) -> Iterator[tuple[str, Value]]:
         """Yield the fields that set something, and what each sets."""

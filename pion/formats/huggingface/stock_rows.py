@@ -128,8 +128,8 @@ def _power(path: str, exponent: float) -> Value:
         if value is None:
             return None
         power = value ** (1 / exponent)
-        whole = round(power)
-        return whole if math.isclose(whole, power, rel_tol=1e-9) else power
+        rounded = round(power)
+        return rounded if math.isclose(rounded, power, rel_tol=1e-9) else power
 
     return Value(path, lambda value: float(value) ** exponent, theirs)
 
@@ -188,8 +188,8 @@ def _parallel(way: str) -> Value:
 
 def _two_matrices(up: str, down: str) -> dict[str, str]:
     """Return the names of feed-forward layers of two matrices with biases."""
-    found = {f"feedforward.{way}_proj": name for way, name in (("up", up), ("down", down))}
-    return found | {"feedforward.up_bias": f"{up}.bias", "feedforward.down_bias": f"{down}.bias"}
+    names = {f"feedforward.{way}_proj": name for way, name in (("up", up), ("down", down))}
+    return names | {"feedforward.up_bias": f"{up}.bias", "feedforward.down_bias": f"{down}.bias"}
 
 
 _MISTRAL: Mapping[str, Any] = {

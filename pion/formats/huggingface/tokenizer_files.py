@@ -98,8 +98,8 @@ def stop_and_pad(
         named = {
             name: source.generation[name]
             for name in ("bos_token_id", "pad_token_id")
-            if type(found := source.generation.get(name)) is int
-            and 0 <= found < tokenizer.vocab_size
+            if type(token := source.generation.get(name)) is int
+            and 0 <= token < tokenizer.vocab_size
         }
         return {"eos_token_id": list(source.stop_ids), "pad_token_id": source.pad, **named}
     return {"eos_token_id": tokenizer.end_of_text, "pad_token_id": tokenizer.pad}
@@ -119,25 +119,25 @@ def write_tokenizer(
         _name_a_stop(folder, tokenizer.stop_ids)
         _name_the_class(folder)
         return
-    own = Tokenizer.from_file(tokenizer)
+    read_back = Tokenizer.from_file(tokenizer)
     if chat:
-        (folder / TEMPLATE_FILE).write_text(chat_template(own), encoding="utf-8")
+        (folder / TEMPLATE_FILE).write_text(chat_template(read_back), encoding="utf-8")
     settings = read_json(tokenizer, LARGEST_TOKENIZER)
     # In training nothing was truncated or padded, and only a first token was added.
     settings |= {"truncation": None, "padding": None}
-    if own.first is None:
+    if read_back.first is None:
         settings["post_processor"] = None
     write_json(folder / TOKENIZER_FILE, settings)
     names = {token["id"]: token["content"] for token in settings["added_tokens"]}
-    first = {} if own.first is None else {"bos_token": names[own.first]}
-    answers = {RESPONSE: response_template(own)} if chat else {}
+    first = {} if read_back.first is None else {"bos_token": names[read_back.first]}
+    answers = {RESPONSE: response_template(read_back)} if chat else {}
     write_json(
         folder / TOKENIZER_CONFIG,
         {
             "tokenizer_class": READS_THE_FILE,
             **first,
-            "eos_token": names[own.end_of_text],
-            "pad_token": names[own.pad],
+            "eos_token": names[read_back.end_of_text],
+            "pad_token": names[read_back.pad],
             "model_max_length": seq_len,
             "clean_up_tokenization_spaces": False,
             **answers,
@@ -206,10 +206,10 @@ def _with_response(
     a job's changes to a template leave them as they are.
     """
     ours = response_template(tokenizer)
-    kept = {name: value for name, value in config.items() if name != "chat_template"}
+    others = {name: value for name, value in config.items() if name != "chat_template"}
     if template == chat_template(tokenizer):
-        return {**kept, RESPONSE: ours}
-    return {name: value for name, value in kept.items() if (name, value) != (RESPONSE, ours)}
+        return {**others, RESPONSE: ours}
+    return {name: value for name, value in others.items() if (name, value) != (RESPONSE, ours)}
 
 
 def _present(folder: Path) -> Iterator[str]:

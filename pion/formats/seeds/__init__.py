@@ -66,15 +66,17 @@ def ids_of_seed(path: str | Path) -> int | None:
 
 def _translate(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
     names = sorted(checkpoint.tensors)
-    found = {
+    family_tensors = {
         family: marked[0]
         for family, (_, marks) in SEEDS.items()
         if (marked := [name for mark in marks for name in names if mark in name])
     }
-    if len(found) > 1:
-        tensors = ", and ".join(f"{name} is a {family}'s" for family, name in found.items())
+    if len(family_tensors) > 1:
+        tensors = ", and ".join(
+            f"{name} is a {family}'s" for family, name in family_tensors.items()
+        )
         raise BadInput(f"the tensors are mixed: {tensors}")
-    return SEEDS[next(iter(found), "Pion")][0](checkpoint)
+    return SEEDS[next(iter(family_tensors), "Pion")][0](checkpoint)
 
 
 def _refuse(names: Iterable[str]) -> None:

@@ -107,8 +107,8 @@ def _count_layers(tensors: Mapping[str, Tensor]) -> int:
     if scalars is None or scalars.ndim != 1 or len(scalars) == 0 or len(scalars) % 5:
         raise BadInput("the weights have no `scalars`, 5 for each layer: this is not a Daisy-Wee")
     n_layers = len(scalars) // 5
-    found = set(_layers(tensors, r"blocks\.(\d+)\.mlp\.fc_w"))
-    missing = next((layer for layer in range(n_layers) if layer not in found), None)
+    layers = set(_layers(tensors, r"blocks\.(\d+)\.mlp\.fc_w"))
+    missing = next((layer for layer in range(n_layers) if layer not in layers), None)
     if missing is not None:
         raise BadInput(f"the weights have no blocks.{missing}.mlp.fc_w")
     return n_layers

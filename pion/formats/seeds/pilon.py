@@ -79,7 +79,7 @@ def from_pilon(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
         {
             "family": "pilon",
             "d_model": d_model,
-            "n_layers": len({found[1] for name in tensors if (found := _LAYER.match(name))}),
+            "n_layers": len({match[1] for name in tensors if (match := _LAYER.match(name))}),
             "n_heads": recorded.get("n_heads"),
             "n_kv_heads": recorded.get("n_heads"),
             "d_ff": _d_ff(tensors),

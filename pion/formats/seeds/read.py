@@ -129,8 +129,8 @@ def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
     if len(name) > LONGEST_NAME or not name.isascii():
         raise BadInput(f"{path}: {shown(name)} is not the name of a seed's tensor")
     array = tensor.layout is torch.strided and tensor.device.type == "cpu"
-    whole = name.endswith(WHOLE_NUMBERS) and tensor.dtype is torch.int64
-    if not array or tensor.is_quantized or not (whole or tensor.is_floating_point()):
+    is_integer = name.endswith(WHOLE_NUMBERS) and tensor.dtype is torch.int64
+    if not array or tensor.is_quantized or not (is_integer or tensor.is_floating_point()):
         raise BadInput(
             f"{path}: {name} is not an array of real numbers, but {tensor.dtype} on "
             f"{tensor.device.type}, {tensor.layout}"

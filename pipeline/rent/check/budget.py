@@ -95,10 +95,10 @@ def _price_missing(job: Job, sky_yaml: SkyYaml, estimates: Sequence[Estimate]) -
     `pion launch` tells the machine one price for each type of GPU, spot or on demand.
     """
     budget, offers = job.budget, [e.offer for e in estimates]
-    known = budget.dollars_per_hour is not None or sky_yaml.envs.get(PRICE_VARIABLE)
+    has_price = budget.dollars_per_hour is not None or sky_yaml.envs.get(PRICE_VARIABLE)
     priced = {offer.gpu for offer in offers if offer.price is not None}
     missing = sorted({offer.gpu or CPU for offer in offers if offer.gpu not in priced})
-    if budget.dollars is None or known or not missing:
+    if budget.dollars is None or has_price or not missing:
         return None
     keys = " and ".join(f"prices.{gpu}" for gpu in missing)
     return (
@@ -116,8 +116,8 @@ def check_worst_case(job: Job, head: Head | None, first: OnDemand) -> list[Check
     dollars = None if first.price is None else hours * first.price + spent.dollars
     if not (low := _too_low(job.budget, {"dollars": dollars, "hours": hours + spent.hours})):
         return []
-    words = (
+    sentence = (
         f"{low}, the worst case, in which all work that is left is done on demand. The budget "
         "comes first: the run would stop there, with exit code 4"
     )
-    return [CheckRow("budget", None, words)]
+    return [CheckRow("budget", None, sentence)]

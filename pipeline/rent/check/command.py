@@ -120,12 +120,12 @@ def show_check(
         except BadInput as error:
             rows.append(failure("rental", error))
         except TimeoutError:
-            words = (
+            sentence = (
                 f"SkyPilot could not read {on} in time, because it could not fetch its list of "
                 "GPUs or because this machine is busy. No machine was checked, and nothing was "
                 f"rented. Check the network. {AGAIN}"
             )
-            rows.append(unchecked("rental", words))
+            rows.append(unchecked("rental", sentence))
     if loaded is None:
         rows += _local_rows(job, overrides, sky_yaml)
     else:
@@ -156,12 +156,12 @@ def _local_rows(path: str, overrides: Sequence[str], sky_yaml: SkyYaml | None) -
 
 def asked_by_checks(job: Job, sky_yaml: SkyYaml | None) -> str:
     """Return, in words, who is asked by the checks, and for how long."""
-    asked = [
+    services = [
         *([job.store] if "://" in job.store else []),
         *(["the Hub"] if _asks_hub(job) else []),
         *(["SkyPilot"] if sky_yaml is not None else []),
     ]
-    who = f"asking {' and '.join(asked)}" if asked else "checking files and this machine"
+    who = f"asking {' and '.join(services)}" if services else "checking files and this machine"
     return f"{who}, for at most {SECONDS:.0f} s, or longer on a busy machine"
 
 
@@ -186,8 +186,8 @@ def run_checks(
     end = time.monotonic() + SECONDS
     later = PRICED if lacking(job) else ()
     begun = {name: _begin(check) for name, check in checks.items() if name not in later}
-    words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
-    rows = [CheckRow("job", True, words)]
+    sentence = f"{len(job.stages)} stages: {', '.join(job.stages)}"
+    rows = [CheckRow("job", True, sentence)]
     soon = min(end, time.monotonic() + CONVERSATION_SECONDS) if later else end
     rows += outcome("rows", data, soon + LOCAL_SECONDS * is_local, traced)
     if not any(row.ok is False for row in rows):

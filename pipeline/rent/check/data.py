@@ -68,9 +68,9 @@ def check_rows(job: Job) -> Iterator[CheckRow]:
 def _of_stage(job: Job, data: StageData) -> Iterator[CheckRow]:
     name = WORDS[data.stage].records
     yield CheckRow(name, True, _of_head(data) + SUMMED_UP[data.stage](job, data))
-    yield from (CheckRow(name, None, words) for words in data.warnings)
+    yield from (CheckRow(name, None, warning) for warning in data.warnings)
     for short, warnings in WARNINGS.items():
-        yield from (CheckRow(short, None, words) for words in warnings(job, data))
+        yield from (CheckRow(short, None, warning) for warning in warnings(job, data))
     if data.first:
         says = "what the model is asked" if job.section(data.stage).sampled else LEARNED
         yield CheckRow("the first", True, "\n".join([f"{says}:", *data.first]))
@@ -92,14 +92,14 @@ def _rows(job: Job, data: StageData) -> str:
     about = "" if data.exact or data.of_hub else "about "
     # Of long documents, only the beginnings were read.
     items = "" if about and data.stage == "pretrain" else f"{about}{data.items:,} {data.what} in "
-    words = (
+    sentence = (
         f"{items}{about}{data.all_rows:,} rows of {job.seq_len(data.stage):,} tokens; "
         f"{passes_in_words(data.passes)} in {data.steps:,} steps of "
         f"{job.section(data.stage).global_batch} rows: {amount(data.tokens)} tokens"
     )
     key, several = data_key(data.stage), len(data.rows) > 1
     each = [f"{key}.sources.{n}: {rows:,} rows" for n, rows in enumerate(data.rows) if several]
-    return "; ".join([words, *each, *data.notes])
+    return "; ".join([sentence, *each, *data.notes])
 
 
 def _pairs(job: Job, data: StageData) -> str:
@@ -195,12 +195,12 @@ def _vocabulary(job: Job, text_bytes: float | None) -> Iterator[CheckRow]:
     read = min(text_bytes, train.max_mb * 1e6)
     most = max(FEW_ENTRIES, int(read) // BYTES_PER_ENTRY)
     if train.vocab_size > most:
-        words = (
+        sentence = (
             f"{train.vocab_size:,} entries are more than one for each kilobyte of text: they are "
             f"trained on {size(read)}. Entries that occur a few times are never learned well, and "
             f"each has a row of the model. Add text, or set tokenizer.train.vocab_size={most}"
         )
-        yield CheckRow("vocabulary", None, words)
+        yield CheckRow("vocabulary", None, sentence)
 
 
 def _untrained(job: Job, stage: str, specials: Mapping[int, str]) -> Iterator[CheckRow]:
@@ -214,8 +214,8 @@ def _untrained(job: Job, stage: str, specials: Mapping[int, str]) -> Iterator[Ch
     base = find_base(job.base.source, job.folder)
     files = [base.bring(name) for name in base.files if name.endswith(".safetensors")]
     for embedding in _embeddings(files):
-        if (words := never_stops(embedding, specials)) is not None:
-            yield CheckRow("end of turn", None, words)
+        if (warning := never_stops(embedding, specials)) is not None:
+            yield CheckRow("end of turn", None, warning)
 
 
 def _embeddings(files: Sequence[Path]) -> Iterator[Tensor]:
@@ -258,8 +258,8 @@ def check_clean(job: Job) -> Iterator[CheckRow]:
     removed = {job.input_path(path) for _, path in job.removed_sets}
     questions = job.evaluate.sets.items()
     if missing := [key for key, path in questions if job.input_path(path) not in removed]:
-        words = (
+        sentence = (
             f"{', '.join(missing)}: not in data.clean.decontaminate, so their items may be in the "
             f"text. To leave such text out, set data.clean.decontaminate=[{OF_EVALUATE}]"
         )
-        yield CheckRow("data.clean", None, words)
+        yield CheckRow("data.clean", None, sentence)

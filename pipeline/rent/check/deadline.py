@@ -41,23 +41,23 @@ def check_deadline(job: Job, sky_yaml: SkyYaml, *, force: bool) -> Iterator[Chec
         change = "deadline.hours, deadline.at or deadline.margin in the job"
     if deadline is None or deadline.at is None:
         return
-    known = known_speeds(job)
-    machines = on_demand_machines(job, sky_yaml, head, known)
+    speeds = known_speeds(job)
+    machines = on_demand_machines(job, sky_yaml, head, speeds)
     in_time = machines_in_time(machines, deadline, now, sky_yaml.path, change)
     if not force:
-        refuse_dear_spot(sky_yaml, lowest_spot_price(job, sky_yaml, known), in_time)
+        refuse_dear_spot(sky_yaml, lowest_spot_price(job, sky_yaml, speeds), in_time)
     first = min(in_time, key=lambda machine: machine.by_price)
     spare = (first.slack(deadline, now) or 0.0) - first.margin(deadline)
-    words = (
+    sentence = (
         f"{deadline.describe(now)}. A machine on demand must be requested by "
         f"{moment(now + spare)} ({first.gpu}) at the latest. Somebody must "
         "watch then: keep `pion launch` or `pion watch` running"
     )
-    yield CheckRow("deadline", True, words)
-    waited, kept = held_back(sky_yaml)
-    if kept and waited:
-        words = f"{len(kept)} on-demand entries are held back until time is short"
-        yield CheckRow("deadline", True, words)
+    yield CheckRow("deadline", True, sentence)
+    waited, held_entries = held_back(sky_yaml)
+    if held_entries and waited:
+        sentence = f"{len(held_entries)} on-demand entries are held back until time is short"
+        yield CheckRow("deadline", True, sentence)
     yield from (_row(machine, deadline, now) for machine in machines)
     yield from check_worst_case(job, head, first)
 
@@ -84,12 +84,12 @@ def machines_in_time(
             f"some), or change the deadline: {change}"
         )
     will_do = [machine for machine in machines if machine.will_do]
-    known = [machine for machine in will_do if machine.work is not None]
-    in_time = [machine for machine in known if machine.in_time(deadline, now)]
+    timed = [machine for machine in will_do if machine.work is not None]
+    in_time = [machine for machine in timed if machine.in_time(deadline, now)]
     if in_time:
         return in_time
-    if known:
-        why = "; ".join(_too_slow(machine, deadline, now) for machine in known)
+    if timed:
+        why = "; ".join(_too_slow(machine, deadline, now) for machine in timed)
         raise BadInput(f"{why}. Give more time, or use faster machines on demand: {change}")
     why = "; ".join(f"{machine.gpu}: {machine.words}" for machine in will_do or machines)
     if will_do:
@@ -135,11 +135,11 @@ def _row(machine: OnDemand, deadline: RunDeadline, now: float) -> CheckRow:
     if not machine.in_time(deadline, now):
         too_slow = _too_slow(machine, deadline, now)
         return CheckRow(name, None, f"too slow for the deadline: {too_slow}")
-    words = (
+    sentence = (
         f"{hours(machine.work)} of work ({_speed(machine)}), slack {hours(slack)}, margin "
         f"{duration(machine.margin(deadline))}"
     )
-    return CheckRow(name, True, words)
+    return CheckRow(name, True, sentence)
 
 
 def _speed(machine: OnDemand) -> str:

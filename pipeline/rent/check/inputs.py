@@ -80,9 +80,9 @@ def _access_of_rental(
     from huggingface_hub.errors import GatedRepoError
 
     repo = base.source.removeprefix("hf://").partition("@")[0]
-    given = names_given(sky_yaml.secrets, wanted_secrets(job, environment), environment)
+    names_passed = names_given(sky_yaml.secrets, wanted_secrets(job, environment), environment)
     token = None
-    if "HF_TOKEN" in given:
+    if "HF_TOKEN" in names_passed:
         token = sky_yaml.secrets["HF_TOKEN"] or environment["HF_TOKEN"]
     hub = OnHub(repo, commit, "model", "config.json")
     with told(after=" Nothing was rented."), explained(hub):
@@ -115,11 +115,11 @@ class LocalInput(NamedTuple):
 def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> Iterator[CheckRow]:
     """Check that SkyPilot copies the job file `path`, and the files it names, to the machine."""
     if job.publish is not None and "://" not in job.publish.to:
-        words = (
+        sentence = (
             f"publish.to: {job.publish.to} is a folder, which will be lost with the machine. "
             "Publish to hf://user/name, or fetch the model later: pion export"
         )
-        yield CheckRow("publish from there", None, words)
+        yield CheckRow("publish from there", None, sentence)
     workdir = sky_yaml.config.get("workdir")
     every = local_inputs(job, prepared=is_prepared(job))
     local = [each for each in every if not isinstance(each.file, FarFile)]
@@ -128,8 +128,10 @@ def check_files(job: Job, sky_yaml: SkyYaml, path: str | None) -> Iterator[Check
         local.append(LocalInput("the job file", "", file))
     if not isinstance(workdir, str):
         keys = ", ".join(dict.fromkeys(each.key for each in local))
-        words = f"{sky_yaml.path} has no local workdir. Copy these to the machine yourself: {keys}"
-        yield from [CheckRow("files", None, words)] if local else []
+        sentence = (
+            f"{sky_yaml.path} has no local workdir. Copy these to the machine yourself: {keys}"
+        )
+        yield from [CheckRow("files", None, sentence)] if local else []
         return
     root = expand(workdir).resolve()
     if not root.is_dir():
@@ -151,16 +153,16 @@ def _copied_in_words(sky_yaml: SkyYaml, root: Path, left_out: set[Path], *, has_
         for file in {Path(folder, name) for name in files} - left_out:
             with contextlib.suppress(OSError):  # a run may write here meanwhile
                 parts[file.relative_to(root).parts[0]] += file.lstat().st_size
-    words = f"{size(parts.total())} of {root} is copied to the machine"
-    words += ", and Pion next to it" if has_pion else ""
+    sentence = f"{size(parts.total())} of {root} is copied to the machine"
+    sentence += ", and Pion next to it" if has_pion else ""
     for name, most in parts.most_common(1):
-        words += (
+        sentence += (
             f". The largest part is {name} ({size(most)}). What .skyignore names is left out, or "
             "without that file what .gitignore names"
         )
     if not sky_yaml.path.exists():
-        words += f". To change {sky_yaml.path}: pion init {sky_yaml.path.stem}"
-    return words
+        sentence += f". To change {sky_yaml.path}: pion init {sky_yaml.path.stem}"
+    return sentence
 
 
 def _require_copied(local: LocalInput, folder: Path, root: Path, left_out: set[Path]) -> None:
@@ -194,23 +196,23 @@ def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
     If the data is `prepared`, the store has it and its tokenizer, so they are left out. So are
     inputs that the run has kept, and a model to start from that it has recorded.
     """
-    asked = {
+    paths = {
         key: path
         for key, (stage, path) in job.kept_inputs.items()
         if job.kept_path(path) == job.input_path(path) and not (prepared and stage == "prepare")
     }
     base = job.base
     if base is not None and job.input_path(base.source).exists() and not is_pinned(job, base):
-        asked["model.from"] = base.source
-    found = [LocalInput(key, path, job.input_path(path)) for key, path in asked.items()]
+        paths["model.from"] = base.source
+    inputs = [LocalInput(key, path, job.input_path(path)) for key, path in paths.items()]
     for key, source in job.sources():
         if not prepared and hasattr(source, "path"):
             with contextlib.suppress(PionError):  # `check_data` reports it
-                found += [
+                inputs += [
                     LocalInput(f"{key}.path", source.path, path.resolve())
                     for path in find_input(job, source, key).files
                 ]
-    return found
+    return inputs
 
 
 def _left_out(root: Path) -> set[Path]:

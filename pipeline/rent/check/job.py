@@ -59,21 +59,21 @@ def check_model(job: Job) -> list[CheckRow]:
 
     preset = job.model.preset or "the job's own shape"
     name = preset if job.base is None else job.base.source
-    words, config = (
+    parts, config = (
         [f"{name}: {amount(count_parameters(job))} parameters"],
         job.model_config_resolved(),
     )
     for stage in job.train_stages:
         if (lora := job.lora(stage)) is not None:
-            words.append(f"{stage} trains {amount(lora_cost(config, lora).params)} of LoRA instead")
+            parts.append(f"{stage} trains {amount(lora_cost(config, lora).params)} of LoRA instead")
     scaling = config.rope_scaling
     if scaling is not None and scaling.long_in(config.seq_len):
         original = scaling.original_max_position_embeddings
-        words.append(
+        parts.append(
             f"seq_len {config.seq_len:,} is more than the {original:,} tokens of the short rotary "
             "factors, so all texts use the long ones"
         )
-    return [CheckRow("model", True, "; ".join(words))]
+    return [CheckRow("model", True, "; ".join(parts))]
 
 
 def count_parameters(job: Job) -> int:
@@ -90,8 +90,10 @@ def check_rates(job: Job) -> Iterator[CheckRow]:
         section, anchor, then = job.section(stage), "", "learn nothing any more"
         highest = HIGHEST_LR[stage][job.lora(stage) is not None]
         if stage == "reinforce" and section.lr < (least := highest / FAR):
-            words = f"reinforce.lr {section.lr:g} is below {least:g}: rewards hardly rise. Raise it"
-            yield CheckRow("rate", None, words)
+            sentence = (
+                f"reinforce.lr {section.lr:g} is below {least:g}: rewards hardly rise. Raise it"
+            )
+            yield CheckRow("rate", None, sentence)
         if stage in ("prefer", "reinforce"):
             then = "begin to repeat themselves"
         if isinstance(section, Prefer) and section.loss == "simpo":
@@ -102,8 +104,8 @@ def check_rates(job: Job) -> Iterator[CheckRow]:
             rate = getattr(section, name)
             is_used = name != "muon_lr" or section.optimizer == "muon"
             if is_used and rate is not None and rate > most:
-                words = f"above {most:g}: {anchor}models then often {then}. Lower it"
-                yield CheckRow("rate", None, f"{stage}.{name} {rate:g} is {words}")
+                sentence = f"above {most:g}: {anchor}models then often {then}. Lower it"
+                yield CheckRow("rate", None, f"{stage}.{name} {rate:g} is {sentence}")
 
 
 def check_tokenizer(job: Job) -> list[CheckRow]:
@@ -128,19 +130,19 @@ def check_tokenizer(job: Job) -> list[CheckRow]:
         )
         if entries > rows:
             raise BadInput(f"the tokenizer may have more entries than the model has rows. {both}")
-        words = f"a BPE of {entries:,} entries will be trained on data.sources"
+        sentence = f"a BPE of {entries:,} entries will be trained on data.sources"
         if rows - entries < UNUSED:
-            return [CheckRow("tokenizer", True, words)]
-        words += f", and {rows - entries:,} rows of the model are never used. {both}"
-        return [CheckRow("tokenizer", None, words)]
+            return [CheckRow("tokenizer", True, sentence)]
+        sentence += f", and {rows - entries:,} rows of the model are never used. {both}"
+        return [CheckRow("tokenizer", None, sentence)]
     path = named_tokenizer(job)
     assert path is not None
     if not path.is_file():
         raise BadInput(f"tokenizer.file: {path} does not exist")
     where = section.file or f"Hub model {section.hub}"
-    found = Tokenizer.from_file(path)
-    found.fits(rows, f"tokenizer: {where}", MORE_ROWS)
-    return [CheckRow("tokenizer", True, f"{where}: {found.vocab_size:,} entries")]
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.fits(rows, f"tokenizer: {where}", MORE_ROWS)
+    return [CheckRow("tokenizer", True, f"{where}: {tokenizer.vocab_size:,} entries")]
 
 
 def check_data(job: Job) -> Iterator[CheckRow]:
@@ -203,15 +205,15 @@ def check_store(job: Job) -> Iterator[CheckRow]:
             )
     except TimeoutError as error:
         raise BadInput(f"{opened.url}: {error}; the store is down or can't be reached") from None
-    words = (
+    sentence = (
         "can be read and written, and refuses a commit based on an outdated one"
         if opened.commits
         else "reading, writing, compare-and-swap and deleting work"
     )
-    yield CheckRow("store", True, ". ".join(filter(None, (f"{opened.url}: {words}", note))))
+    yield CheckRow("store", True, ". ".join(filter(None, (f"{opened.url}: {sentence}", note))))
     if left.head is None:
         mistakes = mistakes_of(refuse_one_choice, job)
-        yield from (CheckRow("model.experts", False, words) for words in mistakes)
+        yield from (CheckRow("model.experts", False, sentence) for sentence in mistakes)
     elif not left.finished():
         refuse_other_formats(run, left.head)
     yield CheckRow("run", True, f"{job.name}{_in_words(left)}")
@@ -220,7 +222,7 @@ def check_store(job: Job) -> Iterator[CheckRow]:
         yield from (CheckRow("inputs", None, w) for w in changed_inputs(job, run, left.head))
     if isinstance(opened, FileStore):
         mistakes = mistakes_of(require_room, job, run, left)
-        yield from (CheckRow("room", False, words) for words in mistakes)
+        yield from (CheckRow("room", False, sentence) for sentence in mistakes)
 
 
 def _in_words(left: WorkLeft) -> str:
@@ -247,8 +249,8 @@ def check_evaluate(job: Job, *, rented: bool = False) -> Iterator[CheckRow]:
     if questions.packs:
         yield CheckRow("evaluate.packs", True, f"{len(questions.packs)} can be read")
     if questions.core is not None:
-        words = f"{counted(len(questions.core.tasks), 'task')} can be read, bundle "
-        yield CheckRow("evaluate.core", True, words + questions.core.digest[:12])
+        sentence = f"{counted(len(questions.core.tasks), 'task')} can be read, bundle "
+        yield CheckRow("evaluate.core", True, sentence + questions.core.digest[:12])
 
 
 def check_names(job: Job) -> Iterator[CheckRow]:
@@ -256,8 +258,8 @@ def check_names(job: Job) -> Iterator[CheckRow]:
     urls = {"store": job.store, "publish.to": job.publish.to if job.publish else ""}
     for key, url in urls.items():
         if url.startswith("hf://USER/"):
-            words = f"{key} {url}: USER stands for your own name on the Hub (`hf auth whoami`)"
-            yield CheckRow("names", False, f"{words}. Write that name in its place")
+            sentence = f"{key} {url}: USER stands for your own name on the Hub (`hf auth whoami`)"
+            yield CheckRow("names", False, f"{sentence}. Write that name in its place")
 
 
 def check_publish(job: Job) -> Iterator[CheckRow]:
@@ -266,8 +268,8 @@ def check_publish(job: Job) -> Iterator[CheckRow]:
 
     if job.publish is not None:
         notes = check_target(job)
-        words = "; ".join(notes) or f"{job.publish.to} can be written"
-        yield CheckRow("publish", None if notes else True, words)
+        sentence = "; ".join(notes) or f"{job.publish.to} can be written"
+        yield CheckRow("publish", None if notes else True, sentence)
 
 
 def check_workers(job: Job) -> list[CheckRow]:
@@ -276,6 +278,6 @@ def check_workers(job: Job) -> list[CheckRow]:
     require_a_row_each(job, job.hardware.max_workers or 1)
     if not job.hardware.elastic:
         return []
-    there = cluster_of(job)
-    words = f"{job.hardware.workers_in_words} in a Ray with {counted(there.gpus, 'GPU')}"
-    return [CheckRow("workers", True, f"{words} and {counted(there.cpus, 'CPU')}")]
+    cluster = cluster_of(job)
+    sentence = f"{job.hardware.workers_in_words} in a Ray with {counted(cluster.gpus, 'GPU')}"
+    return [CheckRow("workers", True, f"{sentence} and {counted(cluster.cpus, 'CPU')}")]

@@ -90,8 +90,8 @@ def fitting(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[Candidate]:
         return list(sky_yaml.candidates)
     # Speed matters only if saves are counted in steps: a preemption may then cost too much time.
     in_steps = job.checkpoint.every_steps is not None
-    known = Known(past_speeds(job)) if in_steps else NOTHING_KNOWN
-    return [verdict.candidate for verdict in staying(judge(job, sky_yaml, known, force=force))]
+    speeds = Known(past_speeds(job)) if in_steps else NOTHING_KNOWN
+    return [verdict.candidate for verdict in staying(judge(job, sky_yaml, speeds, force=force))]
 
 
 def dear_spot(offer: Offer, num_nodes: int) -> str | None:
@@ -123,12 +123,12 @@ def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> str | No
 
 def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
     """Return why the job's workers can't run on the machine's GPUs; None if they can."""
-    gpus, asked = offer.count * num_nodes, job.hardware.min_workers
-    workers = gpus if asked is None else asked
+    gpus, min_workers = offer.count * num_nodes, job.hardware.min_workers
+    workers = gpus if min_workers is None else min_workers
     problems = made(
         {
             f"hardware.workers is {job.hardware.workers_in_words}, and a rental has no Ray whose "
-            f"nodes come and go. Set hardware.workers={asked}, or remove it: one per GPU": (
+            f"nodes come and go. Set hardware.workers={min_workers}, or remove it: one per GPU": (
                 job.hardware.elastic and num_nodes == 1
             ),
             f"hardware.workers is {workers}, with {gpus} GPU(s); each worker needs one": (
@@ -179,9 +179,9 @@ def _credentials_of(name: str | None) -> CheckRow:
         return CheckRow(title, None, f"{where} has the credentials. Run: sky check")
     if name is None:
         enabled = [str(cloud) for cloud in enabled_clouds()]
-        words = f"enabled: {', '.join(enabled)}"
+        sentence = f"enabled: {', '.join(enabled)}"
         none = "no cloud is enabled. Set one up, then run: sky check"
-        return CheckRow(title, bool(enabled), words if enabled else none)
+        return CheckRow(title, bool(enabled), sentence if enabled else none)
     try:
         with quiet():
             ok, reason = cloud_named(name).check_credentials(CloudCapability.COMPUTE)
@@ -207,45 +207,47 @@ def _candidate_row(job: Job, sky_yaml: SkyYaml, verdict: Verdict, *, others: boo
         return CheckRow(title, False, verdict.problem)
     if offer.gpu is None:
         trained = trains(sky_yaml, job)
-        words = "memory and speed are unknown" if trained else "and the rental does not train"
-        words = f"no GPU{':' if trained else ','} {words}{_cost(guess, nodes)}"
-        return CheckRow(title, None if trained else True, words)
+        sentence = "memory and speed are unknown" if trained else "and the rental does not train"
+        sentence = f"no GPU{':' if trained else ','} {sentence}{_cost(guess, nodes)}"
+        return CheckRow(title, None if trained else True, sentence)
     if offer.gpu_memory is None:
         return CheckRow(title, None, offer.note or str(guess.problem))
     ways = [ways_on(job, stage, offer, nodes) for stage in fine_tuning_stages(job)]
-    words = ". ".join([_memory(guess) + _cost(guess, nodes), *map(str, filter(None, ways))])
+    sentence = ". ".join([_memory(guess) + _cost(guess, nodes), *map(str, filter(None, ways))])
     note = dear_spot(offer, nodes)
     if offer.price is None:
         note = f"{offer.note or 'SkyPilot lists no price'}. Set prices.{offer.gpu} in the job"
-    return CheckRow(title, offer.price is not None or None, f"{words}; {note}" if note else words)
+    return CheckRow(
+        title, offer.price is not None or None, f"{sentence}; {note}" if note else sentence
+    )
 
 
 def _memory(guess: Estimate) -> str:
     assert guess.offer.gpu_memory is not None
     usable = guess.offer.gpu_memory * (1 - HEADROOM)
     batches = ", ".join(dict.fromkeys(f"{s.micro_batch}×{s.grad_accum}" for s in guess.stages))
-    words = f"{batches} sequences, {guess.peak_bytes / 2**30:.1f} of {usable / 2**30:.1f} GiB"
-    return f"{words} on each GPU, which divide the weights" if guess.sharded else words
+    sentence = f"{batches} sequences, {guess.peak_bytes / 2**30:.1f} of {usable / 2**30:.1f} GiB"
+    return f"{sentence} on each GPU, which divide the weights" if guess.sharded else sentence
 
 
 def _cost(guess: Estimate, num_nodes: int) -> str:
     """Return the price of all nodes together, and the job's estimated time and dollars."""
     price = guess.offer.price
     of_all = f" for {num_nodes} nodes" if num_nodes > 1 else ""
-    words = "" if price is None else f", {money(num_nodes * price)}/h{of_all}"
+    sentence = "" if price is None else f", {money(num_nodes * price)}/h{of_all}"
     if guess.hours is not None:
-        words += f", about {duration(3600 * guess.hours)}"
+        sentence += f", about {duration(3600 * guess.hours)}"
         if guess.offer.count * num_nodes > 1 and not guess.measured:
-            words += " (several GPUs: not measured)"
-    return words + ("" if guess.dollars is None else f", {money(guess.dollars)}")
+            sentence += " (several GPUs: not measured)"
+    return sentence + ("" if guess.dollars is None else f", {money(guess.dollars)}")
 
 
 def check_memory(job: Job) -> list[CheckRow]:
     """Check that some GPU known here can train the job, and name the GPUs that can."""
     guesses = on_each_gpu(job)
     too_small = [guess for guess in guesses if not guess.fits]
-    words = what_would_fit(job)
+    sentence = what_would_fit(job)
     if too_small:
         largest, changes = too_small[-1], what_to_change(job, too_small)
-        words = " ".join([words, f"{largest.offer.gpu}: {largest.problem}.", *changes])
-    return [CheckRow("GPU memory", len(too_small) < len(guesses), words)]
+        sentence = " ".join([sentence, f"{largest.offer.gpu}: {largest.problem}.", *changes])
+    return [CheckRow("GPU memory", len(too_small) < len(guesses), sentence)]

@@ -108,14 +108,14 @@ def check_credentials(
     ]
     if mistakes:
         raise BadInput("\n".join(mistakes))
-    words = f"{', '.join(needed)}: set and passed on" if needed else "none needed"
-    yield CheckRow("credentials", True, words)
+    sentence = f"{', '.join(needed)}: set and passed on" if needed else "none needed"
+    yield CheckRow("credentials", True, sentence)
     if SESSION_TOKEN in needed:
-        words = (
+        sentence = (
             f"{SESSION_TOKEN} is set, so these keys expire. If they expire during the run, the run "
             "can't save, and stops. Use permanent keys, and unset AWS_SESSION_TOKEN"
         )
-        yield CheckRow("temporary keys", None, words)
+        yield CheckRow("temporary keys", None, sentence)
     if "HF_TOKEN" not in needed:
         yield from _hub_login(job, sky_yaml, environment)
 
@@ -163,17 +163,17 @@ def check_disk(job: Job, sky_yaml: SkyYaml) -> list[CheckRow]:
     downloads = any(isinstance(source, HubDataset) for source in sources)
     more = ", and what is downloaded from the Hub" if downloads else ""
     least = min(candidate.disk_gb for candidate in sky_yaml.candidates)
-    words = f"{needed:.0f} GB needed ({' + '.join(parts)}{more}), disk_size is {least} GB"
+    sentence = f"{needed:.0f} GB needed ({' + '.join(parts)}{more}), disk_size is {least} GB"
     if least < needed:
-        raise BadInput(f"{words}. Set disk_size: {needed * 1.2:.0f} in {sky_yaml.path}")
+        raise BadInput(f"{sentence}. Set disk_size: {needed * 1.2:.0f} in {sky_yaml.path}")
     endless = [s.repo for s in sources if isinstance(s, HubDataset) and s.max_documents is None]
     if endless and not is_prepared(job):
-        words += (
+        sentence += (
             f". The size of {' and '.join(endless)} is unknown: all of it is prepared on that "
             "disk, at 2 to 4 bytes per token. Set max_documents to limit it"
         )
-        return [CheckRow("disk", None, words)]
-    return [CheckRow("disk", True, words)]
+        return [CheckRow("disk", None, sentence)]
+    return [CheckRow("disk", True, sentence)]
 
 
 def check_recovery(sky_yaml: SkyYaml) -> list[CheckRow]:
@@ -182,11 +182,11 @@ def check_recovery(sky_yaml: SkyYaml) -> list[CheckRow]:
     codes = [recovery.get("recover_on_exit_codes") or [] for recovery in recoveries]
     if all(RECOVER_CODE in (each if isinstance(each, list) else [each]) for each in codes):
         return [CheckRow("recovery", True, "an interrupted run continues on another machine")]
-    words = (
+    sentence = (
         f"{sky_yaml.path}: job_recovery.recover_on_exit_codes lacks {RECOVER_CODE}, so a bad "
         "machine or a long outage of the store stops the job instead of moving it"
     )
-    return [CheckRow("recovery", None, words)]
+    return [CheckRow("recovery", None, sentence)]
 
 
 # ---------------------------------------------------------------- who replaces lost machines

@@ -59,12 +59,12 @@ def prompts_in_words(job: Job, data: StageData) -> str:
     section = job.reinforce
     assert section is not None
     sampled = data.steps * section.global_batch * section.answers * section.max_tokens
-    words = (
+    sentence = (
         f"{data.items:,} prompts; {passes_in_words(data.passes)} in {counted(data.steps, 'step')} "
         f"of {section.global_batch} prompts, with {section.answers} answers to each: at most "
         f"{amount(sampled)} tokens to sample"
     )
-    return "; ".join([words, *data.notes])
+    return "; ".join([sentence, *data.notes])
 
 
 def _answers_of_start(job: Job) -> Iterator[CheckRow]:

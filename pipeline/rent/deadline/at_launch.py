@@ -52,8 +52,8 @@ def refuse_past(path: str, overrides: Sequence[str], job: Job) -> None:
     with contextlib.suppress(StoreError):  # its own check says that the store is down
         if read_deadline(run) is not None:
             return
-    words = f"{job.deadline.at} was {duration(late)} ago (it is {moment(now)})"
-    raise mistake_in(path, overrides, "deadline.at", words)
+    sentence = f"{job.deadline.at} was {duration(late)} ago (it is {moment(now)})"
+    raise mistake_in(path, overrides, "deadline.at", sentence)
 
 
 @contextlib.contextmanager
@@ -65,21 +65,21 @@ def keeping_deadline(
     If the block raises BadInput or StoreError, nothing was rented: a deadline that was written here
     is removed again. Raises as `read_deadline` does.
     """
-    asked = None if job.deadline is None else Asked.of(job.deadline)
+    setting = None if job.deadline is None else Asked.of(job.deadline)
     now = StoreClock(run.clock, run.store).now()
-    own = None if asked is None else new_deadline(asked, how, now)
+    wanted = None if setting is None else new_deadline(setting, how, now)
     before = read_deadline(run)
-    record = before if own is None else write_first_deadline(run, own)
+    record = before if wanted is None else write_first_deadline(run, wanted)
     if record is not None:
         say(f"deadline: {record.describe(now)}; {record.describe_author()}")
-        if (words := differs(record, asked, run.url)) is not None:
-            say(words)
+        if (difference := differs(record, setting, run.url)) is not None:
+            say(difference)
     try:
         yield
     except (BadInput, StoreError):
-        if own is not None and before is None and record == own:
+        if wanted is not None and before is None and record == wanted:
             with contextlib.suppress(BadInput, StoreError):
-                withdraw_first_deadline(run, own)
+                withdraw_first_deadline(run, wanted)
         raise
 
 
@@ -87,11 +87,11 @@ def differs(record: RunDeadline, asked: Asked | None, run: str) -> str | None:
     """Return what to say if the job no longer asks for what it asked for at the first launch."""
     if asked == record.asked:
         return None
-    now = "no deadline" if asked is None else asked.describe()
+    setting_now = "no deadline" if asked is None else asked.describe()
     before = "no deadline" if record.asked is None else record.asked.describe()
     return (
-        f"the job now says {now}, and said {before} before. The deadline above holds, and not the "
-        f"job's. To change it: pion deadline {run} --hours N, --at T or --off"
+        f"the job now says {setting_now}, and said {before} before. The deadline above "
+        f"holds, and not the job's. To change it: pion deadline {run} --hours N, --at T or --off"
     )
 
 

@@ -253,12 +253,12 @@ def _decide(terms: Terms, seen: Seen) -> Action:
 
 
 def _by_owner(terms: Terms, seen: Seen) -> Action:
-    left, kept = slack(terms, seen), reserve(terms, seen)
+    left, reserved = slack(terms, seen), reserve(terms, seen)
     numbers = Numbers(
         work_left=seen.work_left,
         slack=left,
-        reserve=kept,
-        spot_until=seen.now + left - kept,
+        reserve=reserved,
+        spot_until=seen.now + left - reserved,
         late=late(terms, seen),
     )
     if seen.work_left <= 0:

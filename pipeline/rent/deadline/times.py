@@ -237,5 +237,7 @@ def _machine(
         for stage in stages
     }
     measured = all(stage.measured for stage in stages)
-    words = "; ".join(dict.fromkeys(stage.speed_from for stage in stages)) or "nothing to train"
-    return OnDemand(candidate, seconds, left, price, measured, words, will_do=guess.fits)
+    measured_from = (
+        "; ".join(dict.fromkeys(stage.speed_from for stage in stages)) or "nothing to train"
+    )
+    return OnDemand(candidate, seconds, left, price, measured, measured_from, will_do=guess.fits)

@@ -209,7 +209,7 @@ def wait_for_arrival(move: Move) -> bool:
     def look() -> Head | None:
         """Return HEAD if the wait is over."""
         nonlocal words
-        told = words
+        last_progress = words
         try:
             head = state.read()
             jobs = move.provider.managed_jobs(move.name)
@@ -221,7 +221,7 @@ def wait_for_arrival(move: Move) -> bool:
             ):
                 return head
             words = _job_in_words(move, jobs)
-        if words != told:
+        if words != last_progress:
             show(words)
         return None
 
@@ -241,7 +241,7 @@ def wait_for_arrival(move: Move) -> bool:
 
 def _job_in_words(move: Move, jobs: Sequence[ManagedJob]) -> str:
     """Describe the new managed job. Raises PionError if it has ended."""
-    job = next((known for known in jobs if known.id == move.new), None)
+    job = next((listed for listed in jobs if listed.id == move.new), None)
     if job is None or not job.live:
         status = f"{job.status}: {job.failure}" if job else "unknown to SkyPilot"
         raise PionError(
@@ -259,14 +259,14 @@ def call_off(move: Move) -> str:
         "`pion launch` again. If `pion launch` refuses, add --force."
     )
     try:
-        asked = clear_handovers(state, move.launch_id)
+        cleared = clear_handovers(state, move.launch_id)
         withdraw_rental_note(state, move.launch_id, move.before)
         head = state.read()
     except StoreError as error:
         return f"It is unknown whether the old machine continues ({error}). {again}"
     if head is None or head.owner is None:
         return f"No process owns {state.name} now. {again}"
-    if asked:
+    if cleared:
         return (
             f"{head.owner.describe()} had been asked to hand over {state.name}. Pion withdrew the "
             "request. If the owner has already read the request, the owner will stop within a "

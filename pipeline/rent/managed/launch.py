@@ -143,9 +143,9 @@ def _done(state: RunState, head: Head, order: Order) -> str:
     todo = [s for s in job.stages if s not in head.stages or head.stages[s].digest != digests[s]]
     if not todo and is_finished(state, head):
         return f"{state.name} is finished: nothing was rented. See: pion status {state.url}"
-    asked = stages_until(job.stages, until)
-    if not todo or until is None or not set(asked).isdisjoint(todo):
+    wanted = stages_until(job.stages, until)
+    if not todo or until is None or not set(wanted).isdisjoint(todo):
         return ""
     return (
-        f"{state.name} has done {', '.join(asked)}: nothing was rented. {what_comes_next(todo[0])}"
+        f"{state.name} has done {', '.join(wanted)}: nothing was rented. {what_comes_next(todo[0])}"
     )

@@ -74,8 +74,10 @@ class DeadlineTeller:
             gpu = None if spot is None else place_of(spot.job).gpu
             yield f"back on spot {gpu or 'machine'}; on demand ended"
         elif action.state is State.LATE:
-            asked = seen.on_demand
-            refused = seen.now - asked.since if asked is not None and not asked.machine else 0.0
+            request = seen.on_demand
+            refused = (
+                seen.now - request.since if request is not None and not request.machine else 0.0
+            )
             yield missed(
                 action.numbers.late, now=seen.now, unwatched=self.unwatched, refused=refused
             )
@@ -84,13 +86,13 @@ class DeadlineTeller:
 
     def _tell_refused(self, decision: Decision) -> None:
         """Print, now and then, that no machine on demand has come."""
-        asked, now = decision.seen.on_demand, decision.seen.now
-        if decision.seen.owner is not None or asked is None or asked.machine:
+        request, now = decision.seen.on_demand, decision.seen.now
+        if decision.seen.owner is not None or request is None or request.machine:
             self._refused_at = now
-        elif now - max(self._refused_at, asked.since) >= REFUSED_SECONDS:
+        elif now - max(self._refused_at, request.since) >= REFUSED_SECONDS:
             self._refused_at = now
             slack = decision.action.numbers.slack
-            self._say(none_on_demand(_on_demand(decision), now - asked.since, slack))
+            self._say(none_on_demand(_on_demand(decision), now - request.since, slack))
 
 
 def _on_demand(decision: Decision) -> str:
@@ -116,17 +118,17 @@ def outlook(deadline: float, now: float, work: float, slack: float, reserve: flo
     """
     left = deadline - now
     when = f"in {about(left)}" if left >= 0 else f"{about(-left)} ago"
-    words = f"deadline {clock(deadline, now)} ({when}); {about(work)} of work on demand; "
+    sentence = f"deadline {clock(deadline, now)} ({when}); {about(work)} of work on demand; "
     if slack > reserve:
-        return words + (
+        return sentence + (
             f"spot may be waited for until {clock(now + slack - reserve, now)} "
             f"({about(slack)} of slack, {about(reserve)} kept in reserve)"
         )
     if slack >= 0:
-        return words + (
+        return sentence + (
             f"spot is not waited for ({about(slack)} of slack, {about(reserve)} kept in reserve)"
         )
-    return words + f"late by {about(-slack)}"
+    return sentence + f"late by {about(-slack)}"
 
 
 def watch_by(moment: float, now: float) -> str:
@@ -158,10 +160,10 @@ def renting_on_demand(
         why = "the spot machine is silent or slower than thought, and the margin is reached"
     else:
         why = f"no spot machine since {clock(waited_since, now)} and the reserve is reached"
-    words = f"{why}: renting {machines} on demand"
+    sentence = f"{why}: renting {machines} on demand"
     if price is None or most is None:
-        return f"{words}, at an unknown price"
-    return f"{words}, from {money(price)}/h; at most {money(most)} more"
+        return f"{sentence}, at an unknown price"
+    return f"{sentence}, from {money(price)}/h; at most {money(most)} more"
 
 
 def none_on_demand(machines: str, waited: float, slack: float) -> str:
@@ -178,12 +180,14 @@ def missed(
     `unwatched` is from when to when nobody watched; `refused` is for how long no machine on demand
     could be had.
     """
-    words = f"the deadline is missed by {about(late)}"
+    sentence = f"the deadline is missed by {about(late)}"
     if unwatched is not None:
-        words += f": nobody watched from {clock(unwatched[0], now)} to {clock(unwatched[1], now)}"
+        sentence += (
+            f": nobody watched from {clock(unwatched[0], now)} to {clock(unwatched[1], now)}"
+        )
     elif refused > 0:
-        words += f": no machine on demand could be had for {about(refused)}"
-    return f"{words}; on demand to the end"
+        sentence += f": no machine on demand could be had for {about(refused)}"
+    return f"{sentence}; on demand to the end"
 
 
 def about(seconds: float) -> str:

@@ -222,8 +222,8 @@ def read_plan(state: RunState, look: Look, known: Plan | None) -> Plan | None:
         values = job, machines, look.head, past
         # torch would take 600 MB for as long as the run is watched.
         here = "torch" in sys.modules
-        found = time_machines(*values) if here else in_child(time_machines, *values)
-        timed = Timed(of, now, found)
+        times = time_machines(*values) if here else in_child(time_machines, *values)
+        timed = Timed(of, now, times)
     on_demand = [replace(machine, left=left) for machine in timed.machines]
     events = read_events(state.store, state.name) if look.head is not None else []
     return Plan(like, machines, job, digests, on_demand, timed, measured_in(events), of_job, at=now)
@@ -261,11 +261,11 @@ def choices(machines: Sequence[OnDemand], deadline: RunDeadline, now: float) -> 
     These are all that would be in time, the cheapest first. If none would be, it is all whose speed
     is known, the fastest first.
     """
-    known = [machine for machine in machines if machine.will_do and machine.work is not None]
-    in_time = [machine for machine in known if machine.in_time(deadline, now)]
+    timed = [machine for machine in machines if machine.will_do and machine.work is not None]
+    in_time = [machine for machine in timed if machine.in_time(deadline, now)]
     if in_time:
         return sorted(in_time, key=lambda machine: machine.by_price)
-    return sorted(known, key=lambda m: m.work or 0.0)
+    return sorted(timed, key=lambda m: m.work or 0.0)
 
 
 def with_work_left(plan: Plan, look: Look, lag: float) -> list[OnDemand]:

@@ -106,13 +106,13 @@ class RentalKeeper:
         self._plan = self._known = read_plan(self._state, look, self._known)
         if self._plan is not None:
             return True
-        words = "this rental is on demand only, so nothing more is requested for the deadline"
+        sentence = "this rental is on demand only, so nothing more is requested for the deadline"
         if market_of(look.followed.job) is not Market.ON_DEMAND:
-            words = (
+            sentence = (
                 "this rental can't keep the run's deadline, because it was launched without one. "
                 f"Move the run to machines that can: pion hop {self._state.url} --on SKY"
             )
-        self._teller.once(words)
+        self._teller.once(sentence)
         if acting:
             self._beats.beat(None)
         return False
@@ -134,23 +134,23 @@ class RentalKeeper:
     def findings(self, look: Look, over: ManagedJob | None) -> list[tuple[Finding, ManagedJob]]:
         """Return what is wrong, and with which job. Of the job `over` that ends the rental, that is
         only what to know."""
-        found: list[tuple[Finding, ManagedJob]] = []
+        findings: list[tuple[Finding, ManagedJob]] = []
         if look.stale:
-            return found
+            return findings
         for each in look.of_jobs if self._plan else look.of_jobs[:1]:
             if over in (None, each.job):
                 here = [*diagnose(each.sky, each.run, look.at), *dear_pods(each.sky)]
-                found += [(finding, each.job) for finding in here]
+                findings += [(finding, each.job) for finding in here]
         if over is not None:
-            return [(finding, job) for finding, job in found if finding.action == "note"]
+            return [(finding, job) for finding, job in findings if finding.action == "note"]
         if self._plan is None:
-            return found
+            return findings
         # The policy decides how long to wait for a machine. And the other market may start the
         # run, so this is no reason to end it.
         never = "it never starts"
         return [
             (replace(finding, action="relaunch") if finding.what == never else finding, job)
-            for finding, job in found
+            for finding, job in findings
             if finding.what != "no machine available"
         ]
 
@@ -429,8 +429,8 @@ class RentalKeeper:
         twice. Or a person cancels the rental: it is over when that has ended."""
         if self._plan is None:
             return False
-        clock, asked = self._state.clock, self.renter.asked_at
-        just_now = asked is not None and 0 <= clock.now() - asked < AGAIN_SECONDS
+        clock, asked_at = self._state.clock, self.renter.asked_at
+        just_now = asked_at is not None and 0 <= clock.now() - asked_at < AGAIN_SECONDS
         stands = bool(rentals_of(look)) or self.renter.announced
         cancelled = not stands and any(job.status == "CANCELLING" for job in look.jobs)
         return cancelled or just_now or clock.monotonic() < self._not_before

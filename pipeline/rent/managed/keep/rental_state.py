@@ -111,8 +111,8 @@ def _rental(look: Look, market: Market) -> Rental | None:
     running = job.recovered_at or job.started_at if job.status == "RUNNING" else None
     since = running or (each.sky.pod_since if machine else None) or job.submitted_at or 0.0
     # Others were asked to stop, and this job was not.
-    asked = any(other.run.stop is not None for other in look.of_jobs)
-    handed_over = asked and each.run.stop is None
+    is_stopped = any(other.run.stop is not None for other in look.of_jobs)
+    handed_over = is_stopped and each.run.stop is None
     return Rental(since, machine, is_over_for(look, job), takes_over=machine and handed_over)
 
 

@@ -113,14 +113,14 @@ class Renter:
             choices = [self._avoid | {finding.avoid}, *(choices if finding.pods else ())]
         why_not = None
         for avoid in choices:
-            there = replace(wanted, avoid=avoid)
+            prepared = replace(wanted, avoid=avoid)
             try:
-                there = replace(there, task=self._provider.task_of(there))
+                prepared = replace(prepared, task=self._provider.task_of(prepared))
             except BadInput as error:
                 why_not = why_not or error
             else:
                 self._avoid = avoid
-                return there
+                return prepared
         assert why_not is not None
         raise why_not
 
@@ -153,11 +153,11 @@ class Renter:
             self._provider.cancel(standing)
         if not (ids and wait):
             return ()
-        now = self._provider.wait_for_end(self._name, ids, self._state.clock, wait)
-        living = " and ".join(str(job.id) for job in now if job.live)
+        jobs_left = self._provider.wait_for_end(self._name, ids, self._state.clock, wait)
+        living = " and ".join(str(job.id) for job in jobs_left if job.live)
         if living and must_end:
             raise PionError(f"SkyPilot has not cancelled managed job {living} in {wait:.0f} s.")
-        return now
+        return jobs_left
 
     def submit(self, look: Look, following: NextRental) -> int:
         """Announce and submit what follows; return its managed job.

@@ -153,14 +153,14 @@ def claimed_machines(state: RunState, job_id: int) -> list[Attempt]:
         for event in reversed(read_events(state.store, state.name))
         if event["event"] == RENTED and str(event.get("managed_job")) == str(job_id)
     }
-    found = [
+    attempts = [
         Attempt(
             Place(e.get("cloud"), e.get("region"), e.get("gpu"), bool(e.get("spot"))),
             float(e.get("rented_at") or e["at"]),
         )
         for e in first.values()
     ]
-    return sorted(found, key=lambda attempt: attempt.began)
+    return sorted(attempts, key=lambda attempt: attempt.began)
 
 
 def each_once(claimed: Sequence[Attempt], seen_running: Sequence[Attempt]) -> list[Attempt]:

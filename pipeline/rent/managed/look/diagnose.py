@@ -313,7 +313,7 @@ def dear_pods(sky: SkyView) -> list[Finding]:
             "higher price",
             f"pod {pod.id} costs {money(pod.price)} per hour, {pod.price / planned:.2f} times the "
             f"planned {money(planned)}. Costs are counted with the higher price. Above "
-            "budget.price_tolerance, the run does not start there",
+            "budget.price_tolerance or max_hourly_cost, the run does not start there",
             "note",
             (pod.id,),
         )
