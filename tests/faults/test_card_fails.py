@@ -5,13 +5,12 @@ import json
 import pytest
 
 from pion.errors import BadInput, CardFailed
-from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
 from pipeline.training import context as contexts
 from pipeline.training.context import TrainingContext
-from pipeline.training.train_request import Group, TrainRequest
+from pipeline.training.train_request import Group
 from tests.faults.light_job import Process, unbroken_weights
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_job, train_request
 
 XID = "CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later"
 
@@ -64,15 +63,7 @@ def test_a_restart_without_its_card_does_not_train_on_the_cpu(
 ):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(contexts, "gpu_count", lambda: listed)
-    request = TrainRequest(
-        job=tiny_job(sft=None).model_dump(mode="json"),
-        job_folder=str(tmp_path),
-        store=str(tmp_path / "runs"),
-        owner=vars(Owner.me()),
-        stages=["pretrain"],
-        digests={"pretrain": "d1"},
-        gpus=1,
-    )
+    request = train_request(tiny_job(sft=None), tmp_path, gpus=1)
     context = TrainingContext(request, Group(), lambda message: None, lambda: False)
     with pytest.raises(error, match=words):
         context.import_torch()

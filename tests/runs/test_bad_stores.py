@@ -1,8 +1,6 @@
 """A store that can't be used is refused before anything is written: exit code 2, and what to do.
 If a store goes down later, the run waits for it."""
 
-import dataclasses
-
 import pytest
 
 import pion.formats.verify
@@ -18,11 +16,11 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import retry
 from pipeline.state.stores.retry import Patience
 from pipeline.training.context import TrainingContext
-from pipeline.training.train_request import Group, TrainRequest
+from pipeline.training.train_request import Group
 from tests.faults.test_bad_days import CutOff
 from tests.support.far_store import FarStore
 from tests.support.hub_server import READ_TOKEN, USER, hub_server
-from tests.support.jobs import SilentDisplay, tiny_job
+from tests.support.jobs import SilentDisplay, tiny_job, train_request
 from tests.support.s3_server import FaultProxy
 from tests.support.states import read
 from tests.support.whole_runs import (
@@ -221,14 +219,7 @@ def test_without_linger_such_an_outage_ends_the_run_with_exit_74(tmp_path, s3, p
 
 def test_a_rewind_whose_commit_landed_unheard_is_recorded_once(tmp_path):
     """A second record would count twice against `checkpoint.max_rewinds`."""
-    request = TrainRequest(
-        job=tiny_job(sft=None).model_dump(mode="json"),
-        job_folder=str(tmp_path),
-        store=str(tmp_path / "here"),
-        owner=dataclasses.asdict(Owner.me()),
-        stages=["pretrain"],
-        digests={"pretrain": "d1"},
-    )
+    request = train_request(tiny_job(sft=None), tmp_path, store=str(tmp_path / "here"))
     context = TrainingContext(request, Group(), lambda message: None, lambda: False)
     far = CutOff(FarStore(tmp_path / "far"))
     context.run = RunState(far, "tiny")

@@ -3,6 +3,7 @@
 import json
 import random
 from copy import deepcopy
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from pipeline.console.messages import Shown
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.job.model_section import Base
+from pipeline.state.owner import Owner
+from pipeline.training.train_request import TrainRequest
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -65,6 +68,19 @@ def job_from(config: ModelConfig, source: str = "base", **changes: Any) -> Job:
     base = Base(source, "a" * 64, "b" * 64, config.to_dict())
     values = tiny_dict(model={"from": source}, tokenizer=None, **changes)
     return Job.model_validate(values, context={"base": base})
+
+
+def train_request(job: Job, folder: Path, **changes: Any) -> TrainRequest:
+    """Return the request to pretrain `job` in a folder, as this process, with `changes`."""
+    request = TrainRequest(
+        job=job.model_dump(mode="json"),
+        job_folder=str(folder),
+        store=str(folder / "runs"),
+        owner=asdict(Owner.me()),
+        stages=["pretrain"],
+        digests={"pretrain": "d1", "sft": "d2"},
+    )
+    return replace(request, **changes)
 
 
 def refusal(folder: Path, **changes: Any) -> str:

@@ -1,6 +1,5 @@
 """A run in a folder, rows of pairs, and a tiny model that they are compared with."""
 
-import dataclasses
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +22,8 @@ from pipeline.training.context import TrainingContext
 from pipeline.training.reference.columns import Reference
 from pipeline.training.reference.of_stage import with_reference
 from pipeline.training.stage_model import StageModel
-from pipeline.training.train_request import Group, TrainRequest
-from tests.support.jobs import tiny_job
+from pipeline.training.train_request import Group
+from tests.support.jobs import tiny_job, train_request
 from tests.support.preference_files import pair_of, read_rows, write_jsonl, write_rows
 from tests.support.tiny_config import tiny_config
 
@@ -62,14 +61,7 @@ class World:
         """
         group, store = group or Group(), store or FileStore(self.folder / "runs")
         job = tiny_job(sft=None, name=name)
-        request = TrainRequest(
-            job=job.model_dump(mode="json"),
-            job_folder=str(self.folder),
-            store=str(self.folder / "runs"),
-            owner=dataclasses.asdict(Owner.me()),
-            stages=["pretrain"],
-            digests={},
-        )
+        request = train_request(job, self.folder)
         workspace, said = Workspace(store, name), self.said.append
         context = TrainingContext(request, group, said, lambda: self.asked, workspace)
         if group.rank == 0:

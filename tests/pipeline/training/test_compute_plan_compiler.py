@@ -7,22 +7,14 @@ import pytest
 from pion.train import compile_trial
 from pion.train.smaller_plan import StepDown
 from pipeline.console.messages import Note, Phase
-from pipeline.state.owner import Owner
 from pipeline.training.compute_plan import check_compiler, choose_plan
 from pipeline.training.context import TrainingContext
-from pipeline.training.train_request import Group, TrainRequest
-from tests.support.jobs import tiny_job
+from pipeline.training.train_request import Group
+from tests.support.jobs import tiny_job, train_request
 
 
 def context_of(folder, said, group=None, **changes):
-    request = TrainRequest(
-        job=tiny_job(**changes).model_dump(mode="json"),
-        job_folder=str(folder),
-        store=str(folder / "runs"),
-        owner=dataclasses.asdict(Owner.me()),
-        stages=["pretrain", "sft"],
-        digests={"pretrain": "d1", "sft": "d2"},
-    )
+    request = train_request(tiny_job(**changes), folder, stages=["pretrain", "sft"])
     context = TrainingContext(request, group or Group(), said.append, lambda: False)
     context.watchdog.close()
     return context

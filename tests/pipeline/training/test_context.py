@@ -1,6 +1,5 @@
 """What the stages of one training process share: waiting for the store, and obeying a stop."""
 
-import dataclasses
 import os
 
 import pytest
@@ -13,20 +12,13 @@ from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from pipeline.training.context import TrainingContext
-from pipeline.training.train_request import Group, TrainRequest
-from tests.support.jobs import tiny_job
+from pipeline.training.train_request import Group
+from tests.support.jobs import tiny_job, train_request
 
 
 @pytest.fixture
 def request_here(tmp_path):
-    return TrainRequest(
-        job=tiny_job(sft=None, checkpoint__linger=600.0).model_dump(mode="json"),
-        job_folder=str(tmp_path),
-        store=str(tmp_path / "runs"),
-        owner=dataclasses.asdict(Owner.me()),
-        stages=["pretrain"],
-        digests={"pretrain": "d1"},
-    )
+    return train_request(tiny_job(sft=None, checkpoint__linger=600.0), tmp_path)
 
 
 @pytest.fixture

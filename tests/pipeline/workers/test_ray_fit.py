@@ -1,6 +1,5 @@
 """What Ray Train is told of the number of workers, and which worker makes room for more."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -8,12 +7,11 @@ import sys
 import pytest
 
 from pipeline.console.messages import Trained
-from pipeline.state.owner import Owner
 from pipeline.training import loop
-from pipeline.training.train_request import Group, TrainRequest
+from pipeline.training.train_request import Group
 from pipeline.workers import resize
 from pipeline.workers.ray_fit import most_failures, scaling_of, train
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_job, train_request
 from tests.support.waiting import PATIENCE_SECONDS
 
 
@@ -72,14 +70,7 @@ def test_all_ranks_wait_until_the_one_that_owns_the_run_is_asked(tmp_path, monke
         return "stopped"
 
     monkeypatch.setattr(loop, "train_stages", look)
-    request = TrainRequest(
-        job=tiny_job(sft=None).model_dump(mode="json"),
-        job_folder=str(tmp_path),
-        store=str(tmp_path / "runs"),
-        owner=dataclasses.asdict(Owner.me()),
-        stages=["pretrain"],
-        digests={"pretrain": "d1"},
-    )
+    request = train_request(tiny_job(sft=None), tmp_path)
     line = HereLine()
     train(request, Group(rank, 2), line)
     assert found == [(rank == 0, rank == 0)]
