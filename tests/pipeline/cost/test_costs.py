@@ -288,27 +288,23 @@ def test_a_machine_that_never_owned_the_run_is_paid_for_as_boot(tmp_path):
     assert (machine.begin, machine.end, machine.to_first_step) == (T, T + 100, None)
 
 
-def test_a_run_that_no_machine_ever_came_to_own_has_a_cost(tmp_path):
+@pytest.mark.parametrize(
+    ("seen", "dollars", "unpriced"),
+    [
+        ([lost("pod0", 0, 100)], 0.01, 0),
+        ([lost("pod0", 0, 100), lost("pod0", 50, 110)], 0.01, 0),
+        ([lost("pod0", 0, 100, price=None)], None, 100),
+    ],
+    ids=["once", "by two watchers: as the first one saw it", "without a price"],
+)
+def test_machines_lost_before_any_owned_the_run_have_a_cost(tmp_path, seen, dollars, unpriced):
     run = RunState(FileStore(tmp_path), "demo")
-    keep_lost(run, lost("pod0", 0, 100))
+    for machine in seen:
+        keep_lost(run, machine)
     found = costs_of(run, Head(), T + 9999)
     assert (seconds(found), found.goodput) == ({"boot": 100}, 0.0)
-    assert found.dollars == pytest.approx(0.01)
-
-
-def test_a_machine_that_two_watchers_saw_lost_counts_once_as_the_first_one_saw_it(tmp_path):
-    run = RunState(FileStore(tmp_path), "demo")
-    keep_lost(run, lost("pod0", 0, 100))
-    keep_lost(run, lost("pod0", 50, 110))
-    assert seconds(costs_of(run, Head(), T)) == {"boot": 100}
-
-
-def test_a_lost_machine_without_a_price_has_hours_that_the_dollars_lack(tmp_path):
-    run = RunState(FileStore(tmp_path), "demo")
-    keep_lost(run, lost("pod0", 0, 100, price=None))
-    found = costs_of(run, Head(), T)
-    assert found.dollars is None
-    assert found.unpriced_hours == pytest.approx(100 / 3600)
+    assert found.dollars == (dollars and pytest.approx(dollars))
+    assert found.unpriced_hours == pytest.approx(unpriced / 3600)
 
 
 # ---------------------------------------------------------------- prices and home
